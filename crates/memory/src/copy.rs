@@ -1,0 +1,215 @@
+//! Moving bytes that somebody else may be writing.
+//!
+//! A guest changes its memory whenever it likes. For the compiler, an ordinary copy of such bytes
+//! would be a data race and so undefined behaviour; whatever it then assumes would be ours to
+//! suffer. The loads and stores here are inline assembly, which the compiler does not look into:
+//! each byte is fetched once and written once, and what arrives is whatever was there. Overlapping
+//! ranges are fine for the same reason: the result is garbage of the guest's making, no more.
+//!
+//! Sizes: up to 128 bytes by a few overlapping loads, up to a page by a vector loop, and larger by
+//! `rep movsb`, which current cores run at cache-line width.
+
+/// From here on `rep movsb` wins over the 16-byte loop.
+#[cfg(target_arch = "x86_64")]
+const REP_FROM: usize = 1024;
+
+/// Copies `len` bytes.
+///
+/// # Safety
+///
+/// `source` must be valid for reads and `destination` for writes of `len` bytes, for all of the
+/// call, as far as mappings go; concurrent change of the contents is allowed.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) unsafe fn copy(source: *const u8, destination: *mut u8, len: usize) {
+    if len > REP_FROM {
+        // SAFETY: the caller vouches for both ranges; the direction flag is clear by the ABI.
+        unsafe {
+            std::arch::asm!(
+                "rep movsb",
+                inout("rcx") len => _,
+                inout("rsi") source => _,
+                inout("rdi") destination => _,
+                options(nostack, preserves_flags)
+            );
+        }
+    } else if len >= 16 {
+        // SAFETY: the caller vouches for both ranges, and `len >= 16`.
+        unsafe { copy_vectors(source, destination, len) }
+    } else {
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { copy_small(source, destination, len) }
+    }
+}
+
+/// 16 bytes or more: whole vectors forward, then one that ends at the end.
+///
+/// # Safety
+///
+/// As [`copy`], and `len >= 16`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
+    // SAFETY: every access is inside [0, len): the loops stop while a whole step is left, and the
+    // closing vector starts at len - 16 >= 0.
+    unsafe {
+        std::arch::asm!(
+            "lea {last}, [{len} - 16]",
+            "xor {at:e}, {at:e}",
+            "sub {len}, 64",
+            "jb 3f",
+            "2:",
+            "movups {a}, [{source} + {at}]",
+            "movups {b}, [{source} + {at} + 16]",
+            "movups {c}, [{source} + {at} + 32]",
+            "movups {d}, [{source} + {at} + 48]",
+            "movups [{destination} + {at}], {a}",
+            "movups [{destination} + {at} + 16], {b}",
+            "movups [{destination} + {at} + 32], {c}",
+            "movups [{destination} + {at} + 48], {d}",
+            "add {at}, 64",
+            "cmp {at}, {len}",
+            "jbe 2b",
+            "3:",
+            "cmp {at}, {last}",
+            "jae 5f",
+            "4:",
+            "movups {a}, [{source} + {at}]",
+            "movups [{destination} + {at}], {a}",
+            "add {at}, 16",
+            "cmp {at}, {last}",
+            "jb 4b",
+            "5:",
+            "movups {a}, [{source} + {last}]",
+            "movups [{destination} + {last}], {a}",
+            source = in(reg) source,
+            destination = in(reg) destination,
+            len = inout(reg) len => _,
+            at = out(reg) _,
+            last = out(reg) _,
+            a = out(xmm_reg) _,
+            b = out(xmm_reg) _,
+            c = out(xmm_reg) _,
+            d = out(xmm_reg) _,
+            options(nostack)
+        );
+    }
+}
+
+/// Fewer than 16 bytes.
+///
+/// # Safety
+///
+/// As [`copy`], and `len < 16`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_small(source: *const u8, destination: *mut u8, len: usize) {
+    /// Two overlapping moves of `$size` bytes: at the start, and ending at the end.
+    macro_rules! pair {
+        ($size:literal, $modifier:literal, $class:ident) => {
+            // SAFETY: `$size <= len < 2 * $size`, so both moves are inside [0, len).
+            unsafe {
+                std::arch::asm!(
+                    concat!("mov {a", $modifier, "}, [{source}]"),
+                    concat!("mov {b", $modifier, "}, [{source} + {tail}]"),
+                    concat!("mov [{destination}], {a", $modifier, "}"),
+                    concat!("mov [{destination} + {tail}], {b", $modifier, "}"),
+                    source = in(reg) source,
+                    destination = in(reg) destination,
+                    tail = in(reg) len - $size,
+                    a = out($class) _,
+                    b = out($class) _,
+                    options(nostack, preserves_flags)
+                );
+            }
+        };
+    }
+    match len {
+        8..16 => pair!(8, ":r", reg),
+        4..8 => pair!(4, ":e", reg),
+        2..4 => pair!(2, ":x", reg),
+        1 => pair!(1, "", reg_byte),
+        _ => {}
+    }
+}
+
+/// Copies `len` bytes, where there is no assembly: volatile accesses, which no optimiser may
+/// split, merge or repeat.
+///
+/// # Safety
+///
+/// As the version for x86-64.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) unsafe fn copy(source: *const u8, destination: *mut u8, len: usize) {
+    const WORD: usize = size_of::<u64>();
+    let mut at = 0;
+    if source.addr() % WORD == destination.addr() % WORD {
+        while at < len && (source.addr() + at) % WORD != 0 {
+            // SAFETY: `at < len`, and the caller vouches for the ranges.
+            unsafe { copy_volatile::<u8>(source, destination, at) };
+            at += 1;
+        }
+        while len - at >= WORD {
+            // SAFETY: a whole word is left, and both pointers are aligned to it here.
+            unsafe { copy_volatile::<u64>(source, destination, at) };
+            at += WORD;
+        }
+    }
+    while at < len {
+        // SAFETY: `at < len`, and the caller vouches for the ranges.
+        unsafe { copy_volatile::<u8>(source, destination, at) };
+        at += 1;
+    }
+}
+
+/// Moves one `T` at byte `at`.
+///
+/// # Safety
+///
+/// Both ranges must hold an aligned `T` at byte `at`.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn copy_volatile<T>(source: *const u8, destination: *mut u8, at: usize) {
+    // SAFETY: the caller vouches for both pointers.
+    let source = unsafe { source.add(at) };
+    // SAFETY: as above.
+    let destination = unsafe { destination.add(at) };
+    // SAFETY: as above.
+    let value = unsafe { source.cast::<T>().read_volatile() };
+    // SAFETY: as above.
+    unsafe { destination.cast::<T>().write_volatile(value) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::copy;
+
+    #[test]
+    fn copies_every_length_at_every_alignment_and_nothing_beside_it() {
+        let source: Vec<u8> = (0..6000u32).map(|n| (n * 31 + 7) as u8).collect();
+        for len in (0..300).chain([511, 512, 513, 1023, 1024, 1025, 1500, 4096, 5000]) {
+            for shift in [0, 1, 3, 8, 15] {
+                let mut destination = vec![0xEE; len + 40];
+                // SAFETY: shift + len is inside both vectors.
+                unsafe {
+                    copy(
+                        source[shift..].as_ptr(),
+                        destination[16 - shift..].as_mut_ptr(),
+                        len,
+                    );
+                }
+                let copied = &destination[16 - shift..16 - shift + len];
+                assert_eq!(
+                    copied,
+                    &source[shift..shift + len],
+                    "length {len}, shift {shift}"
+                );
+                assert!(destination[..16 - shift].iter().all(|byte| *byte == 0xEE));
+                assert!(
+                    destination[16 - shift + len..]
+                        .iter()
+                        .all(|byte| *byte == 0xEE)
+                );
+            }
+        }
+    }
+}

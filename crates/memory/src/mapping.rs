@@ -1,0 +1,127 @@
+//! One mapped piece of a front end's file.
+
+use std::os::fd::OwnedFd;
+use std::ptr::{self, NonNull};
+
+use rustix::fs::{FileType, fstat, fstatfs};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::sigbus;
+use crate::table::MapError;
+
+/// `f_type` of hugetlbfs: mappings of its files are aligned to its block size.
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// A mapping of `[offset, offset + size)` of a file, unmapped on drop.
+///
+/// The file is mapped from the last block border at or before `offset`, because hugetlbfs takes no
+/// other, and up to the block border at or after the end. `start` points at `offset`.
+pub(crate) struct Mapping {
+    start: NonNull<u8>,
+    size: usize,
+    base: NonNull<u8>,
+    base_size: usize,
+    guard: sigbus::Registration,
+}
+
+// SAFETY: the mapping is plain shared memory owned by this value; all access goes through atomics
+// or opaque copies (see the crate's invariants), which any thread may do.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; nothing here is mutated after construction.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `size` bytes at `offset` of `file`; closes the file afterwards.
+    pub(crate) fn new(file: OwnedFd, offset: u64, size: u64) -> Result<Self, MapError> {
+        let end = offset.checked_add(size).ok_or(MapError::Overflow)?;
+        let stat = fstat(&file).map_err(|error| MapError::Io("fstat", error.into()))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(MapError::NotAFile);
+        }
+        let file_size = u64::try_from(stat.st_size).unwrap_or(0);
+        if file_size < end {
+            return Err(MapError::FileTooShort {
+                file_size,
+                needed: end,
+            });
+        }
+        let block = block_size(&file)?;
+        let base_offset = offset - offset % block;
+        let base_size = (end - base_offset)
+            .checked_next_multiple_of(block)
+            .and_then(|size| usize::try_from(size).ok())
+            .ok_or(MapError::Overflow)?;
+        let lead = usize::try_from(offset - base_offset).map_err(|_| MapError::Overflow)?;
+        let size = usize::try_from(size).map_err(|_| MapError::Overflow)?;
+
+        // SAFETY: a fresh mapping at an address of the kernel's choice aliases nothing of ours.
+        // NORESERVE: sparse regions (virtio-mem) would otherwise reserve everything.
+        let base = unsafe {
+            mmap(
+                ptr::null_mut(),
+                base_size,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &file,
+                base_offset,
+            )
+        }
+        .map_err(|error| MapError::Io("mmap", error.into()))?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Overflow)?;
+        let Some(guard) = sigbus::register(base.as_ptr().addr(), base_size, block as usize) else {
+            // SAFETY: the mapping was made above and nothing else knows of it.
+            let _ = unsafe { munmap(base.as_ptr().cast(), base_size) };
+            return Err(MapError::TooManyMappings);
+        };
+        // SAFETY: `lead` is less than a block and `lead + size <= base_size`.
+        let start = unsafe { base.add(lead) };
+        Ok(Self {
+            start,
+            size,
+            base,
+            base_size,
+            guard,
+        })
+    }
+
+    /// The first byte of the region.
+    pub(crate) fn start(&self) -> NonNull<u8> {
+        self.start
+    }
+
+    /// Bytes from [`Self::start`] that may be touched.
+    pub(crate) fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Whether the file shrank under this mapping and somebody noticed.
+    pub(crate) fn is_poisoned(&self) -> bool {
+        self.guard.is_poisoned()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.guard.unregister();
+        // SAFETY: the mapping is ours, made with this base and size; slices into it are gone (they
+        // borrow) and so are arrays of words (they hold the Arc that is being dropped).
+        let result = unsafe { munmap(self.base.as_ptr().cast(), self.base_size) };
+        debug_assert!(result.is_ok(), "munmap of our own mapping: {result:?}");
+    }
+}
+
+fn block_size(file: &OwnedFd) -> Result<u64, MapError> {
+    let stat = fstatfs(file).map_err(|error| MapError::Io("fstatfs", error.into()))?;
+    let page = rustix::param::page_size() as u64;
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "the type of f_type differs between targets"
+    )]
+    if stat.f_type as i64 == HUGETLBFS_MAGIC {
+        let block = u64::try_from(stat.f_bsize).unwrap_or(0);
+        if block.is_power_of_two() && block >= page {
+            return Ok(block);
+        }
+    }
+    Ok(page)
+}

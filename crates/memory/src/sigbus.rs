@@ -1,0 +1,171 @@
+//! The SIGBUS guard.
+//!
+//! A guest's memory is a file that belongs to its front end, which can shrink it at any time. The
+//! next touch of a page past the new end raises SIGBUS, and would end every port of the switch.
+//!
+//! # How it works
+//!
+//! Mappings are registered in a fixed table of atomics. The handler looks the faulting address up;
+//! when it is inside a registered mapping, it maps zero pages over the rest of that mapping, marks
+//! it poisoned, and returns: the faulting instruction runs again and reads zeros. The owner sees
+//! the mark at its next breath and closes the port. Other faults go to the handler that was there
+//! before us (Rust's own, or the default).
+//!
+//! # Who writes what, and ordering
+//!
+//! `register` claims a slot by a compare-exchange on `owner`, fills it and publishes `end` with
+//! Release; the handler reads `end` with Acquire before it trusts the slot. `unregister` clears
+//! `end` before `munmap`. The handler only runs on a thread that touches a mapping which that thread
+//! keeps alive, so its slot cannot be reused under it. Everything in the handler is async-signal
+//! safe: atomics and system calls.
+
+use std::cell::UnsafeCell;
+use std::mem::MaybeUninit;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+/// Mappings that can be alive at once: eight ports at the protocol's ceiling of 509 regions each,
+/// or thousands of ordinary ones.
+const SLOTS: usize = 4096;
+
+struct Slot {
+    taken: AtomicBool,
+    start: AtomicUsize,
+    end: AtomicUsize,
+    block: AtomicUsize,
+    poisoned: AtomicBool,
+}
+
+static TABLE: [Slot; SLOTS] = [const {
+    Slot {
+        taken: AtomicBool::new(false),
+        start: AtomicUsize::new(0),
+        end: AtomicUsize::new(0),
+        block: AtomicUsize::new(0),
+        poisoned: AtomicBool::new(false),
+    }
+}; SLOTS];
+
+/// One past the highest slot ever taken: bounds the handler's search.
+static HIGH_WATER: AtomicUsize = AtomicUsize::new(0);
+
+static EPOCH: AtomicU64 = AtomicU64::new(0);
+
+/// How often a mapping was found shrunk since the start. A worker that sees it unchanged need not
+/// look at its tables.
+pub fn poison_epoch() -> u64 {
+    EPOCH.load(Ordering::Relaxed)
+}
+
+/// A registered mapping.
+pub(crate) struct Registration {
+    slot: usize,
+}
+
+impl Registration {
+    pub(crate) fn is_poisoned(&self) -> bool {
+        TABLE[self.slot].poisoned.load(Ordering::Relaxed)
+    }
+
+    /// To be called before the memory is unmapped.
+    pub(crate) fn unregister(&self) {
+        TABLE[self.slot].end.store(0, Ordering::Release);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.unregister();
+        TABLE[self.slot].taken.store(false, Ordering::Release);
+    }
+}
+
+/// Registers `[start, start + size)`; `block` is the alignment that a replacement needs.
+/// `None` when the table is full.
+pub(crate) fn register(start: usize, size: usize, block: usize) -> Option<Registration> {
+    install();
+    for (index, slot) in TABLE.iter().enumerate() {
+        if slot
+            .taken
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_err()
+        {
+            continue;
+        }
+        slot.start.store(start, Ordering::Relaxed);
+        slot.block.store(block, Ordering::Relaxed);
+        slot.poisoned.store(false, Ordering::Relaxed);
+        slot.end.store(start + size, Ordering::Release);
+        HIGH_WATER.fetch_max(index + 1, Ordering::Release);
+        return Some(Registration { slot: index });
+    }
+    None
+}
+
+/// The handler that was there before ours.
+struct Previous(UnsafeCell<MaybeUninit<libc::sigaction>>);
+
+// SAFETY: written once, under the Once in `install`, before the handler that reads it can run.
+unsafe impl Sync for Previous {}
+
+static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::uninit()));
+
+fn install() {
+    static INSTALLED: Once = Once::new();
+    INSTALLED.call_once(|| {
+        // SAFETY: an all-zero sigaction is valid: no flags, an empty mask, the default handler.
+        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handle;
+        action.sa_sigaction = handler as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        // SAFETY: `action` is complete; PREVIOUS is written here only, under the Once, before the
+        // handler that reads it can run.
+        let result = unsafe { libc::sigaction(libc::SIGBUS, &action, PREVIOUS.0.get().cast()) };
+        assert_eq!(result, 0, "sigaction(SIGBUS) takes a valid handler");
+    });
+}
+
+extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
+    let info = unsafe { &*info };
+    // SAFETY: for SIGBUS the address member of the union is the one that is set.
+    let address = unsafe { info.si_addr() }.addr();
+    if replace(address) {
+        return;
+    }
+    // Not ours: put the previous handler back; the instruction faults again, into that one.
+    // SAFETY: PREVIOUS was filled before this handler could run.
+    unsafe { libc::sigaction(libc::SIGBUS, PREVIOUS.0.get().cast(), std::ptr::null_mut()) };
+}
+
+fn replace(address: usize) -> bool {
+    let slots = HIGH_WATER.load(Ordering::Acquire).min(SLOTS);
+    for slot in &TABLE[..slots] {
+        let end = slot.end.load(Ordering::Acquire);
+        let start = slot.start.load(Ordering::Relaxed);
+        if address < start || address >= end {
+            continue;
+        }
+        let block = slot.block.load(Ordering::Relaxed).max(1);
+        let hole = address - address % block;
+        // SAFETY: [hole, end) is inside a mapping that the faulting thread keeps alive; replacing
+        // it with zero pages leaves every pointer into it valid.
+        let mapped = unsafe {
+            libc::mmap(
+                std::ptr::without_provenance_mut(hole),
+                end - hole,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return false;
+        }
+        slot.poisoned.store(true, Ordering::Relaxed);
+        EPOCH.fetch_add(1, Ordering::Release);
+        return true;
+    }
+    false
+}
