@@ -339,6 +339,17 @@ impl<'m> Translator<'m> {
         })
     }
 
+    /// Copies `private.len()` bytes from `address`, each fetched once.
+    #[inline]
+    pub fn copy_to(&mut self, address: GuestAddress, private: &mut [u8]) -> Result<(), Fault> {
+        let mut at = 0;
+        self.resolve(address, private.len() as u32, |start, len| {
+            // SAFETY: `resolve` yields ranges inside mappings that `'m` keeps alive.
+            let slice = unsafe { ReadSlice::new(start.as_ptr(), len) };
+            at += slice.copy_to(private.get_mut(at..).unwrap_or_default());
+        })
+    }
+
     #[inline]
     fn resolve(
         &mut self,
