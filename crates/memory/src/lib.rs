@@ -41,6 +41,6 @@ mod words;
 pub use address::{FrontEndAddress, GuestAddress};
 pub use shared::SharedMemory;
 pub use sigbus::poison_epoch;
-pub use slice::{ReadSlice, WriteCursor, WriteSlice};
+pub use slice::{ReadSlice, WriteCursor, WriteSlice, recycle, recycle_writable};
 pub use table::{Fault, GuestMemory, MAX_REGIONS, MapError, RegionRequest, Translator};
 pub use words::{Word, Words};

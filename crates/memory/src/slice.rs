@@ -141,6 +141,25 @@ impl<'m> WriteSlice<'m> {
     }
 }
 
+/// Empties a list of slices and keeps its allocation for slices of another lifetime.
+pub fn recycle(mut slices: Vec<ReadSlice<'_>>) -> Vec<ReadSlice<'static>> {
+    slices.clear();
+    // An empty iterator of the same layout: collecting it takes over the allocation.
+    slices
+        .into_iter()
+        .map(|_| unreachable!("the list is empty"))
+        .collect()
+}
+
+/// As [`recycle`], for slices to be written.
+pub fn recycle_writable(mut slices: Vec<WriteSlice<'_>>) -> Vec<WriteSlice<'static>> {
+    slices.clear();
+    slices
+        .into_iter()
+        .map(|_| unreachable!("the list is empty"))
+        .collect()
+}
+
 /// Writes a run of bytes over a list of slices, in order.
 pub struct WriteCursor<'a, 'm> {
     slices: &'a [WriteSlice<'m>],
@@ -176,5 +195,24 @@ impl<'a, 'm> WriteCursor<'a, 'm> {
             self.current = *first;
             self.slices = rest;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn recycling_keeps_the_allocation() {
+        let bytes = [1, 2, 3];
+        let mut slices = Vec::with_capacity(1000);
+        slices.push(ReadSlice::from(&bytes[..]));
+        let (start, capacity) = (slices.as_ptr().addr(), slices.capacity());
+        let recycled = recycle(slices);
+        assert_eq!(
+            (recycled.as_ptr().addr(), recycled.capacity()),
+            (start, capacity)
+        );
+        assert!(recycled.is_empty());
     }
 }

@@ -1,0 +1,233 @@
+//! Apps and the links between them.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use thiserror::Error;
+
+use crate::{App, Burst, Counters, DropReason, Selection};
+
+/// Which app of a graph.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct AppId(pub(crate) usize);
+
+/// Why two apps could not be linked.
+#[derive(Debug, Error)]
+pub enum LinkError {
+    /// No app of that id.
+    #[error("there is no such app")]
+    NoApp,
+    /// The output is linked already.
+    #[error("output {output} of {app} is linked already")]
+    Taken {
+        /// The app's name.
+        app: String,
+        /// Which of its outputs.
+        output: usize,
+    },
+}
+
+/// Where an output leads.
+#[derive(Clone, Copy)]
+struct Target {
+    app: AppId,
+    input: usize,
+}
+
+struct Slot {
+    name: String,
+    /// None while the app is being called, and after it failed.
+    app: Option<Box<dyn App>>,
+    failure: Option<Failure>,
+    outputs: Vec<Option<Target>>,
+    /// Frames for an app that is not there.
+    dark: Counters,
+}
+
+/// An app that panicked, and what it said.
+pub(crate) struct Failure {
+    pub(crate) app: Box<dyn App>,
+    pub(crate) message: String,
+}
+
+/// A network of apps.
+#[derive(Default)]
+pub struct Graph {
+    slots: Vec<Slot>,
+    has_failures: bool,
+}
+
+impl Graph {
+    /// An empty network.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an app.
+    pub fn add(&mut self, name: &str, app: impl App) -> AppId {
+        self.slots.push(Slot {
+            name: name.to_owned(),
+            app: Some(Box::new(app)),
+            failure: None,
+            outputs: Vec::new(),
+            dark: Counters::default(),
+        });
+        AppId(self.slots.len() - 1)
+    }
+
+    /// Leads output `output` of `from` to input `input` of `to`.
+    pub fn link(
+        &mut self,
+        (from, output): (AppId, usize),
+        (to, input): (AppId, usize),
+    ) -> Result<(), LinkError> {
+        if to.0 >= self.slots.len() {
+            return Err(LinkError::NoApp);
+        }
+        let slot = self.slots.get_mut(from.0).ok_or(LinkError::NoApp)?;
+        if slot.outputs.len() <= output {
+            slot.outputs.resize(output + 1, None);
+        }
+        if slot.outputs[output].is_some() {
+            return Err(LinkError::Taken {
+                app: slot.name.clone(),
+                output,
+            });
+        }
+        slot.outputs[output] = Some(Target { app: to, input });
+        Ok(())
+    }
+
+    /// The name of an app.
+    pub fn name(&self, id: AppId) -> &str {
+        self.slots.get(id.0).map_or("", |slot| &slot.name)
+    }
+
+    /// All apps that are alive.
+    pub fn ids(&self) -> impl Iterator<Item = AppId> + use<> {
+        (0..self.slots.len()).map(AppId)
+    }
+
+    /// An app, by its type. None when it is of another type, or failed.
+    pub fn get<A: App>(&mut self, id: AppId) -> Option<&mut A> {
+        let app: &mut dyn Any = self.slots.get_mut(id.0)?.app.as_deref_mut()?;
+        app.downcast_mut()
+    }
+
+    /// What an app counted, with what was dropped for its absence.
+    pub fn counters(&self, id: AppId) -> Counters {
+        let Some(slot) = self.slots.get(id.0) else {
+            return Counters::default();
+        };
+        let mut counters = slot
+            .app
+            .as_ref()
+            .map_or_else(Counters::default, |app| app.counters().clone());
+        for (reason, count) in slot.dark.drops() {
+            counters[reason] += count;
+        }
+        counters
+    }
+
+    /// Calls an app, and catches its panic: the app is then taken out, and its links are dark.
+    #[inline]
+    pub(crate) fn call<R>(&mut self, id: AppId, call: impl FnOnce(&mut dyn App) -> R) -> Option<R> {
+        let slot = self.slots.get_mut(id.0)?;
+        let app = slot.app.as_deref_mut()?;
+        // What the app leaves half changed goes with it; nothing else is touched by the closure
+        // that is not reset by its owner.
+        match catch_unwind(AssertUnwindSafe(|| call(app))) {
+            Ok(result) => Some(result),
+            Err(panic) => {
+                let app = slot.app.take()?;
+                slot.failure = Some(Failure {
+                    app,
+                    message: panic_message(panic),
+                });
+                self.has_failures = true;
+                None
+            }
+        }
+    }
+
+    /// Sends the selected frames on by an output of an app.
+    #[inline]
+    pub(crate) fn send(
+        &mut self,
+        from: AppId,
+        output: usize,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+    ) {
+        if selection.is_empty() {
+            return;
+        }
+        let Some(slot) = self.slots.get_mut(from.0) else {
+            return;
+        };
+        let Some(Some(target)) = slot.outputs.get(output).copied() else {
+            slot.dark[DropReason::NoDestination] += selection.len() as u64;
+            return;
+        };
+        let Some(slot) = self.slots.get_mut(target.app.0) else {
+            return;
+        };
+        // The app is out of its slot while it runs: a link that leads back to it is dark.
+        let Some(mut app) = slot.app.take() else {
+            slot.dark[DropReason::AppFailed] += selection.len() as u64;
+            return;
+        };
+        let pushed = catch_unwind(AssertUnwindSafe(|| {
+            let mut outputs = Outputs {
+                graph: self,
+                from: target.app,
+            };
+            app.push(target.input, burst, selection, &mut outputs);
+        }));
+        let Some(slot) = self.slots.get_mut(target.app.0) else {
+            return;
+        };
+        match pushed {
+            Ok(()) => slot.app = Some(app),
+            Err(panic) => {
+                slot.failure = Some(Failure {
+                    app,
+                    message: panic_message(panic),
+                });
+                self.has_failures = true;
+            }
+        }
+    }
+
+    /// Whether an app panicked since the last time this was asked.
+    #[inline]
+    pub(crate) fn has_failures(&mut self) -> bool {
+        std::mem::take(&mut self.has_failures)
+    }
+
+    /// The app's panic, once.
+    pub(crate) fn take_failure(&mut self, id: AppId) -> Option<Failure> {
+        self.slots.get_mut(id.0)?.failure.take()
+    }
+}
+
+/// The outputs of the app that is being called.
+pub struct Outputs<'g> {
+    graph: &'g mut Graph,
+    from: AppId,
+}
+
+impl Outputs<'_> {
+    /// Passes the selected frames on by output `output`. Frames sent by an output that leads
+    /// nowhere are counted as dropped.
+    #[inline]
+    pub fn push(&mut self, output: usize, burst: &mut Burst<'_>, selection: &Selection) {
+        self.graph.send(self.from, output, burst, selection);
+    }
+}
+
+fn panic_message(panic: Box<dyn Any + Send>) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    text.or_else(|| panic.downcast_ref().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}

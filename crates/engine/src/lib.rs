@@ -1,0 +1,43 @@
+//! The engine: frames flow through a network of apps, a burst at a time.
+//!
+//! # One breath
+//!
+//! A [`Worker`] is a thread that breathes. In one breath, for each app that has an outside:
+//!
+//! 1. **pull**: the app fills a [`Burst`] with up to [`BURST`] frames. A frame is borrowed, not
+//!    owned: its first bytes are copied into private memory, once, and the rest stays in the
+//!    sender's memory.
+//! 2. **push**: the burst runs through the apps it is linked to, to completion. Apps say what
+//!    happens to a frame by passing a [`Selection`] of the burst on; at the end of the way a port
+//!    copies each frame from the sender's memory into the receiver's.
+//! 3. **reclaim**: the app that pulled learns which frames are done and which are *held*, because
+//!    their receiver is full for the moment, and will be pulled again.
+//!
+//! Then each app **publishes**, once: what became visible to a guest becomes so here, and at most
+//! one notification goes out per ring. When nothing has happened for a while the worker **arms**
+//! every app, which looks one last time, and sleeps.
+//!
+//! # Who owns what
+//!
+//! A worker owns its apps and runs them on its thread alone, so that nothing here locks. Control
+//! reaches in by [`WorkerHandle::run`]: a closure that runs between two breaths, when no frame is
+//! in flight, and whose answer carries out whatever is to be closed or unmapped.
+//!
+//! # When we are wrong
+//!
+//! A peer's faults are errors that an app reports from [`App::publish`]. A panic is our own bug: it
+//! is caught where the engine calls an app, costs that app, and the others breathe on.
+
+mod app;
+mod burst;
+mod counters;
+mod graph;
+mod poller;
+mod worker;
+
+pub use app::{App, Fault};
+pub use burst::{BURST, Burst, Frame, HEAD, Lease, Outcome, Outcomes, Selection};
+pub use counters::{Counters, DropReason, Traffic};
+pub use graph::{AppId, Graph, LinkError, Outputs};
+pub use poller::Poller;
+pub use worker::{Event, Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};

@@ -1,0 +1,242 @@
+//! The command line. What the values of `run` mean is in [`config`].
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{self, Config, Draft, Faults};
+
+const EXAMPLES: &str = "\
+Examples:
+  See it work, without a virtual machine:
+      ringway demo
+
+  Give two virtual machines a network that also reaches the host:
+      ringway run --port vm1=vhost-user:/run/vm1.sock --port vm2=vhost-user:/run/vm2.sock \\
+          --port host=tap:rw0
+
+  The same from a file:
+      ringway run --config ringway.toml
+
+`ringway run --help` has every type of port and its keys.";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  Two virtual machines; QEMU's group may open the sockets:
+      ringway run --port vm1=vhost-user:/run/vm1.sock,socket-group=kvm \\
+          --port vm2=vhost-user:/run/vm2.sock,socket-group=kvm
+
+  A QEMU that listens, and the host:
+      ringway run --port vm1=vhost-user:/run/vm1.sock,connect=on --port host=tap:rw0
+
+  A file says the same with the same keys, and TARGET has a key of its own:
+      ringway run --config ringway.toml
+
+      mode = \"adaptive\"
+      idle-spin = \"50us\"
+
+      [port.vm1]
+      type = \"vhost-user\"
+      path = \"/run/vm1.sock\"
+      socket-group = \"kvm\"
+
+      [port.host]
+      type = \"tap\"
+      interface = \"rw0\"
+
+Flags replace the settings of the file; ports of both are added together.";
+
+/// A userspace Ethernet switch for virtual machines.
+#[derive(Debug, Parser)]
+#[command(name = "ringway", version, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a switch with the given ports until SIGTERM or SIGINT
+    Run(Run),
+    /// Watch two embedded guests talk through a real switch, without a virtual machine
+    Demo(Demo),
+}
+
+/// The flags of `ringway run`.
+///
+/// Values are kept as text here: the configuration reads them together with the file's, so that
+/// both have the same rules and all faults are reported at once.
+#[derive(Debug, Args)]
+#[command(after_help = format!("{}\n{RUN_EXAMPLES}", config::help()))]
+pub struct Run {
+    /// Add a port, once for each; types and keys are below
+    #[arg(long = "port", value_name = "NAME=TYPE:TARGET[,KEY=VALUE...]")]
+    pub ports: Vec<String>,
+    /// Read settings and ports from a TOML file
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How the worker waits for frames: adaptive, poll or interrupt [default: adaptive]
+    #[arg(long, value_name = "MODE")]
+    pub mode: Option<String>,
+    /// CPUs the worker may run on, as 2 or 0-3,8 [default: any]
+    #[arg(long, value_name = "LIST")]
+    pub cpus: Option<String>,
+    /// What to log to stderr: off, error, warn, info, debug or trace [default: warn]
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// How long an adaptive worker polls without work before it sleeps [default: 50us]
+    #[arg(long, value_name = "DURATION")]
+    pub idle_spin: Option<String>,
+}
+
+impl Run {
+    /// The configuration that these flags and their file describe, or everything wrong with it.
+    pub fn config(&self) -> Result<Config, Faults> {
+        let mut draft = Draft::default();
+        if let Some(path) = &self.config {
+            draft.read_file(path);
+        }
+        let settings = [
+            ("mode", &self.mode),
+            ("cpus", &self.cpus),
+            ("log", &self.log),
+            ("idle-spin", &self.idle_spin),
+        ];
+        for (key, value) in settings {
+            if let Some(value) = value {
+                draft.add_flag(key, value);
+            }
+        }
+        for port in &self.ports {
+            draft.add_port(port);
+        }
+        draft.finish()
+    }
+}
+
+/// The flags of `ringway demo`.
+#[derive(Debug, Args)]
+pub struct Demo {
+    /// How long the traffic runs in all
+    #[arg(long, value_name = "N", default_value_t = 6,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Cli {
+        Cli::try_parse_from(line.split_whitespace())
+            .unwrap_or_else(|error| panic!("{line:?} does not parse: {error}"))
+    }
+
+    fn run_help() -> String {
+        let mut command = Cli::command();
+        let run = command.find_subcommand_mut("run").expect("run exists");
+        run.render_long_help().to_string()
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_of_run_reaches_the_configuration() {
+        let Command::Run(run) = parse(
+            "ringway run --port host=tap:rw0 --mode poll --cpus 1 --log info --idle-spin 1ms \
+             --port other=tap:rw1",
+        )
+        .command
+        else {
+            panic!("`run` is parsed as Run");
+        };
+        let config = run.config().expect("the flags are valid");
+        assert_eq!(config.mode, config::Mode::Poll);
+        assert_eq!(config.cpus, [1]);
+        assert_eq!(config.log, tracing::level_filters::LevelFilter::INFO);
+        assert_eq!(config.idle_spin, std::time::Duration::from_millis(1));
+        let names: Vec<&str> = config.ports.iter().map(|port| port.name.as_str()).collect();
+        assert_eq!(names, ["host", "other"]);
+    }
+
+    #[test]
+    fn the_file_of_run_is_read() {
+        let Command::Run(run) = parse("ringway run --config /nonexistent/ringway.toml").command
+        else {
+            panic!("`run` is parsed as Run");
+        };
+        let faults = run.config().expect_err("there is no such file");
+        assert!(
+            faults
+                .to_string()
+                .starts_with("/nonexistent/ringway.toml: cannot read")
+        );
+    }
+
+    #[test]
+    fn demo_seconds_are_bounded() {
+        let Command::Demo(demo) = parse("ringway demo --seconds 3").command else {
+            panic!("`demo` is parsed as Demo");
+        };
+        assert_eq!(demo.seconds, 3);
+        for wrong in ["0", "3601", "-1", "x"] {
+            assert!(
+                Cli::try_parse_from(["ringway", "demo", "--seconds", wrong]).is_err(),
+                "--seconds {wrong}"
+            );
+        }
+    }
+
+    /// The examples of the help are run as far as they can be without a system.
+    #[test]
+    fn the_examples_of_the_help_are_valid() {
+        let help = format!("{EXAMPLES}\n{RUN_EXAMPLES}").replace("\\\n", " ");
+        let mut checked = 0;
+        for line in help
+            .lines()
+            .filter(|line| line.starts_with("      ringway "))
+        {
+            if let Command::Run(run) = parse(line).command
+                && run.config.is_none()
+            {
+                run.config()
+                    .unwrap_or_else(|faults| panic!("{line}: {faults}"));
+            }
+            checked += 1;
+        }
+        assert_eq!(checked, 6, "examples in the help");
+
+        let file: String = RUN_EXAMPLES
+            .lines()
+            .skip_while(|line| !line.contains("mode = "))
+            .take_while(|line| line.is_empty() || line.starts_with("      "))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        let mut draft = Draft::default();
+        draft.add_file(std::path::Path::new("ringway.toml"), &file);
+        let config = draft.finish().unwrap_or_else(|faults| panic!("{faults}"));
+        assert_eq!(config.ports.len(), 2);
+    }
+
+    #[test]
+    fn the_help_of_run_has_every_type_of_port_and_its_keys() {
+        let help = run_help();
+        for word in [
+            "vhost-user:PATH",
+            "connect=on|off",
+            "socket-mode=OCTAL",
+            "socket-group=GROUP",
+            "mtu=68..65535",
+            "tap:INTERFACE",
+        ] {
+            assert!(help.contains(word), "no {word} in {help}");
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The configuration of `ringway run`: from flags and a file to one checked value.
+//!
+//! A flag and a file say the same things with the same keys. Both are first taken apart into
+//! entries that remember where they were written ([`port`] for `--port`, [`mod@file`] for TOML);
+//! then one reader gives the entries their meaning, whichever source they came from ([`value`]).
+//! Faults are collected on the way and never end the reading, so that all are reported at once.
+//!
+//! A setting given by a flag replaces the file's. Ports are added together: a name, a socket or
+//! an interface given twice is a fault, wherever the two are.
+
+mod fault;
+mod file;
+mod keys;
+mod port;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+pub use fault::Faults;
+use fault::{Fault, Place, Problem};
+use file::WrittenFile;
+pub use keys::help;
+use port::{Entry, WrittenPort};
+use value::{Scalar, Value};
+
+/// How long an adaptive worker polls without work before it sleeps, if `idle-spin` is not set.
+pub const DEFAULT_IDLE_SPIN: Duration = Duration::from_micros(50);
+/// What is logged if `log` is not set: quiet unless something needs a person.
+pub const DEFAULT_LOG: LevelFilter = LevelFilter::WARN;
+/// The permissions of a listening socket's file if `socket-mode` is not set.
+pub const DEFAULT_SOCKET_MODE: u32 = 0o660;
+/// The largest MTU a front end may set if `mtu` is not set: the largest there is.
+pub const DEFAULT_MTU: u16 = u16::MAX;
+
+/// A complete and valid configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// How the worker waits for work.
+    pub mode: Mode,
+    /// How long an adaptive worker polls without work before it sleeps. Without meaning in the
+    /// other modes.
+    pub idle_spin: Duration,
+    /// The CPUs that the worker's thread may run on, ascending. Empty: wherever it would run.
+    pub cpus: Vec<usize>,
+    /// The least severe level that is logged.
+    pub log: LevelFilter,
+    /// At least one. Names, socket paths and interfaces are unique. The file's come first.
+    pub ports: Vec<PortConfig>,
+}
+
+/// How a worker waits for work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Polls while there is work, then sleeps until notified.
+    Adaptive,
+    /// Polls always.
+    Poll,
+    /// Sleeps whenever there is no work.
+    Interrupt,
+}
+
+/// One port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// 1 to 32 characters out of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`.
+    pub name: String,
+    /// What is behind the port.
+    pub kind: PortKind,
+}
+
+/// What is behind a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PortKind {
+    /// A guest, over vhost-user.
+    VhostUser {
+        /// The socket, of at most 107 bytes.
+        path: PathBuf,
+        /// Who makes the socket.
+        socket: SocketRole,
+        /// The largest MTU that the front end may set (NET_SET_MTU), in bytes, at least 68.
+        mtu: u16,
+    },
+    /// A tap interface of the host.
+    Tap {
+        /// Its name, of at most 15 bytes.
+        interface: String,
+    },
+}
+
+/// The switch's side of a vhost-user socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SocketRole {
+    /// The switch makes the socket and front ends connect to it.
+    Listen {
+        /// The permissions of the socket's file, at most 0o777.
+        mode: u32,
+        /// The group of the socket's file, a name or a number; the process's own if `None`.
+        group: Option<String>,
+    },
+    /// A front end listens and the switch connects to it, again and again until it is there.
+    Connect,
+}
+
+/// A configuration while it is being gathered from its sources.
+#[derive(Default)]
+pub struct Draft {
+    settings: Vec<Entry>,
+    ports: Vec<WrittenPort>,
+    faults: Vec<Fault>,
+}
+
+impl Draft {
+    /// Adds the file at `path`.
+    pub fn read_file(&mut self, path: &Path) {
+        match fs::read_to_string(path) {
+            Ok(text) => self.add_file(path, &text),
+            Err(error) => self.faults.push(Fault {
+                place: Place::File(path.to_owned()),
+                problem: Problem::Unreadable(error.to_string()),
+            }),
+        }
+    }
+
+    /// Adds a file that has been read already; `path` is how faults name it.
+    pub fn add_file(&mut self, path: &Path, text: &str) {
+        let file = WrittenFile::parse(path, text, &mut self.faults);
+        self.settings.extend(file.settings);
+        self.ports.extend(file.ports);
+    }
+
+    /// Adds a setting as `--key value`, which replaces what was added before it.
+    pub fn add_flag(&mut self, key: &str, value: &str) {
+        let place = Place::flag(key, value);
+        self.settings.push(Entry {
+            key: key.to_owned(),
+            place: place.clone(),
+            value: Value {
+                scalar: Scalar::Text(value.to_owned()),
+                place,
+            },
+        });
+    }
+
+    /// Adds a port as `--port NAME=TYPE:TARGET[,KEY=VALUE...]`.
+    pub fn add_port(&mut self, text: &str) {
+        self.ports
+            .extend(WrittenPort::from_flag(text, &mut self.faults));
+    }
+
+    /// The configuration, or everything that is wrong with it.
+    pub fn finish(self) -> Result<Config, Faults> {
+        let Draft {
+            settings,
+            ports,
+            mut faults,
+        } = self;
+        let mut config = Config {
+            mode: Mode::Adaptive,
+            idle_spin: DEFAULT_IDLE_SPIN,
+            cpus: Vec::new(),
+            log: DEFAULT_LOG,
+            ports: read_ports(&ports, &mut faults),
+        };
+        for entry in &settings {
+            let faults = &mut faults;
+            match entry.key.as_str() {
+                "mode" => set(&mut config.mode, entry.read(faults, value::mode)),
+                "idle-spin" => set(&mut config.idle_spin, entry.read(faults, value::idle_spin)),
+                "cpus" => set(&mut config.cpus, entry.read(faults, value::cpus)),
+                "log" => set(&mut config.log, entry.read(faults, value::log)),
+                _ => faults.push(entry.unknown("the file", &keys::TOP_LEVEL)),
+            }
+        }
+        // After other faults this one may be their consequence.
+        if config.ports.is_empty() && faults.is_empty() {
+            faults.push(Fault {
+                place: Place::CommandLine,
+                problem: Problem::NoPorts,
+            });
+        }
+        match Faults::new(faults) {
+            Some(faults) => Err(faults),
+            None => Ok(config),
+        }
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+/// The ports, checked each for itself and against each other.
+fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfig> {
+    let mut ports: Vec<(PortConfig, &Place)> = Vec::new();
+    for (index, port) in written.iter().enumerate() {
+        let config = port.read(faults);
+        let fault = |problem| Fault {
+            place: port.place.clone(),
+            problem,
+        };
+        let mut preceding = written.iter().take(index);
+        if let Some(first) = preceding.find(|first| first.name == port.name) {
+            faults.push(fault(Problem::PortTwice {
+                name: port.name.clone(),
+                first: first.place.clone(),
+            }));
+            // Such a port often has the same target too, which is no second fault.
+            continue;
+        }
+        let Some(config) = config else {
+            continue;
+        };
+        let same = ports
+            .iter()
+            .find_map(|(other, place)| Some((other, place, same_target(&config, other)?)));
+        if let Some((other, place, (key, target))) = same {
+            faults.push(fault(Problem::TargetTwice {
+                port: config.name.clone(),
+                key,
+                target,
+                other: other.name.clone(),
+                first: (*place).clone(),
+            }));
+        }
+        ports.push((config, &port.place));
+    }
+    ports.into_iter().map(|(config, _)| config).collect()
+}
+
+/// The key and the value of the target, if two ports have the same.
+fn same_target(a: &PortConfig, b: &PortConfig) -> Option<(&'static str, String)> {
+    match (&a.kind, &b.kind) {
+        // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
+        (PortKind::VhostUser { path, .. }, PortKind::VhostUser { path: other, .. })
+            if path == other =>
+        {
+            Some((keys::VHOST_USER.target.name, path.display().to_string()))
+        }
+        (PortKind::Tap { interface }, PortKind::Tap { interface: other }) if interface == other => {
+            Some((keys::TAP.target.name, interface.clone()))
+        }
+        _ => None,
+    }
+}

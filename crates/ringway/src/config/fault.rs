@@ -1,0 +1,173 @@
+//! What can be wrong with a configuration, said so that the reader can mend it.
+//!
+//! Every fault is one line: where it is, the offending text, what was expected, and the nearest
+//! valid spelling if one is near. All the faults of one configuration are reported together.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// Where a part of the configuration was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// A configuration file as a whole.
+    File(PathBuf),
+    /// A position in a configuration file. Lines and columns count from 1, columns in characters.
+    Position {
+        path: PathBuf,
+        line: usize,
+        column: usize,
+    },
+    /// A flag and its value, on the command line.
+    Flag { flag: String, value: String },
+    /// Nowhere in particular: something is missing from the whole.
+    CommandLine,
+}
+
+impl Place {
+    /// The position of a byte offset in a file's text.
+    pub(super) fn in_file(path: &Path, text: &str, offset: usize) -> Place {
+        let before = text.get(..offset).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Place::Position {
+            path: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+
+    /// The value of `--flag value`.
+    pub(super) fn flag(key: &str, value: &str) -> Place {
+        Place::Flag {
+            flag: format!("--{key}"),
+            value: value.to_owned(),
+        }
+    }
+
+    pub(super) fn is_flag(&self) -> bool {
+        matches!(self, Place::Flag { .. })
+    }
+
+    /// The file from top to bottom, then the flags, then the whole.
+    fn reading_order(&self) -> (u8, usize, usize) {
+        match self {
+            Place::File(_) => (0, 0, 0),
+            Place::Position { line, column, .. } => (0, *line, *column),
+            Place::Flag { .. } => (1, 0, 0),
+            Place::CommandLine => (2, 0, 0),
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::File(path) => write!(f, "{}", path.display()),
+            Place::Position { path, line, column } => {
+                write!(f, "{}:{line}:{column}", path.display())
+            }
+            Place::Flag { flag, value } => write!(f, "{flag} {value}"),
+            Place::CommandLine => f.write_str("ringway run"),
+        }
+    }
+}
+
+/// What is wrong at one place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    #[error("cannot read the file: {0}")]
+    Unreadable(String),
+    #[error("not TOML: {0}")]
+    Syntax(String),
+    #[error("unknown key `{key}` of {owner}: expected {expected}{}", did_you_mean(.nearest))]
+    UnknownKey {
+        key: String,
+        owner: String,
+        expected: String,
+        nearest: Option<String>,
+    },
+    #[error("wrong value {value} for `{key}`: expected {expected}{}", did_you_mean(.nearest))]
+    WrongValue {
+        key: String,
+        value: String,
+        expected: String,
+        nearest: Option<String>,
+    },
+    #[error("port `{port}` lacks the key `{key}`: expected {expected}")]
+    MissingKey {
+        port: String,
+        key: &'static str,
+        expected: String,
+    },
+    #[error("`{0}` is given twice")]
+    KeyTwice(String),
+    #[error("{0} is not a port's table: expected [port.NAME]")]
+    NotAPort(String),
+    #[error(
+        "`{0}` does not describe a port: expected NAME=TYPE:TARGET[,KEY=VALUE...], as \
+         vm1=vhost-user:/run/vm1.sock or host=tap:rw0"
+    )]
+    PortShape(String),
+    #[error(
+        "`{0}` is not KEY=VALUE: expected a key of the port after each comma (a path that has a \
+         comma can only be given in a file)"
+    )]
+    NotKeyValue(String),
+    #[error("`{0}` is not a port name: expected 1 to 32 characters out of A-Z, a-z, 0-9, . _ -")]
+    PortName(String),
+    #[error("port `{name}` is defined twice, first in {first}")]
+    PortTwice { name: String, first: Place },
+    #[error("port `{port}` has the same {key} `{target}` as port `{other}`, defined in {first}")]
+    TargetTwice {
+        port: String,
+        key: &'static str,
+        target: String,
+        other: String,
+        first: Place,
+    },
+    #[error(
+        "`{0}` has no effect together with `connect`: the process that listens makes the socket; \
+         remove one of the two"
+    )]
+    NotWithConnect(String),
+    #[error("no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file of --config")]
+    NoPorts,
+}
+
+fn did_you_mean(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or_else(String::new, |nearest| {
+        format!("; did you mean `{nearest}`?")
+    })
+}
+
+/// One thing wrong with the configuration, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct Fault {
+    pub place: Place,
+    pub problem: Problem,
+}
+
+/// Everything wrong with the configuration, never empty: the file's faults from top to bottom, then
+/// the flags'. It is displayed as one line for each, without a newline at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Faults(Vec<Fault>);
+
+impl Faults {
+    /// `None` if nothing is wrong.
+    pub(super) fn new(mut faults: Vec<Fault>) -> Option<Faults> {
+        faults.sort_by_key(|fault| fault.place.reading_order());
+        (!faults.is_empty()).then_some(Faults(faults))
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, fault) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}

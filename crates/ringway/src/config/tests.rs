@@ -1,0 +1,435 @@
+//! What a configuration means, and the whole text of every fault.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use super::{Config, Draft, Mode, PortConfig, PortKind, SocketRole, keys};
+
+/// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
+/// `("port", ...)` is a port.
+fn read(file: &str, flags: &[(&str, &str)]) -> Result<Config, String> {
+    let mut draft = Draft::default();
+    if !file.is_empty() {
+        draft.add_file(Path::new("ringway.toml"), file);
+    }
+    for (key, value) in flags {
+        match *key {
+            "port" => draft.add_port(value),
+            _ => draft.add_flag(key, value),
+        }
+    }
+    draft.finish().map_err(|faults| faults.to_string())
+}
+
+#[track_caller]
+fn assert_file_fault(file: &str, expected: &str) {
+    assert_eq!(read(file, &[]), Err(expected.to_owned()));
+}
+
+#[track_caller]
+fn assert_port_fault(port: &str, expected: &str) {
+    assert_eq!(
+        read("", &[("port", port)]),
+        Err(format!("--port {port}: {expected}"))
+    );
+}
+
+fn tap(name: &str, interface: &str) -> PortConfig {
+    PortConfig {
+        name: name.to_owned(),
+        kind: PortKind::Tap {
+            interface: interface.to_owned(),
+        },
+    }
+}
+
+#[test]
+fn flags_and_a_file_say_the_same() {
+    let file = r#"
+        mode = "poll"
+        idle-spin = "1ms"
+        cpus = "3,0-1"
+        log = "debug"
+
+        [port.vm1]
+        type = "vhost-user"
+        path = "/run/vm1.sock"
+        socket-mode = "0600"
+        socket-group = "kvm"
+        mtu = 9000
+
+        [port.an-earlier-name]
+        type = "vhost-user"
+        path = "vm2.sock"
+        connect = true
+
+        [port.host]
+        type = "tap"
+        interface = "rw0"
+    "#;
+    let flags = [
+        ("mode", "poll"),
+        ("idle-spin", "1ms"),
+        ("cpus", "3,0-1"),
+        ("log", "debug"),
+        (
+            "port",
+            "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000",
+        ),
+        ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on"),
+        ("port", "host=tap:rw0"),
+    ];
+    let expected = Config {
+        mode: Mode::Poll,
+        idle_spin: Duration::from_millis(1),
+        cpus: vec![0, 1, 3],
+        log: LevelFilter::DEBUG,
+        ports: vec![
+            PortConfig {
+                name: "vm1".to_owned(),
+                kind: PortKind::VhostUser {
+                    path: PathBuf::from("/run/vm1.sock"),
+                    socket: SocketRole::Listen {
+                        mode: 0o600,
+                        group: Some("kvm".to_owned()),
+                    },
+                    mtu: 9000,
+                },
+            },
+            PortConfig {
+                name: "an-earlier-name".to_owned(),
+                kind: PortKind::VhostUser {
+                    path: PathBuf::from("vm2.sock"),
+                    socket: SocketRole::Connect,
+                    mtu: 65535,
+                },
+            },
+            tap("host", "rw0"),
+        ],
+    };
+    assert_eq!(read(file, &[]).as_ref(), Ok(&expected));
+    assert_eq!(read("", &flags).as_ref(), Ok(&expected));
+}
+
+#[test]
+fn what_is_not_said_has_a_default() {
+    let config = read("", &[("port", "vm1=vhost-user:/run/vm1.sock")]);
+    let expected = Config {
+        mode: Mode::Adaptive,
+        idle_spin: Duration::from_micros(50),
+        cpus: vec![],
+        log: LevelFilter::WARN,
+        ports: vec![PortConfig {
+            name: "vm1".to_owned(),
+            kind: PortKind::VhostUser {
+                path: PathBuf::from("/run/vm1.sock"),
+                socket: SocketRole::Listen {
+                    mode: 0o660,
+                    group: None,
+                },
+                mtu: 65535,
+            },
+        }],
+    };
+    assert_eq!(config, Ok(expected));
+}
+
+#[test]
+fn a_flag_replaces_the_files_setting_and_ports_add_up() {
+    let file = "mode = 'poll'\nlog = 'info'\n[port.b]\ntype = 'tap'\ninterface = 'rw0'\n";
+    let config = read(file, &[("mode", "interrupt"), ("port", "a=tap:rw1")])
+        .expect("the file and the flags are valid together");
+    assert_eq!(config.mode, Mode::Interrupt);
+    assert_eq!(config.log, LevelFilter::INFO);
+    assert_eq!(config.ports, [tap("b", "rw0"), tap("a", "rw1")]);
+}
+
+#[test]
+fn a_target_may_have_colons_and_equal_signs() {
+    let config = read("", &[("port", "a=vhost-user:/run/a:b=c,mtu=1500")])
+        .expect("only the first of each separates");
+    let PortKind::VhostUser { path, mtu, .. } = &config.ports[0].kind else {
+        panic!("the port is of type vhost-user, not {:?}", config.ports);
+    };
+    assert_eq!((path.as_path(), *mtu), (Path::new("/run/a:b=c"), 1500));
+}
+
+#[test]
+fn every_fault_is_reported_at_once_the_files_first() {
+    let file = "\
+log = 'loud'
+mod = 'poll'
+[port.vm1]
+type = 'vhost-user'
+path = '/run/vm1.sock'
+mtu = 40
+conect = true
+";
+    let flags = [("port", "vm1=tap:a/b"), ("mode", "pol")];
+    let expected = "\
+ringway.toml:1:7: wrong value `loud` for `log`: expected off, error, warn, info, debug or trace
+ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, cpus, log or port; \
+did you mean `mode`?
+ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
+ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
+socket-mode, socket-group or mtu; did you mean `connect`?
+--port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0: 1 to \
+15 bytes, not . or .., without space / : or %
+--port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
+--mode pol: wrong value `pol` for `mode`: expected adaptive, poll or interrupt; did you mean \
+`poll`?";
+    assert_eq!(read(file, &flags), Err(expected.to_owned()));
+}
+
+#[test]
+fn columns_count_characters() {
+    assert_file_fault(
+        "port = {'é' = {type = 'tap', interface = 'rw0'}}",
+        "ringway.toml:1:9: `é` is not a port name: expected 1 to 32 characters out of A-Z, a-z, \
+         0-9, . _ -",
+    );
+    assert_file_fault(
+        "port = {a = {type = 'tap', interface = 'é é'}}",
+        "ringway.toml:1:40: wrong value `é é` for `interface`: expected an interface name, as \
+         rw0: 1 to 15 bytes, not . or .., without space / : or %",
+    );
+    assert_file_fault(
+        "port = {a = {interface = 'é', type = 'tab'}}",
+        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user or tap; did you \
+         mean `tap`?",
+    );
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let mut draft = Draft::default();
+    draft.read_file(Path::new("/nonexistent/ringway.toml"));
+    let faults = draft.finish().map_err(|faults| faults.to_string());
+    assert_eq!(
+        faults,
+        Err(
+            "/nonexistent/ringway.toml: cannot read the file: No such file or directory (os \
+             error 2)"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
+fn syntax_faults_are_all_reported_and_nothing_is_made_of_the_rest() {
+    let file = "mode = poll\nlog = 'loud'\n[port.vm1\ntype = 'tap'\n[port.b]\nmtu = 0660\n";
+    let expected = "\
+ringway.toml:1:8: not TOML: string values must be quoted, expected literal string
+ringway.toml:3:10: not TOML: unclosed table, expected `]`
+ringway.toml:6:7: not TOML: unexpected leading zero";
+    assert_file_fault(file, expected);
+}
+
+#[test]
+fn a_port_defined_twice_names_both_places() {
+    let table = "[port.vm1]\ntype = 'tap'\ninterface = 'rw0'\n";
+    assert_file_fault(
+        &format!("{table}\n{table}"),
+        "ringway.toml:5:7: port `vm1` is defined twice, first in ringway.toml:1:7",
+    );
+    let quoted = table.replace("vm1", "'vm1'");
+    assert_file_fault(
+        &format!("{table}\n{quoted}"),
+        "ringway.toml:5:7: port `vm1` is defined twice, first in ringway.toml:1:7",
+    );
+    assert_eq!(
+        read(table, &[("port", "vm1=tap:rw0")]),
+        Err(
+            "--port vm1=tap:rw0: port `vm1` is defined twice, first in ringway.toml:1:7".to_owned()
+        )
+    );
+    assert_eq!(
+        read("", &[("port", "vm1=tap:rw0"), ("port", "vm1=tap:rw1")]),
+        Err(
+            "--port vm1=tap:rw1: port `vm1` is defined twice, first in --port vm1=tap:rw0"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
+fn a_socket_or_an_interface_used_twice_names_both_places() {
+    let file = "[port.a]\ntype = 'vhost-user'\npath = '/run/a.sock'\n";
+    assert_eq!(
+        read(file, &[("port", "b=vhost-user:/run//a.sock,connect=on")]),
+        Err(
+            "--port b=vhost-user:/run//a.sock,connect=on: port `b` has the same path \
+             `/run//a.sock` as port `a`, defined in ringway.toml:1:7"
+                .to_owned()
+        )
+    );
+    assert_eq!(
+        read("", &[("port", "a=tap:rw0"), ("port", "b=tap:rw0")]),
+        Err(
+            "--port b=tap:rw0: port `b` has the same interface `rw0` as port `a`, defined in \
+             --port a=tap:rw0"
+                .to_owned()
+        )
+    );
+}
+
+#[test]
+fn a_key_given_twice() {
+    assert_file_fault(
+        "mode = 'poll'\nmode = 'poll'\n",
+        "ringway.toml:2:1: `mode` is given twice",
+    );
+    assert_port_fault("a=vhost-user:/a,mtu=68,mtu=68", "`mtu` is given twice");
+    assert_port_fault("a=vhost-user:/a,path=/b", "`path` is given twice");
+}
+
+#[test]
+fn a_flag_that_does_not_describe_a_port() {
+    for port in [
+        "",
+        "vm1",
+        "vm1=vhost-user",
+        "vhost-user:/run/vm1.sock",
+        "a=b,c:d",
+    ] {
+        assert_port_fault(
+            port,
+            &format!(
+                "`{port}` does not describe a port: expected NAME=TYPE:TARGET[,KEY=VALUE...], as \
+                 vm1=vhost-user:/run/vm1.sock or host=tap:rw0"
+            ),
+        );
+    }
+    assert_port_fault(
+        "a=vhost-user:/run/a,b.sock",
+        "`b.sock` is not KEY=VALUE: expected a key of the port after each comma (a path that has \
+         a comma can only be given in a file)",
+    );
+}
+
+#[test]
+fn a_table_that_is_not_a_port() {
+    let expected = "is not a port's table: expected [port.NAME]";
+    assert_file_fault(
+        "port = 3",
+        &format!("ringway.toml:1:1: port = integer {expected}"),
+    );
+    assert_file_fault(
+        "[[port]]\ntype = 'tap'",
+        &format!("ringway.toml:1:3: port = array {expected}"),
+    );
+    assert_file_fault(
+        "[port]\ntype = 'tap'",
+        &format!("ringway.toml:2:1: port.type = string {expected}"),
+    );
+}
+
+#[test]
+fn a_missing_key() {
+    assert_file_fault(
+        "[port.a]\npath = '/run/a.sock'",
+        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user or tap",
+    );
+    assert_file_fault(
+        "[port.a]\ntype = 'vhost-user'",
+        "ringway.toml:1:7: port `a` lacks the key `path`: expected the path of its socket",
+    );
+    assert_file_fault(
+        "[port.a]\ntype = 'tap'",
+        "ringway.toml:1:7: port `a` lacks the key `interface`: expected the name of its interface",
+    );
+}
+
+#[test]
+fn an_unknown_type_or_key() {
+    assert_port_fault(
+        "a=vhostuser:/run/a.sock,connect=perhaps",
+        "wrong value `vhostuser` for `type`: expected vhost-user or tap; did you mean \
+         `vhost-user`?",
+    );
+    assert_port_fault(
+        "a=vhost-user:/run/a.sock,socket_mode=0660",
+        "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
+         socket-group or mtu; did you mean `socket-mode`?",
+    );
+    assert_port_fault(
+        "a=tap:rw0,colour=red",
+        "unknown key `colour` of a tap port: expected no key",
+    );
+}
+
+#[test]
+fn a_wrong_port_name() {
+    for name in ["", "vm 1", "vm/1", "é", &"a".repeat(33)] {
+        assert_port_fault(
+            &format!("{name}=tap:rw0"),
+            &format!(
+                "`{name}` is not a port name: expected 1 to 32 characters out of A-Z, a-z, 0-9, . \
+                 _ -"
+            ),
+        );
+    }
+    let longest = "a".repeat(32);
+    let port = format!("{longest}=tap:rw0");
+    let config = read("", &[("port", &port)]).expect("32 characters are allowed");
+    assert_eq!(config.ports, [tap(&longest, "rw0")]);
+}
+
+#[test]
+fn a_socket_path_too_long_says_how_long_it_is() {
+    let path = format!("/{}", "a".repeat(107));
+    assert_port_fault(
+        &format!("a=vhost-user:{path}"),
+        &format!(
+            "wrong value `{path}` for `path`: expected at most 107 bytes, the limit of a Unix \
+             socket's path; this has 108"
+        ),
+    );
+}
+
+#[test]
+fn a_socket_file_is_not_the_connecting_sides() {
+    assert_port_fault(
+        "a=vhost-user:/run/a.sock,socket-group=kvm,connect=on",
+        "`socket-group` has no effect together with `connect`: the process that listens makes the \
+         socket; remove one of the two",
+    );
+}
+
+#[test]
+fn no_ports() {
+    assert_eq!(
+        read("mode = 'poll'", &[]),
+        Err(
+            "ringway run: no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file \
+             of --config"
+                .to_owned()
+        )
+    );
+}
+
+/// A key in the tables that no code reads would be an option that does nothing.
+#[test]
+fn every_key_in_the_tables_is_read() {
+    for port_type in keys::PORT_TYPES {
+        for key in port_type.valid_keys(false) {
+            let mut port = format!("[port.a]\n{key} = 1979-05-27\n");
+            if key != keys::TYPE {
+                port += &format!("type = '{}'\n", port_type.name);
+            }
+            let faults = read(&port, &[]).expect_err("no key takes a date");
+            let expected = format!(
+                "ringway.toml:2:{}: wrong value of type datetime for `{key}`: expected ",
+                key.len() + 4
+            );
+            assert!(faults.contains(&expected), "no {expected:?} in {faults:?}");
+        }
+    }
+    for key in keys::TOP_LEVEL.iter().filter(|key| **key != keys::PORT) {
+        let faults = read(&format!("{key} = 1979-05-27"), &[]).expect_err("no key takes a date");
+        let expected = format!("wrong value of type datetime for `{key}`: expected ");
+        assert!(faults.contains(&expected), "no {expected:?} in {faults:?}");
+    }
+}

@@ -1,0 +1,500 @@
+//! Values: how each is written, and the nearest right one for a wrong one.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use super::Mode;
+use super::fault::Place;
+use super::keys::{PORT_TYPES, PortType};
+
+/// A value as it was written, before it means anything.
+#[derive(Debug, Clone)]
+pub struct Value {
+    pub scalar: Scalar,
+    pub place: Place,
+}
+
+/// The forms a value has in TOML. A flag's value is always text.
+#[derive(Debug, Clone)]
+pub enum Scalar {
+    Text(String),
+    /// The digits have no underscores and no prefix, but may have a sign.
+    Integer {
+        digits: String,
+        radix: u32,
+    },
+    Boolean(bool),
+    /// A form that no key takes, by its name: "array", "table", "float", "datetime".
+    Other(&'static str),
+}
+
+impl fmt::Display for Scalar {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Scalar::Text(text) => write!(f, "`{text}`"),
+            Scalar::Integer { digits, radix } => {
+                let prefix = match radix {
+                    2 => "0b",
+                    8 => "0o",
+                    16 => "0x",
+                    _ => "",
+                };
+                write!(f, "`{prefix}{digits}`")
+            }
+            Scalar::Boolean(boolean) => write!(f, "`{boolean}`"),
+            Scalar::Other(form) => write!(f, "of type {form}"),
+        }
+    }
+}
+
+/// Why a value does not fit its key.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Misfit {
+    pub expected: String,
+    pub nearest: Option<String>,
+}
+
+impl Misfit {
+    fn expected(expected: impl Into<String>) -> Misfit {
+        Misfit {
+            expected: expected.into(),
+            nearest: None,
+        }
+    }
+
+    fn nearest(self, nearest: impl Into<String>) -> Misfit {
+        Misfit {
+            nearest: Some(nearest.into()),
+            ..self
+        }
+    }
+}
+
+/// Below this likeness a suggestion confuses more than it helps.
+const LIKENESS: f64 = 0.8;
+
+/// The choice that is spelt most like `word`, if any is like it.
+pub fn nearest<'a>(word: &str, choices: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    choices
+        .into_iter()
+        .map(|choice| (strsim::jaro_winkler(&word.to_lowercase(), choice), choice))
+        .filter(|(likeness, _)| *likeness >= LIKENESS)
+        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|(_, choice)| choice.to_owned())
+}
+
+/// "a, b or c"
+pub fn one_of(choices: &[&str]) -> String {
+    match choices {
+        [] => "nothing".to_owned(),
+        [only] => (*only).to_owned(),
+        [init @ .., last] => format!("{} or {last}", init.join(", ")),
+    }
+}
+
+fn word<T: Copy>(scalar: &Scalar, choices: &[(&str, T)]) -> Result<T, Misfit> {
+    let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
+    let misfit = Misfit::expected(one_of(&words));
+    let Scalar::Text(text) = scalar else {
+        return Err(misfit);
+    };
+    match choices.iter().find(|(word, _)| word == text) {
+        Some((_, choice)) => Ok(*choice),
+        None => Err(Misfit {
+            nearest: nearest(text, words),
+            ..misfit
+        }),
+    }
+}
+
+/// `mode`
+pub fn mode(scalar: &Scalar) -> Result<Mode, Misfit> {
+    let modes = [
+        ("adaptive", Mode::Adaptive),
+        ("poll", Mode::Poll),
+        ("interrupt", Mode::Interrupt),
+    ];
+    word(scalar, &modes)
+}
+
+/// `log`
+pub fn log(scalar: &Scalar) -> Result<LevelFilter, Misfit> {
+    let levels = [
+        ("off", LevelFilter::OFF),
+        ("error", LevelFilter::ERROR),
+        ("warn", LevelFilter::WARN),
+        ("info", LevelFilter::INFO),
+        ("debug", LevelFilter::DEBUG),
+        ("trace", LevelFilter::TRACE),
+    ];
+    word(scalar, &levels)
+}
+
+/// `type`
+pub fn port_type(scalar: &Scalar) -> Result<&'static PortType, Misfit> {
+    word(scalar, &PORT_TYPES.map(|known| (known.name, known)))
+}
+
+/// `connect`: `on` or `off`, or a boolean of TOML.
+pub fn switch(scalar: &Scalar) -> Result<bool, Misfit> {
+    if let Scalar::Boolean(boolean) = scalar {
+        return Ok(*boolean);
+    }
+    word(scalar, &[("on", true), ("off", false)]).map_err(|misfit| match scalar {
+        Scalar::Text(text) if ["true", "yes", "1"].contains(&text.as_str()) => misfit.nearest("on"),
+        Scalar::Text(text) if ["false", "no", "0"].contains(&text.as_str()) => {
+            misfit.nearest("off")
+        }
+        _ => misfit,
+    })
+}
+
+/// The longest `idle-spin`. Longer is the poll mode under another name.
+const IDLE_SPIN_LIMIT: Duration = Duration::from_secs(1);
+
+/// `idle-spin`: a whole number and a unit.
+pub fn idle_spin(scalar: &Scalar) -> Result<Duration, Misfit> {
+    let misfit = Misfit::expected("a duration of at most 1s, as 50us (units: ns, us, ms, s)");
+    let text = match scalar {
+        Scalar::Text(text) => text,
+        // A number without its unit: the unit is what to add.
+        Scalar::Integer { digits, radix: 10 } => {
+            return Err(misfit.nearest(format!("\"{digits}us\"")));
+        }
+        _ => return Err(misfit),
+    };
+    let digits_end = text
+        .find(|character: char| !character.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let Ok(number) = digits.parse::<u64>() else {
+        return Err(misfit);
+    };
+    let nanoseconds: u64 = match unit {
+        "ns" => 1,
+        "us" => 1_000,
+        "ms" => 1_000_000,
+        "s" => 1_000_000_000,
+        "" => return Err(misfit.nearest(format!("{digits}us"))),
+        _ => {
+            let unit = unit.trim().replace('µ', "u");
+            return Err(match nearest(&unit, ["ns", "us", "ms", "s"]) {
+                Some(unit) => misfit.nearest(format!("{digits}{unit}")),
+                None => misfit,
+            });
+        }
+    };
+    number
+        .checked_mul(nanoseconds)
+        .map(Duration::from_nanos)
+        .filter(|duration| *duration <= IDLE_SPIN_LIMIT)
+        .ok_or(misfit)
+}
+
+/// One more than the highest CPU number that the kernel's affinity calls take (CPU_SETSIZE).
+const CPU_LIMIT: usize = 1024;
+
+/// `cpus`: numbers and ranges, in ascending order and each once.
+pub fn cpus(scalar: &Scalar) -> Result<Vec<usize>, Misfit> {
+    let misfit = || Misfit::expected("CPU numbers and ranges, as 2 or 0-3,8, none above 1023");
+    let text = match scalar {
+        Scalar::Text(text) => text,
+        Scalar::Integer { digits, radix: 10 } => digits,
+        _ => return Err(misfit()),
+    };
+    let number = |text: &str| -> Result<usize, Misfit> {
+        // `parse` alone would take "+1".
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| digits);
+        number
+            .filter(|number| *number < CPU_LIMIT)
+            .ok_or_else(misfit)
+    };
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let range = number(first)?..=number(last)?;
+        if range.is_empty() {
+            return Err(misfit());
+        }
+        cpus.extend(range);
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    Ok(cpus)
+}
+
+/// The smallest MTU that IPv4 allows, and virtio with it (virtio 5.1.4.1).
+const MTU_MINIMUM: u16 = 68;
+
+/// `mtu`, in bytes.
+pub fn mtu(scalar: &Scalar) -> Result<u16, Misfit> {
+    let number = match scalar {
+        Scalar::Text(text) => text.parse().ok(),
+        Scalar::Integer { digits, radix } => u16::from_str_radix(digits, *radix).ok(),
+        Scalar::Boolean(_) | Scalar::Other(_) => None,
+    };
+    number
+        .filter(|number| *number >= MTU_MINIMUM)
+        .ok_or_else(|| Misfit::expected("a number from 68 to 65535"))
+}
+
+/// `socket-mode`: octal digits, as chmod takes them, or an octal integer of TOML.
+pub fn socket_mode(scalar: &Scalar) -> Result<u32, Misfit> {
+    let misfit = Misfit::expected("octal permissions up to 0777, as \"0660\"");
+    let (digits, octal) = match scalar {
+        Scalar::Text(text) => (text, true),
+        // 660 in a file is decimal: surely meant to be octal, but not said to be.
+        Scalar::Integer { digits, radix } => (digits, *radix == 8),
+        Scalar::Boolean(_) | Scalar::Other(_) => return Err(misfit),
+    };
+    let shaped = (3..=4).contains(&digits.len()) && !digits.starts_with(['+', '-']);
+    let mode = u32::from_str_radix(digits, 8).ok();
+    match mode.filter(|mode| shaped && *mode <= 0o777) {
+        Some(mode) if octal => Ok(mode),
+        Some(mode) => Err(misfit.nearest(format!("\"{mode:04o}\""))),
+        None => Err(misfit),
+    }
+}
+
+/// `socket-group`: a name, or a number as text or as an integer.
+pub fn socket_group(scalar: &Scalar) -> Result<String, Misfit> {
+    let misfit = Misfit::expected("the name or the number of a group, as kvm");
+    let group = match scalar {
+        Scalar::Text(text) => text,
+        Scalar::Integer { digits, radix: 10 } => digits,
+        _ => return Err(misfit),
+    };
+    let wrong = |character: char| {
+        character.is_whitespace() || character.is_control() || ":,/+".contains(character)
+    };
+    if group.is_empty() || group.starts_with('-') || group.contains(wrong) {
+        return Err(misfit);
+    }
+    Ok(group.clone())
+}
+
+/// The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them a zero.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// `path` of a socket.
+pub fn socket_path(scalar: &Scalar) -> Result<PathBuf, Misfit> {
+    let misfit = Misfit::expected("the path of a socket");
+    let Scalar::Text(text) = scalar else {
+        return Err(misfit);
+    };
+    let bytes = text.len();
+    if bytes > SOCKET_PATH_LIMIT {
+        return Err(Misfit::expected(format!(
+            "at most {SOCKET_PATH_LIMIT} bytes, the limit of a Unix socket's path; this has {bytes}"
+        )));
+    }
+    if text.is_empty() || text.ends_with('/') || text.contains('\0') {
+        return Err(misfit);
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// The longest name of an interface: IFNAMSIZ is 16 bytes, the last of them a zero.
+const INTERFACE_LIMIT: usize = 15;
+
+/// `interface`: a name that the kernel takes as it is. It expands `%d`, so `%` is refused: the
+/// interface would have another name than its port believes.
+pub fn interface(scalar: &Scalar) -> Result<String, Misfit> {
+    let misfit = Misfit::expected(
+        "an interface name, as rw0: 1 to 15 bytes, not . or .., without space / : or %",
+    );
+    let Scalar::Text(name) = scalar else {
+        return Err(misfit);
+    };
+    let wrong = |character: char| {
+        character.is_whitespace() || character.is_control() || "/:%".contains(character)
+    };
+    let length = 1..=INTERFACE_LIMIT;
+    if !length.contains(&name.len()) || name == "." || name == ".." || name.contains(wrong) {
+        return Err(misfit);
+    }
+    Ok(name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(text: &str) -> Scalar {
+        Scalar::Text(text.to_owned())
+    }
+
+    fn integer(digits: &str, radix: u32) -> Scalar {
+        Scalar::Integer {
+            digits: digits.to_owned(),
+            radix,
+        }
+    }
+
+    /// The suggestion for a value that must be wrong.
+    #[track_caller]
+    fn suggestion<T: fmt::Debug>(result: Result<T, Misfit>) -> Option<String> {
+        result.expect_err("the value is wrong").nearest
+    }
+
+    #[test]
+    fn durations_have_a_unit_and_a_limit() {
+        let right = [
+            ("0us", 0),
+            ("7ns", 7),
+            ("50us", 50_000),
+            ("1ms", 1_000_000),
+            ("1s", 1_000_000_000),
+        ];
+        for (written, nanoseconds) in right {
+            let duration = Duration::from_nanos(nanoseconds);
+            assert_eq!(idle_spin(&text(written)), Ok(duration), "{written}");
+        }
+        let wrong = [
+            ("50", Some("50us")),
+            ("50 us", Some("50us")),
+            ("50µs", Some("50us")),
+            ("50usec", Some("50us")),
+            ("5min", None),
+            ("", None),
+            ("us", None),
+            ("-1us", None),
+            ("1.5ms", None),
+            ("1001ms", None),
+            ("18446744073709551615s", None),
+            ("99999999999999999999ns", None),
+        ];
+        for (written, nearest) in wrong {
+            let suggested = suggestion(idle_spin(&text(written)));
+            assert_eq!(suggested.as_deref(), nearest, "{written}");
+        }
+        let suggested = suggestion(idle_spin(&integer("50", 10)));
+        assert_eq!(suggested.as_deref(), Some("\"50us\""));
+    }
+
+    #[test]
+    fn cpu_lists_are_numbers_and_ranges() {
+        assert_eq!(cpus(&text("2")), Ok(vec![2]));
+        assert_eq!(cpus(&text("8,0-2,1")), Ok(vec![0, 1, 2, 8]));
+        assert_eq!(cpus(&text("1023")), Ok(vec![1023]));
+        assert_eq!(cpus(&integer("2", 10)), Ok(vec![2]));
+        for wrong in [
+            "",
+            ",",
+            "1,",
+            "3-1",
+            "1-",
+            "-1",
+            "+1",
+            "a",
+            "1024",
+            "0-99999999999",
+        ] {
+            assert!(cpus(&text(wrong)).is_err(), "{wrong}");
+        }
+        assert!(cpus(&integer("-2", 10)).is_err());
+    }
+
+    #[test]
+    fn switches_are_on_and_off() {
+        assert_eq!(switch(&text("on")), Ok(true));
+        assert_eq!(switch(&text("off")), Ok(false));
+        assert_eq!(switch(&Scalar::Boolean(true)), Ok(true));
+        assert_eq!(suggestion(switch(&text("true"))).as_deref(), Some("on"));
+        assert_eq!(suggestion(switch(&text("no"))).as_deref(), Some("off"));
+        assert_eq!(suggestion(switch(&text("On"))).as_deref(), Some("on"));
+        assert_eq!(suggestion(switch(&text("maybe"))), None);
+    }
+
+    #[test]
+    fn mtus_are_what_virtio_allows() {
+        for (right, bytes) in [("68", 68), ("1500", 1500), ("65535", 65535)] {
+            assert_eq!(mtu(&text(right)), Ok(bytes));
+            assert_eq!(mtu(&integer(right, 10)), Ok(bytes));
+        }
+        assert_eq!(mtu(&integer("5dc", 16)), Ok(1500));
+        for wrong in ["67", "65536", "-1500", "1500B", ""] {
+            assert!(mtu(&text(wrong)).is_err(), "{wrong}");
+        }
+        assert!(mtu(&Scalar::Boolean(true)).is_err());
+    }
+
+    #[test]
+    fn socket_modes_are_octal() {
+        assert_eq!(socket_mode(&text("0660")), Ok(0o660));
+        assert_eq!(socket_mode(&text("660")), Ok(0o660));
+        assert_eq!(socket_mode(&text("0777")), Ok(0o777));
+        assert_eq!(socket_mode(&integer("660", 8)), Ok(0o660));
+        let decimal = suggestion(socket_mode(&integer("660", 10)));
+        assert_eq!(decimal.as_deref(), Some("\"0660\""));
+        for wrong in [
+            "",
+            "60",
+            "0680",
+            "1777",
+            "+660",
+            "-660",
+            "00660",
+            "rw-rw----",
+        ] {
+            assert!(socket_mode(&text(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn groups_are_names_or_numbers() {
+        assert_eq!(
+            socket_group(&text("libvirt-qemu")),
+            Ok("libvirt-qemu".to_owned())
+        );
+        assert_eq!(socket_group(&integer("107", 10)), Ok("107".to_owned()));
+        for wrong in ["", "a b", "a:b", "-1", "a\n"] {
+            assert!(socket_group(&text(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn socket_paths_fit_an_address() {
+        let longest = format!("/{}", "a".repeat(106));
+        assert_eq!(socket_path(&text(&longest)), Ok(PathBuf::from(&longest)));
+        // The limit is in bytes: 54 characters here.
+        assert!(socket_path(&text(&"é".repeat(54))).is_err());
+        for wrong in ["", "/run/", "/run/a\0b"] {
+            assert!(socket_path(&text(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn interfaces_are_names_the_kernel_takes() {
+        assert_eq!(interface(&text("rw0")), Ok("rw0".to_owned()));
+        assert!(interface(&text("a23456789012345")).is_ok());
+        let wrong = [
+            "",
+            ".",
+            "..",
+            "a234567890123456",
+            "a/b",
+            "a b",
+            "a:1",
+            "rw%d",
+            "a\0",
+        ];
+        for wrong in wrong {
+            assert!(interface(&text(wrong)).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_a_near_word_is_suggested() {
+        let words = ["adaptive", "poll", "interrupt"];
+        assert_eq!(nearest("adaptiv", words).as_deref(), Some("adaptive"));
+        assert_eq!(nearest("POLL", words).as_deref(), Some("poll"));
+        assert_eq!(nearest("inter", words).as_deref(), Some("interrupt"));
+        assert_eq!(nearest("fast", words), None);
+        assert_eq!(nearest("", words), None);
+    }
+}

@@ -1,0 +1,11 @@
+//! Formats: vhost-user messages, virtio-net, ring layouts, Ethernet. No I/O, no unsafe, no clock.
+//!
+//! Everything here turns bytes into values and values into bytes. Functions that read a peer's
+//! bytes are total: every input gives a value or a typed refusal, never a panic.
+
+mod bits;
+pub mod checksum;
+pub mod ethernet;
+pub mod split;
+pub mod vhost_user;
+pub mod virtio;

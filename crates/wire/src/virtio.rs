@@ -1,0 +1,9 @@
+//! virtio-net: feature bits and the header in front of every frame (virtio 1.3, section 5.1).
+
+mod features;
+mod header;
+
+pub use features::Features;
+pub use header::{HeaderFault, NetHeader, Offload, Segmentation, SegmentationKind};
+
+pub use crate::checksum::PartialChecksum;

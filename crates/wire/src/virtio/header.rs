@@ -1,0 +1,526 @@
+//! The header in front of every frame, and its validated form.
+//!
+//! A header is a guest's word. It is read once, checked once by [`NetHeader::offload`], and from
+//! then on only the [`Offload`] is used: what is still to be done to the frame, each part known to
+//! lie inside it and to have been negotiated.
+
+use super::Features;
+use crate::checksum::PartialChecksum;
+use crate::ethernet;
+
+/// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), little-endian in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetHeader {
+    /// [`NetHeader::NEEDS_CSUM`], [`NetHeader::DATA_VALID`] and others.
+    pub flags: u8,
+    /// Which segmentation the frame needs, with [`NetHeader::GSO_ECN`] as a modifier.
+    pub gso_type: u8,
+    /// Bytes of the protocol headers that every segment repeats. Only a hint.
+    pub hdr_len: u16,
+    /// Bytes of payload per segment.
+    pub gso_size: u16,
+    /// Where to start summing, from the start of the frame.
+    pub csum_start: u16,
+    /// Where the sum goes, from `csum_start`.
+    pub csum_offset: u16,
+    /// How many buffers a received frame fills. Absent from the legacy header.
+    pub num_buffers: u16,
+}
+
+impl NetHeader {
+    /// Bytes with VERSION_1 or MRG_RXBUF.
+    pub const SIZE: usize = 12;
+    /// Bytes without either: `num_buffers` is absent.
+    pub const LEGACY_SIZE: usize = 10;
+
+    /// `flags`: the checksum is partial.
+    pub const NEEDS_CSUM: u8 = 1;
+    /// `flags`: the checksum was verified. Only a device may say so.
+    pub const DATA_VALID: u8 = 2;
+
+    /// `gso_type`: not segmented.
+    pub const GSO_NONE: u8 = 0;
+    /// `gso_type`: TCP over IPv4.
+    pub const GSO_TCPV4: u8 = 1;
+    /// `gso_type`: UDP, to be fragmented (legacy).
+    pub const GSO_UDP: u8 = 3;
+    /// `gso_type`: TCP over IPv6.
+    pub const GSO_TCPV6: u8 = 4;
+    /// `gso_type`: UDP, to be cut into datagrams.
+    pub const GSO_UDP_L4: u8 = 5;
+    /// `gso_type`, modifier: the TCP segment has ECN bits.
+    pub const GSO_ECN: u8 = 0x80;
+
+    /// Bytes of the header in memory with these acknowledged features.
+    pub const fn size(acked: Features) -> usize {
+        if acked.intersects(Features::VERSION_1.union(Features::MRG_RXBUF)) {
+            Self::SIZE
+        } else {
+            Self::LEGACY_SIZE
+        }
+    }
+
+    /// Decodes a header. A legacy header is filled up with zeros.
+    pub const fn from_bytes(bytes: &[u8; Self::SIZE]) -> Self {
+        let [flags, gso_type, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1] = *bytes;
+        Self {
+            flags,
+            gso_type,
+            hdr_len: u16::from_le_bytes([h0, h1]),
+            gso_size: u16::from_le_bytes([g0, g1]),
+            csum_start: u16::from_le_bytes([s0, s1]),
+            csum_offset: u16::from_le_bytes([o0, o1]),
+            num_buffers: u16::from_le_bytes([n0, n1]),
+        }
+    }
+
+    /// Encodes the header. Of a legacy header only the first ten bytes are used.
+    pub const fn to_bytes(self) -> [u8; Self::SIZE] {
+        let [h0, h1] = self.hdr_len.to_le_bytes();
+        let [g0, g1] = self.gso_size.to_le_bytes();
+        let [s0, s1] = self.csum_start.to_le_bytes();
+        let [o0, o1] = self.csum_offset.to_le_bytes();
+        let [n0, n1] = self.num_buffers.to_le_bytes();
+        [
+            self.flags,
+            self.gso_type,
+            h0,
+            h1,
+            g0,
+            g1,
+            s0,
+            s1,
+            o0,
+            o1,
+            n0,
+            n1,
+        ]
+    }
+
+    /// Checks this header of a frame that came from a driver (section 5.1.6.2): what is asked for
+    /// must lie inside the frame's `frame_len` bytes and be among the sender's acknowledged
+    /// features. Unknown flags are ignored, as the specification asks; so is DATA_VALID, which a
+    /// driver may not set.
+    pub fn offload(&self, frame_len: usize, acked: Features) -> Result<Offload, HeaderFault> {
+        let checksum = self.checksum(frame_len, acked)?;
+        let segmentation = match self.gso_type {
+            Self::GSO_NONE => None,
+            _ if checksum.is_none() => return Err(HeaderFault::SegmentationWithoutChecksum),
+            _ => Some(self.segmentation(frame_len, acked)?),
+        };
+        Ok(Offload {
+            checksum,
+            segmentation,
+        })
+    }
+
+    fn checksum(
+        &self,
+        frame_len: usize,
+        acked: Features,
+    ) -> Result<Option<PartialChecksum>, HeaderFault> {
+        if self.flags & Self::NEEDS_CSUM == 0 {
+            return Ok(None);
+        }
+        if !acked.contains(Features::CSUM) {
+            return Err(HeaderFault::ChecksumNotNegotiated);
+        }
+        let partial = PartialChecksum {
+            start: self.csum_start,
+            offset: self.csum_offset,
+        };
+        // Completing a checksum must not rewrite the addresses and the tag that the frame was
+        // forwarded by. No driver sums from there: an IP header lies in between.
+        if usize::from(partial.start) < ethernet::MAX_HEADER_SIZE {
+            return Err(HeaderFault::ChecksumInEthernetHeader {
+                start: partial.start,
+            });
+        }
+        if partial.end() > frame_len {
+            let PartialChecksum { start, offset } = partial;
+            return Err(HeaderFault::ChecksumBeyondFrame {
+                start,
+                offset,
+                frame_len,
+            });
+        }
+        Ok(Some(partial))
+    }
+
+    fn segmentation(&self, frame_len: usize, acked: Features) -> Result<Segmentation, HeaderFault> {
+        let ecn = self.gso_type & Self::GSO_ECN != 0;
+        let (kind, needs) = match self.gso_type & !Self::GSO_ECN {
+            Self::GSO_TCPV4 => (SegmentationKind::Tcp4, Features::HOST_TSO4),
+            Self::GSO_TCPV6 => (SegmentationKind::Tcp6, Features::HOST_TSO6),
+            _ => {
+                return Err(HeaderFault::SegmentationUnknown {
+                    gso_type: self.gso_type,
+                });
+            }
+        };
+        let needs = if ecn {
+            needs | Features::HOST_ECN
+        } else {
+            needs
+        };
+        if !acked.contains(needs) {
+            return Err(HeaderFault::SegmentationNotNegotiated {
+                needs: needs.without(acked),
+            });
+        }
+        if self.gso_size == 0 {
+            return Err(HeaderFault::SegmentSizeZero);
+        }
+        // The hint is not trusted, but what leaves here must at least lie inside the frame.
+        let header_hint = self
+            .hdr_len
+            .min(u16::try_from(frame_len).unwrap_or(u16::MAX));
+        Ok(Segmentation {
+            kind,
+            ecn,
+            size: self.gso_size,
+            header_hint,
+        })
+    }
+}
+
+/// What is still to be done to a frame before it can travel on a plain wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Offload {
+    /// The checksum to complete.
+    pub checksum: Option<PartialChecksum>,
+    /// The cut into segments. Only ever together with `checksum`.
+    pub segmentation: Option<Segmentation>,
+}
+
+/// A cut into segments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segmentation {
+    /// The protocols that are cut.
+    pub kind: SegmentationKind,
+    /// The frame has ECN bits, which the segments do not simply repeat.
+    pub ecn: bool,
+    /// Bytes of payload per segment, at least 1.
+    pub size: u16,
+    /// What the sender says the length of the headers is. At most the frame's length.
+    pub header_hint: u16,
+}
+
+/// The protocols of a segmentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentationKind {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+}
+
+impl Offload {
+    /// Nothing to do: the frame is complete.
+    pub const NONE: Self = Self {
+        checksum: None,
+        segmentation: None,
+    };
+
+    /// The features that a receiving guest must have acknowledged to take the frame as it is.
+    pub fn needs(&self) -> Features {
+        let mut needs = Features::NONE;
+        if self.checksum.is_some() {
+            needs |= Features::GUEST_CSUM;
+        }
+        if let Some(segmentation) = self.segmentation {
+            needs |= match segmentation.kind {
+                SegmentationKind::Tcp4 => Features::GUEST_TSO4,
+                SegmentationKind::Tcp6 => Features::GUEST_TSO6,
+            };
+            if segmentation.ecn {
+                needs |= Features::GUEST_ECN;
+            }
+        }
+        needs
+    }
+
+    /// The header that passes this offload on. `num_buffers` is 1 for a frame in a single chain of
+    /// the receiver, and 0 towards a device that transmits it.
+    pub fn header(&self, num_buffers: u16) -> NetHeader {
+        let mut header = NetHeader {
+            num_buffers,
+            ..NetHeader::default()
+        };
+        if let Some(partial) = self.checksum {
+            header.flags = NetHeader::NEEDS_CSUM;
+            header.csum_start = partial.start;
+            header.csum_offset = partial.offset;
+        }
+        if let Some(segmentation) = self.segmentation {
+            header.gso_type = match segmentation.kind {
+                SegmentationKind::Tcp4 => NetHeader::GSO_TCPV4,
+                SegmentationKind::Tcp6 => NetHeader::GSO_TCPV6,
+            };
+            if segmentation.ecn {
+                header.gso_type |= NetHeader::GSO_ECN;
+            }
+            header.gso_size = segmentation.size;
+            header.hdr_len = segmentation.header_hint;
+        }
+        header
+    }
+}
+
+/// A header that breaks a rule of virtio 1.3, section 5.1.6.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HeaderFault {
+    /// NEEDS_CSUM without CSUM.
+    #[error("partial checksum, but CSUM was not negotiated (virtio 5.1.6.2)")]
+    ChecksumNotNegotiated,
+    /// `csum_start` points into the Ethernet header.
+    #[error("csum_start {start} lies inside the Ethernet header (virtio 5.1.6.2)")]
+    ChecksumInEthernetHeader {
+        /// `csum_start`, in bytes from the start of the frame.
+        start: u16,
+    },
+    /// The checksum field lies outside the frame.
+    #[error(
+        "csum_start {start} + csum_offset {offset} + 2 is beyond the frame's {frame_len} bytes \
+         (virtio 5.1.6.2)"
+    )]
+    ChecksumBeyondFrame {
+        /// `csum_start`, in bytes from the start of the frame.
+        start: u16,
+        /// `csum_offset`, in bytes from `start`.
+        offset: u16,
+        /// Bytes of the frame.
+        frame_len: usize,
+    },
+    /// A segmentation without NEEDS_CSUM.
+    #[error("gso_type is set, but NEEDS_CSUM is not (virtio 5.1.6.2)")]
+    SegmentationWithoutChecksum,
+    /// A segmentation that does not exist or is never offered.
+    #[error("gso_type 0x{gso_type:02x} is unknown or not offered (virtio 5.1.6.2)")]
+    SegmentationUnknown {
+        /// `gso_type`, with its modifier.
+        gso_type: u8,
+    },
+    /// A segmentation that was not acknowledged.
+    #[error("segmentation needs {needs}, not negotiated (virtio 5.1.6.2)")]
+    SegmentationNotNegotiated {
+        /// The missing features.
+        needs: Features,
+    },
+    /// Segments without payload would never end.
+    #[error("gso_size is 0 (virtio 5.1.6.2)")]
+    SegmentSizeZero,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const ALL: Features = Features(
+        Features::CSUM.0 | Features::HOST_TSO4.0 | Features::HOST_TSO6.0 | Features::HOST_ECN.0,
+    );
+
+    /// A TCP segment over IPv4, as Linux sends it.
+    const TSO: NetHeader = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        gso_type: NetHeader::GSO_TCPV4,
+        hdr_len: 66,
+        gso_size: 1448,
+        csum_start: 34,
+        csum_offset: 16,
+        num_buffers: 0,
+    };
+
+    #[test]
+    fn bytes_are_little_endian() {
+        let bytes = [1, 0x84, 0x42, 0, 0xa8, 5, 34, 0, 16, 0, 2, 1];
+        let header = NetHeader::from_bytes(&bytes);
+        assert_eq!(
+            header,
+            NetHeader {
+                gso_type: 0x84,
+                num_buffers: 0x102,
+                ..TSO
+            }
+        );
+        assert_eq!(header.to_bytes(), bytes);
+    }
+
+    #[test]
+    fn size_follows_the_features() {
+        assert_eq!(NetHeader::size(Features::CSUM), 10);
+        assert_eq!(NetHeader::size(Features::MRG_RXBUF), 12);
+        assert_eq!(NetHeader::size(Features::VERSION_1), 12);
+    }
+
+    #[test]
+    fn a_segment_is_understood_and_passed_on() {
+        let offload = TSO.offload(60_000, ALL).unwrap();
+        assert_eq!(
+            offload,
+            Offload {
+                checksum: Some(PartialChecksum {
+                    start: 34,
+                    offset: 16
+                }),
+                segmentation: Some(Segmentation {
+                    kind: SegmentationKind::Tcp4,
+                    ecn: false,
+                    size: 1448,
+                    header_hint: 66,
+                }),
+            }
+        );
+        assert_eq!(offload.header(0), TSO);
+        assert_eq!(offload.header(3).num_buffers, 3);
+        assert_eq!(offload.needs(), Features::GUEST_CSUM | Features::GUEST_TSO4);
+    }
+
+    #[test]
+    fn fields_without_their_flag_are_ignored() {
+        let header = NetHeader {
+            flags: NetHeader::DATA_VALID | 0xfc,
+            hdr_len: 9999,
+            gso_size: 9999,
+            csum_start: 9999,
+            csum_offset: 9999,
+            ..NetHeader::default()
+        };
+        assert_eq!(header.offload(60, Features::NONE), Ok(Offload::NONE));
+        assert_eq!(
+            Offload::NONE.header(1),
+            NetHeader {
+                num_buffers: 1,
+                ..NetHeader::default()
+            }
+        );
+    }
+
+    #[test]
+    fn each_rule_has_its_fault() {
+        let fault = |header: NetHeader, acked| header.offload(1000, acked).unwrap_err();
+        let without = |feature| ALL.without(feature);
+        assert_eq!(
+            fault(TSO, without(Features::CSUM)),
+            HeaderFault::ChecksumNotNegotiated
+        );
+        for start in [0, 13, 17] {
+            assert_eq!(
+                fault(
+                    NetHeader {
+                        csum_start: start,
+                        ..TSO
+                    },
+                    ALL
+                ),
+                HeaderFault::ChecksumInEthernetHeader { start }
+            );
+        }
+        assert_eq!(
+            fault(
+                NetHeader {
+                    csum_start: 983,
+                    ..TSO
+                },
+                ALL
+            ),
+            HeaderFault::ChecksumBeyondFrame {
+                start: 983,
+                offset: 16,
+                frame_len: 1000
+            }
+        );
+        assert!(
+            NetHeader {
+                csum_start: 982,
+                ..TSO
+            }
+            .offload(1000, ALL)
+            .is_ok()
+        );
+        assert_eq!(
+            fault(
+                NetHeader {
+                    csum_start: u16::MAX,
+                    csum_offset: u16::MAX,
+                    ..TSO
+                },
+                ALL
+            ),
+            HeaderFault::ChecksumBeyondFrame {
+                start: 65535,
+                offset: 65535,
+                frame_len: 1000
+            }
+        );
+        assert_eq!(
+            fault(NetHeader { flags: 0, ..TSO }, ALL),
+            HeaderFault::SegmentationWithoutChecksum
+        );
+        for gso_type in [2, 3, 5, 6, 0x7f, 0x80, 0x83, 0x21, 0x41, 0xff] {
+            assert_eq!(
+                fault(NetHeader { gso_type, ..TSO }, ALL),
+                HeaderFault::SegmentationUnknown { gso_type }
+            );
+        }
+        for (gso_type, needs) in [
+            (NetHeader::GSO_TCPV4, Features::HOST_TSO4),
+            (NetHeader::GSO_TCPV6, Features::HOST_TSO6),
+            (
+                NetHeader::GSO_TCPV6 | NetHeader::GSO_ECN,
+                Features::HOST_ECN,
+            ),
+        ] {
+            assert_eq!(
+                fault(NetHeader { gso_type, ..TSO }, without(needs)),
+                HeaderFault::SegmentationNotNegotiated { needs }
+            );
+        }
+        assert_eq!(
+            fault(NetHeader { gso_size: 0, ..TSO }, ALL),
+            HeaderFault::SegmentSizeZero
+        );
+    }
+
+    #[test]
+    fn the_length_hint_is_cut_to_the_frame() {
+        let hint = |hdr_len, frame_len| {
+            let header = NetHeader { hdr_len, ..TSO };
+            header
+                .offload(frame_len, ALL)
+                .unwrap()
+                .segmentation
+                .unwrap()
+                .header_hint
+        };
+        assert_eq!(hint(u16::MAX, 100), 100);
+        assert_eq!(hint(0, 100), 0);
+        assert_eq!(hint(u16::MAX, 70_000), u16::MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_round_trip(bytes: [u8; 12]) {
+            prop_assert_eq!(NetHeader::from_bytes(&bytes).to_bytes(), bytes);
+        }
+
+        /// Whatever was accepted lies inside the frame and is accepted again when passed on.
+        #[test]
+        fn accepted_offloads_are_sound(
+            needs_csum: bool, gso_type in prop::sample::select(vec![0u8, 1, 4, 0x81, 0x84, 3, 5]),
+            hdr_len: u16, gso_size: u16, csum_start in 0u16..2000, csum_offset in 0u16..100,
+            frame_len in 14usize..2000,
+        ) {
+            let flags = if needs_csum { NetHeader::NEEDS_CSUM } else { 0 };
+            let header = NetHeader {
+                flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers: 0,
+            };
+            if let Ok(offload) = header.offload(frame_len, ALL) {
+                prop_assert!(offload.checksum.is_none_or(|partial| partial.end() <= frame_len));
+                prop_assert!(offload.segmentation.is_none() || offload.checksum.is_some());
+                prop_assert_eq!(offload.header(0).offload(frame_len, ALL), Ok(offload));
+            }
+        }
+    }
+}
