@@ -31,6 +31,7 @@
 
 mod address;
 mod copy;
+mod io;
 mod mapping;
 mod shared;
 mod sigbus;
@@ -39,6 +40,7 @@ mod table;
 mod words;
 
 pub use address::{FrontEndAddress, GuestAddress};
+pub use io::{WRITE_SLICES_MAX, write_vectored};
 pub use shared::SharedMemory;
 pub use sigbus::poison_epoch;
 pub use slice::{ReadSlice, WriteCursor, WriteSlice, recycle, recycle_writable};

@@ -8,12 +8,24 @@ use crate::copy::copy;
 ///
 /// A frame that a tap delivered lies in a private buffer and a frame of a guest's in guest memory;
 /// both are sent on by the same code.
+///
+/// Laid out as an `iovec`, so that a list of slices can be handed to the kernel as it is.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct ReadSlice<'m> {
     start: *const u8,
     len: usize,
     memory: PhantomData<&'m [u8]>,
 }
+
+const _: () = {
+    assert!(size_of::<ReadSlice<'_>>() == size_of::<libc::iovec>());
+    assert!(align_of::<ReadSlice<'_>>() == align_of::<libc::iovec>());
+    assert!(
+        std::mem::offset_of!(ReadSlice<'_>, start) == std::mem::offset_of!(libc::iovec, iov_base)
+    );
+    assert!(std::mem::offset_of!(ReadSlice<'_>, len) == std::mem::offset_of!(libc::iovec, iov_len));
+};
 
 // SAFETY: the slice points into memory that lives for 'm and is only read by opaque copies, which
 // any thread may do.

@@ -16,10 +16,7 @@ mod protocol_features;
 mod table;
 
 pub use header::{Header, HeaderError, MAX_PAYLOAD};
-pub use payload::{
-    MemoryRegion, Payload, RingDescriptor, Shape, SingleRegion, VringAddress, VringState,
-    encode_memory_table,
-};
+pub use payload::{MemoryRegion, Payload, RingDescriptor, Shape, VringAddress, VringState};
 pub use protocol_features::ProtocolFeatures;
 pub use table::{Answer, BackEndRequest, FormFault, FrontEndRequest, Gate, Message};
 

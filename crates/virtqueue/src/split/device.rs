@@ -18,6 +18,8 @@ pub struct Chain {
     /// Bytes in the chain's descriptors of the direction that was asked for. May exceed what was
     /// translated, where a limit was given.
     pub bytes: u64,
+    /// Descriptors in the chain, those of no bytes included: what it cost to read.
+    pub descriptors: u16,
 }
 
 /// The device side of a split ring.
@@ -46,7 +48,7 @@ impl DeviceQueue {
     /// The caller should scan it once without waiting for a kick, and call once: the driver may
     /// have been told of neither by whoever served the ring before.
     pub fn new(layout: Layout, features: Features, base: u16) -> Self {
-        let mut queue = Self {
+        let queue = Self {
             layout,
             indirect: features.contains(Features::INDIRECT_DESC),
             event_index: features.contains(Features::EVENT_IDX),
@@ -55,25 +57,31 @@ impl DeviceQueue {
             next_used: base,
             published: base,
             evaluated: None,
-            kicks_suppressed: false,
+            kicks_suppressed: true,
         };
-        // Whatever our event word says is from another life.
-        queue.disable_kicks();
-        if queue.event_index {
-            store(
-                &queue.layout.available_event,
-                0,
-                base.wrapping_sub(1),
-                Ordering::Relaxed,
-            );
-        }
+        queue.suppress_kicks();
         queue
     }
 
-    /// Goes on under another layout or other features: the ring's memory was mapped anew, or the
-    /// ring logged. Nothing about its position changes.
+    /// Goes on under another layout of the same size: the ring's memory was mapped anew. Nothing
+    /// about its position changes, but kicks are off until [`Self::enable_kicks`], as after a
+    /// start.
     pub fn relocate(&mut self, layout: Layout) {
+        debug_assert_eq!(layout.size(), self.size());
         self.layout = layout;
+        self.kicks_suppressed = true;
+        self.suppress_kicks();
+    }
+
+    /// Writes the word that keeps kicks away, whatever another life of the ring left there.
+    fn suppress_kicks(&self) {
+        if self.event_index {
+            // As far behind as can be: the driver will not cross it for 65535 chains.
+            let behind = self.next_available.wrapping_sub(1);
+            store(&self.layout.available_event, 0, behind, Ordering::Relaxed);
+        } else {
+            store(&self.layout.used, FLAGS, NO_NOTIFY, Ordering::Relaxed);
+        }
     }
 
     /// Entries in the ring.
@@ -104,7 +112,10 @@ impl DeviceQueue {
     fn refresh(&mut self) -> Result<(), Violation> {
         let found = self.layout.available_index();
         let ahead = found.wrapping_sub(self.next_used);
-        if ahead > self.size() || ahead < self.outstanding() {
+        // Both counted from the same place, so that an index that went backwards is seen as such
+        // even while chains are outstanding.
+        let known = self.available.wrapping_sub(self.next_used);
+        if ahead > self.size() || ahead < known {
             return Err(Violation::AvailableIndex {
                 found,
                 taken: self.next_available,
@@ -129,9 +140,9 @@ impl DeviceQueue {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        let bytes = self.readable(head, translator, limit, slices)?;
+        let chain = self.readable(head, translator, limit, slices)?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain { head, bytes }))
+        Ok(Some(chain))
     }
 
     /// Reads a chain that was taken before and not given back once more: its descriptors are
@@ -143,8 +154,7 @@ impl DeviceQueue {
         limit: u32,
         slices: &mut Vec<ReadSlice<'m>>,
     ) -> Result<Chain, Violation> {
-        let bytes = self.readable(head, translator, limit, slices)?;
-        Ok(Chain { head, bytes })
+        self.readable(head, translator, limit, slices)
     }
 
     #[inline]
@@ -154,10 +164,10 @@ impl DeviceQueue {
         translator: &mut Translator<'m>,
         limit: u32,
         slices: &mut Vec<ReadSlice<'m>>,
-    ) -> Result<u64, Violation> {
+    ) -> Result<Chain, Violation> {
         let mut bytes = 0u64;
         let mut writable = false;
-        self.walk(head, translator, |translator, descriptor| {
+        let descriptors = self.walk(head, translator, |translator, descriptor| {
             if descriptor.is_writable() {
                 writable = true;
                 return Ok(());
@@ -172,7 +182,11 @@ impl DeviceQueue {
             bytes += u64::from(descriptor.length);
             Ok(())
         })?;
-        Ok(bytes)
+        Ok(Chain {
+            head,
+            bytes,
+            descriptors,
+        })
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
@@ -190,7 +204,7 @@ impl DeviceQueue {
             return Ok(None);
         };
         let mut bytes = 0u64;
-        self.walk(head, translator, |translator, descriptor| {
+        let descriptors = self.walk(head, translator, |translator, descriptor| {
             if !descriptor.is_writable() {
                 return Err(Violation::ReadableReceiveBuffer);
             }
@@ -202,10 +216,15 @@ impl DeviceQueue {
             Ok(())
         })?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain { head, bytes }))
+        Ok(Some(Chain {
+            head,
+            bytes,
+            descriptors,
+        }))
     }
 
     /// Puts back the last `count` chains taken, as if they had not been: they are still available.
+    /// None of them may have been given back.
     pub fn untake(&mut self, count: u16) {
         debug_assert!(count <= self.outstanding());
         self.next_available = self
@@ -228,14 +247,14 @@ impl DeviceQueue {
         Ok(Some(head))
     }
 
-    /// Visits each descriptor of a chain, indirect ones included, in order.
+    /// Visits each descriptor of a chain, indirect ones included, in order. Returns how many.
     #[inline]
     fn walk<'m>(
         &self,
         head: u16,
         translator: &mut Translator<'m>,
         mut visit: impl FnMut(&mut Translator<'m>, Descriptor) -> Result<(), Violation>,
-    ) -> Result<(), Violation> {
+    ) -> Result<u16, Violation> {
         let size = self.size();
         let mut at = head;
         for count in 1..=size {
@@ -249,7 +268,7 @@ impl DeviceQueue {
             }
             visit(translator, descriptor)?;
             if !descriptor.has_next() {
-                return Ok(());
+                return Ok(count);
             }
             at = descriptor.next;
         }
@@ -263,7 +282,7 @@ impl DeviceQueue {
         before: u16,
         translator: &mut Translator<'m>,
         mut visit: impl FnMut(&mut Translator<'m>, Descriptor) -> Result<(), Violation>,
-    ) -> Result<(), Violation> {
+    ) -> Result<u16, Violation> {
         let size = self.size();
         if !self.indirect {
             return Err(Violation::IndirectNotNegotiated);
@@ -277,7 +296,7 @@ impl DeviceQueue {
             return Err(Violation::IndirectLength { len, size });
         }
         let mut at = 0u16;
-        for _ in before..size {
+        for count in before..size {
             if u32::from(at) >= entries {
                 return Err(Violation::Next {
                     next: at,
@@ -291,7 +310,7 @@ impl DeviceQueue {
             }
             visit(translator, descriptor)?;
             if !descriptor.has_next() {
-                return Ok(());
+                return Ok(count + 1);
             }
             at = descriptor.next;
         }
@@ -340,7 +359,7 @@ impl DeviceQueue {
     /// driver will not cross it again for 65536 chains.
     pub fn disable_kicks(&mut self) {
         if !self.event_index && !self.kicks_suppressed {
-            store(&self.layout.used, FLAGS, NO_NOTIFY, Ordering::Relaxed);
+            self.suppress_kicks();
         }
         self.kicks_suppressed = true;
     }

@@ -40,7 +40,8 @@ pub struct Used {
     pub written: u32,
 }
 
-/// There are not enough free descriptors, or the chain does not fit an indirect table.
+/// There are not enough free descriptors, or the chain is too long for the ring or for an indirect
+/// table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("the virtqueue has no room for the chain")]
 pub struct Full;
@@ -91,8 +92,6 @@ pub struct DriverQueue {
     event_index: bool,
     slots: Box<[Slot]>,
     free: Vec<u16>,
-    /// Chains that the device holds, published or not.
-    outstanding: u16,
     /// The next available entry to write.
     next_available: u16,
     /// The available index that the device can see.
@@ -118,12 +117,19 @@ impl DriverQueue {
             ]
             .into_boxed_slice(),
             free: (0..size).rev().collect(),
-            outstanding: 0,
             next_available: 0,
             published: 0,
             next_used: 0,
             layout,
         }
+    }
+
+    /// Moves a queue that has not been used to index `base`, as if so many chains had come and gone.
+    #[cfg(test)]
+    pub(super) fn start_at(&mut self, base: u16) {
+        self.next_available = base;
+        self.published = base;
+        self.next_used = base;
     }
 
     /// Entries in the ring.
@@ -136,9 +142,9 @@ impl DriverQueue {
         self.free.len()
     }
 
-    /// Chains that the device holds.
+    /// Chains that were added and not reaped.
     pub fn outstanding(&self) -> u16 {
-        self.outstanding
+        self.next_available.wrapping_sub(self.next_used)
     }
 
     /// Writes a chain into the ring; the device sees it after [`Self::publish`]. An empty chain
@@ -154,7 +160,13 @@ impl DriverQueue {
             .tables
             .as_ref()
             .map_or(0, |tables| tables.entries.into());
-        if chain.is_empty() || descriptors > self.free.len() || indirect.len() > room {
+        // However it is laid out, a chain may not be longer than the ring (virtio 1.3, 2.7.5.3.1).
+        let longest = self.size().into();
+        if chain.is_empty()
+            || chain.len() > longest
+            || descriptors > self.free.len()
+            || indirect.len() > room
+        {
             return Err(Full);
         }
 
@@ -173,7 +185,6 @@ impl DriverQueue {
         }
         let head = next.ok_or(Full)?;
         self.slots[usize::from(head)].token = Some(token);
-        self.outstanding += 1;
 
         let entry = ENTRIES + usize::from(self.next_available & (self.size() - 1));
         store(&self.layout.available, entry, head, Ordering::Relaxed);
@@ -241,8 +252,10 @@ impl DriverQueue {
         if ready == 0 {
             return Ok(None);
         }
-        if ready > self.outstanding {
-            let (taken, outstanding) = (self.next_used, self.outstanding);
+        // Chains that the device has been told of; it cannot have used more.
+        let outstanding = self.published.wrapping_sub(self.next_used);
+        if ready > outstanding {
+            let taken = self.next_used;
             return Err(Violation::UsedIndex {
                 found,
                 taken,
@@ -265,7 +278,6 @@ impl DriverQueue {
             self.free.push(index);
             at = self.slots[usize::from(index)].next.take();
         }
-        self.outstanding -= 1;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(Some(Used { token, written }))
     }

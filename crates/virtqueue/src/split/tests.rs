@@ -1,1 +1,9 @@
-// tests
+mod arbitrary;
+mod hostile_device;
+mod hostile_driver;
+mod layout;
+mod model;
+mod notification;
+mod ring;
+mod sleepers;
+mod soak;

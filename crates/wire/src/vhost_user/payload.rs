@@ -21,7 +21,7 @@ pub enum Shape {
     RingDescriptor,
     /// A count and up to 8 [`MemoryRegion`]s.
     MemoryTable,
-    /// [`SingleRegion`].
+    /// Padding, then one [`MemoryRegion`].
     SingleRegion,
     /// Size and offset of the dirty log.
     Log,
@@ -115,17 +115,14 @@ pub struct MemoryRegion {
     pub mmap_offset: u64,
 }
 
-/// The payload of ADD_MEM_REG and REM_MEM_REG.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
-pub struct SingleRegion {
-    /// Meaningless. Sent as 0.
-    pub padding: u64,
-    /// The region.
-    pub region: MemoryRegion,
+struct SingleRegion {
+    padding: u64,
+    region: MemoryRegion,
 }
 
-#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct MemoryTableHeader {
     count: u32,
@@ -210,6 +207,31 @@ impl Payload {
             _ => Self::Opaque,
         })
     }
+
+    /// The bytes of this payload. A memory table has at most [`MAX_TABLE_REGIONS`] regions.
+    pub fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Empty | Self::Opaque => Vec::new(),
+            Self::U64(value) => value.as_bytes().to_vec(),
+            Self::VringState(state) => state.as_bytes().to_vec(),
+            Self::VringAddress(address) => address.as_bytes().to_vec(),
+            Self::RingDescriptor(descriptor) => descriptor.encode().as_bytes().to_vec(),
+            Self::MemoryTable(regions) => {
+                debug_assert!(regions.len() <= MAX_TABLE_REGIONS);
+                let header = MemoryTableHeader {
+                    count: regions.len() as u32,
+                    padding: 0,
+                };
+                [header.as_bytes(), regions.as_bytes()].concat()
+            }
+            Self::SingleRegion(region) => SingleRegion {
+                padding: 0,
+                region: *region,
+            }
+            .as_bytes()
+            .to_vec(),
+        }
+    }
 }
 
 fn decode_memory_table(bytes: &[u8]) -> Option<Vec<MemoryRegion>> {
@@ -222,16 +244,6 @@ fn decode_memory_table(bytes: &[u8]) -> Option<Vec<MemoryRegion>> {
         .iter()
         .map(|region| MemoryRegion::read_from_bytes(region).ok())
         .collect()
-}
-
-/// The payload of SET_MEM_TABLE: at most [`MAX_TABLE_REGIONS`] regions.
-pub fn encode_memory_table(regions: &[MemoryRegion]) -> Vec<u8> {
-    debug_assert!(regions.len() <= MAX_TABLE_REGIONS);
-    let header = MemoryTableHeader {
-        count: regions.len() as u32,
-        padding: 0,
-    };
-    [header.as_bytes(), regions.as_bytes()].concat()
 }
 
 #[cfg(test)]
@@ -290,7 +302,7 @@ mod tests {
             Payload::decode(Shape::MemoryTable, &bytes),
             Some(Payload::MemoryTable(vec![region]))
         );
-        assert_eq!(encode_memory_table(&[region]), bytes);
+        assert_eq!(Payload::MemoryTable(vec![region]).encode(), bytes);
     }
 
     #[test]
@@ -332,35 +344,48 @@ mod tests {
         }
     }
 
+    /// Every payload that is served, with arbitrary contents.
+    fn payloads() -> impl Strategy<Value = (Shape, Payload)> {
+        let state = |(index, num)| Payload::VringState(VringState { index, num });
+        let address = |(index, flags, [descriptors, used, available, log]): (_, _, [u64; 4])| {
+            Payload::VringAddress(VringAddress {
+                index,
+                flags,
+                descriptors,
+                used,
+                available,
+                log,
+            })
+        };
+        let region = |[guest_address, size, user_address, mmap_offset]: [u64; 4]| MemoryRegion {
+            guest_address,
+            size,
+            user_address,
+            mmap_offset,
+        };
+        let table = proptest::collection::vec(any::<[u64; 4]>().prop_map(region), 0..=8);
+        prop_oneof![
+            Just((Shape::Empty, Payload::Empty)),
+            any::<u64>().prop_map(|value| (Shape::U64, Payload::U64(value))),
+            any::<(u32, u32)>().prop_map(move |words| (Shape::VringState, state(words))),
+            any::<(u32, u32, [u64; 4])>()
+                .prop_map(move |words| (Shape::VringAddress, address(words))),
+            any::<(u8, bool)>().prop_map(|(ring, attached)| (
+                Shape::RingDescriptor,
+                Payload::RingDescriptor(RingDescriptor { ring, attached })
+            )),
+            table.prop_map(|regions| (Shape::MemoryTable, Payload::MemoryTable(regions))),
+            any::<[u64; 4]>()
+                .prop_map(move |words| (Shape::SingleRegion, Payload::SingleRegion(region(words)))),
+        ]
+    }
+
     proptest! {
         #[test]
-        fn memory_tables_round_trip(regions in proptest::collection::vec(any::<[u64; 4]>(), 0..=8)) {
-            let regions: Vec<MemoryRegion> = regions
-                .into_iter()
-                .map(|[guest_address, size, user_address, mmap_offset]| MemoryRegion {
-                    guest_address, size, user_address, mmap_offset,
-                })
-                .collect();
-            let bytes = encode_memory_table(&regions);
-            let decoded = Payload::decode(Shape::MemoryTable, &bytes);
-            prop_assert_eq!(decoded, Some(Payload::MemoryTable(regions)));
-        }
-
-        #[test]
-        fn vring_addresses_round_trip(index: u32, flags: u32, words: [u64; 4]) {
-            let [descriptors, used, available, log] = words;
-            let address = VringAddress { index, flags, descriptors, used, available, log };
-            let decoded = Payload::decode(Shape::VringAddress, address.as_bytes());
-            prop_assert_eq!(decoded, Some(Payload::VringAddress(address)));
-        }
-
-        #[test]
-        fn single_regions_round_trip(padding: u64, words: [u64; 4]) {
-            let [guest_address, size, user_address, mmap_offset] = words;
-            let region = MemoryRegion { guest_address, size, user_address, mmap_offset };
-            let bytes = SingleRegion { padding, region };
-            let decoded = Payload::decode(Shape::SingleRegion, bytes.as_bytes());
-            prop_assert_eq!(decoded, Some(Payload::SingleRegion(region)));
+        fn payloads_round_trip((shape, payload) in payloads()) {
+            let bytes = payload.encode();
+            prop_assert!(shape.allows(bytes.len()));
+            prop_assert_eq!(Payload::decode(shape, &bytes), Some(payload));
         }
     }
 }

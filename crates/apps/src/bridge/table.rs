@@ -1,0 +1,175 @@
+//! Where addresses live: a bounded table that a hostile sender can neither grow nor aim at.
+//!
+//! # How it works
+//!
+//! Set-associative: an address belongs to one bucket of [`WAYS`] entries, chosen by a hash that is
+//! keyed anew for each bridge, so that nobody outside knows which addresses share a bucket. A new
+//! address takes an empty or aged entry, or else the one of its bucket that was seen least recently.
+//!
+//! A port that floods the table with forged addresses could push everybody's out that way. So a port
+//! that holds half of a bucket replaces its own entries there, and no others: what the other ports
+//! have learned in the other half stays.
+//!
+//! Time comes in whole seconds, and ageing is decided when an entry is looked at: no sweep.
+
+use wire::ethernet::MacAddress;
+
+use super::AGEING_SECONDS;
+
+/// The number of a port on its bridge.
+pub type PortNumber = u16;
+
+/// Entries in a bucket: one cache line of addresses.
+const WAYS: usize = 8;
+/// Entries that one port may hold in a bucket before it replaces its own.
+const SHARE: usize = WAYS / 2;
+const BUCKETS: usize = 2048;
+
+/// Addresses that the table holds at most.
+pub const CAPACITY: usize = WAYS * BUCKETS;
+
+/// An address and its port in one word; 0 is an empty entry.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Entry(u64);
+
+impl Entry {
+    const EMPTY: Self = Self(0);
+
+    fn new(address: u64, port: PortNumber) -> Self {
+        // One more than the port, so that no entry is 0.
+        Self(address << 16 | u64::from(port.wrapping_add(1)))
+    }
+
+    fn address(self) -> u64 {
+        self.0 >> 16
+    }
+
+    fn port(self) -> PortNumber {
+        (self.0 as u16).wrapping_sub(1)
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Bucket {
+    entries: [Entry; WAYS],
+    /// When each was last seen, in seconds.
+    seen: [u32; WAYS],
+}
+
+impl Bucket {
+    fn way(&self, address: u64) -> Option<usize> {
+        self.entries
+            .iter()
+            .position(|entry| *entry != Entry::EMPTY && entry.address() == address)
+    }
+
+    fn is_aged(&self, way: usize, now: u32) -> bool {
+        self.entries[way] == Entry::EMPTY || now.wrapping_sub(self.seen[way]) >= AGEING_SECONDS
+    }
+
+    /// The entry that a new address of `port` takes.
+    fn victim(&self, port: PortNumber, now: u32) -> usize {
+        if let Some(way) = (0..WAYS).find(|way| self.is_aged(*way, now)) {
+            return way;
+        }
+        let own = |way: &usize| self.entries[*way].port() == port;
+        let age = |way: &usize| now.wrapping_sub(self.seen[*way]);
+        if (0..WAYS).filter(own).count() >= SHARE {
+            return (0..WAYS).filter(own).max_by_key(age).unwrap_or(0);
+        }
+        (0..WAYS).max_by_key(age).unwrap_or(0)
+    }
+}
+
+/// The table.
+pub struct Table {
+    buckets: Box<[Bucket]>,
+    key: [u64; 2],
+}
+
+impl Table {
+    /// An empty table, keyed by something that no guest can guess.
+    pub fn new(key: [u64; 2]) -> Self {
+        let bucket = Bucket {
+            entries: [Entry::EMPTY; WAYS],
+            seen: [0; WAYS],
+        };
+        Self {
+            buckets: vec![bucket; BUCKETS].into_boxed_slice(),
+            key,
+        }
+    }
+
+    /// Remembers that `address` was seen on `port`, moving it there if it was elsewhere.
+    #[inline]
+    pub fn learn(&mut self, address: MacAddress, port: PortNumber, now: u32) {
+        let address = number(address);
+        let index = self.bucket(address);
+        let bucket = &mut self.buckets[index];
+        let entry = Entry::new(address, port);
+        let way = bucket
+            .way(address)
+            .unwrap_or_else(|| bucket.victim(port, now));
+        // Mostly both are what they were: no need to dirty the line.
+        if bucket.entries[way] != entry {
+            bucket.entries[way] = entry;
+        }
+        if bucket.seen[way] != now {
+            bucket.seen[way] = now;
+        }
+    }
+
+    /// The port where `address` was seen, unless that is too long ago.
+    #[inline]
+    pub fn find(&self, address: MacAddress, now: u32) -> Option<PortNumber> {
+        let address = number(address);
+        let bucket = &self.buckets[self.bucket(address)];
+        let way = bucket.way(address)?;
+        (!bucket.is_aged(way, now)).then(|| bucket.entries[way].port())
+    }
+
+    /// Forgets everything that was learned on `port`.
+    pub fn forget_port(&mut self, port: PortNumber) {
+        for entry in self
+            .buckets
+            .iter_mut()
+            .flat_map(|bucket| &mut bucket.entries)
+        {
+            if *entry != Entry::EMPTY && entry.port() == port {
+                *entry = Entry::EMPTY;
+            }
+        }
+    }
+
+    /// Addresses that are known and not aged.
+    pub fn len(&self, now: u32) -> usize {
+        let fresh = |bucket: &Bucket| (0..WAYS).filter(|way| !bucket.is_aged(*way, now)).count();
+        self.buckets.iter().map(fresh).sum()
+    }
+
+    /// Whether no address is known.
+    pub fn is_empty(&self, now: u32) -> bool {
+        self.len(now) == 0
+    }
+
+    /// Two rounds of folded multiplication: each bit of the address and of the key reaches each bit
+    /// of the index.
+    #[inline]
+    fn bucket(&self, address: u64) -> usize {
+        let [first, second] = self.key;
+        let mixed = fold(address ^ first, second | 1);
+        fold(mixed ^ second, first | 1) as usize % BUCKETS
+    }
+}
+
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+#[inline]
+fn number(MacAddress([a, b, c, d, e, f]): MacAddress) -> u64 {
+    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+}

@@ -1,0 +1,3 @@
+//! Apps without an outside: the bridge.
+
+pub mod bridge;

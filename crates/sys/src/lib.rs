@@ -1,0 +1,7 @@
+//! The few raw system interfaces that rustix lacks.
+#![expect(
+    unsafe_code,
+    reason = "ioctls take structures that only their own documentation describes"
+)]
+
+pub mod tun;

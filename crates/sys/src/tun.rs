@@ -1,0 +1,168 @@
+//! TAP interfaces (the kernel's Documentation/networking/tuntap.rst).
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
+
+/// Longest name of an interface, in bytes.
+pub const NAME_MAX: usize = libc::IFNAMSIZ - 1;
+
+/// Why there is no TAP interface.
+#[derive(Debug)]
+pub enum TapError {
+    /// The name is empty, too long, or holds what the kernel would not take or would expand.
+    Name,
+    /// /dev/net/tun could not be opened.
+    Device(io::Error),
+    /// The interface could not be created or attached to.
+    Attach(io::Error),
+    /// The interface is there, but lacks what we need.
+    Setup(&'static str, io::Error),
+}
+
+impl fmt::Display for TapError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name => write!(
+                f,
+                "an interface name has 1 to {NAME_MAX} bytes, without '/', '%' or blanks"
+            ),
+            Self::Device(error) => write!(f, "cannot open /dev/net/tun: {error}"),
+            Self::Attach(error) => match error.raw_os_error() {
+                Some(libc::EPERM) => write!(
+                    f,
+                    "not permitted: it needs CAP_NET_ADMIN, or an interface made for this user \
+                     (ip tuntap add NAME mode tap vnet_hdr user USER)"
+                ),
+                Some(libc::EBUSY) => write!(f, "in use by another program"),
+                Some(libc::EINVAL) => write!(
+                    f,
+                    "exists, but is no TAP interface with a single queue \
+                     (ip tuntap add NAME mode tap makes one)"
+                ),
+                _ => write!(f, "cannot create or attach to it: {error}"),
+            },
+            Self::Setup(what, error) => write!(f, "{what} failed: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for TapError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Name => None,
+            Self::Device(error) | Self::Attach(error) | Self::Setup(_, error) => Some(error),
+        }
+    }
+}
+
+/// Offloads of a TAP interface: what the kernel may leave undone in frames that we read.
+pub const OFFLOADS: u32 =
+    libc::TUN_F_CSUM | libc::TUN_F_TSO4 | libc::TUN_F_TSO6 | libc::TUN_F_TSO_ECN;
+
+/// One queue of a TAP interface, whose frames have a virtio-net header before them.
+#[derive(Debug)]
+pub struct Tap {
+    descriptor: OwnedFd,
+}
+
+impl Tap {
+    /// Attaches to the interface `name`, which is created when it does not exist, and then goes
+    /// with this queue. Frames carry a little-endian header of `header_size` bytes; reads do not
+    /// block.
+    pub fn open(name: &str, header_size: usize) -> Result<Self, TapError> {
+        let bad = |byte: u8| byte == b'/' || byte == b'%' || !byte.is_ascii_graphic();
+        if name.is_empty() || name.len() > NAME_MAX || name.bytes().any(bad) {
+            return Err(TapError::Name);
+        }
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let descriptor = open("/dev/net/tun", flags, Mode::empty())
+            .map_err(|error| TapError::Device(error.into()))?;
+        let tap = Self { descriptor };
+
+        // SAFETY: ifreq is plain data, valid as all zeros.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request.ifr_ifru.ifru_flags =
+            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
+        tap.ioctl(libc::TUNSETIFF, &mut request)
+            .map_err(TapError::Attach)?;
+
+        let mut size = header_size as libc::c_int;
+        tap.ioctl(libc::TUNSETVNETHDRSZ, &mut size)
+            .map_err(|error| TapError::Setup("TUNSETVNETHDRSZ", error))?;
+        let mut little_endian: libc::c_int = 1;
+        tap.ioctl(libc::TUNSETVNETLE, &mut little_endian)
+            .map_err(|error| TapError::Setup("TUNSETVNETLE", error))?;
+        // This one takes its argument by value.
+        // SAFETY: TUNSETOFFLOAD reads no memory.
+        let result = unsafe {
+            libc::ioctl(
+                tap.descriptor.as_raw_fd(),
+                libc::TUNSETOFFLOAD,
+                libc::c_ulong::from(OFFLOADS),
+            )
+        };
+        if result < 0 {
+            return Err(TapError::Setup("TUNSETOFFLOAD", io::Error::last_os_error()));
+        }
+        Ok(tap)
+    }
+
+    /// An ioctl whose argument is a pointer to `T`.
+    fn ioctl<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+        // SAFETY: called above with the type that each request documents, which outlives the call.
+        let result = unsafe {
+            libc::ioctl(
+                self.descriptor.as_raw_fd(),
+                request,
+                std::ptr::from_mut(argument),
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked_before_the_kernel_sees_them() {
+        for name in ["", "a/b", "a b", "tap%d", "0123456789abcdef", "tab\t"] {
+            assert!(
+                matches!(Tap::open(name, 12), Err(TapError::Name)),
+                "{name:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_interface_in_use_and_one_of_another_kind_say_so() {
+        let name = format!("rwt{}", std::process::id() % 1_000_000);
+        let _tap = Tap::open(&name, 12).expect("this test needs CAP_NET_ADMIN");
+        let again = Tap::open(&name, 12).unwrap_err();
+        assert_eq!(again.to_string(), "in use by another program");
+        let loopback = Tap::open("lo", 12).unwrap_err();
+        assert!(
+            loopback
+                .to_string()
+                .starts_with("exists, but is no TAP interface"),
+            "{loopback}"
+        );
+    }
+}
