@@ -40,18 +40,14 @@ impl Lease {
     /// Leases a guest's memory.
     pub fn guest(&mut self, memory: &Arc<GuestMemory>) -> &GuestMemory {
         *self = Self::Guest(memory.clone());
-        let Self::Guest(memory) = self else {
-            unreachable!("just assigned")
-        };
+        let Self::Guest(memory) = self else { unreachable!("just assigned") };
         memory
     }
 
     /// Leases a private buffer.
     pub fn private(&mut self, buffer: Box<[u8]>) -> &[u8] {
         *self = Self::Private(buffer);
-        let Self::Private(buffer) = self else {
-            unreachable!("just assigned")
-        };
+        let Self::Private(buffer) = self else { unreachable!("just assigned") };
         buffer
     }
 }
@@ -78,14 +74,14 @@ struct Record {
     outcome: Outcome,
 }
 
-/// The memory of bursts, which a worker keeps from one breath to the next.
+/// The memory of bursts, which is kept from one breath to the next.
 pub(crate) struct Storage {
     records: Box<[Record]>,
     segments: Vec<ReadSlice<'static>>,
 }
 
-impl Storage {
-    pub(crate) fn new() -> Self {
+impl Default for Storage {
+    fn default() -> Self {
         let record = || Record {
             head: [0; HEAD],
             head_len: 0,
@@ -96,13 +92,12 @@ impl Storage {
             replicated: false,
             outcome: Outcome::Done,
         };
-        Self {
-            records: (0..BURST).map(|_| record()).collect(),
-            segments: Vec::new(),
-        }
+        Self { records: (0..BURST).map(|_| record()).collect(), segments: Vec::new() }
     }
+}
 
-    /// An empty burst. [`Burst::finish`] gives its memory back.
+impl Storage {
+    /// An empty burst, which has this memory until it is kept again.
     pub(crate) fn begin<'b>(&mut self, now: u64) -> Burst<'b> {
         Burst {
             records: std::mem::take(&mut self.records),
@@ -112,12 +107,10 @@ impl Storage {
         }
     }
 
-    pub(crate) fn end(&mut self, finished: Finished) -> Outcomes<'_> {
+    /// Takes a burst's memory back.
+    pub(crate) fn keep(&mut self, finished: Finished) {
         self.records = finished.records;
         self.segments = finished.segments;
-        Outcomes {
-            records: self.records.get(..finished.len).unwrap_or_default(),
-        }
     }
 }
 
@@ -128,6 +121,12 @@ pub(crate) struct Finished {
     segments: Vec<ReadSlice<'static>>,
 }
 
+impl Finished {
+    pub(crate) fn outcomes(&self) -> Outcomes<'_> {
+        Outcomes { records: self.records.get(..self.len).unwrap_or_default() }
+    }
+}
+
 /// What became of a burst, by the order in which its frames were pulled.
 pub struct Outcomes<'a> {
     records: &'a [Record],
@@ -136,9 +135,7 @@ pub struct Outcomes<'a> {
 impl Outcomes<'_> {
     /// The outcome of frame `index`.
     pub fn get(&self, index: usize) -> Outcome {
-        self.records
-            .get(index)
-            .map_or(Outcome::Done, |record| record.outcome)
+        self.records.get(index).map_or(Outcome::Done, |record| record.outcome)
     }
 }
 
@@ -211,8 +208,10 @@ impl<'b> Burst<'b> {
             let copied = frame_part.copy_to(record.head.get_mut(head_len..).unwrap_or_default());
             head_len += copied;
             *segment = frame_part.skip(copied);
-            if segment.is_empty() {
-                body = at + 1;
+            // Only up to the first byte that the head does not hold: behind it, an empty segment
+            // is one among others.
+            if segment.is_empty() && body == at {
+                body += 1;
             }
         }
         match offload(len) {
@@ -262,11 +261,7 @@ impl<'b> Burst<'b> {
     }
 
     pub(crate) fn finish(self) -> Finished {
-        Finished {
-            records: self.records,
-            len: self.len,
-            segments: recycle(self.segments),
-        }
+        Finished { records: self.records, len: self.len, segments: recycle(self.segments) }
     }
 }
 
@@ -292,10 +287,7 @@ pub struct Selection {
 
 impl Default for Selection {
     fn default() -> Self {
-        Self {
-            len: 0,
-            indices: [0; BURST],
-        }
+        Self { len: 0, indices: [0; BURST] }
     }
 }
 
@@ -327,9 +319,9 @@ impl Selection {
 
     /// The indices, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + use<'_> {
-        self.indices
-            .iter()
-            .take(self.len())
-            .map(|index| usize::from(*index))
+        self.indices.iter().take(self.len()).map(|index| usize::from(*index))
     }
 }
+
+#[cfg(test)]
+mod tests;

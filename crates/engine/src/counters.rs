@@ -40,6 +40,8 @@ drop_reasons! {
     SamePort = "same_port",
     /// Nothing is linked where the frame was to go.
     NoDestination = "no_destination",
+    /// The links lead back to an app that the frame is on its way through.
+    Loop = "loop",
     /// The sender's ring is disabled: its frames are consumed and discarded.
     SenderDisabled = "sender_disabled",
     /// The receiver is not connected, or its ring is disabled.
@@ -93,9 +95,7 @@ impl Counters {
 
     /// The reasons that occurred, and how often.
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
-        let all = DropReason::ALL
-            .iter()
-            .map(|reason| (*reason, self[*reason]));
+        let all = DropReason::ALL.iter().map(|reason| (*reason, self[*reason]));
         all.filter(|(_, count)| *count > 0)
     }
 }

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use thiserror::Error;
 
+use crate::burst::Storage;
 use crate::{App, Burst, Counters, DropReason, Selection};
 
 /// Which app of a graph.
@@ -36,12 +37,24 @@ struct Target {
 
 struct Slot {
     name: String,
-    /// None while the app is being called, and after it failed.
+    /// None while frames run through the app, and after it failed.
     app: Option<Box<dyn App>>,
+    has_failed: bool,
+    /// Not reported yet.
     failure: Option<Failure>,
     outputs: Vec<Option<Target>>,
     /// Frames for an app that is not there.
     dark: Counters,
+}
+
+impl Slot {
+    #[cold]
+    fn fail(&mut self, app: Box<dyn App>, panic: Box<dyn Any + Send>) {
+        let message = panic_message(panic);
+        self.app = None;
+        self.has_failed = true;
+        self.failure = Some(Failure { app, message });
+    }
 }
 
 /// An app that panicked, and what it said.
@@ -55,6 +68,7 @@ pub(crate) struct Failure {
 pub struct Graph {
     slots: Vec<Slot>,
     has_failures: bool,
+    pub(crate) storage: Storage,
 }
 
 impl Graph {
@@ -68,6 +82,7 @@ impl Graph {
         self.slots.push(Slot {
             name: name.to_owned(),
             app: Some(Box::new(app)),
+            has_failed: false,
             failure: None,
             outputs: Vec::new(),
             dark: Counters::default(),
@@ -89,10 +104,7 @@ impl Graph {
             slot.outputs.resize(output + 1, None);
         }
         if slot.outputs[output].is_some() {
-            return Err(LinkError::Taken {
-                app: slot.name.clone(),
-                output,
-            });
+            return Err(LinkError::Taken { app: slot.name.clone(), output });
         }
         slot.outputs[output] = Some(Target { app: to, input });
         Ok(())
@@ -103,7 +115,7 @@ impl Graph {
         self.slots.get(id.0).map_or("", |slot| &slot.name)
     }
 
-    /// All apps that are alive.
+    /// All apps, those that failed included.
     pub fn ids(&self) -> impl Iterator<Item = AppId> + use<> {
         (0..self.slots.len()).map(AppId)
     }
@@ -119,10 +131,8 @@ impl Graph {
         let Some(slot) = self.slots.get(id.0) else {
             return Counters::default();
         };
-        let mut counters = slot
-            .app
-            .as_ref()
-            .map_or_else(Counters::default, |app| app.counters().clone());
+        let mut counters =
+            slot.app.as_ref().map_or_else(Counters::default, |app| app.counters().clone());
         for (reason, count) in slot.dark.drops() {
             counters[reason] += count;
         }
@@ -140,10 +150,7 @@ impl Graph {
             Ok(result) => Some(result),
             Err(panic) => {
                 let app = slot.app.take()?;
-                slot.failure = Some(Failure {
-                    app,
-                    message: panic_message(panic),
-                });
+                slot.fail(app, panic);
                 self.has_failures = true;
                 None
             }
@@ -174,14 +181,12 @@ impl Graph {
         };
         // The app is out of its slot while it runs: a link that leads back to it is dark.
         let Some(mut app) = slot.app.take() else {
-            slot.dark[DropReason::AppFailed] += selection.len() as u64;
+            let reason = if slot.has_failed { DropReason::AppFailed } else { DropReason::Loop };
+            slot.dark[reason] += selection.len() as u64;
             return;
         };
         let pushed = catch_unwind(AssertUnwindSafe(|| {
-            let mut outputs = Outputs {
-                graph: self,
-                from: target.app,
-            };
+            let mut outputs = Outputs { graph: self, from: target.app };
             app.push(target.input, burst, selection, &mut outputs);
         }));
         let Some(slot) = self.slots.get_mut(target.app.0) else {
@@ -190,24 +195,23 @@ impl Graph {
         match pushed {
             Ok(()) => slot.app = Some(app),
             Err(panic) => {
-                slot.failure = Some(Failure {
-                    app,
-                    message: panic_message(panic),
-                });
+                slot.fail(app, panic);
                 self.has_failures = true;
             }
         }
     }
 
-    /// Whether an app panicked since the last time this was asked.
+    /// Whether an app panicked, and that was not reported yet.
     #[inline]
-    pub(crate) fn has_failures(&mut self) -> bool {
-        std::mem::take(&mut self.has_failures)
+    pub(crate) fn has_failures(&self) -> bool {
+        self.has_failures
     }
 
-    /// The app's panic, once.
-    pub(crate) fn take_failure(&mut self, id: AppId) -> Option<Failure> {
-        self.slots.get_mut(id.0)?.failure.take()
+    /// The panics that were not reported yet.
+    pub(crate) fn take_failures(&mut self) -> impl Iterator<Item = (AppId, Failure)> {
+        self.has_failures = false;
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter_map(|(index, slot)| Some((AppId(index), slot.failure.take()?)))
     }
 }
 
@@ -228,6 +232,8 @@ impl Outputs<'_> {
 
 fn panic_message(panic: Box<dyn Any + Send>) -> String {
     let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-    text.or_else(|| panic.downcast_ref().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
+    text.or_else(|| panic.downcast_ref().cloned()).unwrap_or_else(|| "no message".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -29,15 +29,20 @@
 //! is caught where the engine calls an app, costs that app, and the others breathe on.
 
 mod app;
+mod breath;
 mod burst;
 mod counters;
 mod graph;
 mod poller;
 mod worker;
 
+#[cfg(test)]
+mod testing;
+
 pub use app::{App, Fault};
+pub use breath::Event;
 pub use burst::{BURST, Burst, Frame, HEAD, Lease, Outcome, Outcomes, Selection};
 pub use counters::{Counters, DropReason, Traffic};
 pub use graph::{AppId, Graph, LinkError, Outputs};
 pub use poller::Poller;
-pub use worker::{Event, Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};
+pub use worker::{Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};

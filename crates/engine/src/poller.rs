@@ -3,9 +3,8 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
 
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 
 /// The descriptors that wake a worker: kicks, input of taps, and the wake descriptor by which other
 /// threads call it.
@@ -20,7 +19,8 @@ pub struct Poller {
 }
 
 impl Poller {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// Watches nothing yet.
+    pub fn new() -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let poller = Self { epoll, wake };
@@ -48,14 +48,10 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, descriptor);
     }
 
-    /// Sleeps until a descriptor fires, or `limit` is over.
-    pub(crate) fn sleep(&self, limit: Option<Duration>) {
+    /// Sleeps until a descriptor fires.
+    pub(crate) fn sleep(&self) {
         let mut fired = [std::mem::MaybeUninit::uninit(); 16];
-        let limit = limit.map(|limit| Timespec {
-            tv_sec: limit.as_secs() as i64,
-            tv_nsec: limit.subsec_nanos().into(),
-        });
         // An interrupted wait is a wake-up like any other: the worker looks and sleeps again.
-        let _ = epoll::wait(&self.epoll, &mut fired, limit.as_ref());
+        let _ = epoll::wait(&self.epoll, &mut fired, None);
     }
 }

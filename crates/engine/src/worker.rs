@@ -8,6 +8,7 @@
 //! an app looked is an edge on a watched descriptor, which ends the wait at once. A command is put
 //! into the queue before the wake descriptor is written, and the queue is read after the wait.
 
+use std::any::Any;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -15,13 +16,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
-use crate::burst::Storage;
-use crate::graph::Graph;
-use crate::{App, AppId, Fault, Lease, Poller};
+use crate::{App, AppId, Event, Graph, Poller};
 
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
@@ -39,7 +38,7 @@ pub enum Mode {
 }
 
 /// How a worker runs.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// What to do when idle.
     pub mode: Mode,
@@ -49,24 +48,10 @@ pub struct Settings {
     pub cpus: Vec<usize>,
 }
 
-/// What a worker tells control unasked.
-pub enum Event {
-    /// A peer broke a rule; its app went down by itself.
-    Fault {
-        /// Whose peer.
-        app: AppId,
-        /// What it did.
-        fault: Fault,
-    },
-    /// An app panicked and is out of service. That is our bug.
-    Failed {
-        /// Which.
-        app: AppId,
-        /// What the panic said.
-        message: String,
-        /// What is left of it, to be dropped by control.
-        remains: Box<dyn App>,
-    },
+impl Default for Settings {
+    fn default() -> Self {
+        Self { mode: Mode::default(), idle_spin: Duration::from_micros(50), cpus: Vec::new() }
+    }
 }
 
 /// Where events go. Called on the worker's thread: to pass the event on, not to handle it.
@@ -94,7 +79,6 @@ pub struct Worker {
     settings: Settings,
     events: Events,
     commands: Receiver<Command>,
-    storage: Storage,
     started: Instant,
     load: Load,
     stopping: bool,
@@ -105,7 +89,7 @@ pub struct Worker {
 #[error("the worker has stopped")]
 pub struct Stopped;
 
-/// Control's end of a worker.
+/// Control's end of a worker. Dropping it leaves the worker running.
 pub struct WorkerHandle {
     commands: SyncSender<Command>,
     wake: Arc<OwnedFd>,
@@ -150,9 +134,7 @@ impl Worker {
         let poller = Poller::new()?;
         let wake = poller.wake_descriptor();
         for id in graph.ids() {
-            graph
-                .call(id, |app| app.register(&poller))
-                .unwrap_or(Ok(()))?;
+            graph.call(id, |app| app.register(&poller)).unwrap_or(Ok(()))?;
         }
         let (sender, commands) = sync_channel(COMMANDS);
         let worker = Self {
@@ -161,35 +143,36 @@ impl Worker {
             settings,
             events,
             commands,
-            storage: Storage::new(),
             started: Instant::now(),
             load: Load::default(),
             stopping: false,
         };
         let cpus = worker.settings.cpus.clone();
         let (ready, is_ready) = sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || {
-                let pinned = pin(&cpus);
-                let failed = pinned.is_err();
-                let _ = ready.send(pinned);
-                if failed { worker.graph } else { worker.live() }
-            })?;
-        is_ready
-            .recv()
-            .unwrap_or_else(|_| Err(io::Error::other("the worker did not start")))?;
-        Ok(WorkerHandle {
-            commands: sender,
-            wake,
-            thread,
-        })
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            let pinned = pin(&cpus);
+            let failed = pinned.is_err();
+            let _ = ready.send(pinned);
+            if failed { worker.graph } else { worker.live() }
+        })?;
+        is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("the worker did not start")))?;
+        Ok(WorkerHandle { commands: sender, wake, thread })
     }
 
-    /// An app of this worker, by its type, and where its descriptors are watched. None when there
-    /// is none, or it failed.
-    pub fn app<A: App>(&mut self, id: AppId) -> Option<(&mut A, &Poller)> {
-        Some((self.graph.get(id)?, &self.poller))
+    /// Calls an app of this worker, by its type, with where its descriptors are watched. None when
+    /// there is no such app, or it failed: before this, or by a panic in this call, which costs no
+    /// other app anything.
+    pub fn with<A: App, R>(
+        &mut self,
+        id: AppId,
+        call: impl FnOnce(&mut A, &Poller) -> R,
+    ) -> Option<R> {
+        let poller = &self.poller;
+        let call = |app: &mut dyn App| {
+            let app: &mut dyn Any = app;
+            Some(call(app.downcast_mut()?, poller))
+        };
+        self.graph.call(id, call).flatten()
     }
 
     /// The apps.
@@ -220,16 +203,19 @@ impl Worker {
                 return self.graph;
             }
             let now = self.now();
-            if self.breathe(now) {
+            let busy = self.graph.breathe(now, &self.events);
+            self.load.breaths += 1;
+            self.load.busy_breaths += u64::from(busy);
+            if busy {
                 last_work = now;
             } else if now - last_work < idle_spin {
                 std::hint::spin_loop();
             } else {
-                if !self.arm() {
+                if !self.graph.arm() {
                     self.load.sleeps += 1;
-                    self.poller.sleep(None);
+                    self.poller.sleep();
                 }
-                self.disarm();
+                self.graph.disarm();
                 last_work = self.now();
             }
         }
@@ -239,78 +225,31 @@ impl Worker {
     fn now(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
     }
-
-    /// One breath. Returns whether there was anything to do.
-    fn breathe(&mut self, now: u64) -> bool {
-        self.load.breaths += 1;
-        let mut busy = false;
-        for id in self.graph.ids() {
-            let mut lease = Lease::Empty;
-            let mut burst = self.storage.begin(now);
-            let pulled = self.graph.call(id, |app| app.pull(&mut lease, &mut burst));
-            busy |= pulled.unwrap_or(false);
-            if !burst.is_empty() {
-                let all = burst.all();
-                self.graph.send(id, 0, &mut burst, &all);
-            }
-            let finished = burst.finish();
-            let outcomes = self.storage.end(finished);
-            self.graph.call(id, |app| app.reclaim(outcomes, lease));
-        }
-        for id in self.graph.ids() {
-            if let Some(Err(fault)) = self.graph.call(id, |app| app.publish()) {
-                (self.events)(Event::Fault { app: id, fault });
-            }
-        }
-        if self.graph.has_failures() {
-            self.report_failures();
-        }
-        self.load.busy_breaths += u64::from(busy);
-        busy
-    }
-
-    #[cold]
-    fn report_failures(&mut self) {
-        for id in self.graph.ids() {
-            if let Some(failure) = self.graph.take_failure(id) {
-                let (message, remains) = (failure.message, failure.app);
-                (self.events)(Event::Failed {
-                    app: id,
-                    message,
-                    remains,
-                });
-            }
-        }
-    }
-
-    /// Arms every app. True when one of them has something to do.
-    fn arm(&mut self) -> bool {
-        let mut busy = false;
-        for id in self.graph.ids() {
-            busy |= self.graph.call(id, |app| app.arm()).unwrap_or(false);
-        }
-        busy
-    }
-
-    fn disarm(&mut self) {
-        for id in self.graph.ids() {
-            self.graph.call(id, |app| app.disarm());
-        }
-    }
 }
 
 fn pin(cpus: &[usize]) -> io::Result<()> {
     if cpus.is_empty() {
         return Ok(());
     }
+    let unusable = |cpu: usize| {
+        let problem = format!("cannot run on processor {cpu}: there is none, or we may not use it");
+        io::Error::new(io::ErrorKind::InvalidInput, problem)
+    };
     let mut set = CpuSet::new();
     for cpu in cpus {
+        if *cpu >= CpuSet::MAX_CPU {
+            return Err(unusable(*cpu));
+        }
         set.set(*cpu);
     }
-    sched_setaffinity(None, &set).map_err(|error| {
-        io::Error::new(
-            error.kind(),
-            format!("cannot run on processors {cpus:?}: {error}"),
-        )
-    })
+    let result = sched_setaffinity(None, &set);
+    // The kernel leaves out those that it lacks, and minds only when none is left.
+    let granted = sched_getaffinity(None)?;
+    match cpus.iter().find(|cpu| !granted.is_set(**cpu)) {
+        Some(cpu) => Err(unusable(*cpu)),
+        None => Ok(result?),
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,24 @@ use crate::frame::{MAX_FRAME, Preparation, complete_checksum, prepare};
 /// How long a full receiver holds frames before it drops them, in nanoseconds.
 pub const HOLD: u64 = 50_000;
 
+/// What a guest is offered. It depends on nothing that may change while the switch runs, or guests
+/// could neither migrate nor reconnect.
+pub const FEATURES: Features = Features::VERSION_1
+    .union(Features::ANY_LAYOUT)
+    .union(Features::INDIRECT_DESC)
+    .union(Features::EVENT_IDX)
+    .union(Features::MRG_RXBUF)
+    .union(Features::MTU)
+    .union(Features::GUEST_ANNOUNCE)
+    .union(Features::CSUM)
+    .union(Features::HOST_TSO4)
+    .union(Features::HOST_TSO6)
+    .union(Features::HOST_ECN)
+    .union(Features::GUEST_CSUM)
+    .union(Features::GUEST_TSO4)
+    .union(Features::GUEST_TSO6)
+    .union(Features::GUEST_ECN);
+
 /// Descriptors that a guest may make us read in one burst, on each of its rings, before the burst
 /// ends: so that one which cuts its buffers into crumbs costs the others no time. Guests that post
 /// buffers of a sane size never come near.

@@ -173,11 +173,7 @@ mod tests {
             panic!("`run` is parsed as Run");
         };
         let faults = run.config().expect_err("there is no such file");
-        assert!(
-            faults
-                .to_string()
-                .starts_with("/nonexistent/ringway.toml: cannot read")
-        );
+        assert!(faults.to_string().starts_with("/nonexistent/ringway.toml: cannot read"));
     }
 
     #[test]
@@ -199,15 +195,11 @@ mod tests {
     fn the_examples_of_the_help_are_valid() {
         let help = format!("{EXAMPLES}\n{RUN_EXAMPLES}").replace("\\\n", " ");
         let mut checked = 0;
-        for line in help
-            .lines()
-            .filter(|line| line.starts_with("      ringway "))
-        {
+        for line in help.lines().filter(|line| line.starts_with("      ringway ")) {
             if let Command::Run(run) = parse(line).command
                 && run.config.is_none()
             {
-                run.config()
-                    .unwrap_or_else(|faults| panic!("{line}: {faults}"));
+                run.config().unwrap_or_else(|faults| panic!("{line}: {faults}"));
             }
             checked += 1;
         }

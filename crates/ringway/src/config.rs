@@ -20,6 +20,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use engine::Mode;
 use tracing::level_filters::LevelFilter;
 
 pub use fault::Faults;
@@ -52,17 +53,6 @@ pub struct Config {
     pub log: LevelFilter,
     /// At least one. Names, socket paths and interfaces are unique. The file's come first.
     pub ports: Vec<PortConfig>,
-}
-
-/// How a worker waits for work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
-    /// Polls while there is work, then sleeps until notified.
-    Adaptive,
-    /// Polls always.
-    Poll,
-    /// Sleeps whenever there is no work.
-    Interrupt,
 }
 
 /// One port.
@@ -140,26 +130,18 @@ impl Draft {
         self.settings.push(Entry {
             key: key.to_owned(),
             place: place.clone(),
-            value: Value {
-                scalar: Scalar::Text(value.to_owned()),
-                place,
-            },
+            value: Value { scalar: Scalar::Text(value.to_owned()), place },
         });
     }
 
     /// Adds a port as `--port NAME=TYPE:TARGET[,KEY=VALUE...]`.
     pub fn add_port(&mut self, text: &str) {
-        self.ports
-            .extend(WrittenPort::from_flag(text, &mut self.faults));
+        self.ports.extend(WrittenPort::from_flag(text, &mut self.faults));
     }
 
     /// The configuration, or everything that is wrong with it.
     pub fn finish(self) -> Result<Config, Faults> {
-        let Draft {
-            settings,
-            ports,
-            mut faults,
-        } = self;
+        let Draft { settings, ports, mut faults } = self;
         let mut config = Config {
             mode: Mode::Adaptive,
             idle_spin: DEFAULT_IDLE_SPIN,
@@ -179,10 +161,7 @@ impl Draft {
         }
         // After other faults this one may be their consequence.
         if config.ports.is_empty() && faults.is_empty() {
-            faults.push(Fault {
-                place: Place::CommandLine,
-                problem: Problem::NoPorts,
-            });
+            faults.push(Fault { place: Place::CommandLine, problem: Problem::NoPorts });
         }
         match Faults::new(faults) {
             Some(faults) => Err(faults),
@@ -202,10 +181,7 @@ fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfi
     let mut ports: Vec<(PortConfig, &Place)> = Vec::new();
     for (index, port) in written.iter().enumerate() {
         let config = port.read(faults);
-        let fault = |problem| Fault {
-            place: port.place.clone(),
-            problem,
-        };
+        let fault = |problem| Fault { place: port.place.clone(), problem };
         let mut preceding = written.iter().take(index);
         if let Some(first) = preceding.find(|first| first.name == port.name) {
             faults.push(fault(Problem::PortTwice {

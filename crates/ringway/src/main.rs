@@ -1,22 +1,100 @@
-//! The ringway program.
+//! The ringway program: command line, configuration, control.
 
 mod cli;
 mod config;
+mod demo;
+mod session;
+mod socket;
+mod switch;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::level_filters::LevelFilter;
+
+use cli::{Cli, Command};
+use config::{Config, DEFAULT_LOG};
+use switch::Switch;
 
 fn main() -> ExitCode {
-    match cli::Cli::parse().command {
-        cli::Command::Run(run) => match run.config() {
-            Ok(config) => println!("{config:#?}"),
-            Err(faults) => {
-                eprintln!("{faults}");
-                return ExitCode::FAILURE;
-            }
+    let result = match Cli::parse().command {
+        Command::Run(flags) => match flags.config() {
+            Ok(config) => run(&config),
+            Err(faults) => Err(faults.into()),
         },
-        cli::Command::Demo(demo) => println!("{} s", demo.seconds),
+        Command::Demo(demo) => show(demo.seconds),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringway: {error:#}");
+            ExitCode::FAILURE
+        }
     }
-    ExitCode::SUCCESS
+}
+
+/// Runs a switch until it is told to stop.
+fn run(config: &Config) -> anyhow::Result<()> {
+    log_to_stderr(config.log);
+    runtime()?.block_on(async {
+        // Before anything exists that would have to be removed.
+        let mut stop = Stop::new()?;
+        let switch = Switch::start(config)?;
+        tracing::info!(ports = config.ports.len(), "ready");
+        stop.asked().await;
+        switch.stop().await
+    })
+}
+
+/// Runs the demonstration, or until it is told to stop.
+fn show(seconds: u64) -> anyhow::Result<()> {
+    log_to_stderr(DEFAULT_LOG);
+    runtime()?.block_on(async {
+        let mut stop = Stop::new()?;
+        tokio::select! {
+            result = demo::demo(seconds) => result,
+            () = stop.asked() => Ok(()),
+        }
+    })
+}
+
+/// The signals that end the program.
+struct Stop {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn new() -> anyhow::Result<Self> {
+        let watch = |kind, name| signal(kind).with_context(|| format!("cannot wait for {name}"));
+        Ok(Self {
+            terminate: watch(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: watch(SignalKind::interrupt(), "SIGINT")?,
+        })
+    }
+
+    async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().context("cannot start the control plane")
+}
+
+fn log_to_stderr(level: LevelFilter) {
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
 }

@@ -13,20 +13,14 @@ pub struct Sum {
 impl Sum {
     /// The sum of nothing.
     pub const fn new() -> Self {
-        Self {
-            words: 0,
-            odd: false,
-        }
+        Self { words: 0, odd: false }
     }
 
     /// Adds the bytes that follow those already added.
     pub fn add(&mut self, piece: &[u8]) {
         // Four bytes a step into a wide sum: no carries to chase, and the compiler vectorises it.
         let (chunks, tail) = piece.as_chunks::<4>();
-        let mut sum: u64 = chunks
-            .iter()
-            .map(|chunk| u64::from(u32::from_ne_bytes(*chunk)))
-            .sum();
+        let mut sum: u64 = chunks.iter().map(|chunk| u64::from(u32::from_ne_bytes(*chunk))).sum();
         let mut last = [0; 4];
         for (to, from) in last.iter_mut().zip(tail) {
             *to = *from;
@@ -34,11 +28,7 @@ impl Sum {
         sum += u64::from(u32::from_ne_bytes(last));
         let folded = fold(sum);
         // Starting in the middle of a word swaps the bytes of every word of the piece.
-        let aligned = if self.odd {
-            folded.swap_bytes()
-        } else {
-            folded
-        };
+        let aligned = if self.odd { folded.swap_bytes() } else { folded };
         self.words = u64::from(fold(self.words + u64::from(aligned)));
         self.odd ^= piece.len() % 2 == 1;
     }
@@ -126,10 +116,7 @@ mod tests {
 
     #[test]
     fn example_of_rfc_1071() {
-        assert_eq!(
-            checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]),
-            !0xddf2
-        );
+        assert_eq!(checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
     }
 
     #[test]
@@ -144,31 +131,17 @@ mod tests {
     #[test]
     fn completes_in_place() {
         // UDP from 1 to 2, length 9, one byte of data; the field holds the pseudo header's sum.
-        let mut frame = [
-            0xaa, 0xaa, 0x00, 0x01, 0x00, 0x02, 0x00, 0x09, 0x12, 0x34, 0x61,
-        ];
-        let partial = PartialChecksum {
-            start: 2,
-            offset: 6,
-        };
+        let mut frame = [0xaa, 0xaa, 0x00, 0x01, 0x00, 0x02, 0x00, 0x09, 0x12, 0x34, 0x61];
+        let partial = PartialChecksum { start: 2, offset: 6 };
         assert!(complete(&mut frame, partial));
-        assert_eq!(
-            frame[8..10],
-            (!(0x0001u16 + 0x0002 + 0x0009 + 0x1234 + 0x6100)).to_be_bytes()
-        );
+        assert_eq!(frame[8..10], (!(0x0001u16 + 0x0002 + 0x0009 + 0x1234 + 0x6100)).to_be_bytes());
         assert_eq!(frame[..2], [0xaa, 0xaa]);
     }
 
     #[test]
     fn a_computed_zero_is_sent_as_all_ones() {
         let mut frame = [0x00, 0x00, 0xff, 0xff];
-        assert!(complete(
-            &mut frame,
-            PartialChecksum {
-                start: 0,
-                offset: 0
-            }
-        ));
+        assert!(complete(&mut frame, PartialChecksum { start: 0, offset: 0 }));
         assert_eq!(frame, [0xff, 0xff, 0xff, 0xff]);
     }
 
@@ -183,18 +156,9 @@ mod tests {
             (20, 0, false),
             (u16::MAX, u16::MAX, false),
         ] {
-            assert_eq!(
-                complete(&mut frame, PartialChecksum { start, offset }),
-                fits
-            );
+            assert_eq!(complete(&mut frame, PartialChecksum { start, offset }), fits);
         }
-        assert!(!complete(
-            &mut [],
-            PartialChecksum {
-                start: 0,
-                offset: 0
-            }
-        ));
+        assert!(!complete(&mut [], PartialChecksum { start: 0, offset: 0 }));
     }
 
     proptest! {

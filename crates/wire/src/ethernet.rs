@@ -146,10 +146,7 @@ impl Ethernet {
                 let (control, rest) = rest.split_first_chunk()?;
                 let (ethertype, _) = rest.split_first_chunk()?;
                 let control = u16::from_be_bytes(*control);
-                (
-                    Some(VlanTag { protocol, control }),
-                    EtherType(u16::from_be_bytes(*ethertype)),
-                )
+                (Some(VlanTag { protocol, control }), EtherType(u16::from_be_bytes(*ethertype)))
             }
             ethertype => (None, ethertype),
         };
@@ -163,11 +160,7 @@ impl Ethernet {
 
     /// Bytes of this header: 14, or 18 with a tag.
     pub const fn header_len(&self) -> usize {
-        if self.vlan.is_some() {
-            MAX_HEADER_SIZE
-        } else {
-            HEADER_SIZE
-        }
+        if self.vlan.is_some() { MAX_HEADER_SIZE } else { HEADER_SIZE }
     }
 
     /// Writes the header to the start of `frame` and returns the rest, where the payload goes.
@@ -195,9 +188,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const PLAIN: [u8; 15] = [
-        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 0x08, 0x06, 0x99,
-    ];
+    const PLAIN: [u8; 15] =
+        [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0, 0x12, 0x34, 0x56, 0x08, 0x06, 0x99];
 
     #[test]
     fn parses_a_plain_header() {
@@ -215,14 +207,8 @@ mod tests {
         let header = Ethernet::parse(&frame).unwrap();
         let tag = header.vlan.unwrap();
         assert_eq!(tag.protocol, EtherType::SERVICE_VLAN);
-        assert_eq!(
-            (tag.id(), tag.priority(), tag.drop_eligible()),
-            (100, 5, true)
-        );
-        assert_eq!(
-            (header.ethertype, header.header_len()),
-            (EtherType::VLAN, 18)
-        );
+        assert_eq!((tag.id(), tag.priority(), tag.drop_eligible()), (100, 5, true));
+        assert_eq!((header.ethertype, header.header_len()), (EtherType::VLAN, 18));
     }
 
     #[test]

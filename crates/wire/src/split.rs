@@ -94,12 +94,7 @@ impl Descriptor {
     /// Decodes the two words of a descriptor, each already converted from little-endian.
     pub const fn from_words(words: [u64; 2]) -> Self {
         let [address, rest] = words;
-        Self {
-            address,
-            length: rest as u32,
-            flags: (rest >> 32) as u16,
-            next: (rest >> 48) as u16,
-        }
+        Self { address, length: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
     }
 
     /// The two words of this descriptor, each still to be converted to little-endian.

@@ -12,11 +12,7 @@ pub enum Place {
     /// A configuration file as a whole.
     File(PathBuf),
     /// A position in a configuration file. Lines and columns count from 1, columns in characters.
-    Position {
-        path: PathBuf,
-        line: usize,
-        column: usize,
-    },
+    Position { path: PathBuf, line: usize, column: usize },
     /// A flag and its value, on the command line.
     Flag { flag: String, value: String },
     /// Nowhere in particular: something is missing from the whole.
@@ -37,10 +33,7 @@ impl Place {
 
     /// The value of `--flag value`.
     pub(super) fn flag(key: &str, value: &str) -> Place {
-        Place::Flag {
-            flag: format!("--{key}"),
-            value: value.to_owned(),
-        }
+        Place::Flag { flag: format!("--{key}"), value: value.to_owned() }
     }
 
     pub(super) fn is_flag(&self) -> bool {
@@ -79,25 +72,11 @@ pub enum Problem {
     #[error("not TOML: {0}")]
     Syntax(String),
     #[error("unknown key `{key}` of {owner}: expected {expected}{}", did_you_mean(.nearest))]
-    UnknownKey {
-        key: String,
-        owner: String,
-        expected: String,
-        nearest: Option<String>,
-    },
+    UnknownKey { key: String, owner: String, expected: String, nearest: Option<String> },
     #[error("wrong value {value} for `{key}`: expected {expected}{}", did_you_mean(.nearest))]
-    WrongValue {
-        key: String,
-        value: String,
-        expected: String,
-        nearest: Option<String>,
-    },
+    WrongValue { key: String, value: String, expected: String, nearest: Option<String> },
     #[error("port `{port}` lacks the key `{key}`: expected {expected}")]
-    MissingKey {
-        port: String,
-        key: &'static str,
-        expected: String,
-    },
+    MissingKey { port: String, key: &'static str, expected: String },
     #[error("`{0}` is given twice")]
     KeyTwice(String),
     #[error("{0} is not a port's table: expected [port.NAME]")]
@@ -117,13 +96,7 @@ pub enum Problem {
     #[error("port `{name}` is defined twice, first in {first}")]
     PortTwice { name: String, first: Place },
     #[error("port `{port}` has the same {key} `{target}` as port `{other}`, defined in {first}")]
-    TargetTwice {
-        port: String,
-        key: &'static str,
-        target: String,
-        other: String,
-        first: Place,
-    },
+    TargetTwice { port: String, key: &'static str, target: String, other: String, first: Place },
     #[error(
         "`{0}` has no effect together with `connect`: the process that listens makes the socket; \
          remove one of the two"
@@ -134,9 +107,7 @@ pub enum Problem {
 }
 
 fn did_you_mean(nearest: &Option<String>) -> String {
-    nearest.as_ref().map_or_else(String::new, |nearest| {
-        format!("; did you mean `{nearest}`?")
-    })
+    nearest.as_ref().map_or_else(String::new, |nearest| format!("; did you mean `{nearest}`?"))
 }
 
 /// One thing wrong with the configuration, and where.

@@ -87,20 +87,16 @@ impl Source<'_> {
     fn entry(&self, key: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>) -> Entry {
         let scalar = match value.get_ref() {
             DeValue::String(text) => Scalar::Text(text.to_string()),
-            DeValue::Integer(integer) => Scalar::Integer {
-                digits: integer.as_str().to_owned(),
-                radix: integer.radix(),
-            },
+            DeValue::Integer(integer) => {
+                Scalar::Integer { digits: integer.as_str().to_owned(), radix: integer.radix() }
+            }
             DeValue::Boolean(boolean) => Scalar::Boolean(*boolean),
             other => Scalar::Other(other.type_str()),
         };
         Entry {
             key: key.get_ref().to_string(),
             place: self.place(key),
-            value: Value {
-                scalar,
-                place: self.place(value),
-            },
+            value: Value { scalar, place: self.place(value) },
         }
     }
 
@@ -143,10 +139,7 @@ impl Source<'_> {
         let ports = tree.get_ref().get(PORT)?.get_ref().as_table()?;
         let bare = name.trim_matches(['"', '\'']);
         let (first, _) = ports.get_key_value(bare)?;
-        Some(Problem::PortTwice {
-            name: bare.to_owned(),
-            first: self.place(first),
-        })
+        Some(Problem::PortTwice { name: bare.to_owned(), first: self.place(first) })
     }
 }
 

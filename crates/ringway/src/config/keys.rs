@@ -44,22 +44,14 @@ pub const TOP_LEVEL: [&str; 5] = ["mode", "idle-spin", "cpus", "log", PORT];
 pub const VHOST_USER: PortType = PortType {
     name: "vhost-user",
     about: "a guest's network device, over a Unix socket",
-    target: Key {
-        name: "path",
-        form: "PATH",
-        about: "the path of its socket",
-    },
+    target: Key { name: "path", form: "PATH", about: "the path of its socket" },
     keys: &[
         Key {
             name: "connect",
             form: "on|off",
             about: "connect to a listening front end, and retry, instead of listening [off]",
         },
-        Key {
-            name: "socket-mode",
-            form: "OCTAL",
-            about: "permissions of the socket file [0660]",
-        },
+        Key { name: "socket-mode", form: "OCTAL", about: "permissions of the socket file [0660]" },
         Key {
             name: "socket-group",
             form: "GROUP",
@@ -77,11 +69,7 @@ pub const VHOST_USER: PortType = PortType {
 pub const TAP: PortType = PortType {
     name: "tap",
     about: "a tap interface of the host, attached to, or created if there is none",
-    target: Key {
-        name: "interface",
-        form: "INTERFACE",
-        about: "the name of its interface",
-    },
+    target: Key { name: "interface", form: "INTERFACE", about: "the name of its interface" },
     keys: &[],
 };
 
@@ -92,12 +80,7 @@ pub const PORT_TYPES: [&PortType; 2] = [&VHOST_USER, &TAP];
 pub fn help() -> String {
     let mut text = String::from("Ports:\n");
     for port_type in PORT_TYPES {
-        let PortType {
-            name,
-            about,
-            target,
-            keys,
-        } = port_type;
+        let PortType { name, about, target, keys } = port_type;
         text += &format!("  {name}:{}\n      {about}\n", target.form);
         let in_a_file = format!("({} in a file)", target.name);
         text += &format!("      {in_a_file:<21}  {}\n", target.about);

@@ -37,11 +37,7 @@ impl Entry {
 
     /// The fault of a key that `owner` does not have.
     pub fn unknown(&self, owner: &str, valid: &[&str]) -> Fault {
-        let expected = if valid.is_empty() {
-            "no key".to_owned()
-        } else {
-            value::one_of(valid)
-        };
+        let expected = if valid.is_empty() { "no key".to_owned() } else { value::one_of(valid) };
         Fault {
             place: self.place.clone(),
             problem: Problem::UnknownKey {
@@ -68,18 +64,12 @@ impl WrittenPort {
     pub fn from_flag(text: &str, faults: &mut Vec<Fault>) -> Option<WrittenPort> {
         let place = Place::flag(keys::PORT, text);
         let mut fault = |problem| {
-            faults.push(Fault {
-                place: place.clone(),
-                problem,
-            });
+            faults.push(Fault { place: place.clone(), problem });
         };
         let entry = |key: &str, value: &str| Entry {
             key: key.to_owned(),
             place: place.clone(),
-            value: Value {
-                scalar: Scalar::Text(value.to_owned()),
-                place: place.clone(),
-            },
+            value: Value { scalar: Scalar::Text(value.to_owned()), place: place.clone() },
         };
 
         let split = text.split_once('=').and_then(|(name, rest)| {
@@ -102,10 +92,7 @@ impl WrittenPort {
             .map(|known| entry(known.target.name, target));
         let mut entries = vec![type_entry];
         entries.extend(target_entry);
-        for setting in settings
-            .into_iter()
-            .flat_map(|settings| settings.split(','))
-        {
+        for setting in settings.into_iter().flat_map(|settings| settings.split(',')) {
             match setting.split_once('=') {
                 None => fault(Problem::NotKeyValue(setting.to_owned())),
                 Some((key, _)) if entries.iter().any(|entry| entry.key == key) => {
@@ -114,11 +101,7 @@ impl WrittenPort {
                 Some((key, value)) => entries.push(entry(key, value)),
             }
         }
-        Some(WrittenPort {
-            name: name.to_owned(),
-            place,
-            entries,
-        })
+        Some(WrittenPort { name: name.to_owned(), place, entries })
     }
 
     /// What the port means. Everything that is wrong with it goes to `faults`.
@@ -139,10 +122,7 @@ impl WrittenPort {
         } else {
             self.read_tap(faults)
         }?;
-        Some(PortConfig {
-            name: self.name.clone(),
-            kind,
-        })
+        Some(PortConfig { name: self.name.clone(), kind })
     }
 
     fn read_vhost_user(&self, faults: &mut Vec<Fault>) -> Option<PortKind> {
@@ -172,16 +152,9 @@ impl WrittenPort {
             }
             SocketRole::Connect
         } else {
-            SocketRole::Listen {
-                mode: mode.unwrap_or(DEFAULT_SOCKET_MODE),
-                group,
-            }
+            SocketRole::Listen { mode: mode.unwrap_or(DEFAULT_SOCKET_MODE), group }
         };
-        Some(PortKind::VhostUser {
-            path: path?,
-            socket,
-            mtu: mtu.unwrap_or(DEFAULT_MTU),
-        })
+        Some(PortKind::VhostUser { path: path?, socket, mtu: mtu.unwrap_or(DEFAULT_MTU) })
     }
 
     fn read_tap(&self, faults: &mut Vec<Fault>) -> Option<PortKind> {
@@ -191,9 +164,7 @@ impl WrittenPort {
                 interface = entry.read(faults, value::interface);
             }
         }
-        Some(PortKind::Tap {
-            interface: interface?,
-        })
+        Some(PortKind::Tap { interface: interface? })
     }
 
     /// The entries whose keys a port of this type has. The others, and a target that is not
@@ -204,10 +175,8 @@ impl WrittenPort {
         }
         let in_flag = self.place.is_flag();
         let valid = port_type.valid_keys(false);
-        let (known, unknown): (Vec<_>, Vec<_>) = self
-            .entries
-            .iter()
-            .partition(|entry| valid.contains(&entry.key.as_str()));
+        let (known, unknown): (Vec<_>, Vec<_>) =
+            self.entries.iter().partition(|entry| valid.contains(&entry.key.as_str()));
         let owner = format!("a {} port", port_type.name);
         for entry in unknown {
             faults.push(entry.unknown(&owner, &port_type.valid_keys(in_flag)));
@@ -222,11 +191,7 @@ impl WrittenPort {
     fn missing(&self, key: &'static str, expected: String) -> Fault {
         Fault {
             place: self.place.clone(),
-            problem: Problem::MissingKey {
-                port: self.name.clone(),
-                key,
-                expected,
-            },
+            problem: Problem::MissingKey { port: self.name.clone(), key, expected },
         }
     }
 }
@@ -234,7 +199,5 @@ impl WrittenPort {
 /// Names go into logs and onto command lines: plain and short.
 fn is_port_name(name: &str) -> bool {
     (1..=32).contains(&name.len())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }

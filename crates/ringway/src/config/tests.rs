@@ -30,19 +30,11 @@ fn assert_file_fault(file: &str, expected: &str) {
 
 #[track_caller]
 fn assert_port_fault(port: &str, expected: &str) {
-    assert_eq!(
-        read("", &[("port", port)]),
-        Err(format!("--port {port}: {expected}"))
-    );
+    assert_eq!(read("", &[("port", port)]), Err(format!("--port {port}: {expected}")));
 }
 
 fn tap(name: &str, interface: &str) -> PortConfig {
-    PortConfig {
-        name: name.to_owned(),
-        kind: PortKind::Tap {
-            interface: interface.to_owned(),
-        },
-    }
+    PortConfig { name: name.to_owned(), kind: PortKind::Tap { interface: interface.to_owned() } }
 }
 
 #[test]
@@ -74,10 +66,7 @@ fn flags_and_a_file_say_the_same() {
         ("idle-spin", "1ms"),
         ("cpus", "3,0-1"),
         ("log", "debug"),
-        (
-            "port",
-            "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000",
-        ),
+        ("port", "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000"),
         ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on"),
         ("port", "host=tap:rw0"),
     ];
@@ -91,10 +80,7 @@ fn flags_and_a_file_say_the_same() {
                 name: "vm1".to_owned(),
                 kind: PortKind::VhostUser {
                     path: PathBuf::from("/run/vm1.sock"),
-                    socket: SocketRole::Listen {
-                        mode: 0o600,
-                        group: Some("kvm".to_owned()),
-                    },
+                    socket: SocketRole::Listen { mode: 0o600, group: Some("kvm".to_owned()) },
                     mtu: 9000,
                 },
             },
@@ -125,10 +111,7 @@ fn what_is_not_said_has_a_default() {
             name: "vm1".to_owned(),
             kind: PortKind::VhostUser {
                 path: PathBuf::from("/run/vm1.sock"),
-                socket: SocketRole::Listen {
-                    mode: 0o660,
-                    group: None,
-                },
+                socket: SocketRole::Listen { mode: 0o660, group: None },
                 mtu: 65535,
             },
         }],
@@ -209,11 +192,9 @@ fn an_unreadable_file_is_named() {
     let faults = draft.finish().map_err(|faults| faults.to_string());
     assert_eq!(
         faults,
-        Err(
-            "/nonexistent/ringway.toml: cannot read the file: No such file or directory (os \
+        Err("/nonexistent/ringway.toml: cannot read the file: No such file or directory (os \
              error 2)"
-                .to_owned()
-        )
+            .to_owned())
     );
 }
 
@@ -241,16 +222,12 @@ fn a_port_defined_twice_names_both_places() {
     );
     assert_eq!(
         read(table, &[("port", "vm1=tap:rw0")]),
-        Err(
-            "--port vm1=tap:rw0: port `vm1` is defined twice, first in ringway.toml:1:7".to_owned()
-        )
+        Err("--port vm1=tap:rw0: port `vm1` is defined twice, first in ringway.toml:1:7".to_owned())
     );
     assert_eq!(
         read("", &[("port", "vm1=tap:rw0"), ("port", "vm1=tap:rw1")]),
-        Err(
-            "--port vm1=tap:rw1: port `vm1` is defined twice, first in --port vm1=tap:rw0"
-                .to_owned()
-        )
+        Err("--port vm1=tap:rw1: port `vm1` is defined twice, first in --port vm1=tap:rw0"
+            .to_owned())
     );
 }
 
@@ -259,41 +236,28 @@ fn a_socket_or_an_interface_used_twice_names_both_places() {
     let file = "[port.a]\ntype = 'vhost-user'\npath = '/run/a.sock'\n";
     assert_eq!(
         read(file, &[("port", "b=vhost-user:/run//a.sock,connect=on")]),
-        Err(
-            "--port b=vhost-user:/run//a.sock,connect=on: port `b` has the same path \
+        Err("--port b=vhost-user:/run//a.sock,connect=on: port `b` has the same path \
              `/run//a.sock` as port `a`, defined in ringway.toml:1:7"
-                .to_owned()
-        )
+            .to_owned())
     );
     assert_eq!(
         read("", &[("port", "a=tap:rw0"), ("port", "b=tap:rw0")]),
-        Err(
-            "--port b=tap:rw0: port `b` has the same interface `rw0` as port `a`, defined in \
+        Err("--port b=tap:rw0: port `b` has the same interface `rw0` as port `a`, defined in \
              --port a=tap:rw0"
-                .to_owned()
-        )
+            .to_owned())
     );
 }
 
 #[test]
 fn a_key_given_twice() {
-    assert_file_fault(
-        "mode = 'poll'\nmode = 'poll'\n",
-        "ringway.toml:2:1: `mode` is given twice",
-    );
+    assert_file_fault("mode = 'poll'\nmode = 'poll'\n", "ringway.toml:2:1: `mode` is given twice");
     assert_port_fault("a=vhost-user:/a,mtu=68,mtu=68", "`mtu` is given twice");
     assert_port_fault("a=vhost-user:/a,path=/b", "`path` is given twice");
 }
 
 #[test]
 fn a_flag_that_does_not_describe_a_port() {
-    for port in [
-        "",
-        "vm1",
-        "vm1=vhost-user",
-        "vhost-user:/run/vm1.sock",
-        "a=b,c:d",
-    ] {
+    for port in ["", "vm1", "vm1=vhost-user", "vhost-user:/run/vm1.sock", "a=b,c:d"] {
         assert_port_fault(
             port,
             &format!(
@@ -312,10 +276,7 @@ fn a_flag_that_does_not_describe_a_port() {
 #[test]
 fn a_table_that_is_not_a_port() {
     let expected = "is not a port's table: expected [port.NAME]";
-    assert_file_fault(
-        "port = 3",
-        &format!("ringway.toml:1:1: port = integer {expected}"),
-    );
+    assert_file_fault("port = 3", &format!("ringway.toml:1:1: port = integer {expected}"));
     assert_file_fault(
         "[[port]]\ntype = 'tap'",
         &format!("ringway.toml:1:3: port = array {expected}"),
@@ -402,11 +363,9 @@ fn a_socket_file_is_not_the_connecting_sides() {
 fn no_ports() {
     assert_eq!(
         read("mode = 'poll'", &[]),
-        Err(
-            "ringway run: no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file \
+        Err("ringway run: no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file \
              of --config"
-                .to_owned()
-        )
+            .to_owned())
     );
 }
 

@@ -59,17 +59,11 @@ pub struct Misfit {
 
 impl Misfit {
     fn expected(expected: impl Into<String>) -> Misfit {
-        Misfit {
-            expected: expected.into(),
-            nearest: None,
-        }
+        Misfit { expected: expected.into(), nearest: None }
     }
 
     fn nearest(self, nearest: impl Into<String>) -> Misfit {
-        Misfit {
-            nearest: Some(nearest.into()),
-            ..self
-        }
+        Misfit { nearest: Some(nearest.into()), ..self }
     }
 }
 
@@ -103,20 +97,14 @@ fn word<T: Copy>(scalar: &Scalar, choices: &[(&str, T)]) -> Result<T, Misfit> {
     };
     match choices.iter().find(|(word, _)| word == text) {
         Some((_, choice)) => Ok(*choice),
-        None => Err(Misfit {
-            nearest: nearest(text, words),
-            ..misfit
-        }),
+        None => Err(Misfit { nearest: nearest(text, words), ..misfit }),
     }
 }
 
 /// `mode`
 pub fn mode(scalar: &Scalar) -> Result<Mode, Misfit> {
-    let modes = [
-        ("adaptive", Mode::Adaptive),
-        ("poll", Mode::Poll),
-        ("interrupt", Mode::Interrupt),
-    ];
+    let modes =
+        [("adaptive", Mode::Adaptive), ("poll", Mode::Poll), ("interrupt", Mode::Interrupt)];
     word(scalar, &modes)
 }
 
@@ -166,9 +154,7 @@ pub fn idle_spin(scalar: &Scalar) -> Result<Duration, Misfit> {
         }
         _ => return Err(misfit),
     };
-    let digits_end = text
-        .find(|character: char| !character.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits_end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);
     let Ok(number) = digits.parse::<u64>() else {
         return Err(misfit);
@@ -209,9 +195,7 @@ pub fn cpus(scalar: &Scalar) -> Result<Vec<usize>, Misfit> {
         // `parse` alone would take "+1".
         let digits = text.bytes().all(|byte| byte.is_ascii_digit());
         let number = text.parse().ok().filter(|_| digits);
-        number
-            .filter(|number| *number < CPU_LIMIT)
-            .ok_or_else(misfit)
+        number.filter(|number| *number < CPU_LIMIT).ok_or_else(misfit)
     };
     let mut cpus = Vec::new();
     for part in text.split(',') {
@@ -329,10 +313,7 @@ mod tests {
     }
 
     fn integer(digits: &str, radix: u32) -> Scalar {
-        Scalar::Integer {
-            digits: digits.to_owned(),
-            radix,
-        }
+        Scalar::Integer { digits: digits.to_owned(), radix }
     }
 
     /// The suggestion for a value that must be wrong.
@@ -343,13 +324,8 @@ mod tests {
 
     #[test]
     fn durations_have_a_unit_and_a_limit() {
-        let right = [
-            ("0us", 0),
-            ("7ns", 7),
-            ("50us", 50_000),
-            ("1ms", 1_000_000),
-            ("1s", 1_000_000_000),
-        ];
+        let right =
+            [("0us", 0), ("7ns", 7), ("50us", 50_000), ("1ms", 1_000_000), ("1s", 1_000_000_000)];
         for (written, nanoseconds) in right {
             let duration = Duration::from_nanos(nanoseconds);
             assert_eq!(idle_spin(&text(written)), Ok(duration), "{written}");
@@ -382,18 +358,7 @@ mod tests {
         assert_eq!(cpus(&text("8,0-2,1")), Ok(vec![0, 1, 2, 8]));
         assert_eq!(cpus(&text("1023")), Ok(vec![1023]));
         assert_eq!(cpus(&integer("2", 10)), Ok(vec![2]));
-        for wrong in [
-            "",
-            ",",
-            "1,",
-            "3-1",
-            "1-",
-            "-1",
-            "+1",
-            "a",
-            "1024",
-            "0-99999999999",
-        ] {
+        for wrong in ["", ",", "1,", "3-1", "1-", "-1", "+1", "a", "1024", "0-99999999999"] {
             assert!(cpus(&text(wrong)).is_err(), "{wrong}");
         }
         assert!(cpus(&integer("-2", 10)).is_err());
@@ -431,26 +396,14 @@ mod tests {
         assert_eq!(socket_mode(&integer("660", 8)), Ok(0o660));
         let decimal = suggestion(socket_mode(&integer("660", 10)));
         assert_eq!(decimal.as_deref(), Some("\"0660\""));
-        for wrong in [
-            "",
-            "60",
-            "0680",
-            "1777",
-            "+660",
-            "-660",
-            "00660",
-            "rw-rw----",
-        ] {
+        for wrong in ["", "60", "0680", "1777", "+660", "-660", "00660", "rw-rw----"] {
             assert!(socket_mode(&text(wrong)).is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn groups_are_names_or_numbers() {
-        assert_eq!(
-            socket_group(&text("libvirt-qemu")),
-            Ok("libvirt-qemu".to_owned())
-        );
+        assert_eq!(socket_group(&text("libvirt-qemu")), Ok("libvirt-qemu".to_owned()));
         assert_eq!(socket_group(&integer("107", 10)), Ok("107".to_owned()));
         for wrong in ["", "a b", "a:b", "-1", "a\n"] {
             assert!(socket_group(&text(wrong)).is_err(), "{wrong}");
@@ -472,17 +425,7 @@ mod tests {
     fn interfaces_are_names_the_kernel_takes() {
         assert_eq!(interface(&text("rw0")), Ok("rw0".to_owned()));
         assert!(interface(&text("a23456789012345")).is_ok());
-        let wrong = [
-            "",
-            ".",
-            "..",
-            "a234567890123456",
-            "a/b",
-            "a b",
-            "a:1",
-            "rw%d",
-            "a\0",
-        ];
+        let wrong = ["", ".", "..", "a234567890123456", "a/b", "a b", "a:1", "rw%d", "a\0"];
         for wrong in wrong {
             assert!(interface(&text(wrong)).is_err(), "{wrong}");
         }

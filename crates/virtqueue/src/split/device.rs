@@ -175,18 +175,12 @@ impl DeviceQueue {
             if writable {
                 return Err(Violation::ReadableAfterWritable);
             }
-            let room = u64::from(limit)
-                .saturating_sub(bytes)
-                .min(u64::from(descriptor.length));
+            let room = u64::from(limit).saturating_sub(bytes).min(u64::from(descriptor.length));
             translator.read(GuestAddress(descriptor.address), room as u32, slices)?;
             bytes += u64::from(descriptor.length);
             Ok(())
         })?;
-        Ok(Chain {
-            head,
-            bytes,
-            descriptors,
-        })
+        Ok(Chain { head, bytes, descriptors })
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
@@ -208,28 +202,20 @@ impl DeviceQueue {
             if !descriptor.is_writable() {
                 return Err(Violation::ReadableReceiveBuffer);
             }
-            let room = u64::from(limit)
-                .saturating_sub(bytes)
-                .min(u64::from(descriptor.length));
+            let room = u64::from(limit).saturating_sub(bytes).min(u64::from(descriptor.length));
             translator.write(GuestAddress(descriptor.address), room as u32, slices)?;
             bytes += u64::from(descriptor.length);
             Ok(())
         })?;
         self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain {
-            head,
-            bytes,
-            descriptors,
-        }))
+        Ok(Some(Chain { head, bytes, descriptors }))
     }
 
     /// Puts back the last `count` chains taken, as if they had not been: they are still available.
     /// None of them may have been given back.
     pub fn untake(&mut self, count: u16) {
         debug_assert!(count <= self.outstanding());
-        self.next_available = self
-            .next_available
-            .wrapping_sub(count.min(self.outstanding()));
+        self.next_available = self.next_available.wrapping_sub(count.min(self.outstanding()));
     }
 
     /// The next available head.
@@ -258,11 +244,8 @@ impl DeviceQueue {
         let size = self.size();
         let mut at = head;
         for count in 1..=size {
-            let descriptor =
-                descriptor(&self.layout.descriptors, at.into()).ok_or(Violation::Next {
-                    next: at,
-                    size: size.into(),
-                })?;
+            let descriptor = descriptor(&self.layout.descriptors, at.into())
+                .ok_or(Violation::Next { next: at, size: size.into() })?;
             if descriptor.is_indirect() {
                 return self.walk_indirect(descriptor, count - 1, translator, visit);
             }
@@ -298,10 +281,7 @@ impl DeviceQueue {
         let mut at = 0u16;
         for count in before..size {
             if u32::from(at) >= entries {
-                return Err(Violation::Next {
-                    next: at,
-                    size: entries,
-                });
+                return Err(Violation::Next { next: at, size: entries });
             }
             let offset = u64::from(at) * Descriptor::SIZE;
             let descriptor = table_descriptor(translator, referrer.address, offset)?;
@@ -344,11 +324,7 @@ impl DeviceQueue {
         if !self.event_index {
             return load(&self.layout.available, FLAGS, Ordering::Relaxed) & NO_INTERRUPT == 0;
         }
-        let event = load(
-            &self.layout.available,
-            self.layout.used_event(),
-            Ordering::Relaxed,
-        );
+        let event = load(&self.layout.available, self.layout.used_event(), Ordering::Relaxed);
         match self.evaluated.replace(self.next_used) {
             Some(old) => event_crossed(event, self.next_used, old),
             None => true,
@@ -368,12 +344,7 @@ impl DeviceQueue {
     /// is one, and the caller must not sleep.
     pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
         if self.event_index {
-            store(
-                &self.layout.available_event,
-                0,
-                self.next_available,
-                Ordering::Relaxed,
-            );
+            store(&self.layout.available_event, 0, self.next_available, Ordering::Relaxed);
         } else if self.kicks_suppressed {
             store(&self.layout.used, FLAGS, 0, Ordering::Relaxed);
         }
@@ -391,10 +362,7 @@ fn descriptor(table: &[AtomicU64], index: usize) -> Option<Descriptor> {
     let [address, rest] = table.get(2 * index..2 * index + 2)? else {
         return None;
     };
-    let words = [
-        address.load(Ordering::Relaxed),
-        rest.load(Ordering::Relaxed),
-    ];
+    let words = [address.load(Ordering::Relaxed), rest.load(Ordering::Relaxed)];
     Some(Descriptor::from_words(words.map(u64::from_le)))
 }
 
@@ -410,7 +378,5 @@ fn table_descriptor(
     let mut bytes = [0; Descriptor::SIZE as usize];
     translator.copy_to(address, &mut bytes)?;
     let (words, _) = bytes.as_chunks();
-    Ok(Descriptor::from_words(
-        [words[0], words[1]].map(u64::from_le_bytes),
-    ))
+    Ok(Descriptor::from_words([words[0], words[1]].map(u64::from_le_bytes)))
 }

@@ -67,11 +67,7 @@ impl IndirectTables {
         entries: u16,
     ) -> Result<Self, Fault> {
         let words = memory.words(address, (Self::size(size, entries) / 8) as usize)?;
-        Ok(Self {
-            address,
-            entries,
-            words,
-        })
+        Ok(Self { address, entries, words })
     }
 }
 
@@ -108,14 +104,7 @@ impl DriverQueue {
         Self {
             tables: tables.filter(|_| features.contains(Features::INDIRECT_DESC)),
             event_index: features.contains(Features::EVENT_IDX),
-            slots: vec![
-                Slot {
-                    next: None,
-                    token: None
-                };
-                size.into()
-            ]
-            .into_boxed_slice(),
+            slots: vec![Slot { next: None, token: None }; size.into()].into_boxed_slice(),
             free: (0..size).rev().collect(),
             next_available: 0,
             published: 0,
@@ -156,10 +145,7 @@ impl DriverQueue {
         };
         let (direct, indirect) = chain.split_at(direct);
         let descriptors = direct.len() + usize::from(!indirect.is_empty());
-        let room = self
-            .tables
-            .as_ref()
-            .map_or(0, |tables| tables.entries.into());
+        let room = self.tables.as_ref().map_or(0, |tables| tables.entries.into());
         // However it is laid out, a chain may not be longer than the ring (virtio 1.3, 2.7.5.3.1).
         let longest = self.size().into();
         if chain.is_empty()
@@ -256,11 +242,7 @@ impl DriverQueue {
         let outstanding = self.published.wrapping_sub(self.next_used);
         if ready > outstanding {
             let taken = self.next_used;
-            return Err(Violation::UsedIndex {
-                found,
-                taken,
-                outstanding,
-            });
+            return Err(Violation::UsedIndex { found, taken, outstanding });
         }
         let slot = 2 * usize::from(self.next_used & (self.size() - 1));
         let [id, written] = [slot, slot + 1].map(|at| {
@@ -290,12 +272,7 @@ impl DriverQueue {
             let behind = self.next_used.wrapping_sub(1);
             store(&self.layout.available, event, behind, Ordering::Relaxed);
         } else {
-            store(
-                &self.layout.available,
-                FLAGS,
-                NO_INTERRUPT,
-                Ordering::Relaxed,
-            );
+            store(&self.layout.available, FLAGS, NO_INTERRUPT, Ordering::Relaxed);
         }
     }
 
@@ -304,12 +281,7 @@ impl DriverQueue {
     pub fn enable_calls(&mut self) -> bool {
         if self.event_index {
             let event = self.layout.used_event();
-            store(
-                &self.layout.available,
-                event,
-                self.next_used,
-                Ordering::Relaxed,
-            );
+            store(&self.layout.available, event, self.next_used, Ordering::Relaxed);
         } else {
             store(&self.layout.available, FLAGS, 0, Ordering::Relaxed);
         }
@@ -320,17 +292,8 @@ impl DriverQueue {
 }
 
 fn describe(buffer: &Buffer) -> Descriptor {
-    let flags = if buffer.writable {
-        Descriptor::WRITE
-    } else {
-        0
-    };
-    Descriptor {
-        address: buffer.address.0,
-        length: buffer.len,
-        flags,
-        next: 0,
-    }
+    let flags = if buffer.writable { Descriptor::WRITE } else { 0 };
+    Descriptor { address: buffer.address.0, length: buffer.len, flags, next: 0 }
 }
 
 fn write(table: &[AtomicU64], index: usize, descriptor: Descriptor) {

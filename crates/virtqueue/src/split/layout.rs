@@ -78,19 +78,13 @@ impl Layout {
             ("used ring", used, USED_RING_ALIGN),
         ] {
             if !address.0.is_multiple_of(alignment) {
-                return Err(LayoutError::Alignment {
-                    area,
-                    address,
-                    alignment,
-                });
+                return Err(LayoutError::Alignment { area, address, alignment });
             }
         }
         let fault = |area| move |fault| LayoutError::Memory { area, fault };
         let used_size = used_ring_size(size as u16);
         // The used ring first as a whole: its parts may not be in different regions.
-        memory
-            .words::<AtomicU16>(used, used_size as usize / 2)
-            .map_err(fault("used ring"))?;
+        memory.words::<AtomicU16>(used, used_size as usize / 2).map_err(fault("used ring"))?;
         // Cannot overflow: the whole was found in a region.
         let used_at = |offset| GuestAddress(used.0 + offset);
         let available_size = available_ring_size(size as u16) as usize;
@@ -107,9 +101,7 @@ impl Layout {
             used_entries: memory
                 .words(used_at(RING_ENTRIES), 2 * entries)
                 .map_err(fault("used ring"))?,
-            available_event: memory
-                .words(used_at(event_offset), 1)
-                .map_err(fault("used ring"))?,
+            available_event: memory.words(used_at(event_offset), 1).map_err(fault("used ring"))?,
         })
     }
 
@@ -139,9 +131,7 @@ impl Layout {
 #[inline]
 pub(super) fn load(words: &[AtomicU16], at: usize, order: Ordering) -> u16 {
     debug_assert!(at < words.len());
-    words
-        .get(at)
-        .map_or(0, |word| u16::from_le(word.load(order)))
+    words.get(at).map_or(0, |word| u16::from_le(word.load(order)))
 }
 
 /// Stores a little-endian field; see [`load`].

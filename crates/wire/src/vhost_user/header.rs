@@ -61,23 +61,13 @@ impl Header {
 
     /// The header of a request.
     pub const fn request(request: u32, need_reply: bool, size: u32) -> Self {
-        Self {
-            request,
-            reply: false,
-            need_reply,
-            size,
-        }
+        Self { request, reply: false, need_reply, size }
     }
 
     /// The header of a reply. It never asks for an acknowledgement itself: QEMU and DPDK drop the
     /// connection when a reply's flags are anything but version and reply bit.
     pub const fn reply_to(request: u32, size: u32) -> Self {
-        Self {
-            request,
-            reply: true,
-            need_reply: false,
-            size,
-        }
+        Self { request, reply: true, need_reply: false, size }
     }
 
     /// Decodes and checks a header.
@@ -97,12 +87,7 @@ impl Header {
             return Err(HeaderError::Size { request, size });
         }
         let (reply, need_reply) = (flags & REPLY != 0, flags & NEED_REPLY != 0);
-        Ok(Self {
-            request,
-            reply,
-            need_reply,
-            size,
-        })
+        Ok(Self { request, reply, need_reply, size })
     }
 
     /// Encodes this header.
@@ -136,14 +121,8 @@ mod tests {
 
     #[test]
     fn real_headers() {
-        assert_eq!(
-            Header::decode(&bytes(1, 1, 0)),
-            Ok(Header::request(1, false, 0))
-        );
-        assert_eq!(
-            Header::decode(&bytes(18, 9, 8)),
-            Ok(Header::request(18, true, 8))
-        );
+        assert_eq!(Header::decode(&bytes(1, 1, 0)), Ok(Header::request(1, false, 0)));
+        assert_eq!(Header::decode(&bytes(18, 9, 8)), Ok(Header::request(18, true, 8)));
         assert_eq!(Header::reply_to(1, 8).encode(), bytes(1, 5, 8));
         assert_eq!(Header::request(5, true, 72).encode(), bytes(5, 9, 72));
     }
@@ -151,10 +130,7 @@ mod tests {
     #[test]
     fn each_rule_has_its_error() {
         for version in [0, 2, 3] {
-            let error = HeaderError::Version {
-                request: 7,
-                version,
-            };
+            let error = HeaderError::Version { request: 7, version };
             assert_eq!(Header::decode(&bytes(7, version, 0)), Err(error));
         }
         for flags in [0x11, 0x8000_0001] {

@@ -147,20 +147,12 @@ impl RingDescriptor {
         if value > 0x1ff {
             return None;
         }
-        Some(Self {
-            ring: value as u8,
-            attached: value & Self::NONE_ATTACHED == 0,
-        })
+        Some(Self { ring: value as u8, attached: value & Self::NONE_ATTACHED == 0 })
     }
 
     /// Encodes the u64.
     pub const fn encode(self) -> u64 {
-        self.ring as u64
-            | if self.attached {
-                0
-            } else {
-                Self::NONE_ATTACHED
-            }
+        self.ring as u64 | if self.attached { 0 } else { Self::NONE_ATTACHED }
     }
 }
 
@@ -218,18 +210,12 @@ impl Payload {
             Self::RingDescriptor(descriptor) => descriptor.encode().as_bytes().to_vec(),
             Self::MemoryTable(regions) => {
                 debug_assert!(regions.len() <= MAX_TABLE_REGIONS);
-                let header = MemoryTableHeader {
-                    count: regions.len() as u32,
-                    padding: 0,
-                };
+                let header = MemoryTableHeader { count: regions.len() as u32, padding: 0 };
                 [header.as_bytes(), regions.as_bytes()].concat()
             }
-            Self::SingleRegion(region) => SingleRegion {
-                padding: 0,
-                region: *region,
+            Self::SingleRegion(region) => {
+                SingleRegion { padding: 0, region: *region }.as_bytes().to_vec()
             }
-            .as_bytes()
-            .to_vec(),
         }
     }
 }
@@ -240,10 +226,7 @@ fn decode_memory_table(bytes: &[u8]) -> Option<Vec<MemoryRegion>> {
     if !rest.is_empty() || header.count as usize != regions.len() {
         return None;
     }
-    regions
-        .iter()
-        .map(|region| MemoryRegion::read_from_bytes(region).ok())
-        .collect()
+    regions.iter().map(|region| MemoryRegion::read_from_bytes(region).ok()).collect()
 }
 
 #[cfg(test)]
@@ -265,10 +248,7 @@ mod tests {
             assert_eq!(shape.sizes(), (size, size, 1), "{shape:?}");
         }
         assert_eq!(size_of::<MemoryRegion>(), 32);
-        assert!(
-            !Shape::SingleRegion.allows(36),
-            "QEMU before 5.1 is refused"
-        );
+        assert!(!Shape::SingleRegion.allows(36), "QEMU before 5.1 is refused");
     }
 
     #[test]
@@ -313,30 +293,15 @@ mod tests {
         }
         let empty = Payload::decode(Shape::MemoryTable, &words(&[0, 0]));
         assert_eq!(empty, Some(Payload::MemoryTable(vec![])));
-        let nine = words(&[9, 0])
-            .into_iter()
-            .chain([0; 9 * 32])
-            .collect::<Vec<u8>>();
+        let nine = words(&[9, 0]).into_iter().chain([0; 9 * 32]).collect::<Vec<u8>>();
         assert_eq!(Payload::decode(Shape::MemoryTable, &nine), None);
     }
 
     #[test]
     fn ring_descriptors_have_nine_bits() {
         let decode = RingDescriptor::decode;
-        assert_eq!(
-            decode(3),
-            Some(RingDescriptor {
-                ring: 3,
-                attached: true
-            })
-        );
-        assert_eq!(
-            decode(0x1ff),
-            Some(RingDescriptor {
-                ring: 255,
-                attached: false
-            })
-        );
+        assert_eq!(decode(3), Some(RingDescriptor { ring: 3, attached: true }));
+        assert_eq!(decode(0x1ff), Some(RingDescriptor { ring: 255, attached: false }));
         assert_eq!(decode(0x200), None);
         assert_eq!(decode(u64::MAX), None);
         for value in 0..0x200 {
@@ -348,14 +313,7 @@ mod tests {
     fn payloads() -> impl Strategy<Value = (Shape, Payload)> {
         let state = |(index, num)| Payload::VringState(VringState { index, num });
         let address = |(index, flags, [descriptors, used, available, log]): (_, _, [u64; 4])| {
-            Payload::VringAddress(VringAddress {
-                index,
-                flags,
-                descriptors,
-                used,
-                available,
-                log,
-            })
+            Payload::VringAddress(VringAddress { index, flags, descriptors, used, available, log })
         };
         let region = |[guest_address, size, user_address, mmap_offset]: [u64; 4]| MemoryRegion {
             guest_address,

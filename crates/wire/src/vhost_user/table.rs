@@ -88,18 +88,12 @@ impl Message {
     /// Checks the size of the payload and the number of descriptors.
     pub fn check(&self, size: usize, descriptors: usize) -> Result<(), FormFault> {
         if !self.payload.allows(size) {
-            return Err(FormFault::Size {
-                size,
-                expected: self.payload,
-            });
+            return Err(FormFault::Size { size, expected: self.payload });
         }
         let (least, most) = self.descriptors;
         if descriptors < least || descriptors > most {
             let expected = self.descriptors;
-            return Err(FormFault::Descriptors {
-                count: descriptors,
-                expected,
-            });
+            return Err(FormFault::Descriptors { count: descriptors, expected });
         }
         Ok(())
     }
@@ -266,11 +260,7 @@ mod tests {
         print("Requests of the front end", requests, &mut text);
         text.push('\n');
         let requests = BackEndRequest::ALL.iter().map(|request| request.message());
-        print(
-            "Requests of the back end, on the second socket",
-            requests,
-            &mut text,
-        );
+        print("Requests of the back end, on the second socket", requests, &mut text);
         text
     }
 
@@ -303,20 +293,14 @@ mod tests {
     fn the_documentation_is_the_table() {
         let expected = documentation();
         let found = include_str!("../../MESSAGES.md");
-        assert!(
-            found == expected,
-            "MESSAGES.md is not the table; it should read:\n\n{expected}"
-        );
+        assert!(found == expected, "MESSAGES.md is not the table; it should read:\n\n{expected}");
     }
 
     #[test]
     fn numbers_run_without_a_gap() {
         for (index, request) in FrontEndRequest::ALL.iter().enumerate() {
             assert_eq!(request.number() as usize, index + 1);
-            assert_eq!(
-                FrontEndRequest::from_number(request.number()),
-                Some(*request)
-            );
+            assert_eq!(FrontEndRequest::from_number(request.number()), Some(*request));
             assert_eq!(request.message().number, request.number());
         }
         for number in [0, 45, u32::MAX] {
@@ -335,12 +319,7 @@ mod tests {
             let allowed: Vec<usize> = (least..=most).step_by(step).collect();
             for size in 0..=MAX_PAYLOAD + 1 {
                 let checked = message.check(size, message.descriptors.0);
-                assert_eq!(
-                    checked.is_ok(),
-                    allowed.contains(&size),
-                    "{} {size}",
-                    message.name
-                );
+                assert_eq!(checked.is_ok(), allowed.contains(&size), "{} {size}", message.name);
                 if checked.is_err() {
                     let bytes = vec![0; size];
                     assert_eq!(Payload::decode(message.payload, &bytes), None);
@@ -365,16 +344,9 @@ mod tests {
     #[test]
     fn faults_speak_to_people() {
         let fault = |request: FrontEndRequest, size, descriptors| {
-            request
-                .message()
-                .check(size, descriptors)
-                .unwrap_err()
-                .to_string()
+            request.message().check(size, descriptors).unwrap_err().to_string()
         };
-        assert_eq!(
-            fault(FrontEndRequest::SetFeatures, 4, 0),
-            "a payload of 4 bytes, expected 8"
-        );
+        assert_eq!(fault(FrontEndRequest::SetFeatures, 4, 0), "a payload of 4 bytes, expected 8");
         assert_eq!(
             fault(FrontEndRequest::SetMemTable, 9, 0),
             "a payload of 9 bytes, expected 8 to 264 in steps of 32"

@@ -79,10 +79,7 @@ impl Features {
         (Self::HOST_UFO, Self::CSUM),
         (Self::HOST_USO, Self::CSUM),
         // These rest on the segmentation bits above, so they come after them.
-        (
-            Self::GUEST_ECN,
-            Self(Self::GUEST_TSO4.0 | Self::GUEST_TSO6.0),
-        ),
+        (Self::GUEST_ECN, Self(Self::GUEST_TSO4.0 | Self::GUEST_TSO6.0)),
         (Self::HOST_ECN, Self(Self::HOST_TSO4.0 | Self::HOST_TSO6.0)),
     ];
 
@@ -107,11 +104,7 @@ mod tests {
         let features = Features::VERSION_1 | Features::CSUM | Features(1 << 4);
         assert_eq!(features.to_string(), "CSUM bit 4 VERSION_1");
         assert_eq!(Features::NONE.to_string(), "none");
-        assert!(
-            Features::NAMED
-                .windows(2)
-                .all(|pair| pair[0].0.0 < pair[1].0.0)
-        );
+        assert!(Features::NAMED.windows(2).all(|pair| pair[0].0.0 < pair[1].0.0));
     }
 
     #[test]
@@ -130,15 +123,8 @@ mod tests {
         let tso = Features::GUEST_TSO4 | Features::GUEST_TSO6 | Features::GUEST_ECN;
         assert_eq!(missing(tso), tso);
         assert_eq!(missing(tso | Features::GUEST_CSUM), Features::NONE);
-        assert_eq!(
-            missing(tso | Features::CSUM),
-            tso,
-            "the wrong direction does not help"
-        );
-        assert_eq!(
-            missing(Features::HOST_ECN | Features::CSUM),
-            Features::HOST_ECN
-        );
+        assert_eq!(missing(tso | Features::CSUM), tso, "the wrong direction does not help");
+        assert_eq!(missing(Features::HOST_ECN | Features::CSUM), Features::HOST_ECN);
         let one = Features::HOST_ECN | Features::CSUM | Features::HOST_TSO6;
         assert_eq!(missing(one), Features::NONE);
         assert_eq!(missing(Features::MQ), Features::NONE);

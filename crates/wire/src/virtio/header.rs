@@ -81,20 +81,7 @@ impl NetHeader {
         let [s0, s1] = self.csum_start.to_le_bytes();
         let [o0, o1] = self.csum_offset.to_le_bytes();
         let [n0, n1] = self.num_buffers.to_le_bytes();
-        [
-            self.flags,
-            self.gso_type,
-            h0,
-            h1,
-            g0,
-            g1,
-            s0,
-            s1,
-            o0,
-            o1,
-            n0,
-            n1,
-        ]
+        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1, n0, n1]
     }
 
     /// Checks this header of a frame that came from a driver (section 5.1.6.2): what is asked for
@@ -108,10 +95,7 @@ impl NetHeader {
             _ if checksum.is_none() => return Err(HeaderFault::SegmentationWithoutChecksum),
             _ => Some(self.segmentation(frame_len, acked)?),
         };
-        Ok(Offload {
-            checksum,
-            segmentation,
-        })
+        Ok(Offload { checksum, segmentation })
     }
 
     fn checksum(
@@ -125,24 +109,15 @@ impl NetHeader {
         if !acked.contains(Features::CSUM) {
             return Err(HeaderFault::ChecksumNotNegotiated);
         }
-        let partial = PartialChecksum {
-            start: self.csum_start,
-            offset: self.csum_offset,
-        };
+        let partial = PartialChecksum { start: self.csum_start, offset: self.csum_offset };
         // Completing a checksum must not rewrite the addresses and the tag that the frame was
         // forwarded by. No driver sums from there: an IP header lies in between.
         if usize::from(partial.start) < ethernet::MAX_HEADER_SIZE {
-            return Err(HeaderFault::ChecksumInEthernetHeader {
-                start: partial.start,
-            });
+            return Err(HeaderFault::ChecksumInEthernetHeader { start: partial.start });
         }
         if partial.end() > frame_len {
             let PartialChecksum { start, offset } = partial;
-            return Err(HeaderFault::ChecksumBeyondFrame {
-                start,
-                offset,
-                frame_len,
-            });
+            return Err(HeaderFault::ChecksumBeyondFrame { start, offset, frame_len });
         }
         Ok(Some(partial))
     }
@@ -153,34 +128,19 @@ impl NetHeader {
             Self::GSO_TCPV4 => (SegmentationKind::Tcp4, Features::HOST_TSO4),
             Self::GSO_TCPV6 => (SegmentationKind::Tcp6, Features::HOST_TSO6),
             _ => {
-                return Err(HeaderFault::SegmentationUnknown {
-                    gso_type: self.gso_type,
-                });
+                return Err(HeaderFault::SegmentationUnknown { gso_type: self.gso_type });
             }
         };
-        let needs = if ecn {
-            needs | Features::HOST_ECN
-        } else {
-            needs
-        };
+        let needs = if ecn { needs | Features::HOST_ECN } else { needs };
         if !acked.contains(needs) {
-            return Err(HeaderFault::SegmentationNotNegotiated {
-                needs: needs.without(acked),
-            });
+            return Err(HeaderFault::SegmentationNotNegotiated { needs: needs.without(acked) });
         }
         if self.gso_size == 0 {
             return Err(HeaderFault::SegmentSizeZero);
         }
         // The hint is not trusted, but what leaves here must at least lie inside the frame.
-        let header_hint = self
-            .hdr_len
-            .min(u16::try_from(frame_len).unwrap_or(u16::MAX));
-        Ok(Segmentation {
-            kind,
-            ecn,
-            size: self.gso_size,
-            header_hint,
-        })
+        let header_hint = self.hdr_len.min(u16::try_from(frame_len).unwrap_or(u16::MAX));
+        Ok(Segmentation { kind, ecn, size: self.gso_size, header_hint })
     }
 }
 
@@ -217,10 +177,7 @@ pub enum SegmentationKind {
 
 impl Offload {
     /// Nothing to do: the frame is complete.
-    pub const NONE: Self = Self {
-        checksum: None,
-        segmentation: None,
-    };
+    pub const NONE: Self = Self { checksum: None, segmentation: None };
 
     /// The features that a receiving guest must have acknowledged to take the frame as it is.
     pub fn needs(&self) -> Features {
@@ -243,10 +200,7 @@ impl Offload {
     /// The header that passes this offload on. `num_buffers` is 1 for a frame in a single chain of
     /// the receiver, and 0 towards a device that transmits it.
     pub fn header(&self, num_buffers: u16) -> NetHeader {
-        let mut header = NetHeader {
-            num_buffers,
-            ..NetHeader::default()
-        };
+        let mut header = NetHeader { num_buffers, ..NetHeader::default() };
         if let Some(partial) = self.checksum {
             header.flags = NetHeader::NEEDS_CSUM;
             header.csum_start = partial.start;
@@ -336,14 +290,7 @@ mod tests {
     fn bytes_are_little_endian() {
         let bytes = [1, 0x84, 0x42, 0, 0xa8, 5, 34, 0, 16, 0, 2, 1];
         let header = NetHeader::from_bytes(&bytes);
-        assert_eq!(
-            header,
-            NetHeader {
-                gso_type: 0x84,
-                num_buffers: 0x102,
-                ..TSO
-            }
-        );
+        assert_eq!(header, NetHeader { gso_type: 0x84, num_buffers: 0x102, ..TSO });
         assert_eq!(header.to_bytes(), bytes);
     }
 
@@ -360,10 +307,7 @@ mod tests {
         assert_eq!(
             offload,
             Offload {
-                checksum: Some(PartialChecksum {
-                    start: 34,
-                    offset: 16
-                }),
+                checksum: Some(PartialChecksum { start: 34, offset: 16 }),
                 segmentation: Some(Segmentation {
                     kind: SegmentationKind::Tcp4,
                     ecn: false,
@@ -388,71 +332,28 @@ mod tests {
             ..NetHeader::default()
         };
         assert_eq!(header.offload(60, Features::NONE), Ok(Offload::NONE));
-        assert_eq!(
-            Offload::NONE.header(1),
-            NetHeader {
-                num_buffers: 1,
-                ..NetHeader::default()
-            }
-        );
+        assert_eq!(Offload::NONE.header(1), NetHeader { num_buffers: 1, ..NetHeader::default() });
     }
 
     #[test]
     fn each_rule_has_its_fault() {
         let fault = |header: NetHeader, acked| header.offload(1000, acked).unwrap_err();
         let without = |feature| ALL.without(feature);
-        assert_eq!(
-            fault(TSO, without(Features::CSUM)),
-            HeaderFault::ChecksumNotNegotiated
-        );
+        assert_eq!(fault(TSO, without(Features::CSUM)), HeaderFault::ChecksumNotNegotiated);
         for start in [0, 13, 17] {
             assert_eq!(
-                fault(
-                    NetHeader {
-                        csum_start: start,
-                        ..TSO
-                    },
-                    ALL
-                ),
+                fault(NetHeader { csum_start: start, ..TSO }, ALL),
                 HeaderFault::ChecksumInEthernetHeader { start }
             );
         }
         assert_eq!(
-            fault(
-                NetHeader {
-                    csum_start: 983,
-                    ..TSO
-                },
-                ALL
-            ),
-            HeaderFault::ChecksumBeyondFrame {
-                start: 983,
-                offset: 16,
-                frame_len: 1000
-            }
+            fault(NetHeader { csum_start: 983, ..TSO }, ALL),
+            HeaderFault::ChecksumBeyondFrame { start: 983, offset: 16, frame_len: 1000 }
         );
-        assert!(
-            NetHeader {
-                csum_start: 982,
-                ..TSO
-            }
-            .offload(1000, ALL)
-            .is_ok()
-        );
+        assert!(NetHeader { csum_start: 982, ..TSO }.offload(1000, ALL).is_ok());
         assert_eq!(
-            fault(
-                NetHeader {
-                    csum_start: u16::MAX,
-                    csum_offset: u16::MAX,
-                    ..TSO
-                },
-                ALL
-            ),
-            HeaderFault::ChecksumBeyondFrame {
-                start: 65535,
-                offset: 65535,
-                frame_len: 1000
-            }
+            fault(NetHeader { csum_start: u16::MAX, csum_offset: u16::MAX, ..TSO }, ALL),
+            HeaderFault::ChecksumBeyondFrame { start: 65535, offset: 65535, frame_len: 1000 }
         );
         assert_eq!(
             fault(NetHeader { flags: 0, ..TSO }, ALL),
@@ -467,32 +368,21 @@ mod tests {
         for (gso_type, needs) in [
             (NetHeader::GSO_TCPV4, Features::HOST_TSO4),
             (NetHeader::GSO_TCPV6, Features::HOST_TSO6),
-            (
-                NetHeader::GSO_TCPV6 | NetHeader::GSO_ECN,
-                Features::HOST_ECN,
-            ),
+            (NetHeader::GSO_TCPV6 | NetHeader::GSO_ECN, Features::HOST_ECN),
         ] {
             assert_eq!(
                 fault(NetHeader { gso_type, ..TSO }, without(needs)),
                 HeaderFault::SegmentationNotNegotiated { needs }
             );
         }
-        assert_eq!(
-            fault(NetHeader { gso_size: 0, ..TSO }, ALL),
-            HeaderFault::SegmentSizeZero
-        );
+        assert_eq!(fault(NetHeader { gso_size: 0, ..TSO }, ALL), HeaderFault::SegmentSizeZero);
     }
 
     #[test]
     fn the_length_hint_is_cut_to_the_frame() {
         let hint = |hdr_len, frame_len| {
             let header = NetHeader { hdr_len, ..TSO };
-            header
-                .offload(frame_len, ALL)
-                .unwrap()
-                .segmentation
-                .unwrap()
-                .header_hint
+            header.offload(frame_len, ALL).unwrap().segmentation.unwrap().header_hint
         };
         assert_eq!(hint(u16::MAX, 100), 100);
         assert_eq!(hint(0, 100), 0);

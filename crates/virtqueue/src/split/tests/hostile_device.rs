@@ -10,20 +10,14 @@ use crate::split::{Buffer, DriverQueue, Form, Full, Used};
 const SIZE: u16 = 8;
 
 fn one(ring: &Ring) -> Buffer {
-    Buffer {
-        address: GuestAddress(ring.area(1)),
-        len: 10,
-        writable: true,
-    }
+    Buffer { address: GuestAddress(ring.area(1)), len: 10, writable: true }
 }
 
 /// A driver with `count` chains of two descriptors out: their heads are what the device may name.
 fn offering(ring: &Ring, base: u16, count: u32) -> (DriverQueue, Vec<u32>) {
     let mut driver = ring.driver_at(Features::NONE, base);
     for token in 0..count {
-        driver
-            .add(&[one(ring); 2], Form::Direct, 100 + token)
-            .unwrap();
+        driver.add(&[one(ring); 2], Form::Direct, 100 + token).unwrap();
     }
     assert!(driver.publish());
     let mut device = ring.device_at(Features::NONE, base);
@@ -57,10 +51,7 @@ fn used_id_names_an_outstanding_chain() {
         refused(&mut driver, Violation::UsedId { id });
     }
     ring.set_used_entry(0, heads[1], 7);
-    let used = Used {
-        token: 101,
-        written: 7,
-    };
+    let used = Used { token: 101, written: 7 };
     assert_eq!(driver.reap(), Ok(Some(used)));
 }
 
@@ -87,11 +78,7 @@ fn used_index_counts_no_more_than_was_made_available() {
             driver.add(&[one(&ring)], Form::Direct, 0).unwrap();
             let found = base.wrapping_add(ahead);
             ring.set_used_index(found);
-            let expected = Violation::UsedIndex {
-                found,
-                taken: base,
-                outstanding: 2,
-            };
+            let expected = Violation::UsedIndex { found, taken: base, outstanding: 2 };
             refused(&mut driver, expected);
         }
     }
@@ -103,10 +90,7 @@ fn used_length_is_passed_on_as_it_is() {
     let (mut driver, heads) = offering(&ring, 0, 1);
     ring.set_used_entry(0, heads[0], u32::MAX);
     ring.set_used_index(1);
-    let used = Used {
-        token: 100,
-        written: u32::MAX,
-    };
+    let used = Used { token: 100, written: u32::MAX };
     assert_eq!(driver.reap(), Ok(Some(used)));
     assert_eq!(driver.reap(), Ok(None));
 }
@@ -140,11 +124,7 @@ fn chains_that_have_no_room_change_nothing() {
         Err(Full),
         "longer than the ring, though the table would hold its part"
     );
-    assert_eq!(
-        plain.add(&chain(2), Form::Indirect(0), 0),
-        Err(Full),
-        "tables were not negotiated"
-    );
+    assert_eq!(plain.add(&chain(2), Form::Indirect(0), 0), Err(Full), "tables were not negotiated");
     assert_eq!((driver.outstanding(), driver.free()), (0, 8));
     assert!(!driver.publish());
     assert_eq!(driver.add(&chain(8), Form::Indirect(7), 0), Ok(()));

@@ -5,9 +5,9 @@ use memory::{GuestAddress, GuestMemory};
 use wire::split::Descriptor;
 use wire::virtio::Features;
 
-use super::ring::{AREA, BORDER, Ring, buffer, map};
+use super::ring::{AREA, BASE, BORDER, Ring, buffer, fill, map};
 use crate::Violation;
-use crate::split::{DeviceQueue, Layout};
+use crate::split::DeviceQueue;
 
 const SIZE: u16 = 8;
 const WRITE: u16 = Descriptor::WRITE;
@@ -69,11 +69,7 @@ fn refer(address: u64, length: u32) -> Descriptor {
 /// What a buffer outside of the memory is refused with.
 fn fault(memory: &GuestMemory, address: u64, len: u32) -> Violation {
     let mut slices = Vec::new();
-    memory
-        .translator()
-        .read(GuestAddress(address), len, &mut slices)
-        .unwrap_err()
-        .into()
+    memory.translator().read(GuestAddress(address), len, &mut slices).unwrap_err().into()
 }
 
 /// Addresses are the same in each ring of one size.
@@ -97,11 +93,7 @@ mod available_ring {
     }
 
     fn refused(found: u16, taken: u16) -> Violation {
-        Violation::AvailableIndex {
-            found,
-            taken,
-            size: SIZE,
-        }
+        Violation::AvailableIndex { found, taken, size: SIZE }
     }
 
     #[test]
@@ -127,7 +119,7 @@ mod available_ring {
     fn chains_that_are_held_count_against_the_size() {
         let (ring, mut device) = claim(65534, 65534u16.wrapping_add(3));
         for _ in 0..3 {
-            ring.take_readable(&mut device, 100).unwrap().unwrap();
+            let _held = ring.take_readable(&mut device, 100).unwrap().unwrap();
         }
         // Six more would be fine for a ring of eight, were three not held.
         ring.set_available_index(65534u16.wrapping_add(9));
@@ -145,7 +137,7 @@ mod available_ring {
         // Behind what is held.
         let (held, mut holder) = claim(0, 3);
         for _ in 0..3 {
-            held.take_readable(&mut holder, 100).unwrap().unwrap();
+            let _held = held.take_readable(&mut holder, 100).unwrap().unwrap();
         }
         held.set_available_index(2);
         assert_eq!(holder.available(), Err(refused(2, 3)));
@@ -198,10 +190,7 @@ mod available_ring {
             device.retake_readable(head, translator, 100, &mut slices)
         };
         assert_eq!(again(chain.head), Err(Violation::ReadableAfterWritable));
-        let beyond = Violation::Next {
-            next: SIZE,
-            size: SIZE.into(),
-        };
+        let beyond = Violation::Next { next: SIZE, size: SIZE.into() };
         assert_eq!(again(SIZE), Err(beyond));
     }
 }
@@ -221,10 +210,7 @@ mod chain {
     #[test]
     fn next_is_in_the_table() {
         for next in [SIZE, SIZE + 1, 65535] {
-            let expected = Violation::Next {
-                next,
-                size: SIZE.into(),
-            };
+            let expected = Violation::Next { next, size: SIZE.into() };
             assert_eq!(linked(&[Some(next)]), Err(expected));
             assert_eq!(linked(&[Some(1), Some(next)]), Err(expected));
         }
@@ -358,44 +344,21 @@ mod table {
         assert_eq!(table_at(end - 15, 16), outside(end - 15, 16));
         assert_eq!(table_at(u64::MAX, 16), outside(u64::MAX, 16));
         assert_eq!(table_at(u64::MAX - 15, 128), outside(u64::MAX - 15, 16));
+    }
 
-        // The second entry would be past the end of the address space; it must not wrap to 0.
-        let last = |address: u64| {
-            let ring_size = 4096;
-            let memory = map(&[(address & !(ring_size - 1), address + 16)]);
-            let start = address & !(ring_size - 1);
-            let layout = Layout::new(
-                &memory,
-                2,
-                GuestAddress(start),
-                GuestAddress(start + 64),
-                GuestAddress(start + 128),
-            )
-            .unwrap();
-            let write = |to: u64, descriptor: Descriptor| {
-                let mut slices = Vec::new();
-                let mut translator = memory.translator();
-                translator.write(GuestAddress(to), 16, &mut slices).unwrap();
-                let bytes = descriptor.to_words().map(u64::to_le_bytes);
-                super::super::ring::fill(&slices, bytes.as_flattened());
-            };
-            write(start, refer(address, 32));
-            write(address, buffer(start, 1, 0, Some(1)));
-            super::super::super::layout::store(
-                &layout.available,
-                1,
-                1,
-                std::sync::atomic::Ordering::Relaxed,
-            );
-            let mut device = DeviceQueue::new(layout, Features::INDIRECT_DESC, 0);
-            let mut slices = Vec::new();
-            let taken = device.take_readable(&mut memory.translator(), 100, &mut slices);
-            assert_eq!(device.outstanding(), 0);
-            (taken, memory)
-        };
-        let address = u64::MAX - 0x1F;
-        let (taken, memory) = last(address);
-        assert_eq!(taken, Err(fault(&memory, address + 16, 16)));
+    #[test]
+    fn does_not_wrap_around_the_address_space() {
+        let top = u64::MAX - 0xFFF;
+        let ring = Ring::at(map(&[(0, 0x1000), (top, u64::MAX)]), SIZE, 0);
+        // Its sixth entry would be a descriptor of the ring, at 0x30, were it not outside.
+        let at = u64::MAX - 0x1F;
+        ring.describe(0, refer(at, 16 * u32::from(SIZE)));
+        ring.describe(3, buffer(0, 1, 0, None));
+        ring.write_table(at, &[buffer(0, 1, 0, Some(5))]);
+        ring.offer(0, 1);
+        let mut device = ring.device(Features::INDIRECT_DESC);
+        let expected = fault(&ring.memory, u64::MAX, 16);
+        assert_eq!(ring.take_readable(&mut device, 100), Err(expected));
     }
 
     #[test]
@@ -417,10 +380,8 @@ mod table {
         for shift in 0..=16 {
             let verdict = judge(|ring, flag| {
                 let at = ring.area(0) + BORDER - shift;
-                let table = [
-                    buffer(ring.area(1), 5, flag, Some(1)),
-                    buffer(ring.area(2), 6, flag, None),
-                ];
+                let table =
+                    [buffer(ring.area(1), 5, flag, Some(1)), buffer(ring.area(2), 6, flag, None)];
                 ring.write_table(at, &table);
                 ring.describe(0, refer(at, 32));
             });
@@ -431,10 +392,7 @@ mod table {
     #[test]
     fn holds_no_further_table() {
         let misplaced = Err(Violation::IndirectMisplaced);
-        assert_eq!(
-            judge_table(|ring, _| vec![refer(ring.area(3), 16)]),
-            misplaced
-        );
+        assert_eq!(judge_table(|ring, _| vec![refer(ring.area(3), 16)]), misplaced);
         assert_eq!(
             judge_table(|ring, flag| vec![
                 buffer(ring.area(3), 1, flag, Some(1)),
@@ -550,7 +508,7 @@ mod address {
     #[test]
     fn and_length_are_checked_start_and_end() {
         let ring = Ring::new(SIZE);
-        let (start, end) = (super::super::ring::BASE, ring.end());
+        let (start, end) = (BASE, ring.end());
         for (address, len) in [
             (0, 1),
             (start - 1, 1),
@@ -589,39 +547,30 @@ mod address {
     #[test]
     fn may_not_cross_a_hole() {
         let memory = map(&[(0x1000, 0x2000), (0x3000, 0x4000)]);
-        let at = |offset: u64| GuestAddress(0x1000 + offset);
-        let layout = Layout::new(&memory, 2, at(0), at(64), at(128)).unwrap();
-        let descriptor = buffer(0x1FFF, 0x1002, 0, None).to_words();
-        for (word, value) in layout.descriptors.iter().zip(descriptor) {
-            word.store(value.to_le(), std::sync::atomic::Ordering::Relaxed);
-        }
-        layout.available[1].store(1u16.to_le(), std::sync::atomic::Ordering::Relaxed);
-        let mut device = DeviceQueue::new(layout, Features::NONE, 0);
-        let mut slices = Vec::new();
-        let taken = device.take_readable(&mut memory.translator(), u32::MAX, &mut slices);
-        assert_eq!(taken, Err(fault(&memory, 0x1FFF, 0x1002)));
+        let ring = Ring::at(memory, SIZE, 0x1000);
+        ring.describe(0, buffer(0x1FFF, 0x1002, 0, None));
+        ring.offer(0, 1);
+        let mut device = ring.device(Features::NONE);
+        let expected = fault(&ring.memory, 0x1FFF, 0x1002);
+        assert_eq!(ring.take_readable(&mut device, u32::MAX), Err(expected));
         assert_eq!(device.outstanding(), 0);
     }
 
     #[test]
     fn may_be_that_of_the_ring_itself() {
         let ring = Ring::new(SIZE);
-        let start = super::super::ring::BASE;
+        let start = BASE;
         let ring_bytes = (ring.tables.0 - start) as u32;
         ring.describe(0, buffer(start, ring_bytes, WRITE, None));
         ring.offer(0, 1);
         let mut device = ring.device(Features::NONE);
         let (chain, slices) = ring.take_writable(&mut device, u32::MAX).unwrap().unwrap();
-        super::super::ring::fill(&slices, &vec![0xFF; ring_bytes as usize]);
+        fill(&slices, &vec![0xFF; ring_bytes as usize]);
         device.give_back(chain, ring_bytes);
         let _ = device.publish();
         assert_eq!(ring.used_entry(0), (0, ring_bytes));
         // What it did to itself is found like any other nonsense.
-        let expected = Violation::AvailableIndex {
-            found: 0xFFFF,
-            taken: 1,
-            size: SIZE,
-        };
+        let expected = Violation::AvailableIndex { found: 0xFFFF, taken: 1, size: SIZE };
         assert_eq!(ring.take_readable(&mut device, 100), Err(expected));
     }
 }
@@ -643,10 +592,7 @@ mod limit {
                 let (chain, room) = match flag {
                     0 => {
                         let taken = ring.take_readable(&mut device, limit);
-                        taken
-                            .unwrap()
-                            .map(|(chain, bytes)| (chain, bytes.len()))
-                            .unwrap()
+                        taken.unwrap().map(|(chain, bytes)| (chain, bytes.len())).unwrap()
                     }
                     _ => {
                         let taken = ring.take_writable(&mut device, limit);
@@ -681,10 +627,7 @@ mod limit {
         }
         ring.offer(0, 1);
         let mut device = ring.device(Features::NONE);
-        let (chain, bytes) = ring
-            .take_readable(&mut device, AREA as u32)
-            .unwrap()
-            .unwrap();
+        let (chain, bytes) = ring.take_readable(&mut device, AREA as u32).unwrap().unwrap();
         assert_eq!(chain.bytes, 8 * u64::from(u32::MAX));
         assert_eq!(bytes.len(), AREA as usize);
     }

@@ -37,11 +37,7 @@ pub struct Flavour {
 
 impl Flavour {
     fn features(self) -> Features {
-        let events = if self.event_index {
-            Features::EVENT_IDX
-        } else {
-            Features::NONE
-        };
+        let events = if self.event_index { Features::EVENT_IDX } else { Features::NONE };
         events | Features::INDIRECT_DESC
     }
 }
@@ -152,12 +148,7 @@ impl<'r> World<'r> {
                 event: base.wrapping_sub(1),
                 old: Some(base),
             },
-            calls: Notices {
-                event_index,
-                wanted: true,
-                event: 0,
-                old: None,
-            },
+            calls: Notices { event_index, wanted: true, event: 0, old: None },
         }
     }
 
@@ -166,19 +157,14 @@ impl<'r> World<'r> {
         let token = self.next_token;
         let random = token.wrapping_mul(0x85EB_CA6B) ^ (token >> 3);
         let count = (1 + (random >> 8) % MOST_BUFFERS).min(self.flavour.size.into());
-        let lens: Vec<u32> = (0..count)
-            .map(|index| (random >> (index + 3)) % (MOST_BYTES + 1))
-            .collect();
+        let lens: Vec<u32> =
+            (0..count).map(|index| (random >> (index + 3)) % (MOST_BYTES + 1)).collect();
         let descriptors = match self.flavour.form {
             Form::Direct => lens.len(),
             Form::Indirect(direct) => lens.len().min(usize::from(direct) + 1),
         };
-        let offer = Offer {
-            token,
-            area: self.free_areas.last().copied().unwrap_or(0),
-            lens,
-            descriptors,
-        };
+        let offer =
+            Offer { token, area: self.free_areas.last().copied().unwrap_or(0), lens, descriptors };
         let chain = self.chain(&offer);
         let result = self.driver.add(&chain, self.flavour.form, token);
         if descriptors > self.free {
@@ -217,12 +203,7 @@ impl<'r> World<'r> {
         let count = self.added.len();
         self.published = self.published.wrapping_add(count as u16);
         let expected = count > 0 && self.kicks.at_publication(count, self.published);
-        assert_eq!(
-            self.driver.publish(),
-            expected,
-            "kick at {}",
-            self.published
-        );
+        assert_eq!(self.driver.publish(), expected, "kick at {}", self.published);
         self.available.append(&mut self.added);
     }
 
@@ -269,12 +250,7 @@ impl<'r> World<'r> {
         let mut slices = Vec::new();
         let again = self
             .device
-            .retake_readable(
-                chain.head,
-                &mut self.ring.memory.translator(),
-                u32::MAX,
-                &mut slices,
-            )
+            .retake_readable(chain.head, &mut self.ring.memory.translator(), u32::MAX, &mut slices)
             .unwrap();
         assert_eq!(again, *chain);
         assert_eq!(super::ring::gather(&slices), offer.bytes());
@@ -388,11 +364,7 @@ impl<'r> World<'r> {
 /// One of `count`, near either end.
 fn choose(choice: u8, count: usize) -> usize {
     let near = usize::from(choice / 2) % count;
-    if choice.is_multiple_of(2) {
-        near
-    } else {
-        count - 1 - near
-    }
+    if choice.is_multiple_of(2) { near } else { count - 1 - near }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -471,25 +443,21 @@ fn run(world: &mut World<'_>, step: Step) {
     world.check_counts();
 }
 
-/// Sizes, and how many interleavings each is worth.
-const SIZES: [(u16, u32); 6] = [(1, 48), (2, 64), (64, 48), (256, 24), (1024, 8), (32768, 2)];
+/// Sizes, how many interleavings each is worth, and how long they are.
+const SIZES: [(u16, u32, usize); 6] =
+    [(1, 30, 150), (2, 50, 150), (64, 30, 150), (256, 10, 150), (1024, 5, 100), (32768, 1, 60)];
 
 fn interleave(form: Form, event_index: bool) {
     for direction in [Direction::Transmit, Direction::Receive] {
-        for (size, cases) in SIZES {
-            let flavour = Flavour {
-                form,
-                event_index,
-                direction,
-                size,
-            };
+        for (size, cases, longest) in SIZES {
+            let flavour = Flavour { form, event_index, direction, size };
             let config = Config {
                 cases,
                 rng_seed: RngSeed::Fixed(size.into()),
                 failure_persistence: None,
                 ..Config::default()
             };
-            let steps = proptest::collection::vec(step(), 1..150);
+            let steps = proptest::collection::vec(step(), longest / 2..longest);
             TestRunner::new(config)
                 .run(&(base(), steps), |(base, steps)| {
                     let ring = Ring::new(size);

@@ -38,26 +38,24 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(size: u16) -> Self {
-        let available = BASE + descriptor_table_size(size);
-        let used = (available + available_ring_size(size)).next_multiple_of(4);
-        let tables = (used + used_ring_size(size)).next_multiple_of(16);
-        let buffers = tables + IndirectTables::size(size, TABLE_ENTRIES);
+        let [.., buffers] = places(size, BASE);
         let border = buffers + BORDER;
-        let memory = map(&[(BASE, border), (border, buffers + u64::from(size) * AREA)]);
+        let end = buffers + u64::from(size) * AREA;
+        Self::at(map(&[(BASE, border), (border, end)]), size, BASE)
+    }
+
+    /// A ring at `start` of a memory that need not hold tables and buffers.
+    pub fn at(memory: GuestMemory, size: u16, start: u64) -> Self {
+        let [available, used, tables, buffers] = places(size, start);
         let layout = Layout::new(
             &memory,
             size.into(),
-            GuestAddress(BASE),
+            GuestAddress(start),
             GuestAddress(available),
             GuestAddress(used),
         )
         .unwrap();
-        Self {
-            memory,
-            layout,
-            tables: GuestAddress(tables),
-            buffers,
-        }
+        Self { memory, layout, tables: GuestAddress(tables), buffers }
     }
 
     pub fn device(&self, features: Features) -> DeviceQueue {
@@ -100,19 +98,13 @@ impl Ring {
         let mut slices = Vec::new();
         let address = GuestAddress(address);
         let len = bytes.len() as u32;
-        self.memory
-            .translator()
-            .write(address, len, &mut slices)
-            .unwrap();
+        self.memory.translator().write(address, len, &mut slices).unwrap();
         fill(&slices, bytes);
     }
 
     pub fn read(&self, address: u64, len: u32) -> Vec<u8> {
         let mut slices = Vec::new();
-        self.memory
-            .translator()
-            .read(GuestAddress(address), len, &mut slices)
-            .unwrap();
+        self.memory.translator().read(GuestAddress(address), len, &mut slices).unwrap();
         gather(&slices)
     }
 
@@ -126,10 +118,8 @@ impl Ring {
 
     /// Writes a table of descriptors anywhere.
     pub fn write_table(&self, address: u64, table: &[Descriptor]) {
-        let words = table
-            .iter()
-            .flat_map(|descriptor| descriptor.to_words())
-            .flat_map(u64::to_le_bytes);
+        let words =
+            table.iter().flat_map(|descriptor| descriptor.to_words()).flat_map(u64::to_le_bytes);
         self.write(address, &words.collect::<Vec<_>>());
     }
 
@@ -215,17 +205,31 @@ impl Ring {
     }
 }
 
-/// Guest memory with one region for each range of addresses, all of one file.
+/// Where the available ring, the used ring, the tables and the buffers are, for a descriptor table
+/// at `start`.
+fn places(size: u16, start: u64) -> [u64; 4] {
+    let available = start + descriptor_table_size(size);
+    let used = (available + available_ring_size(size)).next_multiple_of(4);
+    let tables = (used + used_ring_size(size)).next_multiple_of(16);
+    let buffers = tables + IndirectTables::size(size, TABLE_ENTRIES);
+    [available, used, tables, buffers]
+}
+
+/// Guest memory with one region for each range of addresses, one after the other in one file.
 pub fn map(ranges: &[(u64, u64)]) -> GuestMemory {
-    let start = ranges[0].0;
-    let end = ranges[ranges.len() - 1].1;
-    let shared = SharedMemory::create("ring", end - start).unwrap();
-    GuestMemory::map(ranges.iter().map(|(first, end)| RegionRequest {
-        guest: GuestAddress(*first),
-        size: end - first,
-        front_end: FrontEndAddress(*first),
-        offset: first - start,
-        file: shared.as_fd().try_clone_to_owned().unwrap(),
+    let size = ranges.iter().map(|(start, end)| end - start).sum();
+    let shared = SharedMemory::create("ring", size).unwrap();
+    let mut offset = 0;
+    GuestMemory::map(ranges.iter().map(|(start, end)| {
+        let request = RegionRequest {
+            guest: GuestAddress(*start),
+            size: end - start,
+            front_end: FrontEndAddress(*start),
+            offset,
+            file: shared.as_fd().try_clone_to_owned().unwrap(),
+        };
+        offset += request.size;
+        request
     }))
     .unwrap()
 }

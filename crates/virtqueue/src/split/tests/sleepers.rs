@@ -1,1 +1,185 @@
+//! Two threads, one of which sleeps whenever its ring looks empty.
+//!
+//! This is where a missing fence shows: publisher and sleeper each store a word and then look at
+//! the other's, and without a fence between store and load both can miss. The sleeper then never
+//! wakes. Rounds are short and their timing drifts, so that many of them race; and before its word
+//! each side stores to lines that the other one has just written, so that the word waits its turn in
+//! the store buffer, as it would behind a frame.
 
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use memory::GuestAddress;
+use wire::virtio::Features;
+
+use super::ring::Ring;
+use crate::split::{Buffer, DeviceQueue, DriverQueue, Form};
+
+const ROUNDS: u32 = 20_000;
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// What an eventfd is to two processes.
+#[derive(Default)]
+struct Event {
+    signalled: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Event {
+    fn signal(&self) {
+        *self.signalled.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+
+    fn wait(&self, what: &str) {
+        let signalled = self.signalled.lock().unwrap();
+        let waited = self.changed.wait_timeout_while(signalled, LIMIT, |signalled| !*signalled);
+        let (mut signalled, timeout) = waited.unwrap();
+        assert!(!timeout.timed_out(), "no {what} in {LIMIT:?}: it was lost");
+        *signalled = false;
+    }
+}
+
+/// Polls `look` until it finds something.
+fn poll<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let limit = 2 * LIMIT;
+    let start = Instant::now();
+    loop {
+        for _ in 0..1000 {
+            if let Some(found) = look() {
+                return found;
+            }
+            spin_loop();
+        }
+        assert!(start.elapsed() < limit, "no {what} in {limit:?}");
+        thread::yield_now();
+    }
+}
+
+/// A pause that differs from round to round.
+fn drift(round: u32) {
+    for _ in 0..round.wrapping_mul(7) % 61 {
+        spin_loop();
+    }
+}
+
+/// Cache lines that both sides write.
+struct Contended([Line; 48]);
+
+#[repr(align(64))]
+struct Line(AtomicU32);
+
+impl Contended {
+    fn new() -> Self {
+        Self([const { Line(AtomicU32::new(0)) }; 48])
+    }
+
+    fn write(&self, value: u32) {
+        for line in &self.0 {
+            line.0.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+fn offer(ring: &Ring, driver: &mut DriverQueue, lines: &Contended, round: u32) -> bool {
+    let chain = [Buffer { address: GuestAddress(ring.area(0)), len: 1, writable: false }];
+    driver.add(&chain, Form::Direct, round).unwrap();
+    lines.write(round);
+    driver.publish()
+}
+
+fn turn_round(ring: &Ring, device: &mut DeviceQueue, lines: &Contended) -> Option<bool> {
+    let (chain, _) = ring.take_readable(device, 1).unwrap()?;
+    device.give_back(chain, 0);
+    lines.write(0);
+    Some(device.publish())
+}
+
+/// The device sleeps, the driver polls.
+fn kicked(features: Features) {
+    let ring = Ring::new(4);
+    let lines = Contended::new();
+    let kick = Event::default();
+    let mut driver = ring.driver(features);
+    let mut device = ring.device(features);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut done = 0;
+            while done < ROUNDS {
+                if turn_round(&ring, &mut device, &lines).is_some() {
+                    done += 1;
+                    continue;
+                }
+                lines.write(done);
+                if !device.enable_kicks().unwrap() {
+                    kick.wait("kick");
+                    device.disable_kicks();
+                }
+            }
+        });
+        for round in 0..ROUNDS {
+            if offer(&ring, &mut driver, &lines, round) {
+                kick.signal();
+            }
+            let used = poll("used chain", || driver.reap().unwrap());
+            assert_eq!(used.token, round);
+            drift(round);
+        }
+    });
+}
+
+/// The driver sleeps, the device polls.
+fn called(features: Features) {
+    let ring = Ring::new(4);
+    let lines = Contended::new();
+    let call = Event::default();
+    let mut driver = ring.driver(features);
+    let mut device = ring.device(features);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0..ROUNDS {
+                if poll("chain", || turn_round(&ring, &mut device, &lines)) {
+                    call.signal();
+                }
+                drift(round);
+            }
+        });
+        for round in 0..ROUNDS {
+            let _ = offer(&ring, &mut driver, &lines, round);
+            loop {
+                if let Some(used) = driver.reap().unwrap() {
+                    assert_eq!(used.token, round);
+                    break;
+                }
+                lines.write(round);
+                if !driver.enable_calls() {
+                    call.wait("call");
+                    driver.disable_calls();
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn no_kick_is_lost_with_flags() {
+    kicked(Features::NONE);
+}
+
+#[test]
+fn no_kick_is_lost_with_event_index() {
+    kicked(Features::EVENT_IDX);
+}
+
+#[test]
+fn no_call_is_lost_with_flags() {
+    called(Features::NONE);
+}
+
+#[test]
+fn no_call_is_lost_with_event_index() {
+    called(Features::EVENT_IDX);
+}

@@ -11,12 +11,7 @@ fn go_round(size: u16, direction: Direction) {
     let ring = Ring::new(size);
     for form in [Form::Direct, Form::Indirect(0), Form::Indirect(1)] {
         for event_index in [false, true] {
-            let flavour = Flavour {
-                form,
-                event_index,
-                direction,
-                size,
-            };
+            let flavour = Flavour { form, event_index, direction, size };
             let mut world = World::new(&ring, flavour, 0);
             let mut chains = 0;
             while chains < CHAINS {

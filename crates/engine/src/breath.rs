@@ -1,0 +1,82 @@
+//! One breath: pull, push, reclaim, publish. There is no thread here and no clock: the time is an
+//! argument.
+
+use crate::{App, AppId, Fault, Graph, Lease};
+
+/// What control is told unasked.
+pub enum Event {
+    /// A peer broke a rule; its app went down by itself.
+    Fault {
+        /// Whose peer.
+        app: AppId,
+        /// What it did.
+        fault: Fault,
+    },
+    /// An app panicked and is out of service. That is our bug.
+    Failed {
+        /// Which.
+        app: AppId,
+        /// What the panic said.
+        message: String,
+        /// What is left of it, to be dropped by control.
+        remains: Box<dyn App>,
+    },
+}
+
+impl Graph {
+    /// Breathes once. `now` is in nanoseconds, since any moment that stays the same. Returns
+    /// whether there was anything to do.
+    ///
+    /// A worker does this all the time; call it to run a graph without one.
+    pub fn breathe(&mut self, now: u64, mut report: impl FnMut(Event)) -> bool {
+        let mut busy = false;
+        for id in self.ids() {
+            let mut lease = Lease::Empty;
+            let mut burst = self.storage.begin(now);
+            let pulled = self.call(id, |app| app.pull(&mut lease, &mut burst));
+            busy |= pulled.unwrap_or(false);
+            if !burst.is_empty() {
+                let all = burst.all();
+                self.send(id, 0, &mut burst, &all);
+            }
+            let finished = burst.finish();
+            self.call(id, |app| app.reclaim(finished.outcomes(), lease));
+            self.storage.keep(finished);
+        }
+        for id in self.ids() {
+            if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
+                report(Event::Fault { app: id, fault });
+            }
+        }
+        if self.has_failures() {
+            self.report_failures(report);
+        }
+        busy
+    }
+
+    #[cold]
+    fn report_failures(&mut self, mut report: impl FnMut(Event)) {
+        for (app, failure) in self.take_failures() {
+            report(Event::Failed { app, message: failure.message, remains: failure.app });
+        }
+    }
+
+    /// Asks every app to arm. True when there is something to do: for one of them, or for us,
+    /// because one panicked and that has to be reported.
+    pub(crate) fn arm(&mut self) -> bool {
+        let mut busy = false;
+        for id in self.ids() {
+            busy |= self.call(id, |app| app.arm()).unwrap_or(false);
+        }
+        busy || self.has_failures()
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        for id in self.ids() {
+            self.call(id, |app| app.disarm());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

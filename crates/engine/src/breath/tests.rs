@@ -1,0 +1,251 @@
+use super::*;
+use crate::testing::{
+    DELIBERATE, Faulty, Moment, Repeater, Sink, Source, silence_deliberate_panics, taken,
+};
+use crate::{Burst, Counters, DropReason, Outputs, Selection};
+
+/// Breathes and returns the panics that were reported: by whom, and what they said.
+fn failures(graph: &mut Graph) -> Vec<(AppId, String)> {
+    let mut failures = Vec::new();
+    graph.breathe(0, |event| match event {
+        Event::Failed { app, message, .. } => failures.push((app, message)),
+        Event::Fault { fault, .. } => panic!("unexpected: {fault}"),
+    });
+    failures
+}
+
+#[test]
+fn the_one_that_pulled_learns_what_became_of_its_frames() {
+    let mut graph = Graph::new();
+    let (mut sink, took) = Sink::new();
+    sink.room = 2;
+    let source = graph.add("source", Source::new([1, 2, 3, 4]));
+    let sink = graph.add("sink", sink);
+    graph.link((source, 0), (sink, 0)).unwrap();
+    graph.breathe(0, |_| ());
+    assert_eq!(taken(&took), [(0, 1), (0, 2)]);
+    assert_eq!(graph.get::<Source>(source).unwrap().frames, [3, 4]);
+
+    graph.get::<Sink>(sink).unwrap().room = 10;
+    graph.breathe(0, |_| ());
+    assert_eq!(taken(&took), [(0, 3), (0, 4)]);
+    assert!(graph.get::<Source>(source).unwrap().frames.is_empty());
+    assert_eq!(graph.get::<Source>(source).unwrap().reclaims, 2);
+}
+
+#[test]
+fn a_replicated_frame_is_dropped_by_the_full_one_and_reaches_the_other() {
+    let mut graph = Graph::new();
+    let (mut full, _) = Sink::new();
+    full.room = 0;
+    let (free, took) = Sink::new();
+    let source = graph.add("source", Source::new([1]));
+    let repeater = graph.add("repeater", Repeater::new(2));
+    let full = graph.add("full", full);
+    let free = graph.add("free", free);
+    graph.link((source, 0), (repeater, 0)).unwrap();
+    graph.link((repeater, 0), (full, 0)).unwrap();
+    graph.link((repeater, 1), (free, 0)).unwrap();
+    graph.breathe(0, |_| ());
+    graph.breathe(0, |_| ());
+    assert_eq!(taken(&took), [(0, 1)]);
+    assert_eq!(graph.counters(full)[DropReason::ReceiverFull], 1);
+}
+
+#[test]
+fn no_frames_are_reclaimed_too() {
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::default());
+    assert!(!graph.breathe(0, |_| ()));
+    assert_eq!(graph.get::<Source>(source).unwrap().reclaims, 1);
+}
+
+/// Knows the time.
+#[derive(Default)]
+struct Clock {
+    times: Vec<u64>,
+    counters: Counters,
+}
+
+impl App for Clock {
+    fn pull<'b>(&mut self, _: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
+        self.times.push(burst.now());
+        true
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn a_breath_is_as_busy_as_its_apps_say() {
+    let mut graph = Graph::new();
+    graph.add("idle", Source::default());
+    assert!(!graph.breathe(0, |_| ()));
+    // Without frames, too.
+    let clock = graph.add("clock", Clock::default());
+    graph.add("idle", Source::default());
+    assert!(graph.breathe(7, |_| ()));
+    assert!(graph.breathe(8, |_| ()));
+    assert_eq!(graph.get::<Clock>(clock).unwrap().times, [7, 8]);
+}
+
+/// Two pairs of source and sink in one graph; frames of the second pair pass `faulty` first, which
+/// sits between them. Whatever it does costs it alone.
+fn survives(moment: Moment) {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let (sink, took) = Sink::new();
+    let to_sink = graph.add("to_sink", Source::new([1]));
+    let faulty = graph.add("faulty", Faulty::new(moment));
+    let to_faulty = graph.add("to_faulty", Source::new([2]));
+    let sink = graph.add("sink", sink);
+    graph.link((to_sink, 0), (sink, 0)).unwrap();
+    graph.link((to_faulty, 0), (faulty, 0)).unwrap();
+
+    let mut remains = None;
+    graph.breathe(0, |event| match event {
+        Event::Failed { app, message, remains: what } => {
+            assert_eq!(app, faulty);
+            assert_eq!(message, format!("{DELIBERATE}: {moment:?}"));
+            assert!(remains.replace(what).is_none(), "reported twice");
+        }
+        Event::Fault { fault, .. } => panic!("unexpected: {fault}"),
+    });
+    let remains: Box<dyn std::any::Any> = remains.expect("a report of the panic");
+    assert_eq!(remains.downcast_ref::<Faulty>().unwrap().moment, moment);
+    assert_eq!(taken(&took), [(0, 1)]);
+    let dark = graph.counters(faulty)[DropReason::AppFailed];
+
+    // From now on it is not there: not called, not reported, and its frames are counted.
+    for breath in 1..=3 {
+        for source in [to_sink, to_faulty] {
+            graph.get::<Source>(source).unwrap().frames.push_back(9);
+        }
+        assert_eq!(failures(&mut graph), []);
+        assert_eq!(taken(&took), [(0, 9)]);
+        let counters = graph.counters(faulty);
+        assert_eq!(counters[DropReason::AppFailed], dark + breath);
+    }
+    assert!(graph.get::<Faulty>(faulty).is_none());
+}
+
+#[test]
+fn a_panic_in_pull_takes_that_app_out() {
+    survives(Moment::Pull);
+}
+
+#[test]
+fn a_panic_in_push_takes_that_app_out() {
+    survives(Moment::Push);
+}
+
+#[test]
+fn a_panic_in_reclaim_takes_that_app_out() {
+    survives(Moment::Reclaim);
+}
+
+#[test]
+fn a_panic_in_publish_takes_that_app_out() {
+    survives(Moment::Publish);
+}
+
+#[test]
+fn a_panic_after_frames_were_pulled_leaves_bursts_whole() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let (sink, took) = Sink::new();
+    let mut bad = Source::new([1, 2]);
+    bad.panics_after_pull = true;
+    let bad = graph.add("bad", bad);
+    let good = graph.add("good", Source::new([3]));
+    let sink = graph.add("sink", sink);
+    graph.link((bad, 0), (sink, 0)).unwrap();
+    graph.link((good, 0), (sink, 1)).unwrap();
+    let message = format!("{DELIBERATE}: pull");
+    assert_eq!(failures(&mut graph), [(bad, message)]);
+    // The frames were whole, and their lease was still held.
+    assert_eq!(taken(&took), [(0, 1), (0, 2), (1, 3)]);
+}
+
+#[test]
+fn a_panic_behind_an_app_is_not_that_apps() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let (sink, took) = Sink::new();
+    let source = graph.add("source", Source::new([1]));
+    let repeater = graph.add("repeater", Repeater::new(2));
+    let faulty = graph.add("faulty", Faulty::new(Moment::Push));
+    let sink = graph.add("sink", sink);
+    graph.link((source, 0), (repeater, 0)).unwrap();
+    graph.link((repeater, 0), (faulty, 0)).unwrap();
+    graph.link((repeater, 1), (sink, 0)).unwrap();
+    assert_eq!(failures(&mut graph).len(), 1);
+    assert_eq!(taken(&took), [(0, 1)]);
+    assert!(graph.get::<Repeater>(repeater).is_some());
+}
+
+#[test]
+fn several_panics_of_a_breath_are_all_reported() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let one = graph.add("one", Faulty::new(Moment::Publish));
+    let other = graph.add("other", Faulty::new(Moment::Pull));
+    let reported: Vec<AppId> = failures(&mut graph).into_iter().map(|(app, _)| app).collect();
+    assert_eq!(reported, [one, other]);
+    assert_eq!(failures(&mut graph), []);
+}
+
+#[test]
+fn a_panic_while_arming_keeps_the_worker_awake_to_report_it() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    graph.add("fine", Source::default());
+    assert!(!graph.arm());
+    let faulty = graph.add("faulty", Faulty::new(Moment::Arm));
+    assert!(graph.arm());
+    assert_eq!(failures(&mut graph).len(), 1);
+    assert!(graph.get::<Faulty>(faulty).is_none());
+    assert!(!graph.arm());
+}
+
+/// A peer's fault, each breath until it was told.
+struct Peer {
+    faults: usize,
+    counters: Counters,
+}
+
+impl App for Peer {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn publish(&mut self) -> Result<(), Fault> {
+        if self.faults == 0 {
+            return Ok(());
+        }
+        self.faults -= 1;
+        Err("the index jumped".into())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn a_peers_fault_is_reported_and_the_app_stays() {
+    let mut graph = Graph::new();
+    let peer = Peer { faults: 1, counters: Counters::default() };
+    let peer = graph.add("peer", peer);
+    let mut faults = Vec::new();
+    for _ in 0..2 {
+        graph.breathe(0, |event| match event {
+            Event::Fault { app, fault } => faults.push((app, fault.to_string())),
+            Event::Failed { message, .. } => panic!("unexpected: {message}"),
+        });
+    }
+    assert_eq!(faults, [(peer, "the index jumped".to_owned())]);
+    assert!(graph.get::<Peer>(peer).is_some());
+}

@@ -1,0 +1,246 @@
+use std::os::fd::AsFd;
+
+use proptest::prelude::*;
+use wire::checksum::PartialChecksum;
+
+use super::*;
+
+/// The bytes of a frame of this length, no two neighbours alike.
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + at / 256) as u8).collect()
+}
+
+/// Appends `pieces` to the burst and makes a frame of them, less `skip` bytes.
+fn push<'b>(burst: &mut Burst<'b>, pieces: &[&'b [u8]], skip: usize) -> Option<usize> {
+    let start = burst.segments().len();
+    let segments = pieces.iter().map(|piece| ReadSlice::from(*piece));
+    burst.segments().extend(segments);
+    burst.push::<()>(start, skip, |_| Ok(Offload::NONE)).unwrap()
+}
+
+fn body(frame: &Frame<'_>) -> Vec<u8> {
+    let mut body = Vec::new();
+    for segment in frame.body {
+        let mut piece = vec![0; segment.len()];
+        assert_eq!(segment.copy_to(&mut piece), piece.len());
+        body.extend(piece);
+    }
+    body
+}
+
+/// The frame made of `pieces` less `skip` bytes is what it has to be.
+#[track_caller]
+fn check(pieces: &[&[u8]], skip: usize) {
+    let whole: Vec<u8> = pieces.concat();
+    let expected = &whole[skip.min(whole.len())..];
+    let (head, rest) = expected.split_at(expected.len().min(HEAD));
+    let mut burst = Storage::default().begin(0);
+    // Others in front of it and behind it.
+    push(&mut burst, &[&[1; 200], &[2; 3]], 0);
+    let index = push(&mut burst, pieces, skip).unwrap();
+    push(&mut burst, &[&[3; 300]], 12);
+    let frame = burst.frame(index);
+    assert_eq!(frame.head, head);
+    assert_eq!(body(&frame), rest);
+    assert_eq!(frame.len, expected.len());
+    let before = burst.frame(0);
+    assert_eq!((before.head, before.len), (&[1; HEAD][..], 203));
+    assert_eq!(body(&before), [&[1; 72][..], &[2; 3]].concat());
+}
+
+#[test]
+fn a_frame_in_one_piece() {
+    for len in [1, 11, 12, 13, 26, HEAD - 1, HEAD, HEAD + 1, HEAD + 12, 1514] {
+        check(&[&bytes(len)], 0);
+        check(&[&bytes(len)], 12);
+    }
+}
+
+#[test]
+fn a_frame_cut_into_single_bytes() {
+    let whole = bytes(HEAD + 12 + 50);
+    check(&whole.chunks(1).collect::<Vec<_>>(), 12);
+}
+
+#[test]
+fn a_frame_cut_in_two_anywhere() {
+    let whole = bytes(HEAD + 12 + 3);
+    for at in 0..=whole.len() {
+        let (first, second) = whole.split_at(at);
+        check(&[first, second], 12);
+    }
+}
+
+#[test]
+fn an_empty_piece_anywhere() {
+    let whole = bytes(HEAD + 12 + 100);
+    let (first, rest) = whole.split_at(HEAD + 12);
+    let (second, third) = rest.split_at(40);
+    check(&[&[], first, second, third], 12);
+    check(&[first, &[], second, third], 12);
+    check(&[first, second, &[], third], 12);
+    check(&[first, second, third, &[]], 12);
+}
+
+#[test]
+fn a_frame_of_nothing() {
+    check(&[], 0);
+    check(&[&[]], 0);
+    check(&[&[1, 2, 3]], 3);
+    check(&[&[1, 2, 3]], 4);
+}
+
+proptest! {
+    #[test]
+    fn a_frame_cut_anyhow(
+        len in 0usize..600,
+        cuts in prop::collection::vec(0usize..600, 0..40),
+        skip in 0usize..200,
+    ) {
+        let whole = bytes(len);
+        let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(len)).collect();
+        cuts.extend([0, len]);
+        cuts.sort();
+        // Cuts that are alike make empty pieces.
+        let pieces: Vec<&[u8]> = cuts.windows(2).map(|ends| &whole[ends[0]..ends[1]]).collect();
+        check(&pieces, skip);
+    }
+}
+
+#[test]
+fn the_head_does_not_change_any_more() {
+    let memory = memory::SharedMemory::create("burst", 4096).unwrap();
+    let request = memory::RegionRequest {
+        guest: memory::GuestAddress(0),
+        size: 4096,
+        front_end: memory::FrontEndAddress(0),
+        offset: 0,
+        file: memory.as_fd().try_clone_to_owned().unwrap(),
+    };
+    let guest = Arc::new(GuestMemory::map([request]).unwrap());
+    let write = |byte: u8| {
+        let mut slices = Vec::new();
+        let mut translator = guest.translator();
+        translator.write(memory::GuestAddress(0), 200, &mut slices).unwrap();
+        slices[0].copy_from((&[byte; 200][..]).into());
+    };
+    write(1);
+    let mut lease = Lease::Empty;
+    let mut burst = Storage::default().begin(0);
+    let mut translator = lease.guest(&guest).translator();
+    let segments = burst.segments();
+    translator.read(memory::GuestAddress(0), 200, segments).unwrap();
+    burst.push::<()>(0, 0, |_| Ok(Offload::NONE)).unwrap();
+    write(2);
+    assert_eq!(burst.frame(0).head, [1; HEAD]);
+    // The rest is the sender's to change.
+    assert_eq!(body(&burst.frame(0)), [2; 200 - HEAD]);
+}
+
+#[test]
+fn the_offload_is_worked_out_from_the_length() {
+    let checksum = PartialChecksum { start: 34, offset: 16 };
+    let offload = Offload { checksum: Some(checksum), ..Offload::NONE };
+    let mut burst = Storage::default().begin(0);
+    let whole = bytes(1526);
+    burst.segments().push(whole[..].into());
+    let pushed = burst.push::<()>(0, 12, |len| {
+        assert_eq!(len, 1514);
+        Ok(offload)
+    });
+    assert_eq!(pushed, Ok(Some(0)));
+    assert_eq!(burst.frame(0).offload, offload);
+}
+
+#[test]
+fn a_bad_offload_leaves_no_trace() {
+    let (good, bad) = (bytes(300), [9; 400]);
+    let mut burst = Storage::default().begin(0);
+    push(&mut burst, &[&good], 0);
+    let start = burst.segments().len();
+    burst.segments().push(bad[..].into());
+    burst.segments().push(bad[..].into());
+    let refused = burst.push(start, 12, |_| Err("no"));
+    assert_eq!(refused, Err("no"));
+    assert_eq!((burst.len(), burst.segments().len()), (1, start));
+    assert_eq!(push(&mut burst, &[&good], 0), Some(1));
+    for frame in [burst.frame(0), burst.frame(1)] {
+        assert_eq!([frame.head, &body(&frame)].concat(), good);
+    }
+}
+
+#[test]
+fn a_full_burst_takes_no_more() {
+    let frame = bytes(64);
+    let mut burst = Storage::default().begin(0);
+    for index in 0..BURST {
+        assert!(!burst.is_full());
+        assert_eq!(push(&mut burst, &[&frame], 0), Some(index));
+    }
+    assert!(burst.is_full());
+    let segments = burst.segments().len();
+    assert_eq!(push(&mut burst, &[&frame], 0), None);
+    assert_eq!((burst.len(), burst.segments().len()), (BURST, segments));
+    assert!(burst.all().iter().eq(0..BURST));
+}
+
+#[test]
+fn crumbs_fill_a_burst() {
+    let crumbs = bytes(1024);
+    let pieces: Vec<&[u8]> = crumbs.chunks(1).collect();
+    let mut burst = Storage::default().begin(0);
+    for _ in 0..3 {
+        push(&mut burst, &pieces, 0);
+        assert!(!burst.is_full());
+    }
+    // The one that makes it full is still taken.
+    assert_eq!(push(&mut burst, &pieces, 0), Some(3));
+    assert!(burst.is_full());
+    assert_eq!(body(&burst.frame(3)), &crumbs[HEAD..]);
+}
+
+#[test]
+fn what_is_held_is_told() {
+    let frame = bytes(64);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0);
+    for _ in 0..4 {
+        push(&mut burst, &[&frame], 0);
+    }
+    assert!(burst.hold(1));
+    burst.replicate(2);
+    assert!(!burst.hold(2), "the others would get it twice");
+    let finished = burst.finish();
+    let outcomes = finished.outcomes();
+    let told: Vec<Outcome> = (0..5).map(|index| outcomes.get(index)).collect();
+    assert_eq!(told, [Outcome::Done, Outcome::Held, Outcome::Done, Outcome::Done, Outcome::Done]);
+    storage.keep(finished);
+
+    // Nothing of it sticks to the next burst's frames.
+    let mut burst = storage.begin(0);
+    for index in 0..4 {
+        push(&mut burst, &[&frame], 0);
+        assert!(index == 1 || burst.hold(index));
+    }
+    let finished = burst.finish();
+    assert_eq!(finished.outcomes().get(1), Outcome::Done);
+    assert_eq!(finished.outcomes().get(2), Outcome::Held);
+}
+
+#[test]
+fn a_burst_knows_its_time() {
+    assert_eq!(Storage::default().begin(12345).now(), 12345);
+}
+
+#[test]
+fn a_selection_keeps_its_order() {
+    let mut selection = Selection::default();
+    assert!(selection.is_empty());
+    for index in [3, 1, 63, 0] {
+        selection.push(index);
+    }
+    assert_eq!(selection.iter().collect::<Vec<_>>(), [3, 1, 63, 0]);
+    assert_eq!(selection.len(), 4);
+    selection.clear();
+    assert!(selection.is_empty() && selection.iter().next().is_none());
+}

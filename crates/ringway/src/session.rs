@@ -1,0 +1,164 @@
+//! One front end's connection, from its first message to its end.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use engine::{AppId, Fault, Stopped, WorkerHandle};
+use ports::vhost_user::{Swapped, VhostUserPort};
+use thiserror::Error;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
+use vhost_user::back_end::{Device, Event, Offer, Session, Violation};
+use vhost_user::{Connection, ConnectionError, Incoming, Message};
+
+/// A vhost-user port, as control sees it.
+pub struct Port {
+    pub name: String,
+    pub app: AppId,
+    pub offer: Offer,
+    pub worker: Arc<WorkerHandle>,
+    /// What the worker says that the guest did wrong.
+    pub faults: mpsc::UnboundedReceiver<Fault>,
+}
+
+/// How a connection ended.
+#[derive(Debug, Error)]
+pub enum Ended {
+    /// The front end closed it.
+    #[error("disconnected")]
+    Closed,
+    /// The front end broke the protocol, or the socket did.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The front end broke the rules of vhost-user.
+    #[error(transparent)]
+    FrontEnd(#[from] Violation),
+    /// The guest broke the rules of virtio.
+    #[error("{0}")]
+    Guest(Fault),
+    /// We are stopping.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+impl Ended {
+    /// Whether the peer did something that somebody should know of.
+    pub fn is_fault(&self) -> bool {
+        !matches!(self, Self::Closed | Self::Stopped(_))
+    }
+}
+
+impl Port {
+    /// Serves one connection. When this returns, the worker has let go of all that was the guest's.
+    pub async fn serve(&mut self, socket: UnixStream) -> Ended {
+        // What a former guest did is not this one's fault.
+        while self.faults.try_recv().is_ok() {}
+        let ended = match self.converse(socket).await {
+            Ok(never) => match never {},
+            Err(ended) => ended,
+        };
+        match self.swap(None).await {
+            Ok(_) => ended,
+            Err(stopped) => stopped.into(),
+        }
+    }
+
+    async fn converse(&mut self, socket: UnixStream) -> Result<Infallible, Ended> {
+        let mut socket = Socket::new(socket)?;
+        let mut session = Session::new(self.offer);
+        loop {
+            let message = tokio::select! {
+                message = socket.receive() => message?,
+                Some(fault) = self.faults.recv() => return Err(Ended::Guest(fault)),
+            };
+            let Some(message) = message else {
+                return Err(Ended::Closed);
+            };
+            tracing::trace!(port = self.name, ?message, "received");
+            let step = session.handle(message)?;
+            for notice in &step.notices {
+                tracing::info!(port = self.name, "{notice}");
+            }
+            if let Some(device) = &step.device {
+                let swapped = self.swap(Some(device.clone())).await?;
+                for (ring, index) in &swapped.positions {
+                    session.stopped(*ring, *index);
+                }
+            }
+            match step.event {
+                Some(Event::Announce(station)) => {
+                    tracing::info!(port = self.name, %station, "announcing a guest that moved here");
+                    let frame = wire::rarp::announcement(station);
+                    self.on_worker(move |port, _| port.announce(frame.into())).await?;
+                }
+                Some(Event::Mtu(mtu)) => tracing::info!(port = self.name, mtu, "guest's MTU"),
+                None => {}
+            }
+            if let Some(answer) = session.answer(step) {
+                socket.send(answer).await?;
+            }
+        }
+    }
+
+    /// Has the worker take over `device`, and waits until it did. The old one is dropped here.
+    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Swapped, Stopped> {
+        self.on_worker(move |port, poller| port.swap(device.as_deref(), poller)).await
+    }
+
+    /// Runs `command` on the worker's thread, between two breaths.
+    async fn on_worker<R: Send + 'static>(
+        &self,
+        command: impl FnOnce(&mut VhostUserPort, &engine::Poller) -> R + Send + 'static,
+    ) -> Result<R, Stopped> {
+        let (sender, receiver) = oneshot::channel();
+        let app = self.app;
+        self.worker.run(
+            move |worker| worker.with(app, command),
+            move |result| drop(sender.send(result)),
+        )?;
+        // None: the app failed, which is reported as such; the port is gone for good.
+        receiver.await.ok().flatten().ok_or(Stopped)
+    }
+}
+
+/// A connection and the runtime's eye on its socket.
+struct Socket {
+    connection: Connection,
+    /// The same socket, to wait for it; never read or written.
+    readiness: UnixStream,
+}
+
+impl Socket {
+    fn new(readiness: UnixStream) -> Result<Self, ConnectionError> {
+        let connection = Connection::new(readiness.as_fd().try_clone_to_owned()?)?;
+        Ok(Self { connection, readiness })
+    }
+
+    /// The next message; none when the front end is gone. May be cancelled.
+    async fn receive(&mut self) -> Result<Option<Message>, ConnectionError> {
+        let Self { connection, readiness } = self;
+        let receive = || match connection.receive() {
+            Ok(Incoming::NotYet) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        };
+        match readiness.async_io(Interest::READABLE, receive).await?? {
+            Incoming::Message(message) => Ok(Some(message)),
+            Incoming::Closed | Incoming::NotYet => Ok(None),
+        }
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), ConnectionError> {
+        let Self { connection, readiness } = self;
+        if connection.send(message)? {
+            return Ok(());
+        }
+        let flush = || match connection.flush() {
+            Ok(false) => Err(io::ErrorKind::WouldBlock.into()),
+            other => Ok(other),
+        };
+        readiness.async_io(Interest::WRITABLE, flush).await?.map(|_| ())
+    }
+}

@@ -1,0 +1,192 @@
+//! The sockets that front ends connect to.
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use nix::unistd::Group;
+use rustix::fs::{FlockOperation, Gid, Mode, OFlags, chmod, chown, flock, open};
+use rustix::net::sockopt::socket_peercred;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+};
+
+/// Front ends that may wait to be accepted.
+const BACKLOG: i32 = 16;
+
+/// A listening socket whose file goes when it does.
+#[derive(Debug)]
+pub struct Listener {
+    pub socket: UnixListener,
+    _file: SocketFile,
+}
+
+/// The socket's file: removed on drop, unless somebody replaced it.
+#[derive(Debug)]
+struct SocketFile {
+    path: PathBuf,
+    device: u64,
+    inode: u64,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode));
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!("cannot remove {}: {error}", self.path.display());
+        }
+    }
+}
+
+/// Listens at `path`. A socket file that nobody listens at any more is replaced; one that is alive
+/// is refused, and who holds it is said. Permissions are set before anyone can connect.
+pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<Listener> {
+    // Another switch may be about to do the same: one after the other.
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let lock = open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .with_context(|| format!("cannot open the directory {}", directory.display()))?;
+    flock(&lock, FlockOperation::LockExclusive)
+        .with_context(|| format!("cannot lock the directory {}", directory.display()))?;
+    remove_stale(path)?;
+
+    let address = SocketAddrUnix::new(path).context("not a socket's path")?;
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    bind(&socket, &address).context("cannot create it")?;
+    let made = fs::symlink_metadata(path)?;
+    let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
+    if let Some(group) = group {
+        chown(path, None, Some(group_id(group)?))
+            .with_context(|| format!("cannot give it to the group `{group}`"))?;
+    }
+    chmod(path, Mode::from_raw_mode(mode)).context("cannot set its permissions")?;
+    listen(&socket, BACKLOG).context("cannot listen")?;
+    Ok(Listener { socket: UnixListener::from(socket), _file: file })
+}
+
+fn remove_stale(path: &Path) -> anyhow::Result<()> {
+    let file = match fs::symlink_metadata(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error).context("cannot look at it"),
+    };
+    if !file.file_type().is_socket() {
+        bail!("there is a file that is not a socket: remove it, or choose another path");
+    }
+    match UnixStream::connect(path) {
+        Ok(peer) => bail!("in use by {}", holder(peer)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).context("cannot remove the stale socket")
+        }
+        Err(error) => Err(error).context("cannot tell whether the socket there is alive"),
+    }
+}
+
+/// Who listens at the other end, for people.
+fn holder(peer: UnixStream) -> String {
+    match socket_peercred(OwnedFd::from(peer)) {
+        Ok(credentials) => {
+            let process = credentials.pid.as_raw_nonzero();
+            let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+            match name.trim() {
+                "" => format!("process {process}"),
+                name => format!("process {process} ({name})"),
+            }
+        }
+        Err(_) => "another process".to_owned(),
+    }
+}
+
+fn group_id(group: &str) -> anyhow::Result<Gid> {
+    let number = match group.parse() {
+        Ok(number) => number,
+        Err(_) => Group::from_name(group)
+            .with_context(|| format!("cannot look up the group `{group}`"))?
+            .with_context(|| format!("there is no group `{group}`"))?
+            .gid
+            .as_raw(),
+    };
+    Ok(Gid::from_raw(number))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listen(path: &Path) -> anyhow::Result<Listener> {
+        listen_at(path, 0o600, None)
+    }
+
+    #[test]
+    fn the_file_has_its_mode_and_goes_with_the_listener() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let listener = listen_at(&path, 0o640, None).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o640);
+        UnixStream::connect(&path).unwrap();
+        drop(listener);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_stale_socket_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let _listener = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_live_socket_is_refused_and_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let _alive = listen(&path).unwrap();
+        let error = listen(&path).unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("in use by process {} (", std::process::id())),
+            "{error}"
+        );
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_a_socket_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("precious");
+        fs::write(&path, "text").unwrap();
+        assert!(listen(&path).unwrap_err().to_string().contains("not a socket"));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+    }
+
+    #[test]
+    fn a_replaced_file_is_not_ours_to_remove() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let first = listen(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        let _second = listen(&path).unwrap();
+        drop(first);
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn groups_go_by_name_or_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let own = fs::metadata(directory.path()).unwrap().gid();
+        let listener = listen_at(&path, 0o660, Some(&own.to_string())).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().gid(), own);
+        drop(listener);
+        let error = listen_at(&path, 0o660, Some("no-such-group")).unwrap_err();
+        assert_eq!(error.to_string(), "there is no group `no-such-group`");
+        assert!(!path.exists(), "nothing is left behind");
+    }
+}

@@ -1,0 +1,298 @@
+//! The switch: a bridge, its ports, the worker that runs them, and the connections of its guests.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use apps::bridge::Bridge;
+use engine::{AppId, Counters, Event, Events, Fault, Graph, Load, Settings, Worker, WorkerHandle};
+use ports::tap::TapPort;
+use ports::vhost_user::{FEATURES, VhostUserPort};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use vhost_user::back_end::Offer;
+
+use crate::config::{Config, PortConfig, PortKind, SocketRole};
+use crate::session::{Ended, Port};
+use crate::socket::{Listener, listen_at};
+
+/// How often a front end that does not listen yet is tried: at first, and at the slowest.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// How long a front end that broke the rules has to wait before it may try again: at first, and at
+/// the most. It bounds what a peer that does nothing else can make us log.
+const PENALTY_FIRST: Duration = Duration::from_secs(1);
+const PENALTY_MOST: Duration = Duration::from_secs(60);
+
+/// A switch that runs. It needs the runtime that it was started on.
+pub struct Switch {
+    worker: Arc<WorkerHandle>,
+    names: Vec<(AppId, String)>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// Where a vhost-user port's connections come from.
+enum Source {
+    Listen(Listener),
+    Connect(PathBuf),
+}
+
+impl Switch {
+    /// Opens everything that `config` names, and starts. When this returns, guests can connect.
+    /// When it fails, nothing is left behind.
+    pub fn start(config: &Config) -> anyhow::Result<Self> {
+        let mut graph = Graph::new();
+        let ports = u16::try_from(config.ports.len()).context("too many ports")?;
+        let bridge = graph.add("bridge", Bridge::new(ports, random_key()?));
+        let mut names = vec![(bridge, "bridge".to_owned())];
+        let mut guests = Vec::new();
+        for (number, port) in config.ports.iter().enumerate() {
+            let (app, guest) = open(&mut graph, port)?;
+            graph.link((app, 0), (bridge, number))?;
+            graph.link((bridge, number), (app, 0))?;
+            names.push((app, port.name.clone()));
+            guests.extend(guest.map(|(source, offer)| (port.name.clone(), app, source, offer)));
+        }
+
+        let (events, incoming) = mpsc::unbounded_channel();
+        let pass_on: Events = Box::new(move |event| drop(events.send(event)));
+        let settings =
+            Settings { mode: config.mode, idle_spin: config.idle_spin, cpus: config.cpus.clone() };
+        let worker = Worker::start("worker0", graph, settings, pass_on)
+            .context("cannot start the worker")?;
+        let mut switch = Self { worker: Arc::new(worker), names, tasks: Vec::new() };
+
+        let mut faults = HashMap::new();
+        for (name, app, source, offer) in guests {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            faults.insert(app, sender);
+            let worker = switch.worker.clone();
+            let port = Port { name, app, offer, worker, faults: receiver };
+            switch.tasks.push(match source {
+                Source::Listen(listener) => {
+                    let socket = listener.socket.try_clone().and_then(UnixListener::from_std)?;
+                    tokio::spawn(accept(port, socket, listener))
+                }
+                Source::Connect(path) => tokio::spawn(connect(port, path)),
+            });
+        }
+        let names = switch.names.iter().cloned().collect();
+        switch.tasks.push(tokio::spawn(dispatch(incoming, faults, names)));
+        Ok(switch)
+    }
+
+    /// What each app counted so far, and how busy the worker was.
+    pub async fn report(&self) -> anyhow::Result<Report> {
+        let names = self.names.clone();
+        let (sender, receiver) = oneshot::channel();
+        self.worker.run(
+            move |worker| {
+                let counters =
+                    names.into_iter().map(|(id, name)| (name, worker.graph().counters(id)));
+                Report { counters: counters.collect(), load: worker.load() }
+            },
+            move |report| drop(sender.send(report)),
+        )?;
+        receiver.await.context("the worker has stopped")
+    }
+
+    /// Stops: disconnects the guests, removes the sockets, ends the worker.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        if let Ok(report) = self.report().await {
+            report.log();
+        }
+        for task in &self.tasks {
+            task.abort();
+        }
+        for task in self.tasks.drain(..) {
+            // An error says that it was aborted, or panicked, which was reported.
+            let _ = task.await;
+        }
+        let worker = Arc::into_inner(self.worker).context("somebody still uses the worker")?;
+        worker.stop()?;
+        Ok(())
+    }
+}
+
+/// A look at a running switch.
+pub struct Report {
+    /// By the names of the ports, and `bridge`.
+    pub counters: Vec<(String, Counters)>,
+    /// The worker's.
+    pub load: Load,
+}
+
+impl Report {
+    fn log(&self) {
+        for (name, counters) in &self.counters {
+            let drops: Vec<String> = counters
+                .drops()
+                .map(|(reason, count)| format!("{} {count}", reason.name()))
+                .collect();
+            let (received, sent) = (counters.received.frames, counters.sent.frames);
+            tracing::info!(app = name, received, sent, dropped = drops.join(", "), "totals");
+        }
+    }
+}
+
+/// Makes the app of one port. For a guest's, also where its connections come from and what it is
+/// offered.
+fn open(graph: &mut Graph, port: &PortConfig) -> anyhow::Result<(AppId, Option<(Source, Offer)>)> {
+    let PortConfig { name, kind } = port;
+    match kind {
+        PortKind::VhostUser { path, socket, mtu } => {
+            let source = match socket {
+                SocketRole::Listen { mode, group } => {
+                    let listener = listen_at(path, *mode, group.as_deref());
+                    let what = || format!("port `{name}`: cannot listen at {}", path.display());
+                    Source::Listen(listener.with_context(what)?)
+                }
+                SocketRole::Connect => Source::Connect(path.clone()),
+            };
+            let offer = Offer {
+                features: FEATURES,
+                protocol: Offer::PROTOCOL,
+                queue_pairs: 1,
+                max_mtu: *mtu,
+            };
+            Ok((graph.add(name, VhostUserPort::new()), Some((source, offer))))
+        }
+        PortKind::Tap { interface } => {
+            let tap = TapPort::open(interface)
+                .with_context(|| format!("port `{name}`: tap interface `{interface}`"))?;
+            Ok((graph.add(name, tap), None))
+        }
+    }
+}
+
+/// Serves the front ends that connect, one at a time.
+async fn accept(mut port: Port, listener: UnixListener, _file: Listener) {
+    let mut penalty = Penalty::new();
+    loop {
+        let socket = match listener.accept().await {
+            Ok((socket, _)) => socket,
+            Err(error) => {
+                tracing::error!(port = port.name, "cannot accept a front end: {error}");
+                tokio::time::sleep(RETRY_SLOWEST).await;
+                continue;
+            }
+        };
+        let name = port.name.clone();
+        let ended = tokio::select! {
+            ended = serve(&mut port, socket) => ended,
+            // Never ends; turns others away while this front end is here.
+            never = refuse(&name, &listener) => match never {},
+        };
+        if penalty.after(&port.name, &ended).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn refuse(port: &str, listener: &UnixListener) -> Infallible {
+    loop {
+        match listener.accept().await {
+            Ok(_) => tracing::warn!(port, "refused a second front end: one is connected"),
+            Err(error) => tracing::error!(port, "cannot accept a front end: {error}"),
+        }
+        tokio::time::sleep(RETRY_SLOWEST).await;
+    }
+}
+
+/// Connects to a front end that listens, again and again.
+async fn connect(mut port: Port, path: PathBuf) {
+    let mut penalty = Penalty::new();
+    let mut retry = RETRY_FIRST;
+    loop {
+        match UnixStream::connect(&path).await {
+            Ok(socket) => {
+                retry = RETRY_FIRST;
+                let ended = serve(&mut port, socket).await;
+                if penalty.after(&port.name, &ended).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                if retry == RETRY_FIRST {
+                    tracing::info!(port = port.name, path = %path.display(), "waiting: {error}");
+                }
+                retry = (2 * retry).min(RETRY_SLOWEST);
+            }
+        }
+        tokio::time::sleep(retry).await;
+    }
+}
+
+async fn serve(port: &mut Port, socket: UnixStream) -> Ended {
+    tracing::info!(port = port.name, "front end connected");
+    port.serve(socket).await
+}
+
+/// The wait of a peer that broke the rules, longer each time.
+struct Penalty {
+    next: Duration,
+}
+
+impl Penalty {
+    fn new() -> Self {
+        Self { next: PENALTY_FIRST }
+    }
+
+    /// Says how a connection ended, and waits if it has to. An error means that we are stopping.
+    async fn after(&mut self, port: &str, ended: &Ended) -> Result<(), ()> {
+        match ended {
+            Ended::Stopped(_) => return Err(()),
+            ended if ended.is_fault() => {
+                tracing::error!(port, "disconnected the front end: {ended}");
+                tokio::time::sleep(self.next).await;
+                self.next = (2 * self.next).min(PENALTY_MOST);
+            }
+            ended => {
+                tracing::info!(port, "front end {ended}");
+                self.next = PENALTY_FIRST;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Passes on what the worker has to say.
+async fn dispatch(
+    mut events: mpsc::UnboundedReceiver<Event>,
+    faults: HashMap<AppId, mpsc::UnboundedSender<Fault>>,
+    names: HashMap<AppId, String>,
+) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Fault { app, fault } => match faults.get(&app) {
+                Some(session) => drop(session.send(fault)),
+                None => {
+                    let port = names.get(&app).map_or("", String::as_str);
+                    tracing::error!(port, "the port is down: {fault}");
+                }
+            },
+            Event::Failed { app, message, remains } => {
+                let port = names.get(&app).map_or("", String::as_str);
+                tracing::error!(port, "a bug of ours took this app down: {message}");
+                drop(remains);
+            }
+        }
+    }
+}
+
+/// A key for the bridge's table that nobody can guess.
+fn random_key() -> anyhow::Result<[u64; 2]> {
+    let mut bytes = [0; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+    let (words, _) = bytes.as_chunks();
+    match words {
+        [one, two] if filled == bytes.len() => {
+            Ok([u64::from_ne_bytes(*one), u64::from_ne_bytes(*two)])
+        }
+        _ => Err(anyhow!("the kernel gave too little randomness")),
+    }
+}

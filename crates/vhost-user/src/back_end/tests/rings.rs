@@ -1,0 +1,258 @@
+//! The life of a ring, and what the worker is told about it.
+
+use super::*;
+
+#[test]
+fn the_device_is_handed_over_only_when_it_changes() {
+    let mut harness = Harness::running();
+    let device = harness.device.clone();
+    for (request, payload) in [
+        (R::GetFeatures, Payload::Empty),
+        (R::SetFeatures, Payload::U64(ACKED.0)),
+        (R::SetOwner, Payload::Empty),
+        (R::SetVringEnable, state(0, 1)),
+        (R::SetVringNum, state(0, RING_SIZE.into())),
+        (R::SetVringAddr, addresses(0)),
+        (R::SetStatus, Payload::U64(15)),
+    ] {
+        harness.try_tell(request, payload, vec![]).unwrap();
+        assert!(Arc::ptr_eq(&device, &harness.device), "{request}");
+    }
+    harness.tell(R::SetVringEnable, state(0, 0), vec![]);
+    assert!(!Arc::ptr_eq(&device, &harness.device));
+}
+
+#[test]
+fn talk_alone_changes_no_device() {
+    let mut session = Session::new(OFFER);
+    let step = session.handle(Message::request(R::GetFeatures.number(), false, vec![], vec![]));
+    assert!(step.unwrap().device.is_none());
+}
+
+#[test]
+fn the_former_device_lives_until_the_answer() {
+    let mut harness = Harness::running();
+    let former = Arc::downgrade(&harness.device);
+    let message = Message::request(R::GetVringBase.number(), false, state(0, 0).encode(), vec![]);
+    let step = harness.session.handle(message).unwrap();
+    // The worker swaps and lets go.
+    harness.device = step.device.clone().unwrap();
+    harness.session.stopped(0, 77);
+    assert!(former.upgrade().is_some());
+    let reply = harness.session.answer(step).unwrap();
+    assert!(former.upgrade().is_none());
+    assert_eq!(
+        Payload::decode(Shape::VringState, &reply.payload),
+        Some(Payload::VringState(VringState { index: 0, num: 77 }))
+    );
+}
+
+#[test]
+fn new_descriptors_do_not_restart_a_ring() {
+    let mut harness = Harness::running();
+    let before = harness.setup(1).clone();
+    harness.tell(R::SetVringCall, attached(1), vec![event()]);
+    harness.tell(R::SetVringKick, attached(1), vec![event()]);
+    let after = harness.setup(1).clone();
+    assert_eq!(before.start, after.start);
+    assert!(!Arc::ptr_eq(before.call.as_ref().unwrap(), after.call.as_ref().unwrap()));
+    assert!(!Arc::ptr_eq(before.kick.as_ref().unwrap(), after.kick.as_ref().unwrap()));
+    harness.tell(R::SetVringCall, unattached(1), vec![]);
+    harness.tell(R::SetVringKick, unattached(1), vec![]);
+    let after = harness.setup(1);
+    assert!(after.call.is_none() && after.kick.is_none());
+    assert_eq!(before.start, after.start);
+}
+
+#[test]
+fn a_ring_without_descriptors_runs_polled() {
+    let mut harness = Harness::negotiated();
+    harness.share();
+    harness.tell(R::SetVringNum, state(0, 1), vec![]);
+    harness.tell(R::SetVringBase, state(0, 0), vec![]);
+    harness.tell(R::SetVringAddr, addresses(0), vec![]);
+    assert!(!harness.runs(0));
+    harness.tell(R::SetVringKick, unattached(0), vec![]);
+    let setup = harness.setup(0);
+    assert!(setup.kick.is_none() && setup.call.is_none() && !setup.enabled);
+    assert_eq!(setup.layout.size(), 1);
+}
+
+#[test]
+fn rings_are_judged_one_by_one() {
+    let mut harness = Harness::negotiated();
+    harness.share();
+    harness.set_up(1);
+    assert!(harness.runs(1) && !harness.runs(0));
+    harness.tell(R::SetVringEnable, state(0, 1), vec![]);
+    assert!(!harness.enabled(1));
+}
+
+#[test]
+fn descriptors_never_block_the_worker() {
+    let mut harness = Harness::negotiated();
+    harness.share();
+    harness.set_up(0);
+    let setup = harness.setup(0);
+    for descriptor in [setup.kick.as_ref().unwrap(), setup.call.as_ref().unwrap()] {
+        let flags = rustix::fs::fcntl_getfl(descriptor).unwrap();
+        assert!(flags.contains(rustix::fs::OFlags::NONBLOCK));
+    }
+}
+
+#[test]
+fn a_stopped_ring_needs_a_new_kick() {
+    let mut harness = Harness::running();
+    let before = harness.setup(0).start;
+    harness.position = 1234;
+    assert_eq!(harness.base(0), 1234);
+    assert!(!harness.runs(0) && harness.runs(1));
+    assert_eq!(harness.base(0), 1234, "asked twice");
+    harness.tell(R::SetVringBase, state(0, 1234), vec![]);
+    assert!(!harness.runs(0));
+    harness.set_used_index(0, 1234);
+    harness.tell(R::SetVringKick, attached(0), vec![event()]);
+    let setup = harness.setup(0);
+    assert!(setup.enabled && setup.call.is_some());
+    assert_eq!(setup.base, 1234);
+    assert_ne!(setup.start, before);
+}
+
+#[test]
+fn a_ring_that_never_ran_returns_the_base_it_was_told() {
+    let mut harness = Harness::negotiated();
+    assert_eq!(harness.base(1), 0);
+    harness.tell(R::SetVringBase, state(1, 65535), vec![]);
+    assert_eq!(harness.base(1), 65535);
+}
+
+#[test]
+fn a_ring_resumes_at_the_used_index() {
+    // A front end that takes the available index for the base would skip what was not completed.
+    let mut harness = Harness::negotiated();
+    harness.share();
+    harness.set_used_index(0, 65530);
+    harness.tell(R::SetVringNum, state(0, 256), vec![]);
+    harness.tell(R::SetVringBase, state(0, 4), vec![]);
+    harness.tell(R::SetVringAddr, addresses(0), vec![]);
+    harness.tell(R::SetVringKick, attached(0), vec![event()]);
+    assert_eq!(harness.setup(0).base, 65530);
+}
+
+#[test]
+fn telling_a_running_ring_something_else_stops_it() {
+    let other = match addresses(0) {
+        Payload::VringAddress(address) => {
+            Payload::VringAddress(VringAddress { used: address.used + 0x4000, ..address })
+        }
+        _ => unreachable!(),
+    };
+    for (request, payload) in
+        [(R::SetVringNum, state(0, 128)), (R::SetVringBase, state(0, 0)), (R::SetVringAddr, other)]
+    {
+        let mut harness = Harness::running();
+        let before = harness.setup(0).start;
+        harness.tell(request, payload, vec![]);
+        assert!(!harness.runs(0) && harness.runs(1), "{request}");
+        harness.tell(R::SetVringKick, attached(0), vec![event()]);
+        assert_ne!(harness.setup(0).start, before, "{request}");
+    }
+}
+
+#[test]
+fn memory_changes_move_running_rings() {
+    let mut harness = Harness::running();
+    let start = harness.setup(0).start;
+    harness.share();
+    assert_eq!(harness.setup(0).start, start, "an identical table");
+
+    let more = MemoryRegion { guest_address: 1 << 40, user_address: 1 << 40, ..region() };
+    let file = harness.file();
+    harness.tell(R::AddMemReg, Payload::SingleRegion(more), vec![file]);
+    assert_eq!(harness.device.memory.region_count(), 2);
+    // A descriptor with REM_MEM_REG is accepted, and closed.
+    let file = harness.file();
+    harness.tell(R::RemMemReg, Payload::SingleRegion(more), vec![file]);
+    assert_eq!(harness.device.memory.region_count(), 1);
+    assert_eq!(harness.setup(0).start, start);
+    assert_eq!(harness.notices, []);
+}
+
+#[test]
+fn memory_that_goes_away_stops_its_rings() {
+    let mut harness = Harness::running();
+    let start = harness.setup(0).start;
+    harness.position = 9;
+    // The offset of a removal is not meaningful.
+    let removed = MemoryRegion { mmap_offset: 1 << 20, ..region() };
+    harness.tell(R::RemMemReg, Payload::SingleRegion(removed), vec![]);
+    assert!(!harness.runs(0) && !harness.runs(1));
+    assert_eq!(harness.device.memory.region_count(), 0);
+    assert!(matches!(harness.notices[0], Notice::RingLost { ring: 0, .. }));
+    assert_eq!(harness.notices.len(), 2);
+
+    // It comes back: the ring goes on where it was.
+    harness.set_used_index(0, 9);
+    let file = harness.file();
+    harness.tell(R::AddMemReg, Payload::SingleRegion(region()), vec![file]);
+    assert_ne!(harness.setup(0).start, start);
+    assert_eq!(harness.setup(0).base, 9);
+
+    harness.tell(R::RemMemReg, Payload::SingleRegion(region()), vec![]);
+    assert_eq!(harness.base(0), 9);
+}
+
+#[test]
+fn resets_forget_the_driver_and_keep_the_connection() {
+    for (request, payload) in [(R::ResetDevice, Payload::Empty), (R::SetStatus, Payload::U64(0))] {
+        let mut harness = Harness::running();
+        harness.tell(request, payload, vec![]);
+        assert!(!harness.runs(0) && !harness.runs(1));
+        assert_eq!(harness.device.features, Features::NONE);
+        assert_eq!(harness.device.memory.region_count(), 1);
+        let status = harness.try_tell(R::GetStatus, Payload::Empty, vec![]).unwrap();
+        assert_eq!(status, Some(0));
+
+        harness.tell(R::SetFeatures, Payload::U64(ACKED.0), vec![]);
+        harness.tell(R::SetVringNum, state(0, 256), vec![]);
+        harness.tell(R::SetVringBase, state(0, 0), vec![]);
+        harness.tell(R::SetVringAddr, addresses(0), vec![]);
+        harness.tell(R::SetVringKick, attached(0), vec![event()]);
+        let setup = harness.setup(0);
+        assert!(setup.call.is_some() && !setup.enabled);
+    }
+}
+
+#[test]
+fn features_reach_the_worker_without_what_has_no_effect() {
+    let mut harness = Harness::new();
+    let acked = Features::VERSION_1 | Features::GUEST_TSO4 | Features::PROTOCOL_FEATURES;
+    harness.tell(R::SetFeatures, Payload::U64(acked.0), vec![]);
+    assert_eq!(harness.device.features, Features::VERSION_1);
+}
+
+#[test]
+fn the_mtu_is_checked() {
+    let mut harness = Harness::negotiated();
+    for (mtu, answer) in [(67, 1), (68, 0), (1500, 0), (9000, 0), (9001, 1), (65536 + 1500, 1)] {
+        harness.event = None;
+        let reply = harness.try_tell(R::NetSetMtu, Payload::U64(mtu), vec![]).unwrap();
+        assert_eq!(reply, Some(answer), "{mtu}");
+        let event = (answer == 0).then_some(Event::Mtu(mtu as u16));
+        assert_eq!(harness.event, event);
+    }
+    assert_eq!(harness.notices.len(), 3);
+    assert_eq!(harness.notices[0].to_string(), "refused an MTU of 67: this port takes 68 to 9000");
+}
+
+#[test]
+fn announcements_carry_an_address() {
+    let mut harness = Harness::negotiated();
+    let value = u64::from_ne_bytes([0x52, 0x54, 0, 1, 2, 3, 0, 0]);
+    harness.tell(R::SendRarp, Payload::U64(value), vec![]);
+    let address = MacAddress([0x52, 0x54, 0, 1, 2, 3]);
+    assert_eq!(harness.event, Some(Event::Announce(address)));
+
+    let broadcast = harness.try_tell(R::SendRarp, Payload::U64(u64::MAX), vec![]).unwrap();
+    assert_eq!(broadcast, Some(1));
+}

@@ -1,0 +1,502 @@
+//! The front end's side: drives a back end, for a guest that lives in this process.
+//!
+//! Every call waits for the back end's answer, up to a limit. Where REPLY_ACK is agreed, every
+//! request asks for an acknowledgement; where it is not, GET_FEATURES follows the requests whose
+//! effect must be there before the guest goes on, as QEMU does it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use memory::{FrontEndAddress, GuestAddress};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use thiserror::Error;
+use wire::ethernet::MacAddress;
+use wire::vhost_user::{
+    Answer, FrontEndRequest, MAX_TABLE_REGIONS, MemoryRegion, Payload, ProtocolFeatures,
+    RingDescriptor, Shape, VringAddress, VringState,
+};
+use wire::virtio::Features;
+
+use crate::connection::{Connection, ConnectionError, Incoming, Message};
+
+/// Why a back end could not be driven.
+#[derive(Debug, Error)]
+pub enum FrontEndError {
+    /// Nobody listens, or we may not.
+    #[error("cannot connect to {}: {source}", .path.display())]
+    Connect {
+        /// The socket's path.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// The connection broke.
+    #[error("{request}: {source}")]
+    Connection {
+        /// The request that was on its way.
+        request: FrontEndRequest,
+        /// What happened.
+        source: ConnectionError,
+    },
+    /// The back end closed the connection: it found something wrong, and its log says what.
+    #[error("the back end closed the connection on {request}")]
+    Closed {
+        /// The request that was on its way.
+        request: FrontEndRequest,
+    },
+    /// No answer in time.
+    #[error("the back end did not answer {request} within {limit:?}")]
+    TimedOut {
+        /// The request that was on its way.
+        request: FrontEndRequest,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The back end said no.
+    #[error("the back end refused {request} with {code}")]
+    Refused {
+        /// The request.
+        request: FrontEndRequest,
+        /// What it answered instead of 0.
+        code: u64,
+    },
+    /// An answer to something else, or of another form.
+    #[error("the back end's answer to {request} is malformed: {what}")]
+    Malformed {
+        /// The request.
+        request: FrontEndRequest,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The back end lacks what we cannot do without.
+    #[error("the back end does not offer {missing}")]
+    NotOffered {
+        /// The missing features.
+        missing: Features,
+    },
+    /// We ran out of descriptors.
+    #[error("cannot duplicate a file descriptor for {request}: {source}")]
+    Duplicate {
+        /// The request that was to carry it.
+        request: FrontEndRequest,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+}
+
+/// What both sides agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Negotiated {
+    /// Virtio features, without PROTOCOL_FEATURES.
+    pub features: Features,
+    /// Protocol features.
+    pub protocol: ProtocolFeatures,
+}
+
+/// A region of memory to share.
+#[derive(Clone, Copy, Debug)]
+pub struct Region<'a> {
+    /// Guest physical address.
+    pub guest: GuestAddress,
+    /// Bytes.
+    pub size: u64,
+    /// The address by which ring addresses refer to it.
+    pub front_end: FrontEndAddress,
+    /// Where the region starts in the file, in bytes.
+    pub offset: u64,
+    /// The file.
+    pub file: BorrowedFd<'a>,
+}
+
+impl Region<'_> {
+    fn wire(&self) -> MemoryRegion {
+        MemoryRegion {
+            guest_address: self.guest.0,
+            size: self.size,
+            user_address: self.front_end.0,
+            mmap_offset: self.offset,
+        }
+    }
+}
+
+/// A ring to set up.
+#[derive(Clone, Copy, Debug)]
+pub struct RingConfig<'a> {
+    /// Entries, a power of two up to 32768.
+    pub size: u16,
+    /// The available entry to process first.
+    pub base: u16,
+    /// The descriptor table.
+    pub descriptors: FrontEndAddress,
+    /// The available ring.
+    pub available: FrontEndAddress,
+    /// The used ring.
+    pub used: FrontEndAddress,
+    /// Where the driver kicks; `None` asks the back end to poll.
+    pub kick: Option<BorrowedFd<'a>>,
+    /// Where the driver wants to be called; `None` says that it polls.
+    pub call: Option<BorrowedFd<'a>>,
+}
+
+/// A connection to a back end.
+pub struct FrontEnd {
+    connection: Connection,
+    /// How long to wait for one answer.
+    limit: Duration,
+    protocol: ProtocolFeatures,
+    /// PROTOCOL_FEATURES, if the back end offers it: to be acknowledged with the guest's features.
+    transport: Features,
+}
+
+impl FrontEnd {
+    /// Connects to a back end that listens. `limit` is how long each answer may take.
+    pub fn connect(path: &Path, limit: Duration) -> Result<Self, FrontEndError> {
+        let connect = || -> Result<OwnedFd, Errno> {
+            let flags = SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            // A listener that does not accept would otherwise hold us for ever.
+            set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
+            connect(&socket, &SocketAddrUnix::new(path)?)?;
+            Ok(socket)
+        };
+        let failed = |source| FrontEndError::Connect { path: path.to_owned(), source };
+        let socket = connect().map_err(|error| failed(error.into()))?;
+        Self::new(socket, limit).map_err(failed)
+    }
+
+    /// Takes over a connected socket. `limit` is how long each answer may take.
+    pub fn new(socket: OwnedFd, limit: Duration) -> io::Result<Self> {
+        let connection = Connection::new(socket).map_err(|error| match error {
+            ConnectionError::Io(error) => error,
+            error => io::Error::other(error),
+        })?;
+        let (protocol, transport) = (ProtocolFeatures::NONE, Features::NONE);
+        Ok(Self { connection, limit, protocol, transport })
+    }
+
+    /// Agrees on features: of the `wanted` and `protocol` ones, those that the back end offers.
+    /// Without `required` ones there is an error.
+    pub fn negotiate(
+        &mut self,
+        required: Features,
+        wanted: Features,
+        protocol: ProtocolFeatures,
+    ) -> Result<Negotiated, FrontEndError> {
+        let offered = self.features()?;
+        let missing = required.without(offered);
+        if !missing.is_empty() {
+            return Err(FrontEndError::NotOffered { missing });
+        }
+        let mut features = (required | wanted) & offered;
+        features = features.without(features.missing_dependencies());
+        features = features.without(Features::PROTOCOL_FEATURES);
+        self.transport = offered & Features::PROTOCOL_FEATURES;
+        if !self.transport.is_empty() {
+            let offered = self.ask_u64(FrontEndRequest::GetProtocolFeatures, Payload::Empty)?;
+            let agreed = protocol & ProtocolFeatures(offered);
+            self.tell(FrontEndRequest::SetProtocolFeatures, Payload::U64(agreed.0), &[])?;
+            self.protocol = agreed;
+        }
+        self.tell(FrontEndRequest::SetOwner, Payload::Empty, &[])?;
+        self.set_features(features)?;
+        Ok(Negotiated { features, protocol: self.protocol })
+    }
+
+    /// The virtio features that the back end offers (GET_FEATURES).
+    pub fn features(&mut self) -> Result<Features, FrontEndError> {
+        self.ask_u64(FrontEndRequest::GetFeatures, Payload::Empty).map(Features)
+    }
+
+    /// Acknowledges the guest's features again, after a reset (SET_FEATURES).
+    pub fn set_features(&mut self, features: Features) -> Result<(), FrontEndError> {
+        let features = features | self.transport;
+        self.tell(FrontEndRequest::SetFeatures, Payload::U64(features.0), &[])
+    }
+
+    /// The most queue pairs that the back end serves (GET_QUEUE_NUM; 1 without MQ).
+    pub fn queue_pairs(&mut self) -> Result<u64, FrontEndError> {
+        if !self.protocol.contains(ProtocolFeatures::MQ) {
+            return Ok(1);
+        }
+        self.ask_u64(FrontEndRequest::GetQueueNum, Payload::Empty)
+    }
+
+    /// The most memory regions that the back end takes (GET_MAX_MEM_SLOTS; 8 without
+    /// CONFIGURE_MEM_SLOTS).
+    pub fn max_memory_slots(&mut self) -> Result<u64, FrontEndError> {
+        if !self.protocol.contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS) {
+            return Ok(MAX_TABLE_REGIONS as u64);
+        }
+        self.ask_u64(FrontEndRequest::GetMaxMemSlots, Payload::Empty)
+    }
+
+    /// Shares these regions and no others (SET_MEM_TABLE). At most 8.
+    pub fn set_memory_table(&mut self, regions: &[Region<'_>]) -> Result<(), FrontEndError> {
+        let table = regions.iter().map(Region::wire).collect();
+        let files: Vec<BorrowedFd<'_>> = regions.iter().map(|region| region.file).collect();
+        self.tell(FrontEndRequest::SetMemTable, Payload::MemoryTable(table), &files)?;
+        self.barrier()
+    }
+
+    /// Shares one region more (ADD_MEM_REG).
+    pub fn add_memory_region(&mut self, region: Region<'_>) -> Result<(), FrontEndError> {
+        let payload = Payload::SingleRegion(region.wire());
+        self.tell(FrontEndRequest::AddMemReg, payload, &[region.file])?;
+        self.barrier()
+    }
+
+    /// Takes one region back (REM_MEM_REG).
+    pub fn remove_memory_region(&mut self, region: Region<'_>) -> Result<(), FrontEndError> {
+        let payload = Payload::SingleRegion(region.wire());
+        self.tell(FrontEndRequest::RemMemReg, payload, &[])?;
+        self.barrier()
+    }
+
+    /// Sets up a ring and starts it; enable it afterwards. Both descriptors are sent every time,
+    /// because DPDK forgets them when a ring stops.
+    pub fn set_up_ring(&mut self, ring: u8, config: RingConfig<'_>) -> Result<(), FrontEndError> {
+        use FrontEndRequest as R;
+        let index = u32::from(ring);
+        let state = |num: u16| Payload::VringState(VringState { index, num: num.into() });
+        self.tell(R::SetVringNum, state(config.size), &[])?;
+        self.tell(R::SetVringBase, state(config.base), &[])?;
+        let address = VringAddress {
+            index,
+            flags: 0,
+            descriptors: config.descriptors.0,
+            used: config.used.0,
+            available: config.available.0,
+            log: 0,
+        };
+        self.tell(R::SetVringAddr, Payload::VringAddress(address), &[])?;
+        self.set_call(ring, config.call)?;
+        self.set_kick(ring, config.kick)
+    }
+
+    /// Exchanges a ring's call descriptor (SET_VRING_CALL).
+    pub fn set_call(
+        &mut self,
+        ring: u8,
+        call: Option<BorrowedFd<'_>>,
+    ) -> Result<(), FrontEndError> {
+        self.ring_descriptor(FrontEndRequest::SetVringCall, ring, call)
+    }
+
+    /// Exchanges a ring's kick descriptor, which starts the ring (SET_VRING_KICK).
+    pub fn set_kick(
+        &mut self,
+        ring: u8,
+        kick: Option<BorrowedFd<'_>>,
+    ) -> Result<(), FrontEndError> {
+        self.ring_descriptor(FrontEndRequest::SetVringKick, ring, kick)
+    }
+
+    /// Lets frames pass, or not (SET_VRING_ENABLE). On return the back end acts on it.
+    pub fn enable_ring(&mut self, ring: u8, enabled: bool) -> Result<(), FrontEndError> {
+        let state = VringState { index: ring.into(), num: enabled.into() };
+        self.tell(FrontEndRequest::SetVringEnable, Payload::VringState(state), &[])?;
+        self.barrier()
+    }
+
+    /// Stops a ring (GET_VRING_BASE). On return the back end no longer touches it. Returns the
+    /// available entry to go on with.
+    pub fn stop_ring(&mut self, ring: u8) -> Result<u16, FrontEndError> {
+        let request = FrontEndRequest::GetVringBase;
+        let malformed = |what| FrontEndError::Malformed { request, what };
+        let state = VringState { index: ring.into(), num: 0 };
+        match self.ask(request, Payload::VringState(state), Shape::VringState)? {
+            Payload::VringState(state) if state.index == u32::from(ring) => {
+                u16::try_from(state.num).map_err(|_| malformed("an index of more than 16 bits"))
+            }
+            _ => Err(malformed("another ring")),
+        }
+    }
+
+    /// Sets the device status (SET_STATUS); 0 resets the device.
+    pub fn set_status(&mut self, status: u8) -> Result<(), FrontEndError> {
+        self.tell(FrontEndRequest::SetStatus, Payload::U64(status.into()), &[])
+    }
+
+    /// The device status (GET_STATUS).
+    pub fn status(&mut self) -> Result<u8, FrontEndError> {
+        self.ask_u64(FrontEndRequest::GetStatus, Payload::Empty).map(|status| status as u8)
+    }
+
+    /// Tells the guest's MTU, in bytes (NET_SET_MTU).
+    pub fn set_mtu(&mut self, mtu: u16) -> Result<(), FrontEndError> {
+        self.tell(FrontEndRequest::NetSetMtu, Payload::U64(mtu.into()), &[])
+    }
+
+    /// Has the network told that a guest is here now (SEND_RARP).
+    pub fn announce(&mut self, address: MacAddress) -> Result<(), FrontEndError> {
+        let [a, b, c, d, e, f] = address.0;
+        let value = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
+        self.tell(FrontEndRequest::SendRarp, Payload::U64(value), &[])
+    }
+
+    /// Resets the device (RESET_DEVICE).
+    pub fn reset_device(&mut self) -> Result<(), FrontEndError> {
+        self.tell(FrontEndRequest::ResetDevice, Payload::Empty, &[])
+    }
+
+    fn ring_descriptor(
+        &mut self,
+        request: FrontEndRequest,
+        ring: u8,
+        descriptor: Option<BorrowedFd<'_>>,
+    ) -> Result<(), FrontEndError> {
+        let payload = RingDescriptor { ring, attached: descriptor.is_some() };
+        self.tell(request, Payload::RingDescriptor(payload), descriptor.as_slice())
+    }
+
+    /// Without REPLY_ACK: a request with a reply, which comes only after those before it.
+    fn barrier(&mut self) -> Result<(), FrontEndError> {
+        if self.protocol.contains(ProtocolFeatures::REPLY_ACK) {
+            return Ok(());
+        }
+        self.features().map(|_| ())
+    }
+
+    /// Sends a request that has no reply of its own, and waits for its acknowledgement if there is
+    /// one to be had.
+    fn tell(
+        &mut self,
+        request: FrontEndRequest,
+        payload: Payload,
+        descriptors: &[BorrowedFd<'_>],
+    ) -> Result<(), FrontEndError> {
+        debug_assert_eq!(request.message().answer, Answer::Acknowledgement);
+        let need_reply = self.protocol.contains(ProtocolFeatures::REPLY_ACK);
+        let deadline = Instant::now() + self.limit;
+        self.send(request, need_reply, payload, descriptors, deadline)?;
+        if !need_reply {
+            return Ok(());
+        }
+        match self.reply(request, Shape::U64, deadline)? {
+            Payload::U64(0) => Ok(()),
+            Payload::U64(code) => Err(FrontEndError::Refused { request, code }),
+            _ => Err(FrontEndError::Malformed { request, what: "not a number" }),
+        }
+    }
+
+    /// Sends a request and waits for its reply.
+    fn ask(
+        &mut self,
+        request: FrontEndRequest,
+        payload: Payload,
+        shape: Shape,
+    ) -> Result<Payload, FrontEndError> {
+        let deadline = Instant::now() + self.limit;
+        self.send(request, false, payload, &[], deadline)?;
+        self.reply(request, shape, deadline)
+    }
+
+    fn ask_u64(
+        &mut self,
+        request: FrontEndRequest,
+        payload: Payload,
+    ) -> Result<u64, FrontEndError> {
+        match self.ask(request, payload, Shape::U64)? {
+            Payload::U64(value) => Ok(value),
+            _ => Err(FrontEndError::Malformed { request, what: "not a number" }),
+        }
+    }
+
+    fn send(
+        &mut self,
+        request: FrontEndRequest,
+        need_reply: bool,
+        payload: Payload,
+        descriptors: &[BorrowedFd<'_>],
+        deadline: Instant,
+    ) -> Result<(), FrontEndError> {
+        let failed = |source| failure(request, source);
+        let descriptors = descriptors
+            .iter()
+            .map(|descriptor| descriptor.try_clone_to_owned())
+            .collect::<io::Result<Vec<OwnedFd>>>()
+            .map_err(|source| FrontEndError::Duplicate { request, source })?;
+        let number = request.number();
+        let message = Message::request(number, need_reply, payload.encode(), descriptors);
+        let mut gone = self.connection.send(message).map_err(failed)?;
+        while !gone {
+            self.wait(request, PollFlags::OUT, deadline)?;
+            gone = self.connection.flush().map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn reply(
+        &mut self,
+        request: FrontEndRequest,
+        shape: Shape,
+        deadline: Instant,
+    ) -> Result<Payload, FrontEndError> {
+        let failed = |source| failure(request, source);
+        let malformed = |what| FrontEndError::Malformed { request, what };
+        let message = loop {
+            match self.connection.receive().map_err(failed)? {
+                Incoming::Message(message) => break message,
+                Incoming::Closed => return Err(FrontEndError::Closed { request }),
+                Incoming::NotYet => self.wait(request, PollFlags::IN, deadline)?,
+            }
+        };
+        if !message.header.reply {
+            return Err(malformed("not a reply"));
+        }
+        if message.header.request != request.number() {
+            return Err(malformed("a reply to another request"));
+        }
+        if !message.descriptors.is_empty() {
+            return Err(malformed("it carries descriptors"));
+        }
+        Payload::decode(shape, &message.payload).ok_or(malformed("a payload of another size"))
+    }
+
+    fn wait(
+        &self,
+        request: FrontEndRequest,
+        flags: PollFlags,
+        deadline: Instant,
+    ) -> Result<(), FrontEndError> {
+        let limit = self.limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(FrontEndError::TimedOut { request, limit });
+            }
+            let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
+            let mut polled = [PollFd::from_borrowed_fd(self.connection.as_fd(), flags)];
+            match poll(&mut polled, Some(&left)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(()),
+                Err(error) => {
+                    return Err(failure(request, error.into()));
+                }
+            }
+        }
+    }
+}
+
+/// A back end that finds a message wrong closes the connection, with what follows unread.
+fn failure(request: FrontEndRequest, source: ConnectionError) -> FrontEndError {
+    match source {
+        ConnectionError::Gone => FrontEndError::Closed { request },
+        source => FrontEndError::Connection { request, source },
+    }
+}
+
+impl AsFd for FrontEnd {
+    /// Readable when the back end has closed the connection.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests;

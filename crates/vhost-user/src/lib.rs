@@ -1,0 +1,18 @@
+//! The vhost-user protocol: codec, back-end session, front-end session.
+//!
+//! * [`Connection`] moves whole messages, with their file descriptors, over a Unix socket. It never
+//!   blocks and never reads past the message at hand.
+//! * [`back_end::Session`] is what a message means to a virtio-net back end: a state machine
+//!   without I/O of its own. Messages go in; out come the [`Device`] for the data plane and the
+//!   answer for the peer.
+//! * [`FrontEnd`] is the other role: it drives a back end, for guests that live in this process.
+//!
+//! The form of every message is a table in [`wire::vhost_user`].
+
+pub mod back_end;
+mod connection;
+mod front_end;
+
+pub use back_end::{Device, RingSetup};
+pub use connection::{Connection, ConnectionError, Incoming, Message};
+pub use front_end::{FrontEnd, FrontEndError, Negotiated, Region, RingConfig};
