@@ -1,1 +1,101 @@
-//! End-to-end tests live in `tests/tests`.
+//! What the end-to-end tests share: a real `ringway run`, and stock QEMU guests on it.
+//!
+//! Guest number `n` has the MAC address `52:54:00:00:00:0n` and, once [`plug_in`] was called for it, 10.0.0.n/24 and
+//! fd00::n/64 on `eth0`.
+
+mod switch;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::thread;
+
+use anyhow::{Context, Result, ensure};
+use testbed::traffic::{self, Ping};
+use testbed::{Builder, Guest, Image, Nic, Shell};
+
+pub use switch::{Switch, ringway};
+
+/// The network card of guest number `n` on the switch's socket `vm<n>.sock`.
+pub fn nic(switch: &Switch, n: u8) -> Nic {
+    Nic::vhost_user(switch.path(&format!("vm{n}.sock"))).mac(&mac(n))
+}
+
+/// The MAC address of guest number `n`.
+pub fn mac(n: u8) -> String {
+    format!("52:54:00:00:00:0{n}")
+}
+
+/// The IPv4 address of guest number `n`.
+pub fn v4(n: u8) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, n).into()
+}
+
+/// The IPv6 address of guest number `n`.
+pub fn v6(n: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n.into()).into()
+}
+
+/// A guest to be, numbered `n`, with this card.
+///
+/// # Errors
+///
+/// The image cannot be built.
+pub fn guest(n: u8, nic: Nic) -> Result<Builder> {
+    Ok(Guest::builder(&Image::build()?, &format!("vm{n}")).nic(nic))
+}
+
+/// Boots guests, all at once.
+///
+/// # Errors
+///
+/// One does not boot.
+pub fn boot<const N: usize>(guests: [Builder; N]) -> Result<[Guest; N]> {
+    let booted: Result<Vec<Guest>> = thread::scope(|scope| {
+        let threads = guests.map(|guest| scope.spawn(|| guest.boot()));
+        let booted = threads.into_iter().map(|thread| {
+            thread.join().ok().context("the thread that boots a guest panicked")?
+        });
+        booted.collect()
+    });
+    booted?.try_into().ok().context("as many guests as there were")
+}
+
+/// Sets up `eth0` of guest number `n`.
+///
+/// # Errors
+///
+/// What the guest says.
+pub fn plug_in(guest: &Guest, n: u8) -> Result<()> {
+    let (v4, v6) = (v4(n), v6(n));
+    guest.run(&format!(
+        "ip addr add {v4}/24 dev eth0 && ip addr add {v6}/64 dev eth0 nodad && ip link set eth0 up"
+    ))?;
+    Ok(())
+}
+
+/// Two guests on `vm1.sock` and `vm2.sock`, set up.
+///
+/// # Errors
+///
+/// One does not boot.
+pub fn two_guests(switch: &Switch) -> Result<[Guest; 2]> {
+    let guests = boot([guest(1, nic(switch, 1))?, guest(2, nic(switch, 2))?])?;
+    for (guest, n) in guests.iter().zip(1..) {
+        plug_in(guest, n)?;
+    }
+    Ok(guests)
+}
+
+/// Pings from one place to another and expects every answer.
+///
+/// # Errors
+///
+/// An answer is lost.
+pub fn ping_all(from: &dyn Shell, to: &str, count: u32) -> Result<()> {
+    let Ping { sent, received } = traffic::ping(from, to, count)?;
+    ensure!(
+        (sent, received) == (count, count),
+        "{}: {received} of {count} pings to {to} were answered",
+        from.name()
+    );
+    Ok(())
+}

@@ -110,3 +110,6 @@ impl App for Bridge {
         &self.counters
     }
 }
+
+#[cfg(test)]
+mod tests;

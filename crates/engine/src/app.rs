@@ -50,6 +50,12 @@ pub trait App: Any + Send {
         false
     }
 
+    /// When this app has to be called though nothing woke it, if it has to: asked before the worker
+    /// sleeps, in the time of [`Burst::now`].
+    fn deadline(&self) -> Option<u64> {
+        None
+    }
+
     /// The worker is awake and polls: no need to be woken.
     fn disarm(&mut self) {}
 

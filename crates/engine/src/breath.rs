@@ -71,6 +71,13 @@ impl Graph {
         busy || self.has_failures()
     }
 
+    /// When an app has to be called at the latest, though nothing woke it. Deadlines up to `now`,
+    /// the time of the last breath, were met by that.
+    pub(crate) fn deadline(&mut self, now: u64) -> Option<u64> {
+        let deadlines = self.ids().filter_map(|id| self.call(id, |app| app.deadline()).flatten());
+        deadlines.filter(|deadline| *deadline > now).min()
+    }
+
     pub(crate) fn disarm(&mut self) {
         for id in self.ids() {
             self.call(id, |app| app.disarm());

@@ -16,6 +16,9 @@ use wire::virtio::Offload;
 /// Most frames in a burst.
 pub const BURST: usize = 64;
 
+/// Most frames of a burst that can be held: half of it.
+pub const HELD: usize = BURST / 2;
+
 /// Bytes of a frame that are copied into private memory: enough for Ethernet, two tags, IPv6 and
 /// TCP with all options.
 pub const HEAD: usize = 128;
@@ -104,6 +107,7 @@ impl Storage {
             len: 0,
             segments: std::mem::take(&mut self.segments),
             now,
+            held: 0,
         }
     }
 
@@ -145,6 +149,8 @@ pub struct Burst<'b> {
     len: usize,
     segments: Vec<ReadSlice<'b>>,
     now: u64,
+    /// Frames that are to be pulled again.
+    held: usize,
 }
 
 impl<'b> Burst<'b> {
@@ -249,15 +255,18 @@ impl<'b> Burst<'b> {
         self.records[index].replicated = true;
     }
 
-    /// Asks for a frame to be pulled again, because its receiver is full. False when that cannot
+    /// Asks for a frame to be pulled again, because its receiver is full. No more than [`HELD`] of a
+    /// burst can be, so that the next one has room for others. False when that cannot
     /// be: the receiver drops its copy.
     #[must_use = "a frame that is not held is to be counted as dropped"]
     pub fn hold(&mut self, index: usize) -> bool {
         let record = &mut self.records[index];
-        if !record.replicated {
+        let may_hold = !record.replicated && self.held < HELD;
+        if may_hold {
             record.outcome = Outcome::Held;
+            self.held += 1;
         }
-        !record.replicated
+        may_hold
     }
 
     pub(crate) fn finish(self) -> Finished {

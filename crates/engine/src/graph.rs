@@ -48,10 +48,10 @@ struct Slot {
 }
 
 impl Slot {
+    /// Notes the panic of an app that was taken out of this slot.
     #[cold]
     fn fail(&mut self, app: Box<dyn App>, panic: Box<dyn Any + Send>) {
         let message = panic_message(panic);
-        self.app = None;
         self.has_failed = true;
         self.failure = Some(Failure { app, message });
     }

@@ -2,7 +2,8 @@
 //!
 //! # One breath
 //!
-//! A [`Worker`] is a thread that breathes. In one breath, for each app that has an outside:
+//! A [`Worker`] is a thread that breathes, again and again ([`Graph::breathe`]). In one breath, for
+//! each app that has an outside:
 //!
 //! 1. **pull**: the app fills a [`Burst`] with up to [`BURST`] frames. A frame is borrowed, not
 //!    owned: its first bytes are copied into private memory, once, and the rest stays in the
@@ -41,7 +42,7 @@ mod testing;
 
 pub use app::{App, Fault};
 pub use breath::Event;
-pub use burst::{BURST, Burst, Frame, HEAD, Lease, Outcome, Outcomes, Selection};
+pub use burst::{BURST, Burst, Frame, HEAD, HELD, Lease, Outcome, Outcomes, Selection};
 pub use counters::{Counters, DropReason, Traffic};
 pub use graph::{AppId, Graph, LinkError, Outputs};
 pub use poller::Poller;

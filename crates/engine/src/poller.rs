@@ -3,8 +3,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 
 /// The descriptors that wake a worker: kicks, input of taps, and the wake descriptor by which other
 /// threads call it.
@@ -48,10 +49,14 @@ impl Poller {
         let _ = epoll::delete(&self.epoll, descriptor);
     }
 
-    /// Sleeps until a descriptor fires.
-    pub(crate) fn sleep(&self) {
+    /// Sleeps until a descriptor fires, or `limit` is over.
+    pub(crate) fn sleep(&self, limit: Option<Duration>) {
         let mut fired = [std::mem::MaybeUninit::uninit(); 16];
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: limit.as_secs() as i64,
+            tv_nsec: limit.subsec_nanos().into(),
+        });
         // An interrupted wait is a wake-up like any other: the worker looks and sleeps again.
-        let _ = epoll::wait(&self.epoll, &mut fired, None);
+        let _ = epoll::wait(&self.epoll, &mut fired, limit.as_ref());
     }
 }

@@ -213,7 +213,9 @@ impl Worker {
             } else {
                 if !self.graph.arm() {
                     self.load.sleeps += 1;
-                    self.poller.sleep();
+                    let deadline = self.graph.deadline(now);
+                    let limit = deadline.map(|deadline| deadline.saturating_sub(self.now()));
+                    self.poller.sleep(limit.map(Duration::from_nanos));
                 }
                 self.graph.disarm();
                 last_work = self.now();

@@ -102,6 +102,11 @@ impl NetDriver {
         TRANSMIT_BUFFER as usize - self.header_size
     }
 
+    /// Receive buffers that a frame of this many bytes fills, when they may be merged.
+    pub fn receive_buffers(&self, frame_len: usize) -> usize {
+        (self.header_size + frame_len).div_ceil(RECEIVE_BUFFER as usize)
+    }
+
     /// Queues a frame with its header. False when all buffers are in use. The device sees it after
     /// [`Self::publish_transmit`].
     pub fn send(&mut self, header: NetHeader, frame: &[u8]) -> Result<bool, DriverError> {

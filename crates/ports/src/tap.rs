@@ -32,10 +32,8 @@ const SLOT: usize = NetHeader::SIZE + MAX_FRAME;
 const READ_INTERVAL: u64 = 5_000;
 
 /// What the kernel may ask of a frame's receiver, in the words of a guest that transmits.
-const KERNEL: Features = Features::CSUM
-    .union(Features::HOST_TSO4)
-    .union(Features::HOST_TSO6)
-    .union(Features::HOST_ECN);
+const KERNEL: Features =
+    Features::CSUM.union(Features::HOST_TSO4).union(Features::HOST_TSO6).union(Features::HOST_ECN);
 
 /// Why the interface is not there any more.
 #[derive(Debug, Error)]
@@ -135,13 +133,9 @@ impl App for TapPort {
                 self.counters.drop(DropReason::TooShort);
                 continue;
             }
-            let header = slot
-                .first_chunk()
-                .map_or(NetHeader::default(), NetHeader::from_bytes);
+            let header = slot.first_chunk().map_or(NetHeader::default(), NetHeader::from_bytes);
             let start = burst.segments().len();
-            burst
-                .segments()
-                .push(slot.get(..length).unwrap_or_default().into());
+            burst.segments().push(slot.get(..length).unwrap_or_default().into());
             match burst.push(start, NetHeader::SIZE, |len| header.offload(len, KERNEL)) {
                 Ok(_) => self.counters.received.count(frame_len),
                 Err(_) => self.counters.drop(DropReason::BadHeader),

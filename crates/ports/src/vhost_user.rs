@@ -7,10 +7,9 @@
 //! any other starts at its base.
 //!
 //! *Out of the guest.* `pull` takes chains from the transmit ring (ring 1) and notes each in
-//! `taken`, in ring order, whether it made a frame or not. `reclaim` marks the ones that are done
-//! and gives back the longest prefix of done ones, so that the guest sees its buffers used in the
-//! order it made them available. A frame whose receiver is full stays in `taken` and is read again,
-//! from its descriptors on, in the next breath: nothing that was decided about it is remembered.
+//! `taken`, in ring order, whether it made a frame or not. `reclaim` gives back the ones that are
+//! done. A frame whose receiver is full stays in `taken` and is read again, from its descriptors on,
+//! in the next breath: nothing that was decided about it is remembered.
 //!
 //! *Into the guest.* `push` gathers writable chains from the receive ring (ring 0) until the header
 //! and the frame fit, copies, and notes the used entries. All of them become visible together, in
@@ -18,9 +17,18 @@
 //!
 //! # Backpressure
 //!
-//! A full receiver holds frames for [`HOLD`] at the most, counted from the moment it was first
-//! found full; then it drops what comes, until it has taken a frame again. So a guest that is gone
-//! costs its senders one short wait, and a slow one slows them down to its pace.
+//! A frame whose receiver is full is *held*: its chain stays with us, so that the sender's own flow
+//! control sees it. Frames for others pass it by, and their chains go back at once. A receiver that
+//! has taken nothing for [`PATIENCE`] drops what is held for it and what comes, until it takes a
+//! frame again; so a guest that is gone costs one wait.
+//!
+//! What one sender can have held is bounded by [`HELD`], so that half of each burst is free for
+//! frames to others. A sender that has so much held is not listened to for [`BLOCK`], which is
+//! long enough for a receiver that is awake; after that, whatever else it sends to a full receiver
+//! is dropped. That is how much one guest's slowness can cost another that talks to it.
+//!
+//! While frames are held and nothing moves, the worker sleeps as ever: a full receiver's ring is
+//! armed too, and [`App::deadline`] bounds the sleep.
 //!
 //! # A peer that breaks the rules
 //!
@@ -31,8 +39,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use engine::{
-    App, BURST, Burst, Counters, DropReason, Fault, Lease, Outcome, Outcomes, Outputs, Poller,
-    Selection,
+    App, BURST, Burst, Counters, DropReason, Fault, HELD, Lease, Outcome, Outcomes, Outputs,
+    Poller, Selection,
 };
 use memory::{GuestMemory, ReadSlice, Translator, WriteCursor, WriteSlice, recycle_writable};
 use thiserror::Error;
@@ -43,8 +51,12 @@ use wire::virtio::{Features, NetHeader, Offload};
 
 use crate::frame::{MAX_FRAME, Preparation, complete_checksum, prepare};
 
-/// How long a full receiver holds frames before it drops them, in nanoseconds.
-pub const HOLD: u64 = 50_000;
+/// How long a receiver may take nothing before it counts as gone, in nanoseconds. A guest whose
+/// processor is busy elsewhere for a scheduler's slice or two is not gone.
+pub const PATIENCE: u64 = 20_000_000;
+
+/// How long a sender that has [`HELD`] frames held is not listened to, in nanoseconds.
+pub const BLOCK: u64 = 50_000;
 
 /// What a guest is offered. It depends on nothing that may change while the switch runs, or guests
 /// could neither migrate nor reconnect.
@@ -108,17 +120,11 @@ pub enum GuestFault {
 
 impl GuestFault {
     fn receive(violation: Violation) -> Self {
-        Self::Ring {
-            ring: "receive",
-            violation,
-        }
+        Self::Ring { ring: "receive", violation }
     }
 
     fn transmit(violation: Violation) -> Self {
-        Self::Ring {
-            ring: "transmit",
-            violation,
-        }
+        Self::Ring { ring: "transmit", violation }
     }
 }
 
@@ -138,10 +144,7 @@ impl Ring {
             }
             _ => DeviceQueue::new(setup.layout.clone(), features, setup.base),
         };
-        Self {
-            queue,
-            setup: setup.clone(),
-        }
+        Self { queue, setup: setup.clone() }
     }
 
     fn call(&self) {
@@ -160,8 +163,16 @@ fn call(descriptor: &Option<Arc<OwnedFd>>) {
 /// A chain of the transmit ring that was not given back yet.
 struct Taken {
     chain: Chain,
-    /// The frame of the current burst that was made of it. None: it made none, or is done.
+    /// The frame of the current burst that was made of it, if it made one.
     frame: Option<u8>,
+}
+
+/// A receiver that had no room.
+struct Full {
+    /// When that was found, if it has taken nothing since.
+    since: u64,
+    /// Chains that were available, too few for the frame at hand.
+    available: u16,
 }
 
 struct Active {
@@ -190,8 +201,12 @@ pub struct Retired {
 pub struct VhostUserPort {
     active: Option<Active>,
     taken: Vec<Taken>,
-    /// When the receiver was first found full, and has taken nothing since.
-    full_since: Option<u64>,
+    /// A held frame made way: something moved.
+    moved: bool,
+    /// When this sender was first found with [`HELD`] frames held.
+    blocked_since: Option<u64>,
+    /// Set while this receiver is full.
+    full: Option<Full>,
     /// A fault to be reported.
     fault: Option<GuestFault>,
     /// A fault happened: the rings are not to be touched until the guest is gone.
@@ -215,7 +230,9 @@ impl VhostUserPort {
         Self {
             active: None,
             taken: Vec::with_capacity(BURST),
-            full_since: None,
+            moved: false,
+            blocked_since: None,
+            full: None,
             fault: None,
             latched: false,
             counters: Counters::default(),
@@ -255,27 +272,20 @@ impl VhostUserPort {
             Some(device) => self.active = Some(self.adopt(device, old.as_mut(), poller)),
             None => self.latched = false,
         }
-        self.full_since = None;
-        Swapped {
-            old: old.map(|active| Retired { _active: active }),
-            positions,
-        }
+        self.full = None;
+        Swapped { old: old.map(|active| Retired { _active: active }), positions }
     }
 
     /// Gives back all chains that were taken: a ring stops, or moves, with nothing outstanding.
     /// Frames that were held are dropped.
     fn drain(&mut self, active: Option<&mut Active>) {
-        let ring = active
-            .and_then(|active| active.transmit.as_mut())
-            .filter(|_| !self.latched);
+        let ring = active.and_then(|active| active.transmit.as_mut()).filter(|_| !self.latched);
         let Some(ring) = ring else {
             self.taken.clear();
             return;
         };
         for taken in self.taken.drain(..) {
-            if taken.frame.is_some() {
-                self.counters.drop(DropReason::ReceiverFull);
-            }
+            self.counters.drop(DropReason::ReceiverFull);
             ring.queue.give_back(taken.chain, 0);
         }
     }
@@ -296,23 +306,16 @@ impl VhostUserPort {
                 continue;
             };
             let is_same = |of: fn(&RingSetup) -> &Option<Arc<OwnedFd>>| {
-                previous
-                    .as_ref()
-                    .is_some_and(|ring| same(of(&ring.setup), of(setup)))
+                previous.as_ref().is_some_and(|ring| same(of(&ring.setup), of(setup)))
             };
             let was_watched = is_same(|setup| &setup.kick);
             let was_called = is_same(|setup| &setup.call)
-                && previous
-                    .as_ref()
-                    .is_some_and(|ring| ring.setup.start == setup.start);
+                && previous.as_ref().is_some_and(|ring| ring.setup.start == setup.start);
             if let Some(kick) = &setup.kick
                 && !was_watched
                 && let Err(error) = poller.watch(kick)
             {
-                self.latch(GuestFault::Kick {
-                    ring: number,
-                    error,
-                });
+                self.latch(GuestFault::Kick { ring: number, error });
             }
             let ring = Ring::new(setup, device.features, previous);
             if !was_called && !self.latched {
@@ -333,10 +336,7 @@ impl VhostUserPort {
 
     /// Whether a guest is there that can receive.
     pub fn is_up(&self) -> bool {
-        let receive = self
-            .active
-            .as_ref()
-            .and_then(|active| active.receive.as_ref());
+        let receive = self.active.as_ref().and_then(|active| active.receive.as_ref());
         receive.is_some_and(|ring| ring.setup.enabled)
     }
 
@@ -369,9 +369,11 @@ impl Active {
 
     fn rings(&mut self) -> impl Iterator<Item = (usize, &mut Ring)> {
         let receive = self.receive.as_mut().map(|ring| (RECEIVE, ring));
-        receive
-            .into_iter()
-            .chain(self.transmit.as_mut().map(|ring| (TRANSMIT, ring)))
+        receive.into_iter().chain(self.transmit.as_mut().map(|ring| (TRANSMIT, ring)))
+    }
+
+    fn shape(&self) -> Shape {
+        Shape { features: self.features, header_size: self.header_size }
     }
 
     /// Whether a file of this guest's was found shrunk. Looks only when one of anybody's was.
@@ -386,49 +388,56 @@ impl Active {
     }
 }
 
-/// Takes chains from the transmit ring into the burst, the held ones first.
+/// How a guest's frames look.
+#[derive(Clone, Copy)]
+struct Shape {
+    features: Features,
+    header_size: usize,
+}
+
+/// Takes chains from the transmit ring into the burst: those of held frames first, then new ones.
+/// Returns how many new ones.
 fn pull<'m>(
     ring: &mut Ring,
-    (features, header_size): (Features, usize),
+    shape: Shape,
     memory: &'m GuestMemory,
     burst: &mut Burst<'m>,
     taken: &mut Vec<Taken>,
     counters: &mut Counters,
-) -> Result<(), Violation> {
-    let limit = (MAX_FRAME + header_size) as u32;
+    blocked: bool,
+) -> Result<usize, Violation> {
+    let limit = (MAX_FRAME + shape.header_size) as u32;
     let mut translator = memory.translator();
     let mut descriptors = 0;
-    for held in taken.iter_mut().filter(|taken| taken.frame.is_some()) {
+    for held in taken.iter_mut() {
         let start = burst.segments().len();
         let head = held.chain.head;
-        held.chain = ring
-            .queue
-            .retake_readable(head, &mut translator, limit, burst.segments())?;
-        held.frame = frame(burst, start, held.chain, header_size, features, counters);
+        held.chain = ring.queue.retake_readable(head, &mut translator, limit, burst.segments())?;
+        held.frame = frame(burst, start, held.chain, shape, counters);
         descriptors += usize::from(held.chain.descriptors);
     }
-    while taken.len() < BURST && !burst.is_full() && descriptors < DESCRIPTOR_BUDGET {
+    let before = taken.len();
+    let has_room = |taken: &Vec<Taken>, burst: &Burst<'_>, descriptors| {
+        taken.len() < BURST && !burst.is_full() && descriptors < DESCRIPTOR_BUDGET
+    };
+    while !blocked && has_room(taken, burst, descriptors) {
         let start = burst.segments().len();
-        let Some(chain) = ring
-            .queue
-            .take_readable(&mut translator, limit, burst.segments())?
-        else {
-            break;
-        };
+        let chain = ring.queue.take_readable(&mut translator, limit, burst.segments())?;
+        let Some(chain) = chain else { break };
+        descriptors += usize::from(chain.descriptors);
         let frame = if ring.setup.enabled {
-            frame(burst, start, chain, header_size, features, counters)
+            frame(burst, start, chain, shape, counters)
         } else {
             burst.segments().truncate(start);
             counters.drop(DropReason::SenderDisabled);
             None
         };
         if frame.is_some() {
-            counters.received.count(chain.bytes as usize - header_size);
+            counters.received.count(chain.bytes as usize - shape.header_size);
         }
-        descriptors += usize::from(chain.descriptors);
         taken.push(Taken { chain, frame });
     }
-    Ok(())
+    Ok(taken.len() - before)
 }
 
 /// Makes a frame of a chain whose segments were appended to the burst from `start` on. Counts it as
@@ -438,20 +447,14 @@ fn frame(
     burst: &mut Burst<'_>,
     start: usize,
     chain: Chain,
-    header_size: usize,
-    features: Features,
+    Shape { features, header_size }: Shape,
     counters: &mut Counters,
 ) -> Option<u8> {
-    let header_part = header_size as u64;
-    let len = chain.bytes.saturating_sub(header_part);
+    let len = chain.bytes.saturating_sub(header_size as u64);
     if len < wire::ethernet::HEADER_SIZE as u64 || len > MAX_FRAME as u64 {
         burst.segments().truncate(start);
         let short = len < wire::ethernet::HEADER_SIZE as u64;
-        counters.drop(if short {
-            DropReason::TooShort
-        } else {
-            DropReason::TooLong
-        });
+        counters.drop(if short { DropReason::TooShort } else { DropReason::TooLong });
         return None;
     }
     let header = read_header(&burst.segments()[start..], header_size);
@@ -506,7 +509,7 @@ impl Gather<'_, '_> {
     fn deliver(
         &mut self,
         queue: &mut DeviceQueue,
-        (features, header_size): (Features, usize),
+        Shape { features, header_size }: Shape,
         offload: &Offload,
         parts: (&[u8], &[ReadSlice<'_>]),
         len: usize,
@@ -531,9 +534,7 @@ impl Gather<'_, '_> {
             self.chains.push(chain);
             self.budget = self.budget.saturating_sub(chain.descriptors.into());
             if chain.bytes < header_size as u64 {
-                return Err(Undelivered::Fault(GuestFault::TinyBuffer {
-                    bytes: chain.bytes,
-                }));
+                return Err(Undelivered::Fault(GuestFault::TinyBuffer { bytes: chain.bytes }));
             }
             room += chain.bytes;
             if !mergeable && room < total {
@@ -570,19 +571,17 @@ impl App for VhostUserPort {
             let pushed = burst.push::<()>(0, 0, |_| Ok(Offload::NONE));
             return matches!(pushed, Ok(Some(_)));
         }
-        let Some(active) = &mut self.active else {
-            return false;
-        };
+        let Some(active) = &mut self.active else { return false };
         if active.memory_is_gone() {
             self.latch(GuestFault::MemoryGone);
             return true;
         }
-        let Some(ring) = &mut active.transmit else {
-            return false;
-        };
+        let shape = active.shape();
+        let Some(ring) = &mut active.transmit else { return false };
+        let moved = std::mem::take(&mut self.moved);
         if self.taken.is_empty() {
             match ring.queue.available() {
-                Ok(0) => return false,
+                Ok(0) => return moved,
                 Ok(_) => {}
                 Err(violation) => {
                     self.latch(GuestFault::transmit(violation));
@@ -590,48 +589,37 @@ impl App for VhostUserPort {
                 }
             }
         }
-        let shape = (active.features, active.header_size);
+        let blocked = self.taken.len() >= HELD
+            && burst.now() - *self.blocked_since.get_or_insert(burst.now()) < BLOCK;
         let memory = lease.guest(&active.memory);
-        let pulled = pull(
-            ring,
-            shape,
-            memory,
-            burst,
-            &mut self.taken,
-            &mut self.counters,
-        );
-        if let Err(violation) = pulled {
-            self.latch(GuestFault::transmit(violation));
+        let (taken, counters) = (&mut self.taken, &mut self.counters);
+        match pull(ring, shape, memory, burst, taken, counters, blocked) {
+            Ok(new) => new > 0 || moved,
+            Err(violation) => {
+                self.latch(GuestFault::transmit(violation));
+                true
+            }
         }
-        true
     }
 
     fn reclaim(&mut self, outcomes: Outcomes<'_>, _: Lease) {
         if self.taken.is_empty() || self.latched {
             return;
         }
-        let Some(ring) = self
-            .active
-            .as_mut()
-            .and_then(|active| active.transmit.as_mut())
-        else {
+        let Some(ring) = self.active.as_mut().and_then(|active| active.transmit.as_mut()) else {
             return;
         };
-        for taken in &mut self.taken {
-            if taken
-                .frame
-                .is_some_and(|frame| outcomes.get(frame.into()) == Outcome::Done)
-            {
-                taken.frame = None;
+        let held_before = self.taken.len();
+        self.taken.retain(|taken| {
+            let outcome = taken.frame.map_or(Outcome::Done, |frame| outcomes.get(frame.into()));
+            if outcome == Outcome::Done {
+                ring.queue.give_back(taken.chain, 0);
             }
-        }
-        let done = self
-            .taken
-            .iter()
-            .take_while(|taken| taken.frame.is_none())
-            .count();
-        for taken in self.taken.drain(..done) {
-            ring.queue.give_back(taken.chain, 0);
+            outcome == Outcome::Held
+        });
+        self.moved = self.taken.len() < held_before;
+        if self.taken.len() < HELD {
+            self.blocked_since = None;
         }
     }
 
@@ -643,14 +631,7 @@ impl App for VhostUserPort {
         _: &mut Outputs<'_>,
     ) {
         let active = self.active.as_mut().filter(|_| !self.latched);
-        let Some(Active {
-            memory,
-            features,
-            header_size,
-            receive: Some(ring),
-            ..
-        }) = active
-        else {
+        let Some(Active { memory, features, header_size, receive: Some(ring), .. }) = active else {
             self.counters[DropReason::ReceiverDown] += selection.len() as u64;
             return;
         };
@@ -664,7 +645,7 @@ impl App for VhostUserPort {
             slices: std::mem::take(&mut self.slices),
             budget: DESCRIPTOR_BUDGET,
         };
-        let shape = (*features, *header_size);
+        let shape = Shape { features: *features, header_size: *header_size };
         let mut full = false;
         let mut fault = None;
         for index in selection.iter() {
@@ -696,12 +677,14 @@ impl App for VhostUserPort {
             match delivered {
                 Ok(()) => {
                     self.counters.sent.count(len);
-                    self.full_since = None;
+                    self.full = None;
                 }
                 Err(Undelivered::Full) => {
                     full = true;
-                    let since = *self.full_since.get_or_insert(burst.now());
-                    let patient = burst.now() - since < HOLD;
+                    let available = ring.queue.available().unwrap_or(0);
+                    let full = self.full.get_or_insert(Full { since: burst.now(), available });
+                    full.available = available;
+                    let patient = burst.now() - full.since < PATIENCE;
                     if !(patient && burst.hold(index)) {
                         self.counters.drop(DropReason::ReceiverFull);
                     }
@@ -736,17 +719,24 @@ impl App for VhostUserPort {
     }
 
     fn arm(&mut self) -> bool {
-        let Some(active) = self.active.as_mut().filter(|_| !self.latched) else {
-            return false;
-        };
-        let Some(ring) = &mut active.transmit else {
-            return false;
-        };
-        match ring.queue.enable_kicks() {
-            // Without a kick descriptor the ring has to be polled.
-            Ok(more) => more || ring.setup.kick.is_none() || !self.taken.is_empty(),
+        let Some(active) = self.active.as_mut().filter(|_| !self.latched) else { return false };
+        let mut busy = self.moved || self.announcement.is_some();
+        if let Some(ring) = &mut active.transmit {
+            match ring.queue.enable_kicks() {
+                // Without a kick descriptor the ring has to be polled.
+                Ok(more) => busy |= more || ring.setup.kick.is_none(),
+                Err(violation) => {
+                    self.latch(GuestFault::transmit(violation));
+                    return true;
+                }
+            }
+        }
+        let (Some(full), Some(ring)) = (&self.full, &mut active.receive) else { return busy };
+        let armed = ring.queue.enable_kicks().and_then(|_| ring.queue.available());
+        match armed {
+            Ok(available) => busy || available > full.available || ring.setup.kick.is_none(),
             Err(violation) => {
-                self.latch(GuestFault::transmit(violation));
+                self.latch(GuestFault::receive(violation));
                 true
             }
         }
@@ -754,9 +744,14 @@ impl App for VhostUserPort {
 
     fn disarm(&mut self) {
         let active = self.active.as_mut().filter(|_| !self.latched);
-        if let Some(ring) = active.and_then(|active| active.transmit.as_mut()) {
+        for (_, ring) in active.into_iter().flat_map(Active::rings) {
             ring.queue.disable_kicks();
         }
+    }
+
+    fn deadline(&self) -> Option<u64> {
+        // After that what is held for this receiver is to be dropped.
+        self.full.as_ref().map(|full| full.since + PATIENCE)
     }
 
     fn counters(&self) -> &Counters {

@@ -26,6 +26,9 @@ const ADDRESSES: [MacAddress; 2] =
     [MacAddress([0x52, 0x54, 0, 0, 0, 1]), MacAddress([0x52, 0x54, 0, 0, 0, 2])];
 /// Frames that a guest handles at once.
 const BATCH: usize = 32;
+/// Receive buffers' worth of frames that are on their way to a guest at most, as an application with
+/// flow control would have it. They fit its ring, so that no frame has to be lost.
+const WINDOW: usize = 192;
 /// How long after the last frame a guest believes that no more will come.
 const QUIET: Duration = Duration::from_millis(20);
 /// How long a round trip may take.
@@ -35,13 +38,15 @@ const REDRAW: Duration = Duration::from_millis(100);
 
 /// Runs the demonstration, about `seconds` long.
 pub async fn demo(seconds: u64) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
     let directory = tempfile::Builder::new().prefix("ringway-demo-").tempdir()?;
     let sockets = ["vm1", "vm2"].map(|name| directory.path().join(format!("{name}.sock")));
     let config = config(&sockets);
     let starting = Instant::now();
     let switch = Switch::start(&config)?;
     let ready = starting.elapsed();
-    println!(
+    writeln!(
+        out,
         "A switch with two ports is ready after {:.1} ms; two guests connect to it over\n\
          vhost-user, as QEMU would, and send frames to each other.\n",
         ready.as_secs_f64() * 1000.0
@@ -49,7 +54,7 @@ pub async fn demo(seconds: u64) -> anyhow::Result<()> {
     let result = measure(&switch, &sockets, Duration::from_secs(seconds)).await;
     switch.stop().await?;
     result?;
-    println!("\n{}", attach_help());
+    writeln!(out, "\n{}", attach_help())?;
     Ok(())
 }
 
@@ -72,13 +77,14 @@ fn config(sockets: &[PathBuf]) -> Config {
 }
 
 async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
     let [first, second] = sockets.clone();
     let connect =
         |path: PathBuf| spawn_blocking(move || Guest::connect(&path, &Options::default()));
     let mut one = connect(first).await??;
     let mut two = connect(second).await??;
 
-    println!("  frame    each way        both ways     lost   worker busy");
+    writeln!(out, "  frame    each way        both ways     lost   worker busy")?;
     // Equal parts for the sizes, the round trips and the idle time.
     let part = total / (SIZES.len() as u32 + 2);
     for size in SIZES {
@@ -86,22 +92,23 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
         let row;
         (one, two, row) = exchange(one, two, size, part).await?;
         let busy = busy(before, load(switch).await?, part);
-        println!("{row}   {busy:5.1} %");
+        writeln!(out, "{row}       {busy:5.1} %")?;
     }
 
     let round_trips;
     (one, two, round_trips) = round_trip(one, two, part).await?;
-    println!("\n  round trip of a 64-byte frame, guest to guest and back: {round_trips}");
+    writeln!(out, "\n  round trip of a 64-byte frame, guest to guest and back: {round_trips}")?;
 
     let before = load(switch).await?;
     tokio::time::sleep(part).await;
     let after = load(switch).await?;
-    println!(
+    writeln!(
+        out,
         "  idle for {:.1} s: worker busy {:.2} %, woken {} times",
         part.as_secs_f64(),
         busy(before, after, part),
         after.sleeps - before.sleeps
-    );
+    )?;
     drop((one, two));
     Ok(())
 }
@@ -129,21 +136,23 @@ async fn exchange(
     size: usize,
     time: Duration,
 ) -> anyhow::Result<(Guest, Guest, String)> {
-    let progress = Arc::new(AtomicU64::new(0));
+    let received = Arc::new([AtomicU64::new(0), AtomicU64::new(0)]);
     let until = Instant::now() + time;
-    let run = |mut guest: Guest, [from, to]: [MacAddress; 2]| {
-        let progress = progress.clone();
+    let run = |mut guest: Guest, number: usize| {
+        let received = received.clone();
         spawn_blocking(move || {
-            let tally = send_and_receive(&mut guest, &frame(from, to, size), until, &progress);
+            let frame = frame(ADDRESSES[number], ADDRESSES[1 - number], size);
+            let (own, peers) = (&received[number], &received[1 - number]);
+            let tally = send_and_receive(&mut guest, &frame, until, own, peers);
             tally.map(|tally| (guest, tally))
         })
     };
-    let [a, b] = ADDRESSES;
-    let (first, second) = (run(one, [a, b]), run(two, [b, a]));
+    let (first, second) = (run(one, 0), run(two, 1));
     let start = Instant::now();
     while Instant::now() < until && !(first.is_finished() || second.is_finished()) {
         tokio::time::sleep(REDRAW).await;
-        let rate = progress.load(Ordering::Relaxed) as f64 / start.elapsed().as_secs_f64();
+        let total: u64 = received.iter().map(|count| count.load(Ordering::Relaxed)).sum();
+        let rate = total as f64 / start.elapsed().as_secs_f64();
         draw(&format!("  {size:5} B   {:8.3} Mframe/s, {:4.1} s to go", rate / 1e6, {
             until.saturating_duration_since(Instant::now()).as_secs_f64()
         }));
@@ -158,7 +167,7 @@ async fn exchange(
     let both = rate(&first) + rate(&second);
     let lost = (first.sent + second.sent).saturating_sub(first.received + second.received);
     let row = format!(
-        "{size:5} B   {:5.2} + {:4.2} Mframe/s {:8.2} Gbit/s {lost:6}",
+        "{size:6} B   {:6.3} + {:.3} million {:7.2} Gbit/s {lost:6}",
         rate(&first) / 1e6,
         rate(&second) / 1e6,
         both * size as f64 * 8.0 / 1e9,
@@ -179,11 +188,13 @@ fn send_and_receive(
     guest: &mut Guest,
     template: &[u8],
     until: Instant,
-    progress: &AtomicU64,
+    own: &AtomicU64,
+    peers: &AtomicU64,
 ) -> Result<Tally, GuestError> {
     let mut tally = Tally { sent: 0, received: 0, damaged: 0 };
     let mut frame = template.to_vec();
     let mut last = Instant::now();
+    let window = (WINDOW / guest.driver().receive_buffers(template.len())).max(1) as u64;
     let counter = HEADER_SIZE..HEADER_SIZE + 8;
     loop {
         let now = Instant::now();
@@ -209,7 +220,8 @@ fn send_and_receive(
         guest.driver().reclaim()?;
         let mut sent = 0;
         if now < until {
-            while sent < BATCH {
+            let most = peers.load(Ordering::Relaxed) + window;
+            while sent < BATCH && tally.sent < most {
                 frame[counter.clone()].copy_from_slice(&(tally.sent + 1).to_be_bytes());
                 if !guest.driver().send(NetHeader::default(), &frame)? {
                     break;
@@ -220,7 +232,7 @@ fn send_and_receive(
         }
         guest.flush();
         if count > 0 {
-            progress.fetch_add(count as u64, Ordering::Relaxed);
+            own.store(tally.received, Ordering::Relaxed);
             last = now;
         }
         let quiet = now - last > QUIET && guest.driver().in_flight() == 0;

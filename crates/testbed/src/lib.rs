@@ -23,6 +23,7 @@
 //! | [`guest`]   | a running guest: scripts, reboot, restart, monitor, console                          |
 //! | [`shell`]   | running scripts and waiting for them, the same in a guest and on the host            |
 //! | [`network`] | bridges, taps and addresses on the host, in a network namespace of their own         |
+//! | [`process`] | programs on the host that never outlive the test                                       |
 //! | [`traffic`] | ping, checked TCP and UDP, iperf3, between any two shells                            |
 //!
 //! Nothing outlives the test: dropping a value ends what it stands for, and the kernel ends the processes of a test
@@ -37,7 +38,7 @@ mod line;
 mod monitor;
 pub mod network;
 pub mod nic;
-mod process;
+pub mod process;
 pub mod qemu;
 pub mod shell;
 pub mod traffic;
@@ -46,5 +47,6 @@ pub use guest::{Builder, Guest};
 pub use image::Image;
 pub use network::Network;
 pub use nic::Nic;
+pub use process::Program;
 pub use qemu::Qemu;
 pub use shell::{Job, Output, Shell};

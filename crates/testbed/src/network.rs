@@ -1,20 +1,16 @@
 //! Networks on the host: bridges, taps and addresses, and a shell among them.
 
 use std::fs;
-use std::io::Read;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Pid, Signal, kill_process_group};
 
 use crate::image::TOOL;
-use crate::process::{self, MemoryFile, bound_command};
-use crate::shell::{Job, Progress, Shell};
+use crate::process::{MemoryFile, Program, bound_command};
+use crate::shell::{Job, Shell};
 
 /// A network namespace and the links made in it. Dropping it removes them.
 ///
@@ -68,15 +64,13 @@ impl Network {
         self.namespace.as_deref()
     }
 
-    /// A program, to be run in this network.
+    /// A program, to be run in this network and ended with this process. Start it with [`Program::start`].
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         match &self.namespace {
-            None => Command::new(program.as_ref()),
+            None => bound_command(program),
             Some(namespace) => {
-                let mut command = Command::new("ip");
-                command
-                    .args(["netns", "exec", namespace])
-                    .arg(program.as_ref());
+                let mut command = bound_command("ip");
+                command.args(["netns", "exec", namespace]).arg(program.as_ref());
                 command
             }
         }
@@ -175,41 +169,9 @@ impl Shell for Network {
                 TOOL_FILE.get_or_init(|| made)
             }
         };
-        let (mut output, input) = std::io::pipe()?;
-        let mut command = match &self.namespace {
-            None => bound_command("/bin/sh"),
-            Some(namespace) => {
-                let mut command = bound_command("ip");
-                command.args(["netns", "exec", namespace, "/bin/sh"]);
-                command
-            }
-        };
-        command
-            .args(["-c", script])
-            .env("TOOL", tool.path())
-            .stdin(Stdio::null())
-            .stdout(input.try_clone()?)
-            .stderr(input)
-            .process_group(0);
-        let mut child = process::spawn(command)?;
-        let group = i32::try_from(child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("a pid of 0")?;
-        let progress = Arc::new(Progress::default());
-        let filled = Arc::clone(&progress);
-        thread::spawn(move || {
-            let mut buffer = [0; 16 << 10];
-            while let Ok(count @ 1..) = output.read(&mut buffer) {
-                filled.print(&buffer[..count]);
-            }
-            let end = child.wait().map_err(|error| error.to_string());
-            filled.end(end.map(|end| end.code().unwrap_or(128 + end.signal().unwrap_or(0))));
-        });
-        Ok(Job::new(self.name(), script, progress, move || {
-            // Fails only when they have all ended.
-            let _ = kill_process_group(group, Signal::KILL);
-        }))
+        let mut command = self.command("/bin/sh");
+        command.args(["-c", script]).env("TOOL", tool.path());
+        Ok(Program::start(self.name(), script, command)?.into_job())
     }
 }
 

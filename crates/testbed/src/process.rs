@@ -1,21 +1,25 @@
 //! Child processes that never outlive the test, and files that live in memory.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::sync::OnceLock;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use anyhow::{Context, Result};
 use rustix::fs::MemfdFlags;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::shell::{Job, Progress};
 
 type Order = (Command, Sender<io::Result<Child>>);
 
 /// `program`, to be killed by the kernel when the thread that starts it is gone. Start it with [`spawn`].
-pub(crate) fn bound_command(program: impl AsRef<Path>) -> Command {
+pub fn bound_command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("setpriv");
     command
         .args(["--pdeathsig", "KILL", "--"])
@@ -25,7 +29,11 @@ pub(crate) fn bound_command(program: impl AsRef<Path>) -> Command {
 
 /// Starts a command from the one thread that lives as long as this process: the kernel's "parent death signal" comes
 /// when the starting *thread* ends, and a test's own threads come and go.
-pub(crate) fn spawn(command: Command) -> Result<Child> {
+///
+/// # Errors
+///
+/// The program cannot be started.
+pub fn spawn(command: Command) -> Result<Child> {
     static ORDERS: OnceLock<Sender<Order>> = OnceLock::new();
     let orders = ORDERS.get_or_init(|| {
         let (orders, queue) = mpsc::channel::<Order>();
@@ -45,6 +53,65 @@ pub(crate) fn spawn(command: Command) -> Result<Child> {
         .context("the spawning thread is gone")?;
     let child = answered.recv().context("the spawning thread is gone")?;
     child.with_context(|| format!("cannot start {what}"))
+}
+
+/// A program on the host, and what it printed so far. Dropping it kills it, and all that it started.
+pub struct Program {
+    job: Job,
+    pid: Pid,
+}
+
+impl Program {
+    /// Starts a command made by [`bound_command`], in the place called `name`; `what` it is shows in messages.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn start(name: &str, what: &str, mut command: Command) -> Result<Program> {
+        let (mut output, input) = io::pipe()?;
+        command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input).process_group(0);
+        let mut child = spawn(command)?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a pid of 0")?;
+        let progress = Arc::new(Progress::default());
+        let filled = Arc::clone(&progress);
+        thread::spawn(move || {
+            let mut buffer = [0; 16 << 10];
+            while let Ok(count @ 1..) = output.read(&mut buffer) {
+                filled.print(&buffer[..count]);
+            }
+            let end = child.wait().map_err(|error| error.to_string());
+            filled.end(end.map(|end| end.code().unwrap_or(128 + end.signal().unwrap_or(0))));
+        });
+        let job = Job::new(name, what, progress, move || {
+            // Fails only when they have all ended.
+            let _ = kill_process_group(pid, Signal::KILL);
+        });
+        Ok(Program { job, pid })
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid.as_raw_nonzero().get().unsigned_abs()
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// It has ended.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill_process(self.pid, signal).with_context(|| format!("cannot send {signal:?}"))
+    }
+
+    /// What it printed, and its end.
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+
+    /// The same, to wait for its end.
+    pub fn into_job(self) -> Job {
+        self.job
+    }
 }
 
 /// Bytes under a path that other processes can open, gone when this value is, or this process.

@@ -7,8 +7,9 @@
 //! address takes an empty or aged entry, or else the one of its bucket that was seen least recently.
 //!
 //! A port that floods the table with forged addresses could push everybody's out that way. So a port
-//! that holds half of a bucket replaces its own entries there, and no others: what the other ports
-//! have learned in the other half stays.
+//! that holds half of a bucket replaces its own entries there, and no others; and one that got hold
+//! of more than half, while there was room, gives way first. So the flood has one half, and what the
+//! other ports learn in the other half stays.
 //!
 //! Time comes in whole seconds, and ageing is decided when an entry is looked at: no sweep.
 
@@ -16,7 +17,7 @@ use wire::ethernet::MacAddress;
 
 use super::AGEING_SECONDS;
 
-/// The number of a port on its bridge.
+/// The number of a port on its bridge, counted from 0. [`PortNumber::MAX`] is none.
 pub type PortNumber = u16;
 
 /// Entries in a bucket: one cache line of addresses.
@@ -36,7 +37,7 @@ impl Entry {
     const EMPTY: Self = Self(0);
 
     fn new(address: u64, port: PortNumber) -> Self {
-        // One more than the port, so that no entry is 0.
+        // One more than the port, so that no entry is 0: of 65536 ports the last has no number.
         Self(address << 16 | u64::from(port.wrapping_add(1)))
     }
 
@@ -59,9 +60,7 @@ struct Bucket {
 
 impl Bucket {
     fn way(&self, address: u64) -> Option<usize> {
-        self.entries
-            .iter()
-            .position(|entry| *entry != Entry::EMPTY && entry.address() == address)
+        self.entries.iter().position(|entry| *entry != Entry::EMPTY && entry.address() == address)
     }
 
     fn is_aged(&self, way: usize, now: u32) -> bool {
@@ -73,12 +72,18 @@ impl Bucket {
         if let Some(way) = (0..WAYS).find(|way| self.is_aged(*way, now)) {
             return way;
         }
-        let own = |way: &usize| self.entries[*way].port() == port;
-        let age = |way: &usize| now.wrapping_sub(self.seen[*way]);
-        if (0..WAYS).filter(own).count() >= SHARE {
-            return (0..WAYS).filter(own).max_by_key(age).unwrap_or(0);
+        let port_of = |way: usize| self.entries[way].port();
+        let held_by = |port| (0..WAYS).filter(|way| port_of(*way) == port).count();
+        let oldest = |of: Option<PortNumber>| {
+            (0..WAYS)
+                .filter(|way| of.is_none_or(|port| port_of(*way) == port))
+                .max_by_key(|way| now.wrapping_sub(self.seen[*way]))
+                .unwrap_or(0)
+        };
+        if held_by(port) >= SHARE {
+            return oldest(Some(port));
         }
-        (0..WAYS).max_by_key(age).unwrap_or(0)
+        oldest((0..WAYS).map(port_of).find(|port| held_by(*port) > SHARE))
     }
 }
 
@@ -91,14 +96,8 @@ pub struct Table {
 impl Table {
     /// An empty table, keyed by something that no guest can guess.
     pub fn new(key: [u64; 2]) -> Self {
-        let bucket = Bucket {
-            entries: [Entry::EMPTY; WAYS],
-            seen: [0; WAYS],
-        };
-        Self {
-            buckets: vec![bucket; BUCKETS].into_boxed_slice(),
-            key,
-        }
+        let bucket = Bucket { entries: [Entry::EMPTY; WAYS], seen: [0; WAYS] };
+        Self { buckets: vec![bucket; BUCKETS].into_boxed_slice(), key }
     }
 
     /// Remembers that `address` was seen on `port`, moving it there if it was elsewhere.
@@ -108,9 +107,7 @@ impl Table {
         let index = self.bucket(address);
         let bucket = &mut self.buckets[index];
         let entry = Entry::new(address, port);
-        let way = bucket
-            .way(address)
-            .unwrap_or_else(|| bucket.victim(port, now));
+        let way = bucket.way(address).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
         if bucket.entries[way] != entry {
             bucket.entries[way] = entry;
@@ -131,11 +128,7 @@ impl Table {
 
     /// Forgets everything that was learned on `port`.
     pub fn forget_port(&mut self, port: PortNumber) {
-        for entry in self
-            .buckets
-            .iter_mut()
-            .flat_map(|bucket| &mut bucket.entries)
-        {
+        for entry in self.buckets.iter_mut().flat_map(|bucket| &mut bucket.entries) {
             if *entry != Entry::EMPTY && entry.port() == port {
                 *entry = Entry::EMPTY;
             }
@@ -153,8 +146,7 @@ impl Table {
         self.len(now) == 0
     }
 
-    /// Two rounds of folded multiplication: each bit of the address and of the key reaches each bit
-    /// of the index.
+    /// Two rounds of folded multiplication, each with both halves of the key.
     #[inline]
     fn bucket(&self, address: u64) -> usize {
         let [first, second] = self.key;
@@ -173,3 +165,6 @@ fn fold(a: u64, b: u64) -> u64 {
 fn number(MacAddress([a, b, c, d, e, f]): MacAddress) -> u64 {
     u64::from_be_bytes([0, 0, a, b, c, d, e, f])
 }
+
+#[cfg(test)]
+mod tests;

@@ -293,7 +293,7 @@ fn no_wake_up_is_lost() {
         let worker = Worker::start("test", graph, settings, Box::new(|_| ())).unwrap();
         // A multiplicative generator: the pauses have to differ, not to be random.
         let mut state = 1u64;
-        for count in 1..=20_000 {
+        for count in 1..=10_000 {
             state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
             for _ in 0..state >> 52 {
                 std::hint::spin_loop();
@@ -471,6 +471,11 @@ fn a_panic_anywhere_becomes_an_event() {
         let (sender, events) = channel();
         let events_to = Box::new(move |event| sender.send(event).unwrap());
         let worker = Worker::start("test", graph, settings(Mode::Interrupt), events_to).unwrap();
+        if moment == Moment::Disarm {
+            // Which comes after a sleep.
+            ring.wait_for_sleep();
+            ask(&worker, |_| ());
+        }
         expect_failure(&events, faulty, &format!("{DELIBERATE}: {moment:?}"));
         ring.wait_for_sleep();
         ring.offer();

@@ -340,11 +340,11 @@ impl DeviceQueue {
         self.kicks_suppressed = true;
     }
 
-    /// Asks for a kick at the next available chain, then looks once more: true when there already
-    /// is one, and the caller must not sleep.
+    /// Asks for a kick at the next chain beyond those that are known, then looks once more: true when
+    /// there are chains to take, and a caller that takes any must not sleep.
     pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
         if self.event_index {
-            store(&self.layout.available_event, 0, self.next_available, Ordering::Relaxed);
+            store(&self.layout.available_event, 0, self.available, Ordering::Relaxed);
         } else if self.kicks_suppressed {
             store(&self.layout.used, FLAGS, 0, Ordering::Relaxed);
         }

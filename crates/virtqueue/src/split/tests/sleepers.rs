@@ -3,19 +3,18 @@
 //! This is where a missing fence shows: publisher and sleeper each store a word and then look at
 //! the other's, and without a fence between store and load both can miss. The sleeper then never
 //! wakes. Rounds are short and their timing drifts, so that many of them race; and before its word
-//! each side stores to lines that the other one has just written, so that the word waits its turn in
-//! the store buffer, as it would behind a frame.
+//! each side writes a frame to lines that the other one has just written, behind which the word has
+//! to wait for its turn in the store buffer.
 
 use std::hint::spin_loop;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Condvar, Mutex};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memory::GuestAddress;
+use memory::{GuestAddress, GuestMemory, ReadSlice, WriteSlice};
 use wire::virtio::Features;
 
-use super::ring::Ring;
+use super::ring::{BASE, Ring, map};
 use crate::split::{Buffer, DeviceQueue, DriverQueue, Form};
 
 const ROUNDS: u32 = 20_000;
@@ -66,54 +65,61 @@ fn drift(round: u32) {
     }
 }
 
-/// Cache lines that both sides write.
-struct Contended([Line; 48]);
+/// A frame that both sides write, over and over.
+#[derive(Clone, Copy)]
+struct Frame<'m>(WriteSlice<'m>);
 
-#[repr(align(64))]
-struct Line(AtomicU32);
+/// The most that is copied by plain stores.
+const FRAME: u32 = 1024;
 
-impl Contended {
-    fn new() -> Self {
-        Self([const { Line(AtomicU32::new(0)) }; 48])
+impl<'m> Frame<'m> {
+    fn new(memory: &'m GuestMemory) -> Self {
+        let mut slices = Vec::new();
+        let mut translator = memory.translator();
+        translator.write(GuestAddress(BASE), FRAME, &mut slices).unwrap();
+        Self(slices[0])
     }
 
-    fn write(&self, value: u32) {
-        for line in &self.0 {
-            line.0.store(value, Ordering::Relaxed);
-        }
+    fn write(self) {
+        self.0.copy_from(ReadSlice::from(&[0xAA; FRAME as usize][..]));
     }
 }
 
-fn offer(ring: &Ring, driver: &mut DriverQueue, lines: &Contended, round: u32) -> bool {
+/// One at a time: each needs two processors for itself.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn offer(ring: &Ring, driver: &mut DriverQueue, frame: Frame<'_>, round: u32) -> bool {
     let chain = [Buffer { address: GuestAddress(ring.area(0)), len: 1, writable: false }];
     driver.add(&chain, Form::Direct, round).unwrap();
-    lines.write(round);
+    frame.write();
     driver.publish()
 }
 
-fn turn_round(ring: &Ring, device: &mut DeviceQueue, lines: &Contended) -> Option<bool> {
+fn turn_round(ring: &Ring, device: &mut DeviceQueue, frame: Frame<'_>) -> Option<bool> {
     let (chain, _) = ring.take_readable(device, 1).unwrap()?;
     device.give_back(chain, 0);
-    lines.write(0);
+    frame.write();
     Some(device.publish())
 }
 
 /// The device sleeps, the driver polls.
 fn kicked(features: Features) {
-    let ring = Ring::new(4);
-    let lines = Contended::new();
-    let kick = Event::default();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ring = &Ring::new(4);
+    let memory = map(&[(BASE, BASE + u64::from(FRAME))]);
+    let frame = Frame::new(&memory);
+    let kick = &Event::default();
     let mut driver = ring.driver(features);
     let mut device = ring.device(features);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        scope.spawn(move || {
             let mut done = 0;
             while done < ROUNDS {
-                if turn_round(&ring, &mut device, &lines).is_some() {
+                if turn_round(ring, &mut device, frame).is_some() {
                     done += 1;
                     continue;
                 }
-                lines.write(done);
+                frame.write();
                 if !device.enable_kicks().unwrap() {
                     kick.wait("kick");
                     device.disable_kicks();
@@ -121,7 +127,7 @@ fn kicked(features: Features) {
             }
         });
         for round in 0..ROUNDS {
-            if offer(&ring, &mut driver, &lines, round) {
+            if offer(ring, &mut driver, frame, round) {
                 kick.signal();
             }
             let used = poll("used chain", || driver.reap().unwrap());
@@ -133,28 +139,30 @@ fn kicked(features: Features) {
 
 /// The driver sleeps, the device polls.
 fn called(features: Features) {
-    let ring = Ring::new(4);
-    let lines = Contended::new();
-    let call = Event::default();
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let ring = &Ring::new(4);
+    let memory = map(&[(BASE, BASE + u64::from(FRAME))]);
+    let frame = Frame::new(&memory);
+    let call = &Event::default();
     let mut driver = ring.driver(features);
     let mut device = ring.device(features);
     thread::scope(|scope| {
-        scope.spawn(|| {
+        scope.spawn(move || {
             for round in 0..ROUNDS {
-                if poll("chain", || turn_round(&ring, &mut device, &lines)) {
+                if poll("chain", || turn_round(ring, &mut device, frame)) {
                     call.signal();
                 }
                 drift(round);
             }
         });
         for round in 0..ROUNDS {
-            let _ = offer(&ring, &mut driver, &lines, round);
+            let _ = offer(ring, &mut driver, frame, round);
             loop {
                 if let Some(used) = driver.reap().unwrap() {
                     assert_eq!(used.token, round);
                     break;
                 }
-                lines.write(round);
+                frame.write();
                 if !driver.enable_calls() {
                     call.wait("call");
                     driver.disable_calls();

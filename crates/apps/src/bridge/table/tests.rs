@@ -1,0 +1,281 @@
+use std::collections::{HashMap, HashSet};
+
+use proptest::prelude::*;
+
+use super::*;
+
+const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+
+fn mac(number: u64) -> MacAddress {
+    let [_, _, a, b, c, d, e, f] = number.to_be_bytes();
+    MacAddress([a, b, c, d, e, f])
+}
+
+/// The first `count` addresses, from `from` on, that share a bucket with `from`.
+fn sharing(table: &Table, from: u64, count: usize) -> Vec<u64> {
+    let bucket = table.bucket(from);
+    (from..).filter(|number| table.bucket(*number) == bucket).take(count).collect()
+}
+
+#[test]
+fn an_address_is_found_where_it_was_seen_last() {
+    let mut table = Table::new(KEY);
+    assert_eq!(table.find(mac(1), 0), None);
+    table.learn(mac(1), 7, 0);
+    assert_eq!(table.find(mac(1), 0), Some(7));
+    assert_eq!(table.find(mac(2), 0), None);
+    table.learn(mac(1), 8, 0);
+    assert_eq!(table.find(mac(1), 0), Some(8));
+    assert_eq!(table.len(0), 1);
+}
+
+#[test]
+fn all_addresses_and_ports_are_alike() {
+    let mut table = Table::new(KEY);
+    let addresses = [0, 1, 0x5254_0012_3456, 0xffff_ffff_ffff];
+    let ports = [0, 1, 255, 256, PortNumber::MAX - 1];
+    for (address, port) in addresses.into_iter().zip(ports) {
+        assert_eq!(table.find(mac(address), 0), None);
+        table.learn(mac(address), port, 0);
+        assert_eq!(table.find(mac(address), 0), Some(port));
+    }
+    for port in ports {
+        table.learn(mac(0), port, 0);
+        assert_eq!(table.find(mac(0), 0), Some(port));
+    }
+    assert_eq!(table.len(0), 4);
+}
+
+#[test]
+fn an_address_is_forgotten_after_300_seconds() {
+    let mut table = Table::new(KEY);
+    table.learn(mac(1), 7, 1000);
+    assert_eq!(table.find(mac(1), 1299), Some(7));
+    assert_eq!(table.find(mac(1), 1300), None);
+    assert!(table.is_empty(1300) && !table.is_empty(1299));
+    // Seen again, by the entry that is still there.
+    table.learn(mac(1), 7, 1300);
+    assert_eq!(table.find(mac(1), 1599), Some(7));
+    assert_eq!(table.find(mac(1), 1600), None);
+}
+
+#[test]
+fn seconds_may_wrap() {
+    let mut table = Table::new(KEY);
+    table.learn(mac(1), 7, u32::MAX - 10);
+    assert_eq!(table.find(mac(1), 288), Some(7));
+    assert_eq!(table.find(mac(1), 289), None);
+}
+
+#[test]
+fn forgetting_a_port_leaves_the_others() {
+    let mut table = Table::new(KEY);
+    for number in 0..1000 {
+        table.learn(mac(number), (number % 3) as PortNumber, 0);
+    }
+    table.forget_port(1);
+    for number in 0..1000 {
+        let expected = Some((number % 3) as PortNumber).filter(|port| *port != 1);
+        assert_eq!(table.find(mac(number), 0), expected);
+    }
+}
+
+#[test]
+fn a_new_address_takes_an_aged_entry_first_and_then_the_one_seen_least_recently() {
+    let mut table = Table::new(KEY);
+    let numbers = sharing(&table, 0, WAYS + 2);
+    // Each on a port of its own; the second is the one that is not seen again.
+    for (way, number) in numbers.iter().take(WAYS).enumerate() {
+        table.learn(mac(*number), way as PortNumber, 10);
+    }
+    for (way, number) in numbers.iter().take(WAYS).enumerate().filter(|(way, _)| *way != 1) {
+        table.learn(mac(*number), way as PortNumber, 20 + way as u32);
+    }
+    table.learn(mac(numbers[WAYS]), 100, 40);
+    assert_eq!(table.find(mac(numbers[1]), 40), None);
+    assert_eq!(table.len(40), WAYS);
+    // The first ages, and only the first.
+    table.learn(mac(numbers[WAYS + 1]), 101, 320);
+    assert_eq!(table.find(mac(numbers[0]), 320), None);
+    for (way, number) in numbers.iter().enumerate().take(WAYS).skip(2) {
+        assert_eq!(table.find(mac(*number), 319), Some(way as PortNumber));
+    }
+}
+
+#[test]
+fn a_port_with_its_share_of_a_bucket_replaces_its_own() {
+    let mut table = Table::new(KEY);
+    let numbers = sharing(&table, 0, 100);
+    let (honest, forged) = numbers.split_at(SHARE);
+    for number in honest {
+        table.learn(mac(*number), 1, 0);
+    }
+    for (second, number) in forged.iter().enumerate() {
+        table.learn(mac(*number), 2, second as u32);
+    }
+    for number in honest {
+        assert_eq!(table.find(mac(*number), 99), Some(1));
+    }
+    // And what it learned last is there.
+    for number in &forged[forged.len() - SHARE..] {
+        assert_eq!(table.find(mac(*number), 99), Some(2));
+    }
+}
+
+#[test]
+fn a_port_that_came_first_makes_room_for_the_others() {
+    let mut table = Table::new(KEY);
+    let numbers = sharing(&table, 0, 100);
+    let (honest, forged) = numbers.split_at(SHARE);
+    let mut second = 0;
+    for number in forged {
+        table.learn(mac(*number), 2, second);
+        second += 1;
+    }
+    for number in honest {
+        table.learn(mac(*number), 1, second);
+        second += 1;
+        // It goes on.
+        for number in &forged[..WAYS] {
+            table.learn(mac(*number), 2, second);
+        }
+    }
+    for number in honest {
+        assert_eq!(table.find(mac(*number), second), Some(1));
+    }
+}
+
+#[test]
+fn a_flood_neither_grows_the_table_nor_evicts_what_other_ports_learned() {
+    let mut table = Table::new(KEY);
+    let honest: Vec<u64> = (0..1000).map(|number| 0x5254_0000_0000 + number).collect();
+    for number in &honest {
+        table.learn(mac(*number), 1, 0);
+    }
+    let mut buckets = HashMap::new();
+    for number in &honest {
+        *buckets.entry(table.bucket(*number)).or_insert(0) += 1;
+    }
+    assert!(buckets.values().all(|count| *count <= SHARE), "choose another key");
+
+    for number in 0..10 * CAPACITY as u64 {
+        table.learn(mac(0x0200_0000_0000 + number * 7), 2, 1 + (number / 1000) as u32);
+    }
+    let now = 1 + 10 * CAPACITY as u32 / 1000;
+    assert!(table.len(now) <= CAPACITY);
+    // Full, so that the flood did press on everything.
+    assert_eq!(table.len(now), CAPACITY);
+    for number in honest {
+        assert_eq!(table.find(mac(number), now), Some(1));
+    }
+}
+
+/// Keys as they come out of the system: well mixed (by splitmix64).
+fn keys() -> impl Iterator<Item = [u64; 2]> {
+    let mix = |seed: u64| {
+        let mixed = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    };
+    (1..20).map(move |seed| [mix(seed), mix(seed + 1000)])
+}
+
+#[test]
+fn addresses_in_a_row_spread_over_the_buckets() {
+    for key in keys() {
+        let table = Table::new(key);
+        let mut counts = vec![0; BUCKETS];
+        for number in 0..CAPACITY as u64 {
+            counts[table.bucket(0x5254_0000_0000 + number)] += 1;
+        }
+        // Evenly would be 8 each; at random, 30 is beyond all reason.
+        let most = counts.iter().max().unwrap();
+        assert!(*most < 30, "{most} in a bucket, with the key {key:x?}");
+    }
+}
+
+#[test]
+fn who_shares_a_bucket_depends_on_the_key() {
+    let colliding = sharing(&Table::new(KEY), 0x5254_0000_0000, 64);
+    let [first, second] = KEY;
+    for other in keys().chain([[first, !second], [!first, second]]) {
+        let table = Table::new(other);
+        let buckets: HashSet<usize> =
+            colliding.iter().map(|number| table.bucket(*number)).collect();
+        assert!(buckets.len() > 48, "{other:x?}: {} buckets", buckets.len());
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Learn(usize, PortNumber),
+    Find(usize),
+    Wait(u32),
+    ForgetPort(PortNumber),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..WAYS, 0..3u16).prop_map(|(which, port)| Step::Learn(which, port)),
+        4 => (0..WAYS).prop_map(Step::Find),
+        1 => (0..400u32).prop_map(Step::Wait),
+        1 => (0..3u16).prop_map(Step::ForgetPort),
+    ]
+}
+
+proptest! {
+    /// As many addresses as a bucket has room for are never evicted, also if it is one bucket.
+    #[test]
+    fn a_bucket_behaves_as_a_map(
+        in_one_bucket: bool,
+        steps in prop::collection::vec(step(), 0..200),
+    ) {
+        let mut table = Table::new(KEY);
+        let numbers = if in_one_bucket {
+            sharing(&table, 0, WAYS)
+        } else {
+            (0..WAYS as u64).collect()
+        };
+        let mut model: HashMap<usize, (PortNumber, u32)> = HashMap::new();
+        let mut now = 0;
+        for step in steps {
+            match step {
+                Step::Learn(which, port) => {
+                    table.learn(mac(numbers[which]), port, now);
+                    model.insert(which, (port, now));
+                }
+                Step::Find(which) => {
+                    let found = model.get(&which).filter(|(_, seen)| now - seen < 300);
+                    prop_assert_eq!(
+                        table.find(mac(numbers[which]), now),
+                        found.map(|(port, _)| *port)
+                    );
+                }
+                Step::Wait(seconds) => now += seconds,
+                Step::ForgetPort(port) => {
+                    table.forget_port(port);
+                    model.retain(|_, (learned, _)| *learned != port);
+                }
+            }
+        }
+        let known = model.values().filter(|(_, seen)| now - seen < 300).count();
+        prop_assert_eq!(table.len(now), known);
+    }
+
+    /// Whatever is learned, what was learned last is found, and no more than there is room for.
+    #[test]
+    fn the_last_is_always_found(
+        steps in prop::collection::vec((0..64usize, 0..4u16, 0..50u32), 0..300),
+    ) {
+        let mut table = Table::new(KEY);
+        let numbers = sharing(&table, 0, 64);
+        let mut now = 0;
+        for (which, port, seconds) in steps {
+            now += seconds;
+            table.learn(mac(numbers[which]), port, now);
+            prop_assert_eq!(table.find(mac(numbers[which]), now), Some(port));
+        }
+        prop_assert!(table.len(now) <= WAYS);
+    }
+}

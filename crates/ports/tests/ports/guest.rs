@@ -1,0 +1,451 @@
+//! A guest whose rings are driven by hand, well or badly.
+//!
+//! ```text
+//! guest address  BASE   the receive ring, its indirect tables, its buffer areas, one an entry
+//!                       the transmit ring, the same
+//! ```
+//!
+//! All of it is one file, cut into three regions: the borders lie inside of each ring's first
+//! buffer area, at odd addresses.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memory::{
+    FrontEndAddress, GuestAddress, GuestMemory, ReadSlice, RegionRequest, WriteCursor, WriteSlice,
+};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vhost_user::{Device, RingSetup};
+use virtqueue::split::{Buffer, DriverQueue, Form, IndirectTables, Layout};
+use wire::split::{
+    AVAILABLE_ENTRY_SIZE, Descriptor, RING_ENTRIES, RING_INDEX, USED_ENTRY_SIZE,
+    available_ring_size, descriptor_table_size, used_ring_size,
+};
+use wire::virtio::{Features, NetHeader};
+
+const BASE: u64 = 0x10_0000;
+const FRONT_END: u64 = 0x7f00_0000_0000;
+const PAGE: u64 = 4096;
+/// Bytes of a buffer area: room for the largest frame.
+pub const AREA: u32 = 80 * 1024;
+/// What a buffer holds before it is written to.
+const BLANK: u8 = 0xEE;
+const BLANKS: [u8; AREA as usize] = [BLANK; AREA as usize];
+/// Bytes behind the end of what was written that are looked at.
+const BEHIND: usize = 32;
+const BORDER: u64 = 21;
+/// Descriptors in an indirect table.
+const TABLE: u16 = 32;
+
+/// Ring numbers, as in a [`Device`].
+pub const RECEIVE: usize = 0;
+pub const TRANSMIT: usize = 1;
+
+/// How this guest lays out its chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// One descriptor.
+    Whole,
+    /// A table, with the header in a descriptor of its own.
+    Indirect,
+    /// Descriptors of one byte for the header and the start of the frame, and an empty one.
+    Crumbs,
+}
+
+pub const CUTS: [Cut; 3] = [Cut::Whole, Cut::Indirect, Cut::Crumbs];
+
+impl Cut {
+    fn lens(self, total: u32, header: u32) -> Vec<u32> {
+        match self {
+            Self::Whole => vec![total],
+            Self::Indirect => vec![header.min(total), total.saturating_sub(header)],
+            Self::Crumbs => {
+                let ones = (header + 3).min(total);
+                let rest = total - ones;
+                let mut lens = vec![1; ones as usize];
+                lens.extend([rest / 3, 0, rest - rest / 3]);
+                lens
+            }
+        }
+    }
+
+    fn form(self) -> Form {
+        if self == Self::Indirect { Form::Indirect(0) } else { Form::Direct }
+    }
+}
+
+/// Where the parts of a ring are.
+#[derive(Clone, Copy)]
+pub struct Places {
+    pub descriptors: u64,
+    pub available: u64,
+    pub used: u64,
+    tables: u64,
+    pub areas: u64,
+    end: u64,
+}
+
+impl Places {
+    fn new(start: u64, size: u16) -> Self {
+        let descriptors = start.next_multiple_of(PAGE);
+        let available = descriptors + descriptor_table_size(size);
+        let used = (available + available_ring_size(size)).next_multiple_of(4);
+        let tables = (used + used_ring_size(size)).next_multiple_of(16);
+        let areas = (tables + IndirectTables::size(size, TABLE)).next_multiple_of(PAGE);
+        let end = areas + u64::from(size) * u64::from(AREA);
+        Self { descriptors, available, used, tables, areas, end }
+    }
+
+    /// The start of a buffer area.
+    pub fn area(&self, number: u32) -> u64 {
+        self.areas + u64::from(number) * u64::from(AREA)
+    }
+
+    fn layout(&self, memory: &GuestMemory, size: u16) -> Layout {
+        let [descriptors, available, used] =
+            [self.descriptors, self.available, self.used].map(GuestAddress);
+        Layout::new(memory, size.into(), descriptors, available, used).unwrap()
+    }
+}
+
+/// A descriptor that can be waited for and counts.
+pub struct Event(pub Arc<OwnedFd>);
+
+impl Event {
+    fn new() -> Self {
+        Self(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()))
+    }
+
+    /// How often it was written to since the last time.
+    pub fn take(&self) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+}
+
+/// One ring, as its driver.
+pub struct Ring {
+    queue: DriverQueue,
+    pub places: Places,
+    pub size: u16,
+    pub kick: Event,
+    pub call: Event,
+    /// Numbers this start of the ring.
+    pub start: u64,
+    pub base: u16,
+    pub enabled: bool,
+    pub runs: bool,
+    /// Buffer areas that no chain uses.
+    free: Vec<u32>,
+    /// Chains that the device has, in order: which area, and its bytes.
+    with_device: VecDeque<(u32, u32)>,
+}
+
+fn next_start() -> u64 {
+    static STARTS: AtomicU64 = AtomicU64::new(1);
+    STARTS.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Ring {
+    fn new(memory: &GuestMemory, places: Places, size: u16, features: Features) -> Self {
+        let tables = GuestAddress(places.tables);
+        let tables = IndirectTables::new(memory, tables, size, TABLE).unwrap();
+        let mut queue = DriverQueue::new(places.layout(memory, size), features, Some(tables));
+        // Calls at each publication, so that they can be counted; with EVENT_IDX see `reap`.
+        let _ = queue.enable_calls();
+        Self {
+            queue,
+            places,
+            size,
+            kick: Event::new(),
+            call: Event::new(),
+            start: next_start(),
+            base: 0,
+            enabled: true,
+            runs: true,
+            free: (0..u32::from(size)).rev().collect(),
+            with_device: VecDeque::new(),
+        }
+    }
+
+    /// Descriptors that are free.
+    pub fn room(&self) -> usize {
+        self.queue.free()
+    }
+
+    /// Chains that the device has not used.
+    pub fn outstanding(&self) -> usize {
+        self.with_device.len()
+    }
+
+    fn add(&mut self, lens: &[u32], form: Form, writable: bool) -> u64 {
+        let area = self.free.pop().expect("a free buffer area");
+        let start = self.places.area(area);
+        let mut at = start;
+        let place = |len: &u32| {
+            let address = GuestAddress(at);
+            at += u64::from(*len);
+            Buffer { address, len: *len, writable }
+        };
+        let chain: Vec<Buffer> = lens.iter().map(place).collect();
+        self.queue.add(&chain, form, area).expect("room for the chain");
+        let total: u32 = lens.iter().sum();
+        assert!(total <= AREA);
+        self.with_device.push_back((area, total));
+        start
+    }
+
+    fn setup(&self, memory: &GuestMemory) -> Option<RingSetup> {
+        self.runs.then(|| RingSetup {
+            layout: self.places.layout(memory, self.size),
+            base: self.base,
+            start: self.start,
+            enabled: self.enabled,
+            kick: Some(self.kick.0.clone()),
+            call: Some(self.call.0.clone()),
+        })
+    }
+}
+
+/// A frame that came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    pub header: NetHeader,
+    pub frame: Vec<u8>,
+    /// Buffers that it filled.
+    pub buffers: usize,
+}
+
+pub struct Guest {
+    pub memory: Arc<GuestMemory>,
+    file: OwnedFd,
+    size: u64,
+    borders: [u64; 2],
+    pub features: Features,
+    pub cut: Cut,
+    pub receive: Ring,
+    pub transmit: Ring,
+}
+
+impl Guest {
+    pub fn new(features: Features, cut: Cut, ring_size: u16) -> Self {
+        let receive = Places::new(BASE, ring_size);
+        let transmit = Places::new(receive.end, ring_size);
+        let size = transmit.end - BASE;
+        let borders = [receive.areas + BORDER, transmit.areas + BORDER];
+        let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, size).unwrap();
+        let memory = Arc::new(map(&file, size, borders));
+        Self {
+            receive: Ring::new(&memory, receive, ring_size, features),
+            transmit: Ring::new(&memory, transmit, ring_size, features),
+            memory,
+            file,
+            size,
+            borders,
+            features,
+            cut,
+        }
+    }
+
+    /// The device, as a back end would hand it over, with its own view of the memory.
+    pub fn device(&self) -> Device {
+        let memory = Arc::new(map(&self.file, self.size, self.borders));
+        let rings = vec![self.receive.setup(&memory), self.transmit.setup(&memory)];
+        Device { memory, features: self.features, rings }
+    }
+
+    /// Starts over with empty rings, as a driver that was loaded anew.
+    pub fn reset(&mut self) {
+        for places in [self.receive.places, self.transmit.places] {
+            self.write(places.descriptors, &vec![0; (places.areas - places.descriptors) as usize]);
+        }
+        let size = self.receive.size;
+        self.receive = Ring::new(&self.memory, self.receive.places, size, self.features);
+        self.transmit = Ring::new(&self.memory, self.transmit.places, size, self.features);
+    }
+
+    /// Takes its memory away, from under everybody who has mapped it.
+    pub fn truncate(&self) {
+        ftruncate(&self.file, 0).unwrap();
+    }
+
+    pub fn header_size(&self) -> usize {
+        NetHeader::size(self.features)
+    }
+
+    /// Queues a frame and shows it to the device.
+    pub fn send(&mut self, frame: &[u8]) {
+        self.send_with(NetHeader::default(), frame);
+    }
+
+    pub fn send_with(&mut self, header: NetHeader, frame: &[u8]) {
+        let bytes = [&header.to_bytes()[..self.header_size()], frame].concat();
+        self.send_bytes(&bytes);
+    }
+
+    /// Queues what need not be a header and a frame.
+    pub fn send_bytes(&mut self, bytes: &[u8]) {
+        let lens = self.cut.lens(bytes.len() as u32, self.header_size() as u32);
+        let at = self.transmit.add(&lens, self.cut.form(), false);
+        self.write(at, bytes);
+        let _ = self.transmit.queue.publish();
+    }
+
+    /// Whether another frame can be queued.
+    pub fn can_send(&self) -> bool {
+        self.transmit.room() >= self.cut.lens(100, 12).len() && !self.transmit.free.is_empty()
+    }
+
+    /// Posts a receive buffer. Returns whether the device wants a kick.
+    pub fn post(&mut self, len: u32) -> bool {
+        let lens = self.cut.lens(len, self.header_size() as u32);
+        let at = self.receive.add(&lens, self.cut.form(), true);
+        self.write(at, &BLANKS[..len as usize]);
+        self.receive.queue.publish()
+    }
+
+    /// Posts `count` buffers that hold a usual frame.
+    pub fn post_many(&mut self, count: usize) {
+        (0..count).for_each(|_| _ = self.post(2048));
+    }
+
+    /// Takes back the transmit buffers that the device has used. Returns how many.
+    pub fn reap(&mut self) -> usize {
+        let ring = &mut self.transmit;
+        let before = ring.with_device.len();
+        while let Some(used) = ring.queue.reap().unwrap() {
+            assert_eq!(used.written, 0, "written to a buffer that is only to be read");
+            // Not in order when frames to one receiver are held and those to others are not.
+            let known = ring.with_device.iter().position(|(area, _)| *area == used.token);
+            ring.with_device.remove(known.expect("a chain that the device has"));
+            ring.free.push(used.token);
+        }
+        let _ = ring.queue.enable_calls();
+        before - ring.with_device.len()
+    }
+
+    /// The frames that came. Checks all that a driver relies on: used lengths, the count of
+    /// buffers, that all but the last are filled to the end, and nothing written behind it.
+    pub fn received(&mut self) -> Vec<Received> {
+        let mut frames = Vec::new();
+        while let Some(used) = self.receive.queue.reap().unwrap() {
+            let (mut bytes, mut is_full) = self.take_back(used);
+            let mut header = [0; NetHeader::SIZE];
+            let size = self.header_size();
+            header[..size].copy_from_slice(&bytes[..size]);
+            let header = NetHeader::from_bytes(&header);
+            let buffers = if size == NetHeader::SIZE { header.num_buffers } else { 1 };
+            assert!(buffers >= 1);
+            assert!(buffers == 1 || self.features.contains(Features::MRG_RXBUF));
+            for _ in 1..buffers {
+                assert!(is_full, "a buffer that is not the last is filled to its end");
+                let used = self.receive.queue.reap().unwrap();
+                let next;
+                (next, is_full) = self.take_back(used.expect("all of a frame comes at once"));
+                bytes.extend(next);
+            }
+            bytes.drain(..size);
+            frames.push(Received { header, frame: bytes, buffers: buffers.into() });
+        }
+        let _ = self.receive.queue.enable_calls();
+        frames
+    }
+
+    /// The frames that came, alone.
+    pub fn frames(&mut self) -> Vec<Vec<u8>> {
+        self.received().into_iter().map(|received| received.frame).collect()
+    }
+
+    fn take_back(&mut self, used: virtqueue::split::Used) -> (Vec<u8>, bool) {
+        let (area, len) = self.receive.with_device.pop_front().expect("an outstanding buffer");
+        assert_eq!(used.token, area, "buffers are used in order");
+        self.receive.free.push(area);
+        assert!(used.written <= len, "{} of {len} bytes written", used.written);
+        assert!(used.written > 0, "a buffer was used for nothing");
+        let written = used.written as usize;
+        let behind = (written + BEHIND).min(len as usize);
+        let mut bytes = self.read(self.receive.places.area(area), behind);
+        assert_eq!(bytes[written..], BLANKS[written..behind], "written behind the end");
+        bytes.truncate(written);
+        (bytes, used.written == len)
+    }
+
+    pub fn write(&self, address: u64, bytes: &[u8]) {
+        let mut slices: Vec<WriteSlice<'_>> = Vec::new();
+        let len = bytes.len() as u32;
+        self.memory.translator().write(GuestAddress(address), len, &mut slices).unwrap();
+        WriteCursor::new(&slices).write(bytes.into());
+    }
+
+    pub fn read(&self, address: u64, len: usize) -> Vec<u8> {
+        let mut slices: Vec<ReadSlice<'_>> = Vec::new();
+        self.memory.translator().read(GuestAddress(address), len as u32, &mut slices).unwrap();
+        let mut bytes = vec![0; len];
+        let mut at = 0;
+        for slice in slices {
+            at += slice.copy_to(&mut bytes[at..]);
+        }
+        bytes
+    }
+
+    // What no driver would do by itself.
+
+    /// Writes a descriptor of a ring.
+    pub fn describe(&self, ring: usize, index: u16, descriptor: Descriptor) {
+        let table = self.ring(ring).places.descriptors;
+        self.write_table(table + u64::from(index) * Descriptor::SIZE, &[descriptor]);
+    }
+
+    /// Writes descriptors anywhere.
+    pub fn write_table(&self, address: u64, table: &[Descriptor]) {
+        let words = table.iter().flat_map(|descriptor| descriptor.to_words());
+        self.write(address, &words.flat_map(u64::to_le_bytes).collect::<Vec<_>>());
+    }
+
+    /// Writes entry `slot` of an available ring.
+    pub fn set_available(&self, ring: usize, slot: u16, head: u16) {
+        let at = RING_ENTRIES + u64::from(slot) * AVAILABLE_ENTRY_SIZE;
+        self.write(self.ring(ring).places.available + at, &head.to_le_bytes());
+    }
+
+    pub fn set_available_index(&self, ring: usize, index: u16) {
+        self.write(self.ring(ring).places.available + RING_INDEX, &index.to_le_bytes());
+    }
+
+    pub fn used_index(&self, ring: usize) -> u16 {
+        let bytes = self.read(self.ring(ring).places.used + RING_INDEX, 2);
+        u16::from_le_bytes([bytes[0], bytes[1]])
+    }
+
+    /// The heads in the used ring's first entries, and the bytes written.
+    pub fn used(&self, ring: usize, count: u16) -> Vec<(u32, u32)> {
+        let size = usize::from(count) * USED_ENTRY_SIZE as usize;
+        let bytes = self.read(self.ring(ring).places.used + RING_ENTRIES, size);
+        let word = |at: &[u8]| u32::from_le_bytes(at.try_into().unwrap());
+        bytes.chunks(8).map(|entry| (word(&entry[..4]), word(&entry[4..]))).collect()
+    }
+
+    pub fn ring(&self, number: usize) -> &Ring {
+        if number == RECEIVE { &self.receive } else { &self.transmit }
+    }
+}
+
+fn map(file: &OwnedFd, size: u64, borders: [u64; 2]) -> GuestMemory {
+    let ends = [borders[0], borders[1], BASE + size];
+    let starts = [BASE, borders[0], borders[1]];
+    GuestMemory::map(starts.into_iter().zip(ends).map(|(start, end)| RegionRequest {
+        guest: GuestAddress(start),
+        size: end - start,
+        front_end: FrontEndAddress(FRONT_END + start),
+        offset: start - BASE,
+        file: file.as_fd().try_clone_to_owned().unwrap(),
+    }))
+    .unwrap()
+}
+
+/// What to call a device's faults by: used where a test wants a map of them.
+pub type Faults = HashMap<usize, String>;

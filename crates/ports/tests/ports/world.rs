@@ -1,0 +1,157 @@
+//! A switch without a thread and without a clock.
+
+use apps::bridge::Bridge;
+use engine::{AppId, Counters, DropReason, Event, Graph, Poller};
+use ports::vhost_user::{Swapped, VhostUserPort};
+use vhost_user::Device;
+use wire::ethernet::{EtherType, Ethernet, MacAddress};
+use wire::virtio::Features;
+
+use crate::guest::{Cut, Guest};
+
+/// Entries in a guest's rings.
+pub const RING: u16 = 256;
+
+/// Time from breath to breath, in nanoseconds.
+pub const STEP: u64 = 1_000;
+
+pub const MODERN: Features = Features::VERSION_1.union(Features::MRG_RXBUF);
+
+pub struct World {
+    pub graph: Graph,
+    pub poller: Poller,
+    pub now: u64,
+    pub ports: Vec<AppId>,
+    pub guests: Vec<Guest>,
+    /// What guests did wrong, in order of the reports.
+    pub faults: Vec<(usize, String)>,
+}
+
+impl World {
+    /// Ports without links, and their guests plugged in.
+    fn unlinked(guests: Vec<Guest>) -> Self {
+        let mut graph = Graph::new();
+        let ports = guests.iter().map(|_| graph.add("port", VhostUserPort::new())).collect();
+        let poller = Poller::new().unwrap();
+        let mut world = Self { graph, poller, now: 0, ports, guests, faults: Vec::new() };
+        (0..world.guests.len()).for_each(|index| world.plug(index));
+        world
+    }
+
+    /// Two guests whose ports are linked to each other.
+    pub fn pair(guests: [Guest; 2]) -> Self {
+        let mut world = Self::unlinked(guests.into());
+        let [one, two] = [world.ports[0], world.ports[1]];
+        world.graph.link((one, 0), (two, 0)).unwrap();
+        world.graph.link((two, 0), (one, 0)).unwrap();
+        world
+    }
+
+    /// Two modern guests.
+    pub fn modern() -> Self {
+        Self::pair([modern(), modern()])
+    }
+
+    /// Guests on a bridge, which has learned where each of them is.
+    pub fn bridged(guests: Vec<Guest>) -> Self {
+        let mut world = Self::unlinked(guests);
+        let bridge = Bridge::new(world.ports.len() as u16, [1, 2]);
+        let bridge = world.graph.add("bridge", bridge);
+        for (index, port) in world.ports.iter().enumerate() {
+            world.graph.link((*port, 0), (bridge, index)).unwrap();
+            world.graph.link((bridge, index), (*port, 0)).unwrap();
+        }
+        for index in 0..world.guests.len() {
+            // Reserved: learned from, and not forwarded.
+            let hello = addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(index), 60, 0);
+            world.guests[index].send(&hello);
+            world.breathe();
+            world.guests[index].reap();
+        }
+        world
+    }
+
+    pub fn port(&mut self, index: usize) -> &mut VhostUserPort {
+        self.graph.get(self.ports[index]).expect("the port is alive")
+    }
+
+    /// Gives the port its guest, as it is now.
+    pub fn plug(&mut self, index: usize) {
+        let device = self.guests[index].device();
+        self.swap(index, Some(&device));
+    }
+
+    pub fn swap(&mut self, index: usize, device: Option<&Device>) -> Swapped {
+        let port: &mut VhostUserPort = self.graph.get(self.ports[index]).unwrap();
+        port.swap(device, &self.poller)
+    }
+
+    /// Breathes once. Returns whether there was anything to do.
+    pub fn breathe(&mut self) -> bool {
+        self.after(STEP)
+    }
+
+    /// Breathes once, so much later.
+    pub fn after(&mut self, nanoseconds: u64) -> bool {
+        self.now += nanoseconds;
+        let Self { graph, ports, faults, .. } = self;
+        graph.breathe(self.now, |event| match event {
+            Event::Fault { app, fault } => {
+                let port = ports.iter().position(|id| *id == app).expect("a port");
+                faults.push((port, fault.to_string()));
+            }
+            Event::Failed { message, .. } => panic!("an app panicked: {message}"),
+        })
+    }
+
+    pub fn counters(&self, index: usize) -> Counters {
+        self.graph.counters(self.ports[index])
+    }
+
+    #[track_caller]
+    pub fn assert_drops(&self, index: usize, expected: &[(DropReason, u64)]) {
+        let drops: Vec<_> = self.counters(index).drops().collect();
+        assert_eq!(drops, expected, "drops of port {index}");
+    }
+
+    /// The one fault that was reported, of `port`.
+    #[track_caller]
+    pub fn fault(&mut self, port: usize) -> String {
+        let faults = std::mem::take(&mut self.faults);
+        let [(whose, fault)] = &faults[..] else { panic!("not one fault: {faults:?}") };
+        assert_eq!(*whose, port, "{fault}");
+        fault.clone()
+    }
+}
+
+/// A guest that merges buffers and wants nothing else.
+pub fn modern() -> Guest {
+    Guest::new(MODERN, Cut::Whole, RING)
+}
+
+/// The address of a guest.
+pub fn mac(guest: usize) -> [u8; 6] {
+    [0x52, 0x54, 0, 0, 0, guest as u8]
+}
+
+/// A frame between two guests, whose bytes depend on its length and on `seed`.
+pub fn frame(from: usize, to: usize, len: usize, seed: usize) -> Vec<u8> {
+    addressed(mac(to), mac(from), len, seed)
+}
+
+pub fn addressed(destination: [u8; 6], source: [u8; 6], len: usize, seed: usize) -> Vec<u8> {
+    static NOISE: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+    let noise = NOISE.get_or_init(|| {
+        (0..140_000u32).map(|n| (n.wrapping_mul(0x9E37_79B1) >> 24) as u8).collect()
+    });
+    let start = (len * 31 + seed * 97) % 65536;
+    let mut frame = noise[start..start + len].to_vec();
+    let header = Ethernet {
+        destination: MacAddress(destination),
+        source: MacAddress(source),
+        ethertype: EtherType::LOCAL_EXPERIMENT,
+        vlan: None,
+    };
+    let _ = header.write(&mut frame);
+    frame
+}

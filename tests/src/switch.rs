@@ -1,0 +1,159 @@
+//! The switch under test: the program as its users start it.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use testbed::process::bound_command;
+use testbed::{Network, Output, Program};
+
+/// A switch says that it is ready within this time, on a machine that is busy with other tests.
+const READY_LIMIT: Duration = Duration::from_secs(10);
+/// What the program promises: from the signal to its end.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
+/// A run that is expected to fail does so within this time.
+const FAIL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A running `ringway run` in a directory of its own. Dropping it kills it.
+pub struct Switch {
+    program: Program,
+    directory: TempDir,
+}
+
+impl Switch {
+    /// Starts a switch with these `--port` values and waits until it is ready. Sockets with a relative path are in the
+    /// switch's own directory; see [`Switch::path`].
+    ///
+    /// # Errors
+    ///
+    /// It does not get ready; the error shows what it said.
+    pub fn start(ports: &[&str]) -> Result<Switch> {
+        Switch::start_with(bound_command(binary()?), ports)
+    }
+
+    /// The same in a network's namespace, where its taps are.
+    ///
+    /// # Errors
+    ///
+    /// As [`Switch::start`].
+    pub fn start_in(network: &Network, ports: &[&str]) -> Result<Switch> {
+        Switch::start_with(network.command(binary()?), ports)
+    }
+
+    fn start_with(mut command: Command, ports: &[&str]) -> Result<Switch> {
+        let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
+        command.args(["run", "--log", "info"]).current_dir(directory.path());
+        command.args(ports.iter().flat_map(|port| ["--port", port]));
+        let what = format!("ringway run {}", ports.join(" "));
+        let program = Program::start("host", &what, command)?;
+        program.job().wait_for("ready", READY_LIMIT)?;
+        Ok(Switch { program, directory })
+    }
+
+    /// The path of a file in the switch's own directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        self.program.job().text()
+    }
+
+    /// Waits until it has logged `text`.
+    ///
+    /// # Errors
+    ///
+    /// It does not within `limit`.
+    pub fn wait_for_log(&self, text: &str, limit: Duration) -> Result<()> {
+        self.program.job().wait_for(text, limit)
+    }
+
+    /// Ends it as a service manager does, and checks that it ends as it promises: within a second, with status 0, its
+    /// sockets removed. Returns its log.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn stop(self) -> Result<String> {
+        self.stop_by(Signal::TERM)
+    }
+
+    /// The same by another signal.
+    ///
+    /// # Errors
+    ///
+    /// As [`Switch::stop`].
+    pub fn stop_by(self, signal: Signal) -> Result<String> {
+        self.program.signal(signal)?;
+        let start = Instant::now();
+        let Output { status, bytes } = self.program.into_job().wait(STOP_LIMIT)?;
+        let log = String::from_utf8_lossy(&bytes).into_owned();
+        ensure!(status == 0, "the switch ended with {status} after {signal:?}:\n{log}");
+        println!("the switch ended {:?} after {signal:?}", start.elapsed());
+        let left: Vec<OsString> = self
+            .directory
+            .path()
+            .read_dir()?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<Result<_>>()?;
+        ensure!(left.is_empty(), "the switch left {left:?} behind:\n{log}");
+        Ok(log)
+    }
+}
+
+/// Runs `ringway` to its end, with these words before it, such as `setpriv`'s. For runs that fail by themselves.
+///
+/// # Errors
+///
+/// It does not end.
+pub fn ringway(prefix: &[&str], arguments: &[&str]) -> Result<Output> {
+    let binary = binary()?;
+    let mut command = match prefix {
+        [] => bound_command(binary),
+        [program, rest @ ..] => {
+            let mut command = bound_command(program);
+            command.args(rest).arg(binary);
+            command
+        }
+    };
+    command.args(arguments);
+    let what = format!("ringway {}", arguments.join(" "));
+    Program::start("host", &what, command)?.into_job().wait(FAIL_LIMIT)
+}
+
+/// The release build of the program: cargo builds it, if it has not yet. (Cargo hands a test the path of a program of
+/// its own package only, and a debug build says nothing about speed.) Tests that ask at the same time wait for one
+/// another at cargo's own lock.
+pub fn binary() -> Result<&'static Path> {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    if let Some(path) = BINARY.get() {
+        return Ok(path);
+    }
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--release", "--locked", "--package", "ringway", "--bin", "ringway"])
+        .args(["--message-format", "json"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cannot build ringway:\n{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let path = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| Some(message.get("executable")?.as_str()?.into()))
+        .context("cargo does not say where it built ringway")?;
+    Ok(BINARY.get_or_init(|| path))
+}
