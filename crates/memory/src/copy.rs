@@ -191,24 +191,12 @@ mod tests {
                 let mut destination = vec![0xEE; len + 40];
                 // SAFETY: shift + len is inside both vectors.
                 unsafe {
-                    copy(
-                        source[shift..].as_ptr(),
-                        destination[16 - shift..].as_mut_ptr(),
-                        len,
-                    );
+                    copy(source[shift..].as_ptr(), destination[16 - shift..].as_mut_ptr(), len);
                 }
                 let copied = &destination[16 - shift..16 - shift + len];
-                assert_eq!(
-                    copied,
-                    &source[shift..shift + len],
-                    "length {len}, shift {shift}"
-                );
+                assert_eq!(copied, &source[shift..shift + len], "length {len}, shift {shift}");
                 assert!(destination[..16 - shift].iter().all(|byte| *byte == 0xEE));
-                assert!(
-                    destination[16 - shift + len..]
-                        .iter()
-                        .all(|byte| *byte == 0xEE)
-                );
+                assert!(destination[16 - shift + len..].iter().all(|byte| *byte == 0xEE));
             }
         }
     }

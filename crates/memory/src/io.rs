@@ -32,9 +32,7 @@ mod tests {
         assert_eq!(write_vectored(writer.as_fd(), &slices).unwrap(), 7);
         drop(writer);
         let mut text = String::new();
-        std::fs::File::from(reader)
-            .read_to_string(&mut text)
-            .unwrap();
+        std::fs::File::from(reader).read_to_string(&mut text).unwrap();
         assert_eq!(text, "one two");
         let (_, writer) = rustix::pipe::pipe().unwrap();
         assert!(write_vectored(writer.as_fd(), &[slices[0]; WRITE_SLICES_MAX + 1]).is_err());

@@ -21,6 +21,8 @@ pub(crate) struct Mapping {
     size: usize,
     base: NonNull<u8>,
     base_size: usize,
+    /// Bytes of a page of the file.
+    block: usize,
     guard: sigbus::Registration,
 }
 
@@ -40,10 +42,7 @@ impl Mapping {
         }
         let file_size = u64::try_from(stat.st_size).unwrap_or(0);
         if file_size < end {
-            return Err(MapError::FileTooShort {
-                file_size,
-                needed: end,
-            });
+            return Err(MapError::FileTooShort { file_size, needed: end });
         }
         let block = block_size(&file)?;
         let base_offset = offset - offset % block;
@@ -75,13 +74,7 @@ impl Mapping {
         };
         // SAFETY: `lead` is less than a block and `lead + size <= base_size`.
         let start = unsafe { base.add(lead) };
-        Ok(Self {
-            start,
-            size,
-            base,
-            base_size,
-            guard,
-        })
+        Ok(Self { start, size, base, base_size, block: block as usize, guard })
     }
 
     /// The first byte of the region.
@@ -92,6 +85,30 @@ impl Mapping {
     /// Bytes from [`Self::start`] that may be touched.
     pub(crate) fn size(&self) -> usize {
         self.size
+    }
+
+    /// Whether no page of `[offset, offset + len)` holds anything yet: nobody that shares the file
+    /// has touched it. False when the kernel does not tell.
+    pub(crate) fn is_untouched(&self, offset: usize, len: usize) -> bool {
+        let page = rustix::param::page_size();
+        // Of huge pages the kernel tells only which ones we have touched ourselves.
+        if self.block > page {
+            return false;
+        }
+        let lead = self.start.as_ptr().addr() - self.base.as_ptr().addr();
+        let first = (lead + offset) / page * page;
+        let end = (lead + offset + len).min(self.base_size);
+        let mut resident = vec![0u8; end.saturating_sub(first).div_ceil(page)];
+        if resident.is_empty() {
+            return false;
+        }
+        // SAFETY: `first` is less than the mapping's size.
+        let start = unsafe { self.base.add(first) };
+        // SAFETY: the kernel writes one byte for each page of the range, and there are as many.
+        let result = unsafe {
+            libc::mincore(start.as_ptr().cast(), end - first, resident.as_mut_ptr().cast())
+        };
+        result == 0 && resident.iter().all(|page| page & 1 == 0)
     }
 
     /// Whether the file shrank under this mapping and somebody noticed.
@@ -113,10 +130,7 @@ impl Drop for Mapping {
 fn block_size(file: &OwnedFd) -> Result<u64, MapError> {
     let stat = fstatfs(file).map_err(|error| MapError::Io("fstatfs", error.into()))?;
     let page = rustix::param::page_size() as u64;
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "the type of f_type differs between targets"
-    )]
+    #[allow(clippy::unnecessary_cast, reason = "the type of f_type differs between targets")]
     if stat.f_type as i64 == HUGETLBFS_MAGIC {
         let block = u64::try_from(stat.f_bsize).unwrap_or(0);
         if block.is_power_of_two() && block >= page {

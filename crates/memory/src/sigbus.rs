@@ -85,11 +85,7 @@ impl Drop for Registration {
 pub(crate) fn register(start: usize, size: usize, block: usize) -> Option<Registration> {
     install();
     for (index, slot) in TABLE.iter().enumerate() {
-        if slot
-            .taken
-            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
-            .is_err()
-        {
+        if slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             continue;
         }
         slot.start.store(start, Ordering::Relaxed);

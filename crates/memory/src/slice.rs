@@ -36,11 +36,7 @@ impl<'m> ReadSlice<'m> {
     ///
     /// `[start, start + len)` must be mapped readable for all of `'m`.
     pub(crate) unsafe fn new(start: *const u8, len: usize) -> Self {
-        Self {
-            start,
-            len,
-            memory: PhantomData,
-        }
+        Self { start, len, memory: PhantomData }
     }
 
     /// Bytes in this slice.
@@ -59,20 +55,13 @@ impl<'m> ReadSlice<'m> {
         let count = count.min(self.len);
         // SAFETY: `count <= len`, so the pointer stays inside or one past the slice.
         let start = unsafe { self.start.add(count) };
-        Self {
-            start,
-            len: self.len - count,
-            memory: PhantomData,
-        }
+        Self { start, len: self.len - count, memory: PhantomData }
     }
 
     /// At most the first `count` bytes.
     #[must_use]
     pub fn take(&self, count: usize) -> Self {
-        Self {
-            len: self.len.min(count),
-            ..*self
-        }
+        Self { len: self.len.min(count), ..*self }
     }
 
     /// Copies as much as fits into private memory, each byte fetched once. Returns the count.
@@ -87,11 +76,7 @@ impl<'m> ReadSlice<'m> {
 
 impl<'m> From<&'m [u8]> for ReadSlice<'m> {
     fn from(private: &'m [u8]) -> Self {
-        Self {
-            start: private.as_ptr(),
-            len: private.len(),
-            memory: PhantomData,
-        }
+        Self { start: private.as_ptr(), len: private.len(), memory: PhantomData }
     }
 }
 
@@ -112,11 +97,7 @@ impl<'m> WriteSlice<'m> {
     /// `[start, start + len)` must be mapped writable for all of `'m`, and no Rust reference may
     /// point into it.
     pub(crate) unsafe fn new(start: *mut u8, len: usize) -> Self {
-        Self {
-            start,
-            len,
-            memory: PhantomData,
-        }
+        Self { start, len, memory: PhantomData }
     }
 
     /// Bytes in this slice.
@@ -135,11 +116,7 @@ impl<'m> WriteSlice<'m> {
         let count = count.min(self.len);
         // SAFETY: `count <= len`, so the pointer stays inside or one past the slice.
         let start = unsafe { self.start.add(count) };
-        Self {
-            start,
-            len: self.len - count,
-            memory: PhantomData,
-        }
+        Self { start, len: self.len - count, memory: PhantomData }
     }
 
     /// Copies as much as fits from `source`. Returns the count.
@@ -157,19 +134,13 @@ impl<'m> WriteSlice<'m> {
 pub fn recycle(mut slices: Vec<ReadSlice<'_>>) -> Vec<ReadSlice<'static>> {
     slices.clear();
     // An empty iterator of the same layout: collecting it takes over the allocation.
-    slices
-        .into_iter()
-        .map(|_| unreachable!("the list is empty"))
-        .collect()
+    slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// As [`recycle`], for slices to be written.
 pub fn recycle_writable(mut slices: Vec<WriteSlice<'_>>) -> Vec<WriteSlice<'static>> {
     slices.clear();
-    slices
-        .into_iter()
-        .map(|_| unreachable!("the list is empty"))
-        .collect()
+    slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// Writes a run of bytes over a list of slices, in order.
@@ -183,10 +154,7 @@ impl<'a, 'm> WriteCursor<'a, 'm> {
     pub fn new(slices: &'a [WriteSlice<'m>]) -> Self {
         // SAFETY: an empty slice covers no byte, so any pointer will do.
         let empty = unsafe { WriteSlice::new(std::ptr::dangling_mut(), 0) };
-        Self {
-            slices,
-            current: empty,
-        }
+        Self { slices, current: empty }
     }
 
     /// Writes all of `source`, as far as there is room. Returns how much was written.
@@ -221,10 +189,7 @@ mod tests {
         slices.push(ReadSlice::from(&bytes[..]));
         let (start, capacity) = (slices.as_ptr().addr(), slices.capacity());
         let recycled = recycle(slices);
-        assert_eq!(
-            (recycled.as_ptr().addr(), recycled.capacity()),
-            (start, capacity)
-        );
+        assert_eq!((recycled.as_ptr().addr(), recycled.capacity()), (start, capacity));
         assert!(recycled.is_empty());
     }
 }

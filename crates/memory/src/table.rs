@@ -98,24 +98,14 @@ struct Region {
 
 impl Region {
     fn map(request: RegionRequest) -> Result<Self, MapError> {
-        let RegionRequest {
-            guest,
-            size,
-            front_end,
-            offset,
-            file,
-        } = request;
+        let RegionRequest { guest, size, front_end, offset, file } = request;
         if size == 0 {
             return Err(MapError::Empty);
         }
         guest.checked_add(size).ok_or(MapError::Overflow)?;
         front_end.checked_add(size).ok_or(MapError::Overflow)?;
         let mapping = Arc::new(Mapping::new(file, offset, size)?);
-        Ok(Self {
-            guest: guest.0,
-            front_end: front_end.0,
-            mapping,
-        })
+        Ok(Self { guest: guest.0, front_end: front_end.0, mapping })
     }
 
     fn size(&self) -> u64 {
@@ -148,9 +138,7 @@ pub struct GuestMemory {
 impl GuestMemory {
     /// No memory at all.
     pub fn empty() -> Self {
-        Self {
-            regions: Box::new([]),
-        }
+        Self { regions: Box::new([]) }
     }
 
     /// Maps a whole table, as SET_MEM_TABLE gives it.
@@ -186,15 +174,10 @@ impl GuestMemory {
             region.guest == guest.0 && region.front_end == front_end.0 && region.size() == size
         };
         let mut regions = self.regions.to_vec();
-        let at = regions.iter().position(same).ok_or(MapError::Unknown {
-            guest,
-            front_end,
-            size,
-        })?;
+        let at =
+            regions.iter().position(same).ok_or(MapError::Unknown { guest, front_end, size })?;
         regions.remove(at);
-        Ok(Self {
-            regions: regions.into_boxed_slice(),
-        })
+        Ok(Self { regions: regions.into_boxed_slice() })
     }
 
     fn checked(mut regions: Vec<Region>) -> Result<Self, MapError> {
@@ -202,9 +185,7 @@ impl GuestMemory {
         regions.sort_by_key(|region| region.front_end);
         for pair in regions.windows(2) {
             if pair[0].front_end + pair[0].size() > pair[1].front_end {
-                return Err(MapError::FrontEndOverlap(FrontEndAddress(
-                    pair[1].front_end,
-                )));
+                return Err(MapError::FrontEndOverlap(FrontEndAddress(pair[1].front_end)));
             }
         }
         regions.sort_by_key(|region| region.guest);
@@ -213,9 +194,7 @@ impl GuestMemory {
                 return Err(MapError::GuestOverlap(GuestAddress(pair[1].guest)));
             }
         }
-        Ok(Self {
-            regions: regions.into_boxed_slice(),
-        })
+        Ok(Self { regions: regions.into_boxed_slice() })
     }
 
     /// Regions in the table.
@@ -231,48 +210,43 @@ impl GuestMemory {
     /// Whether a file was found shorter than its mapping. Its bytes read as zeros from then on; the
     /// port should die.
     pub fn is_poisoned(&self) -> bool {
-        self.regions
-            .iter()
-            .any(|region| region.mapping.is_poisoned())
+        self.regions.iter().any(|region| region.mapping.is_poisoned())
     }
 
     /// The guest address of `len` bytes that the front end sees at `address`. The whole range must
     /// be inside one region: rings may not be scattered.
     pub fn translate(&self, address: FrontEndAddress, len: u64) -> Result<GuestAddress, Fault> {
-        let fault = Fault {
-            kind: "front-end",
-            address: address.0,
-            len,
-        };
+        let fault = Fault { kind: "front-end", address: address.0, len };
         let region = self
             .regions
             .iter()
             .find(|region| {
-                address
-                    .0
-                    .checked_sub(region.front_end)
-                    .is_some_and(|offset| {
-                        len <= region.size()
-                            && offset <= region.size() - len
-                            && offset < region.size()
-                    })
+                address.0.checked_sub(region.front_end).is_some_and(|offset| {
+                    len <= region.size() && offset <= region.size() - len && offset < region.size()
+                })
             })
             .ok_or(fault)?;
         Ok(GuestAddress(region.guest + (address.0 - region.front_end)))
     }
 
+    /// Whether nobody has written to any page of these bytes yet. Of a ring that its driver says is
+    /// ready, that means that the driver writes to other memory than we see. False when the range is
+    /// not in one region, or the kernel does not tell.
+    pub fn is_untouched(&self, address: GuestAddress, len: u64) -> bool {
+        let region = self.search(address.0).and_then(|index| self.regions.get(index));
+        region.is_some_and(|region| {
+            region.offset(address.0).is_some_and(|offset| {
+                let len = len.min(region.size() - offset as u64);
+                region.mapping.is_untouched(offset, len as usize)
+            })
+        })
+    }
+
     /// `len` atomics at `address`, for the fields of a ring: inside one region, and aligned.
     pub fn words<T: Word>(&self, address: GuestAddress, len: usize) -> Result<Words<T>, Fault> {
         let bytes = len.saturating_mul(size_of::<T>());
-        let fault = Fault {
-            kind: "guest",
-            address: address.0,
-            len: bytes as u64,
-        };
-        let region = self
-            .regions
-            .get(self.search(address.0).ok_or(fault)?)
-            .ok_or(fault)?;
+        let fault = Fault { kind: "guest", address: address.0, len: bytes as u64 };
+        let region = self.regions.get(self.search(address.0).ok_or(fault)?).ok_or(fault)?;
         let (start, room) = region.tail(region.offset(address.0).ok_or(fault)?);
         if bytes > room {
             return Err(fault);
@@ -283,17 +257,12 @@ impl GuestMemory {
 
     /// A translator, to resolve many buffers.
     pub fn translator(&self) -> Translator<'_> {
-        Translator {
-            memory: self,
-            last: 0,
-        }
+        Translator { memory: self, last: 0 }
     }
 
     /// The index of the region that holds `address`.
     fn search(&self, address: u64) -> Option<usize> {
-        let after = self
-            .regions
-            .partition_point(|region| region.guest <= address);
+        let after = self.regions.partition_point(|region| region.guest <= address);
         let index = after.checked_sub(1)?;
         self.regions.get(index)?.offset(address).map(|_| index)
     }

@@ -45,21 +45,13 @@ impl<T: Word> Words<T> {
         mapping: Arc<Mapping>,
     ) -> Option<Self> {
         let start = start.cast::<T>();
-        start.is_aligned().then_some(Self {
-            start,
-            len,
-            _mapping: mapping,
-        })
+        start.is_aligned().then_some(Self { start, len, _mapping: mapping })
     }
 }
 
 impl<T: Word> Clone for Words<T> {
     fn clone(&self) -> Self {
-        Self {
-            start: self.start,
-            len: self.len,
-            _mapping: self._mapping.clone(),
-        }
+        Self { start: self.start, len: self.len, _mapping: self._mapping.clone() }
     }
 }
 

@@ -50,7 +50,7 @@ pub async fn demo(seconds: u64) -> anyhow::Result<()> {
         "A switch with two ports is ready after {:.1} ms; two guests connect to it over\n\
          vhost-user, as QEMU would, and send frames to each other.\n",
         ready.as_secs_f64() * 1000.0
-    );
+    )?;
     let result = measure(&switch, &sockets, Duration::from_secs(seconds)).await;
     switch.stop().await?;
     result?;
@@ -84,7 +84,7 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
     let mut one = connect(first).await??;
     let mut two = connect(second).await??;
 
-    writeln!(out, "  frame    each way        both ways     lost   worker busy")?;
+    writeln!(out, "   frame        frames/s, each way      both ways   lost   worker busy")?;
     // Equal parts for the sizes, the round trips and the idle time.
     let part = total / (SIZES.len() as u32 + 2);
     for size in SIZES {

@@ -45,6 +45,7 @@ fn say(
 fn rounds_of_everything_leave_no_descriptor_behind() {
     let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let memory = SharedMemory::create("leak test", SIZE).unwrap();
+    rustix::io::pwrite(&memory, &[0; SIZE as usize], 0).unwrap();
     let memory = memory.as_fd().try_clone_to_owned().unwrap();
     let region = MemoryRegion { guest_address: 0, size: SIZE, user_address: SIZE, mmap_offset: 0 };
     let table = Payload::MemoryTable(vec![region]);

@@ -228,6 +228,25 @@ fn what_is_held_is_told() {
 }
 
 #[test]
+fn half_a_burst_can_be_held() {
+    let frame = bytes(64);
+    let mut storage = Storage::default();
+    for _ in 0..2 {
+        let mut burst = storage.begin(0);
+        while push(&mut burst, &[&frame], 0).is_some() {}
+        // Those that cannot be held do not count.
+        burst.replicate(0);
+        let held: Vec<usize> = (0..BURST).filter(|index| burst.hold(*index)).collect();
+        assert!(held.iter().copied().eq(1..=HELD));
+        let finished = burst.finish();
+        let outcomes = finished.outcomes();
+        let held_by_outcome = (0..BURST).filter(|index| outcomes.get(*index) == Outcome::Held);
+        assert!(held_by_outcome.eq(1..=HELD));
+        storage.keep(finished);
+    }
+}
+
+#[test]
 fn a_burst_knows_its_time() {
     assert_eq!(Storage::default().begin(12345).now(), 12345);
 }

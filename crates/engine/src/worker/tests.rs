@@ -134,6 +134,14 @@ fn ask<R: Send + 'static>(
     answer.recv_timeout(LIMIT).expect("an answer in time")
 }
 
+/// Stops a worker; returns its apps.
+#[track_caller]
+fn stop(worker: WorkerHandle) -> Graph {
+    let (sender, stopped) = channel();
+    std::thread::spawn(move || sender.send(worker.stop()));
+    stopped.recv_timeout(LIMIT).expect("a stop in time").unwrap()
+}
+
 #[test]
 fn commands_run_in_order_and_answer_from_the_worker() {
     for mode in [Mode::Adaptive, Mode::Poll, Mode::Interrupt] {
@@ -154,7 +162,7 @@ fn commands_run_in_order_and_answer_from_the_worker() {
             let name = Some("test".to_owned());
             assert_eq!(answer, (number, name.clone(), name));
         }
-        worker.stop().unwrap();
+        stop(worker);
     }
 }
 
@@ -179,7 +187,7 @@ fn a_command_changes_an_app_between_breaths() {
     assert_eq!(wrong_type, None);
     let counters = ask(&worker, move |worker| worker.graph().counters(sink));
     assert_eq!(counters.sent.frames, 2);
-    worker.stop().unwrap();
+    stop(worker);
 }
 
 #[test]
@@ -187,7 +195,7 @@ fn stopping_returns_the_apps() {
     for mode in [Mode::Adaptive, Mode::Poll, Mode::Interrupt] {
         let mut graph = Graph::new();
         let source = graph.add("source", Source::default());
-        let mut graph = start(mode, graph).stop().unwrap();
+        let mut graph = stop(start(mode, graph));
         assert_eq!(graph.name(source), "source");
         assert!(graph.get::<Source>(source).is_some());
     }
@@ -214,7 +222,7 @@ fn a_kick_wakes_a_sleeping_worker() {
             wait_for("the kick to be served", || ring.taken() == count);
         }
         assert!(ask(&worker, |worker| worker.load().sleeps) > 0);
-        worker.stop().unwrap();
+        stop(worker);
     }
 }
 
@@ -227,7 +235,7 @@ fn a_command_wakes_a_sleeping_worker() {
             ask(&worker, |_| ());
         }
         ring.wait_for_sleep();
-        worker.stop().unwrap();
+        stop(worker);
     }
 }
 
@@ -263,7 +271,7 @@ fn a_descriptor_watched_later_wakes_too_until_it_is_watched_no_more() {
     // write left may end one more.
     let sleeps = ask(&worker, |worker| worker.load().sleeps) - sleeps;
     assert!(sleeps <= 2, "{sleeps} sleeps");
-    worker.stop().unwrap();
+    stop(worker);
 }
 
 #[test]
@@ -307,7 +315,7 @@ fn no_wake_up_is_lost() {
         }
         let load = ask(&worker, |worker| worker.load());
         assert!(load.sleeps > 100, "it hardly slept: {load:?}");
-        worker.stop().unwrap();
+        stop(worker);
     }
 }
 
@@ -319,7 +327,7 @@ fn no_command_is_lost() {
         for _ in 0..5_000 {
             ask(&worker, |_| ());
         }
-        worker.stop().unwrap();
+        stop(worker);
     }
 }
 
@@ -331,7 +339,7 @@ fn a_polling_worker_never_sleeps_nor_asks_to_be_woken() {
     wait_for("the offer to be taken", || ring.taken() == 1);
     assert_eq!(ask(&worker, |worker| worker.load().sleeps), 0);
     assert_eq!(ring.arms.load(Ordering::Acquire), 0);
-    worker.stop().unwrap();
+    stop(worker);
 }
 
 #[test]
@@ -346,7 +354,7 @@ fn an_idle_worker_burns_no_cpu() {
         let cpu = after.cpu - before.cpu;
         assert!(cpu < Duration::from_millis(5), "{mode:?}: {cpu:?}");
         assert!(after.sleeps - before.sleeps <= 2, "{mode:?}: it ticks");
-        worker.stop().unwrap();
+        stop(worker);
     }
 }
 
@@ -360,7 +368,7 @@ fn the_load_tells_busy_breaths_from_idle_ones() {
     let load = ask(&worker, |worker| worker.load());
     assert_eq!(load.busy_breaths, 5);
     assert!(load.breaths > 5, "{load:?}");
-    worker.stop().unwrap();
+    stop(worker);
 }
 
 #[test]
@@ -388,7 +396,60 @@ fn an_app_with_something_to_do_keeps_the_worker_awake() {
     let worker = start(Mode::Interrupt, graph);
     wait_for("many arms", || ring.arms.load(Ordering::Acquire) > 1000);
     assert_eq!(ask(&worker, |worker| worker.load().sleeps), 0);
-    worker.stop().unwrap();
+    stop(worker);
+}
+
+#[test]
+fn a_deadline_ends_a_sleep_and_one_that_is_over_does_not_keep_the_worker_awake() {
+    /// Has to be called a while after the start, and has no other reason to be.
+    struct Waiting {
+        at: u64,
+        called: Sender<u64>,
+        counters: Counters,
+    }
+
+    impl App for Waiting {
+        fn pull<'b>(&mut self, _: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
+            if burst.now() >= self.at {
+                let _ = self.called.send(burst.now());
+            }
+            false
+        }
+
+        fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+        fn deadline(&self) -> Option<u64> {
+            Some(self.at)
+        }
+
+        fn counters(&self) -> &Counters {
+            &self.counters
+        }
+    }
+
+    let (called, calls) = channel();
+    let waiting = |milliseconds: u64| Waiting {
+        at: milliseconds * 1_000_000,
+        called: called.clone(),
+        counters: Counters::default(),
+    };
+    let mut graph = Graph::new();
+    // The first of them counts, wherever it is.
+    graph.add("never", waiting(u64::MAX / 2_000_000));
+    graph.add("soon", waiting(30));
+    graph.add("later", waiting(u64::MAX / 1_000_000));
+    let worker = start(Mode::Interrupt, graph);
+    let at = calls.recv_timeout(LIMIT).expect("the call in time");
+    assert!(at >= 30_000_000, "{at}");
+    let load = ask(&worker, |worker| worker.load());
+    assert!(load.sleeps < 20, "it slept on, until the time: {load:?}");
+    // Once it was called, nothing wakes the worker any more but commands.
+    let before = ask(&worker, |worker| worker.load());
+    // The time itself is what is tested here.
+    std::thread::sleep(Duration::from_millis(50));
+    let after = ask(&worker, |worker| worker.load());
+    assert!(after.sleeps - before.sleeps <= 2, "{before:?} {after:?}");
+    stop(worker);
 }
 
 #[test]
@@ -399,7 +460,7 @@ fn a_worker_runs_where_it_is_told() {
     let worker = Worker::start("test", Graph::new(), settings, Box::new(|_| ())).unwrap();
     let granted = ask(&worker, |_| sched_getaffinity(None).unwrap());
     assert_eq!((granted.count(), granted.is_set(cpu)), (1, true));
-    worker.stop().unwrap();
+    stop(worker);
 }
 
 #[test]
@@ -455,7 +516,7 @@ fn a_fault_becomes_an_event() {
         panic!("not a fault");
     };
     assert_eq!((app, fault.to_string()), (peer, "it lied".to_owned()));
-    worker.stop().unwrap();
+    stop(worker);
     assert!(events.try_recv().is_err(), "once only");
 }
 
@@ -480,7 +541,7 @@ fn a_panic_anywhere_becomes_an_event() {
         ring.wait_for_sleep();
         ring.offer();
         wait_for("the other app to go on", || ring.taken() == 1);
-        worker.stop().unwrap();
+        stop(worker);
         assert!(events.try_recv().is_err(), "once only");
     }
 }
@@ -504,7 +565,7 @@ fn a_panic_in_a_command_to_an_app_costs_that_app() {
     ring.wait_for_sleep();
     ring.offer();
     wait_for("the other app to go on", || ring.taken() == 1);
-    worker.stop().unwrap();
+    stop(worker);
 }
 
 #[track_caller]

@@ -25,18 +25,13 @@ fn request(guest: u64, size: u64, front_end: u64) -> RegionRequest {
 
 /// Two regions, adjacent for the guest and far apart for everybody else.
 fn adjacent() -> GuestMemory {
-    GuestMemory::map([
-        request(0x1_0000, PAGE, 0x700_0000),
-        request(0x1_1000, PAGE, 0x500_0000),
-    ])
-    .unwrap()
+    GuestMemory::map([request(0x1_0000, PAGE, 0x700_0000), request(0x1_1000, PAGE, 0x500_0000)])
+        .unwrap()
 }
 
 fn read(memory: &GuestMemory, address: u64, len: u32) -> Result<Vec<u8>, Fault> {
     let mut slices = Vec::new();
-    memory
-        .translator()
-        .read(GuestAddress(address), len, &mut slices)?;
+    memory.translator().read(GuestAddress(address), len, &mut slices)?;
     let mut bytes = vec![0; len as usize];
     let mut at = 0;
     for slice in slices {
@@ -48,9 +43,7 @@ fn read(memory: &GuestMemory, address: u64, len: u32) -> Result<Vec<u8>, Fault> 
 
 fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) -> Result<usize, Fault> {
     let mut slices = Vec::new();
-    memory
-        .translator()
-        .write(GuestAddress(address), bytes.len() as u32, &mut slices)?;
+    memory.translator().write(GuestAddress(address), bytes.len() as u32, &mut slices)?;
     assert_eq!(WriteCursor::new(&slices).write(bytes.into()), bytes.len());
     Ok(slices.len())
 }
@@ -78,10 +71,7 @@ fn what_is_outside_is_a_fault_start_and_end() {
         (0x1_0000, u32::MAX),
         (0, 1),
     ] {
-        assert!(
-            read(&memory, address, len).is_err(),
-            "{len} bytes at {address:#x}"
-        );
+        assert!(read(&memory, address, len).is_err(), "{len} bytes at {address:#x}");
     }
     assert!(read(&memory, 0x1_0000, 0x2000).is_ok());
 }
@@ -95,37 +85,19 @@ fn zero_bytes_need_no_valid_address() {
 fn regions_are_checked_against_overflow_overlap_and_the_file() {
     let map = |request| GuestMemory::map([request]).err().unwrap();
     assert!(matches!(map(request(0, 0, 0)), MapError::Empty));
+    assert!(matches!(map(request(u64::MAX - 10, PAGE, 0)), MapError::Overflow));
+    assert!(matches!(map(request(0, PAGE, u64::MAX - 10)), MapError::Overflow));
     assert!(matches!(
-        map(request(u64::MAX - 10, PAGE, 0)),
+        map(RegionRequest { offset: u64::MAX - 10, ..request(0, PAGE, 0) }),
         MapError::Overflow
     ));
     assert!(matches!(
-        map(request(0, PAGE, u64::MAX - 10)),
-        MapError::Overflow
-    ));
-    assert!(matches!(
-        map(RegionRequest {
-            offset: u64::MAX - 10,
-            ..request(0, PAGE, 0)
-        }),
-        MapError::Overflow
-    ));
-    assert!(matches!(
-        map(RegionRequest {
-            offset: 1,
-            ..request(0, PAGE, 0)
-        }),
-        MapError::FileTooShort {
-            file_size: 4096,
-            needed: 4097
-        }
+        map(RegionRequest { offset: 1, ..request(0, PAGE, 0) }),
+        MapError::FileTooShort { file_size: 4096, needed: 4097 }
     ));
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
     assert!(matches!(
-        map(RegionRequest {
-            file: reader,
-            ..request(0, PAGE, 0)
-        }),
+        map(RegionRequest { file: reader, ..request(0, PAGE, 0) }),
         MapError::NotAFile
     ));
 
@@ -144,26 +116,15 @@ fn regions_are_checked_against_overflow_overlap_and_the_file() {
 fn regions_come_and_go_one_by_one_up_to_the_limit() {
     let mut memory = GuestMemory::empty();
     for slot in 0..MAX_REGIONS as u64 {
-        memory = memory
-            .with(request(slot * PAGE, PAGE, slot * PAGE))
-            .unwrap();
+        memory = memory.with(request(slot * PAGE, PAGE, slot * PAGE)).unwrap();
     }
     assert_eq!(memory.region_count(), MAX_REGIONS);
-    assert!(matches!(
-        memory.with(request(1 << 40, PAGE, 1 << 40)),
-        Err(MapError::TooManyRegions)
-    ));
+    assert!(matches!(memory.with(request(1 << 40, PAGE, 1 << 40)), Err(MapError::TooManyRegions)));
     let without = |memory: &GuestMemory, guest, front_end, size| {
         memory.without(GuestAddress(guest), FrontEndAddress(front_end), size)
     };
-    assert!(matches!(
-        without(&memory, 0, 0, 2 * PAGE),
-        Err(MapError::Unknown { .. })
-    ));
-    assert!(matches!(
-        without(&memory, 0, PAGE, PAGE),
-        Err(MapError::Unknown { .. })
-    ));
+    assert!(matches!(without(&memory, 0, 0, 2 * PAGE), Err(MapError::Unknown { .. })));
+    assert!(matches!(without(&memory, 0, PAGE, PAGE), Err(MapError::Unknown { .. })));
     let smaller = without(&memory, 0, 0, PAGE).unwrap();
     assert_eq!(smaller.region_count(), MAX_REGIONS - 1);
     assert!(read(&smaller, 0, 1).is_err());
@@ -198,63 +159,31 @@ fn front_end_addresses_translate_within_one_region() {
     assert_eq!(translate(0x700_0000, PAGE), Ok(GuestAddress(0x1_0000)));
     assert!(translate(0x700_0000, PAGE + 1).is_err());
     assert!(translate(0x700_0001, PAGE).is_err());
-    assert!(
-        translate(0x1_0000, 1).is_err(),
-        "a guest address is not a front-end address"
-    );
+    assert!(translate(0x1_0000, 1).is_err(), "a guest address is not a front-end address");
     assert!(translate(u64::MAX, u64::MAX).is_err());
-    assert!(
-        translate(0x700_1000, 0).is_err(),
-        "one past the end is outside"
-    );
+    assert!(translate(0x700_1000, 0).is_err(), "one past the end is outside");
 }
 
 #[test]
 fn words_are_aligned_inside_one_region_and_shared() {
     let memory = adjacent();
-    let words = memory
-        .words::<AtomicU16>(GuestAddress(0x1_0100), 4)
-        .unwrap();
+    let words = memory.words::<AtomicU16>(GuestAddress(0x1_0100), 4).unwrap();
     words[3].store(0x1234u16.to_le(), Ordering::Relaxed);
     assert_eq!(read(&memory, 0x1_0106, 2).unwrap(), [0x34, 0x12]);
-    assert!(
-        memory
-            .words::<AtomicU16>(GuestAddress(0x1_0101), 1)
-            .is_err()
-    );
-    assert!(
-        memory
-            .words::<AtomicU64>(GuestAddress(0x1_0104), 1)
-            .is_err()
-    );
+    assert!(memory.words::<AtomicU16>(GuestAddress(0x1_0101), 1).is_err());
+    assert!(memory.words::<AtomicU64>(GuestAddress(0x1_0104), 1).is_err());
     assert!(memory.words::<AtomicU64>(GuestAddress(0x1_0FF8), 1).is_ok());
-    assert!(
-        memory
-            .words::<AtomicU64>(GuestAddress(0x1_0FF8), 2)
-            .is_err(),
-        "crosses a region"
-    );
-    assert!(
-        memory
-            .words::<AtomicU64>(GuestAddress(0x1_0FF8), usize::MAX)
-            .is_err()
-    );
+    assert!(memory.words::<AtomicU64>(GuestAddress(0x1_0FF8), 2).is_err(), "crosses a region");
+    assert!(memory.words::<AtomicU64>(GuestAddress(0x1_0FF8), usize::MAX).is_err());
     drop(memory);
-    assert_eq!(
-        u16::from_le(words[3].load(Ordering::Relaxed)),
-        0x1234,
-        "keeps its mapping alive"
-    );
+    assert_eq!(u16::from_le(words[3].load(Ordering::Relaxed)), 0x1234, "keeps its mapping alive");
 }
 
 #[test]
 fn a_file_that_shrinks_reads_as_zeros_and_is_marked() {
     let file = memfd_create("shrinks", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, 4 * PAGE).unwrap();
-    let shrinking = RegionRequest {
-        file: file.try_clone().unwrap(),
-        ..request(0, 4 * PAGE, 0)
-    };
+    let shrinking = RegionRequest { file: file.try_clone().unwrap(), ..request(0, 4 * PAGE, 0) };
     let memory = GuestMemory::map([shrinking]).unwrap();
     let other = adjacent();
     write(&memory, 2 * PAGE, b"gone").unwrap();
@@ -270,20 +199,11 @@ fn a_file_that_shrinks_reads_as_zeros_and_is_marked() {
 
 #[test]
 fn mappings_and_descriptors_are_given_back() {
-    let count = || {
-        std::fs::read_to_string("/proc/self/maps")
-            .unwrap()
-            .matches("give-back")
-            .count()
-    };
+    let count = || std::fs::read_to_string("/proc/self/maps").unwrap().matches("give-back").count();
     let memory = || {
         let shared = SharedMemory::create("give-back", PAGE).unwrap();
         let file = shared.as_fd().try_clone_to_owned().unwrap();
-        GuestMemory::map([RegionRequest {
-            file,
-            ..request(0, PAGE, 0)
-        }])
-        .unwrap()
+        GuestMemory::map([RegionRequest { file, ..request(0, PAGE, 0) }]).unwrap()
     };
     let kept = memory();
     for _ in 0..5000 {
@@ -292,4 +212,14 @@ fn mappings_and_descriptors_are_given_back() {
     assert_eq!(count(), 1);
     drop(kept);
     assert_eq!(count(), 0);
+}
+
+#[test]
+fn memory_that_nobody_wrote_to_is_told_apart() {
+    let memory = adjacent();
+    assert!(memory.is_untouched(GuestAddress(0x1_0000), PAGE));
+    write(&memory, 0x1_0800, b"x").unwrap();
+    assert!(!memory.is_untouched(GuestAddress(0x1_0000), 16), "pages count whole");
+    assert!(memory.is_untouched(GuestAddress(0x1_1000), PAGE));
+    assert!(!memory.is_untouched(GuestAddress(0), 1), "outside");
 }

@@ -8,7 +8,7 @@
 //! All of it is one file, cut into three regions: the borders lie inside of each ring's first
 //! buffer area, at odd addresses.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -446,6 +446,3 @@ fn map(file: &OwnedFd, size: u64, borders: [u64; 2]) -> GuestMemory {
     }))
     .unwrap()
 }
-
-/// What to call a device's faults by: used where a test wants a map of them.
-pub type Faults = HashMap<usize, String>;

@@ -83,6 +83,12 @@ pub enum RingFault {
         /// Where it was said to be.
         fault: Fault,
     },
+    /// The driver says that the ring is ready, and nobody has written to its memory.
+    #[error(
+        "nobody has written to its memory, so the guest must be using other memory than it shares: \
+         add share=on to the memory backend (QEMU: -object memory-backend-file,share=on)"
+    )]
+    Untouched,
     /// The areas are there but cannot be a ring.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -150,6 +156,9 @@ impl Ring {
         let Some(layout) = self.layout(memory)? else {
             return Ok(());
         };
+        if self.is_untouched(memory) {
+            return Err(RingFault::Untouched);
+        }
         // What lies between the used index and an offered base was never completed.
         let base = layout.used_index();
         let start = STARTS.fetch_add(1, Ordering::Relaxed);
@@ -190,6 +199,21 @@ impl Ring {
         let available = place(Area::Available, addresses.available, available_ring_size(entries))?;
         let used = place(Area::Used, addresses.used, used_ring_size(entries))?;
         Ok(Some(Layout::new(memory, size, descriptors, available, used)?))
+    }
+
+    /// Whether nobody has written to any of the ring's pages. To be asked before we touch them.
+    fn is_untouched(&self, memory: &GuestMemory) -> bool {
+        let (Some(size), Some(addresses)) = (self.size, self.addresses) else { return false };
+        let entries = u16::try_from(size).unwrap_or(0);
+        [
+            (addresses.descriptors, descriptor_table_size(entries)),
+            (addresses.available, available_ring_size(entries)),
+            (addresses.used, used_ring_size(entries)),
+        ]
+        .into_iter()
+        .all(|(address, len)| {
+            memory.translate(address, len).is_ok_and(|address| memory.is_untouched(address, len))
+        })
     }
 
     /// What the worker is told, when the ring runs. `automatic`: enabled unless told otherwise.

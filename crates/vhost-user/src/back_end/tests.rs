@@ -50,6 +50,13 @@ struct Harness {
     event: Option<Event>,
 }
 
+/// Memory that a driver has zeroed, as drivers do with their rings.
+fn driver_memory(size: u64) -> SharedMemory {
+    let memory = SharedMemory::create("session test", size).unwrap();
+    rustix::io::pwrite(&memory, &vec![0; size as usize], 0).unwrap();
+    memory
+}
+
 impl Harness {
     fn new() -> Self {
         Self::with(OFFER)
@@ -60,7 +67,7 @@ impl Harness {
         let device = session.device().clone();
         Self {
             session,
-            memory: SharedMemory::create("session test", SIZE).unwrap(),
+            memory: driver_memory(SIZE),
             device,
             position: 0,
             notices: Vec::new(),

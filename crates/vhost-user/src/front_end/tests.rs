@@ -108,6 +108,8 @@ fn the_whole_life_of_a_device() {
     for protocol in [Offer::PROTOCOL, ProtocolFeatures::NONE] {
         let (mut front_end, back_end) = pair(Offer { protocol, ..OFFER });
         let memory = SharedMemory::create("front end test", 0x20000).unwrap();
+        // As a driver does with its rings.
+        rustix::io::pwrite(&memory, &[0; 0x20000], 0).unwrap();
         let wanted = Features::MRG_RXBUF | Features::EVENT_IDX;
         let negotiated = front_end.negotiate(Features::VERSION_1, wanted, Offer::PROTOCOL).unwrap();
         assert_eq!(negotiated, Negotiated { features: FEATURES, protocol });

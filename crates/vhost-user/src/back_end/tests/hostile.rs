@@ -292,6 +292,21 @@ fn memory_that_is_not_shared() {
 }
 
 #[test]
+fn memory_that_only_looks_shared() {
+    // A front end that maps its own memory file privately: the driver's writes never arrive.
+    let mut harness = Harness::negotiated();
+    harness.memory = SharedMemory::create("private", SIZE).unwrap();
+    harness.share();
+    harness.set_up(0);
+    let violation = harness.refused(R::SetVringEnable, state(0, 1), vec![]);
+    assert!(
+        matches!(violation, Violation::Ring { ring: 0, fault: RingFault::Untouched }),
+        "{violation}"
+    );
+    assert!(violation.to_string().contains("share=on"), "{violation}");
+}
+
+#[test]
 fn a_region_that_is_not_there_is_not_removed() {
     let mut harness = Harness::negotiated();
     harness.share();

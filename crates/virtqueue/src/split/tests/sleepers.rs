@@ -3,21 +3,23 @@
 //! This is where a missing fence shows: publisher and sleeper each store a word and then look at
 //! the other's, and without a fence between store and load both can miss. The sleeper then never
 //! wakes. Rounds are short and their timing drifts, so that many of them race; and before its word
-//! each side writes a frame to lines that the other one has just written, behind which the word has
-//! to wait for its turn in the store buffer.
+//! each side stores to lines that the other one has just written, behind which the word has to wait
+//! for its turn in the store buffer. Code that is not optimised is slow enough to hide the race all
+//! the same: run this with `--release` to see that a missing fence is found.
 
 use std::hint::spin_loop;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memory::{GuestAddress, GuestMemory, ReadSlice, WriteSlice};
+use memory::GuestAddress;
 use wire::virtio::Features;
 
-use super::ring::{BASE, Ring, map};
+use super::ring::Ring;
 use crate::split::{Buffer, DeviceQueue, DriverQueue, Form};
 
-const ROUNDS: u32 = 20_000;
+const ROUNDS: u32 = 40_000;
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// What an eventfd is to two processes.
@@ -65,40 +67,38 @@ fn drift(round: u32) {
     }
 }
 
-/// A frame that both sides write, over and over.
-#[derive(Clone, Copy)]
-struct Frame<'m>(WriteSlice<'m>);
+/// Cache lines that both sides write, over and over.
+struct Contended([Line; 48]);
 
-/// The most that is copied by plain stores.
-const FRAME: u32 = 1024;
+#[repr(align(64))]
+struct Line(AtomicU32);
 
-impl<'m> Frame<'m> {
-    fn new(memory: &'m GuestMemory) -> Self {
-        let mut slices = Vec::new();
-        let mut translator = memory.translator();
-        translator.write(GuestAddress(BASE), FRAME, &mut slices).unwrap();
-        Self(slices[0])
+impl Contended {
+    fn new() -> Self {
+        Self([const { Line(AtomicU32::new(0)) }; 48])
     }
 
-    fn write(self) {
-        self.0.copy_from(ReadSlice::from(&[0xAA; FRAME as usize][..]));
+    fn write(&self) {
+        for line in &self.0 {
+            line.0.store(1, Ordering::Relaxed);
+        }
     }
 }
 
 /// One at a time: each needs two processors for itself.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn offer(ring: &Ring, driver: &mut DriverQueue, frame: Frame<'_>, round: u32) -> bool {
+fn offer(ring: &Ring, driver: &mut DriverQueue, lines: &Contended, round: u32) -> bool {
     let chain = [Buffer { address: GuestAddress(ring.area(0)), len: 1, writable: false }];
     driver.add(&chain, Form::Direct, round).unwrap();
-    frame.write();
+    lines.write();
     driver.publish()
 }
 
-fn turn_round(ring: &Ring, device: &mut DeviceQueue, frame: Frame<'_>) -> Option<bool> {
+fn turn_round(ring: &Ring, device: &mut DeviceQueue, lines: &Contended) -> Option<bool> {
     let (chain, _) = ring.take_readable(device, 1).unwrap()?;
     device.give_back(chain, 0);
-    frame.write();
+    lines.write();
     Some(device.publish())
 }
 
@@ -106,8 +106,7 @@ fn turn_round(ring: &Ring, device: &mut DeviceQueue, frame: Frame<'_>) -> Option
 fn kicked(features: Features) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let ring = &Ring::new(4);
-    let memory = map(&[(BASE, BASE + u64::from(FRAME))]);
-    let frame = Frame::new(&memory);
+    let lines = &Contended::new();
     let kick = &Event::default();
     let mut driver = ring.driver(features);
     let mut device = ring.device(features);
@@ -115,11 +114,11 @@ fn kicked(features: Features) {
         scope.spawn(move || {
             let mut done = 0;
             while done < ROUNDS {
-                if turn_round(ring, &mut device, frame).is_some() {
+                if turn_round(ring, &mut device, lines).is_some() {
                     done += 1;
                     continue;
                 }
-                frame.write();
+                lines.write();
                 if !device.enable_kicks().unwrap() {
                     kick.wait("kick");
                     device.disable_kicks();
@@ -127,7 +126,7 @@ fn kicked(features: Features) {
             }
         });
         for round in 0..ROUNDS {
-            if offer(ring, &mut driver, frame, round) {
+            if offer(ring, &mut driver, lines, round) {
                 kick.signal();
             }
             let used = poll("used chain", || driver.reap().unwrap());
@@ -141,28 +140,27 @@ fn kicked(features: Features) {
 fn called(features: Features) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let ring = &Ring::new(4);
-    let memory = map(&[(BASE, BASE + u64::from(FRAME))]);
-    let frame = Frame::new(&memory);
+    let lines = &Contended::new();
     let call = &Event::default();
     let mut driver = ring.driver(features);
     let mut device = ring.device(features);
     thread::scope(|scope| {
         scope.spawn(move || {
             for round in 0..ROUNDS {
-                if poll("chain", || turn_round(ring, &mut device, frame)) {
+                if poll("chain", || turn_round(ring, &mut device, lines)) {
                     call.signal();
                 }
                 drift(round);
             }
         });
         for round in 0..ROUNDS {
-            let _ = offer(ring, &mut driver, frame, round);
+            let _ = offer(ring, &mut driver, lines, round);
             loop {
                 if let Some(used) = driver.reap().unwrap() {
                     assert_eq!(used.token, round);
                     break;
                 }
-                frame.write();
+                lines.write();
                 if !driver.enable_calls() {
                     call.wait("call");
                     driver.disable_calls();

@@ -1,0 +1,13 @@
+//! Ports between guests that are driven by hand, and between a guest and the host.
+
+mod allocation;
+mod announce;
+mod backpressure;
+mod delivery;
+mod double_fetch;
+mod guest;
+mod hostile;
+mod offload;
+mod swap;
+mod tap;
+mod world;

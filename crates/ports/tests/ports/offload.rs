@@ -1,0 +1,236 @@
+//! Checksums and segmentations that the sender left undone.
+
+use engine::DropReason;
+use wire::virtio::{Features, NetHeader};
+
+use crate::guest::{CUTS, Cut, Guest};
+use crate::world::{MODERN, RING, World, frame, modern};
+
+const SENDS_ALL: Features = MODERN
+    .union(Features::CSUM)
+    .union(Features::HOST_TSO4)
+    .union(Features::HOST_TSO6)
+    .union(Features::HOST_ECN);
+
+const TAKES_ALL: Features = MODERN
+    .union(Features::GUEST_CSUM)
+    .union(Features::GUEST_TSO4)
+    .union(Features::GUEST_TSO6)
+    .union(Features::GUEST_ECN);
+
+fn pair(sender: Features, receiver: Features) -> World {
+    let guest = |features| Guest::new(features, Cut::Whole, RING);
+    let mut world = World::pair([guest(sender), guest(receiver)]);
+    world.guests[1].post_many(4);
+    world
+}
+
+const CHECKSUM: NetHeader = NetHeader {
+    flags: NetHeader::NEEDS_CSUM,
+    gso_type: NetHeader::GSO_NONE,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 34,
+    csum_offset: 16,
+    num_buffers: 0,
+};
+
+const TSO4: NetHeader =
+    NetHeader { gso_type: NetHeader::GSO_TCPV4, hdr_len: 54, gso_size: 1448, ..CHECKSUM };
+const TSO6: NetHeader = NetHeader {
+    gso_type: NetHeader::GSO_TCPV6,
+    hdr_len: 74,
+    gso_size: 1,
+    csum_start: 54,
+    ..CHECKSUM
+};
+const ECN: NetHeader =
+    NetHeader { gso_type: NetHeader::GSO_TCPV4 | NetHeader::GSO_ECN, gso_size: 65535, ..TSO4 };
+
+#[test]
+fn offloads_pass_as_they_are_to_a_receiver_that_takes_them() {
+    let mut world = pair(SENDS_ALL, TAKES_ALL);
+    let headers = [CHECKSUM, TSO4, TSO6, ECN];
+    for header in headers {
+        world.guests[0].send_with(header, &frame(0, 1, 1500, 7));
+    }
+    world.breathe();
+    let received = world.guests[1].received();
+    assert_eq!(received.len(), headers.len());
+    for (received, header) in received.iter().zip(headers) {
+        assert_eq!(received.header, NetHeader { num_buffers: 1, ..header });
+        assert_eq!(received.frame, frame(0, 1, 1500, 7), "the checksum is left to the receiver");
+    }
+}
+
+#[test]
+fn what_only_a_device_may_say_and_what_nobody_knows_is_not_passed_on() {
+    let mut world = pair(SENDS_ALL, TAKES_ALL);
+    let said = NetHeader { flags: 0xfe, csum_start: 3, csum_offset: 65535, ..CHECKSUM };
+    let said = NetHeader { hdr_len: 77, gso_size: 88, num_buffers: 99, ..said };
+    world.guests[0].send_with(said, &frame(0, 1, 100, 0));
+    // A hint beyond the frame.
+    world.guests[0].send_with(NetHeader { hdr_len: 65535, ..TSO4 }, &frame(0, 1, 100, 0));
+    world.breathe();
+    let received = world.guests[1].received();
+    assert_eq!(received[0].header, NetHeader { num_buffers: 1, ..NetHeader::default() });
+    assert_eq!(received[1].header, NetHeader { num_buffers: 1, hdr_len: 100, ..TSO4 });
+}
+
+/// The sum of RFC 1071, one word at a time.
+fn sum(bytes: &[u8]) -> u16 {
+    let mut sum = 0u32;
+    for pair in bytes.chunks(2) {
+        sum += u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[test]
+fn a_checksum_is_completed_for_a_receiver_that_lacks_it() {
+    for cut in CUTS {
+        let indirect = SENDS_ALL | Features::INDIRECT_DESC;
+        for len in (52..300).chain([1513, 1514, 9014, 65535, 65536, 65557]) {
+            let receiver = Guest::new(MODERN, Cut::Whole, RING);
+            let mut world = World::pair([Guest::new(indirect, cut, RING), receiver]);
+            world.guests[1].post(70_000);
+            let sent = frame(0, 1, len, len);
+            // TCP behind IPv4; behind a tag; at the very end of a frame.
+            for (start, offset) in [(34, 16), (38, 16), (len.min(60_000) - 2, 0)] {
+                let (csum_start, csum_offset) = (start as u16, offset as u16);
+                let header = NetHeader { csum_start, csum_offset, ..CHECKSUM };
+                let mut expected = sent.clone();
+                let value = match !sum(&sent[start..]) {
+                    0 => 0xffff,
+                    value => value,
+                };
+                expected[start + offset..start + offset + 2].copy_from_slice(&value.to_be_bytes());
+                world.guests[0].send_with(header, &sent);
+                world.breathe();
+                let received = world.guests[1].received();
+                assert_eq!(received.len(), 1, "{cut:?} {len}");
+                assert!(received[0].frame == expected, "{cut:?}: {len} bytes from {start}");
+                assert_eq!(received[0].header, NetHeader { num_buffers: 1, ..NetHeader::default() });
+                world.guests[0].reap();
+                world.guests[1].post(70_000);
+            }
+            assert_eq!(world.counters(1).sent.bytes, 3 * len as u64);
+        }
+    }
+}
+
+#[test]
+fn a_sum_of_zero_is_sent_as_all_ones() {
+    let mut world = pair(SENDS_ALL, MODERN);
+    let mut sent = frame(0, 1, 60, 0);
+    let header = NetHeader { csum_offset: 6, ..CHECKSUM };
+    // Makes the words from the start on sum up to all ones, whose complement is zero.
+    sent[40..42].fill(0);
+    let rest = sum(&sent[34..]);
+    sent[40..42].copy_from_slice(&(!rest).to_be_bytes());
+    assert_eq!(!sum(&sent[34..]), 0);
+    world.guests[0].send_with(header, &sent);
+    world.breathe();
+    assert_eq!(world.guests[1].frames()[0][40..42], [0xff, 0xff]);
+}
+
+#[test]
+fn a_segmentation_that_the_receiver_lacks_is_counted() {
+    let lacks = |feature| TAKES_ALL.without(feature);
+    for (header, receiver) in [
+        (TSO4, lacks(Features::GUEST_TSO4)),
+        (TSO6, lacks(Features::GUEST_TSO6)),
+        (ECN, lacks(Features::GUEST_ECN)),
+        (ECN, lacks(Features::GUEST_TSO4)),
+        (TSO4, lacks(Features::GUEST_CSUM)),
+        (TSO4, MODERN),
+    ] {
+        let mut world = pair(SENDS_ALL, receiver);
+        world.guests[0].send_with(header, &frame(0, 1, 1500, 0));
+        world.guests[0].send(&frame(0, 1, 1500, 1));
+        world.breathe();
+        assert_eq!(world.guests[1].frames(), [frame(0, 1, 1500, 1)]);
+        world.assert_drops(1, &[(DropReason::NeedsSegmentation, 1)]);
+        assert_eq!(world.guests[0].reap(), 2);
+    }
+}
+
+/// Sends a frame of 100 bytes with this header.
+fn is_bad(header: NetHeader, features: Features) -> bool {
+    let mut world = pair(MODERN | features, TAKES_ALL);
+    world.guests[0].send_with(header, &frame(0, 1, 100, 0));
+    world.guests[0].send(&frame(0, 1, 60, 1));
+    world.breathe();
+    assert!(world.faults.is_empty(), "the port stays up");
+    assert_eq!(world.guests[0].reap(), 2, "both chains are given back");
+    let mut frames = world.guests[1].frames();
+    assert_eq!(frames.pop(), Some(frame(0, 1, 60, 1)));
+    let dropped = world.counters(0)[DropReason::BadHeader] == 1;
+    assert_eq!(frames.len(), usize::from(!dropped));
+    dropped
+}
+
+#[test]
+fn headers_that_ask_for_the_impossible_are_counted() {
+    let all = SENDS_ALL;
+    let lacks = |feature| all.without(feature);
+    let checksum = |csum_start, csum_offset| NetHeader { csum_start, csum_offset, ..CHECKSUM };
+
+    // The checksum's place: the last one in the frame, and one further.
+    assert!(!is_bad(checksum(34, 64), all));
+    assert!(is_bad(checksum(34, 65), all));
+    assert!(!is_bad(checksum(98, 0), all));
+    for (start, offset) in [(99, 0), (100, 0), (65535, 65535), (65535, 0), (34, 65535)] {
+        assert!(is_bad(checksum(start, offset), all), "{start} {offset}");
+    }
+    // Among the addresses and the tag.
+    for start in [0, 6, 13, 14, 17] {
+        assert!(is_bad(checksum(start, 20), all), "{start}");
+    }
+    assert!(is_bad(CHECKSUM, lacks(Features::CSUM)));
+    // Without the flag nobody reads the fields.
+    assert!(!is_bad(NetHeader { flags: 0, ..checksum(65535, 65535) }, all));
+
+    // Segmentations: of every type there is and is not.
+    for gso_type in 1..=255 {
+        let known = [1, 4, 0x81, 0x84].contains(&gso_type);
+        assert_eq!(is_bad(NetHeader { gso_type, ..TSO4 }, all), !known, "{gso_type:#x}");
+    }
+    assert!(is_bad(NetHeader { flags: 0, ..TSO4 }, all));
+    assert!(is_bad(NetHeader { gso_size: 0, ..TSO4 }, all));
+    assert!(!is_bad(NetHeader { gso_size: 1, hdr_len: 0, ..TSO4 }, all));
+    assert!(!is_bad(NetHeader { gso_size: 65535, hdr_len: 65535, ..TSO4 }, all));
+    assert!(is_bad(TSO4, lacks(Features::HOST_TSO4)));
+    assert!(is_bad(TSO6, lacks(Features::HOST_TSO6)));
+    assert!(is_bad(ECN, lacks(Features::HOST_ECN)));
+    assert!(is_bad(TSO4, lacks(Features::CSUM)));
+}
+
+#[test]
+fn a_legacy_header_carries_offloads_too() {
+    let legacy = |features: Features| features.without(MODERN);
+    let mut world = pair(legacy(SENDS_ALL), legacy(TAKES_ALL));
+    world.guests[0].send_with(TSO4, &frame(0, 1, 1500, 0));
+    world.breathe();
+    assert_eq!(world.guests[1].received()[0].header, TSO4);
+}
+
+#[test]
+fn a_checksum_is_completed_for_each_receiver_by_itself() {
+    let guest = |features| Guest::new(features, Cut::Whole, RING);
+    let guests = vec![guest(SENDS_ALL), modern(), guest(TAKES_ALL), modern()];
+    let mut world = World::bridged(guests);
+    let mut sent = frame(0, 1, 80, 0);
+    sent[..6].fill(0xff);
+    (1..4).for_each(|receiver| world.guests[receiver].post_many(1));
+    world.guests[0].send_with(CHECKSUM, &sent);
+    world.breathe();
+    let mut completed = sent.clone();
+    completed[50..52].copy_from_slice(&(!sum(&sent[34..])).to_be_bytes());
+    assert_eq!(world.guests[1].frames(), [&completed[..]]);
+    assert_eq!(world.guests[3].frames(), [completed]);
+    let received = world.guests[2].received();
+    assert_eq!(received[0].header, NetHeader { num_buffers: 1, ..CHECKSUM });
+    assert_eq!(received[0].frame, sent);
+}
