@@ -3,11 +3,12 @@
 //! A guest changes its memory whenever it likes. For the compiler, an ordinary copy of such bytes
 //! would be a data race and so undefined behaviour; whatever it then assumes would be ours to
 //! suffer. The loads and stores here are inline assembly, which the compiler does not look into:
-//! each byte is fetched once and written once, and what arrives is whatever was there. Overlapping
-//! ranges are fine for the same reason: the result is garbage of the guest's making, no more.
+//! what arrives is whatever was there. (Where the length is no whole number of vectors the last two
+//! overlap: those bytes are fetched and written twice, and the later ones stay.) Overlapping ranges
+//! are fine for the same reason: the result is garbage of the guest's making, no more.
 //!
-//! Sizes: up to 128 bytes by a few overlapping loads, up to a page by a vector loop, and larger by
-//! `rep movsb`, which current cores run at cache-line width.
+//! Sizes: up to 1024 bytes by 16-byte vectors, and larger by `rep movsb`, which current cores run at
+//! cache-line width.
 
 /// From here on `rep movsb` wins over the 16-byte loop.
 #[cfg(target_arch = "x86_64")]

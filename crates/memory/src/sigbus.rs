@@ -13,11 +13,12 @@
 //!
 //! # Who writes what, and ordering
 //!
-//! `register` claims a slot by a compare-exchange on `owner`, fills it and publishes `end` with
+//! `register` claims a slot by a compare-exchange on `taken`, fills it and publishes `end` with
 //! Release; the handler reads `end` with Acquire before it trusts the slot. `unregister` clears
 //! `end` before `munmap`. The handler only runs on a thread that touches a mapping which that thread
-//! keeps alive, so its slot cannot be reused under it. Everything in the handler is async-signal
-//! safe: atomics and system calls.
+//! keeps alive, so the slot that it looks for cannot be reused under it. The others on its way can:
+//! it reads `end` once more after `start`, so as not to believe a range made of two mappings.
+//! Everything in the handler is async-signal safe: atomics and system calls.
 
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
@@ -88,7 +89,8 @@ pub(crate) fn register(start: usize, size: usize, block: usize) -> Option<Regist
         if slot.taken.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             continue;
         }
-        slot.start.store(start, Ordering::Relaxed);
+        // Release: whoever sees this start sees the end of the slot's last mapping cleared.
+        slot.start.store(start, Ordering::Release);
         slot.block.store(block, Ordering::Relaxed);
         slot.poisoned.store(false, Ordering::Relaxed);
         slot.end.store(start + size, Ordering::Release);
@@ -138,8 +140,8 @@ fn replace(address: usize) -> bool {
     let slots = HIGH_WATER.load(Ordering::Acquire).min(SLOTS);
     for slot in &TABLE[..slots] {
         let end = slot.end.load(Ordering::Acquire);
-        let start = slot.start.load(Ordering::Relaxed);
-        if address < start || address >= end {
+        let start = slot.start.load(Ordering::Acquire);
+        if address < start || address >= end || slot.end.load(Ordering::Relaxed) != end {
             continue;
         }
         let block = slot.block.load(Ordering::Relaxed).max(1);

@@ -79,6 +79,8 @@ impl Device {
 
 impl App for Device {
     fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+        let armed = self.ring.armed.load(Ordering::Relaxed);
+        assert!(!armed, "the worker polls, and yet is kicked");
         let count = self.ring.available.swap(0, Ordering::Acquire);
         self.ring.taken.fetch_add(count, Ordering::Release);
         count > 0
@@ -111,8 +113,15 @@ fn settings(mode: Mode) -> Settings {
 }
 
 fn start(mode: Mode, graph: Graph) -> WorkerHandle {
-    let events = Box::new(|_| panic!("nothing to report was expected"));
-    Worker::start("test", graph, settings(mode), events).unwrap()
+    start_with(settings(mode), graph)
+}
+
+fn start_with(settings: Settings, graph: Graph) -> WorkerHandle {
+    let events = Box::new(|event| match event {
+        Event::Fault { fault, .. } => panic!("unexpected: {fault}"),
+        Event::Failed { message, .. } => panic!("unexpected: {message}"),
+    });
+    Worker::start("test", graph, settings, events).unwrap()
 }
 
 /// A worker with one ring.
@@ -298,7 +307,7 @@ fn no_wake_up_is_lost() {
         let mut graph = Graph::new();
         graph.add("ring", Device::new(&ring));
         let settings = Settings { idle_spin, ..settings(mode) };
-        let worker = Worker::start("test", graph, settings, Box::new(|_| ())).unwrap();
+        let worker = start_with(settings, graph);
         // A multiplicative generator: the pauses have to differ, not to be random.
         let mut state = 1u64;
         for count in 1..=10_000 {

@@ -248,7 +248,7 @@ fn a_receiver_that_is_not_there_costs_nothing_but_the_frame() {
 #[test]
 fn a_port_that_is_linked_nowhere_gives_its_chains_back() {
     let mut world = World::modern();
-    let lonely = world.graph.add("lonely", ports::vhost_user::VhostUserPort::new());
+    let lonely = world.graph.add("lonely", ringway_ports::vhost_user::VhostUserPort::new());
     world.ports.push(lonely);
     world.guests.push(modern());
     world.plug(2);

@@ -2,12 +2,7 @@
 
 mod allocation;
 mod announce;
-mod backpressure;
 mod delivery;
-mod double_fetch;
 mod guest;
-mod hostile;
 mod offload;
-mod swap;
-mod tap;
 mod world;

@@ -2,7 +2,7 @@
 
 use apps::bridge::Bridge;
 use engine::{AppId, Counters, DropReason, Event, Graph, Poller};
-use ports::vhost_user::{Swapped, VhostUserPort};
+use ringway_ports::vhost_user::{Swapped, VhostUserPort};
 use vhost_user::Device;
 use wire::ethernet::{EtherType, Ethernet, MacAddress};
 use wire::virtio::Features;

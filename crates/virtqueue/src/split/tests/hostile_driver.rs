@@ -579,6 +579,26 @@ mod limit {
     use super::*;
 
     #[test]
+    fn descriptors_are_counted_as_what_they_cost() {
+        // Two direct ones, and three in a table: the one that refers to it is not counted, as it
+        // is not for the longest chain.
+        let ring = Ring::new(SIZE);
+        ring.describe(0, buffer(0, 0, 0, Some(1)));
+        ring.describe(1, buffer(ring.area(0), 5, 0, Some(2)));
+        ring.describe(2, refer(ring.area(2), 48));
+        let table = [
+            buffer(0, 0, 0, Some(1)),
+            buffer(ring.area(0), 5, WRITE, Some(2)),
+            buffer(0, 0, WRITE, None),
+        ];
+        ring.write_table(ring.area(2), &table);
+        ring.offer(0, 1);
+        let mut device = ring.device(Features::INDIRECT_DESC);
+        let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
+        assert_eq!((chain.descriptors, chain.bytes), (5, 5));
+    }
+
+    #[test]
     fn bytes_beyond_are_counted_and_not_translated() {
         for (limit, translated) in [(0, 0), (1, 1), (6, 6), (10, 10), (14, 14)] {
             for flag in [0, WRITE] {
