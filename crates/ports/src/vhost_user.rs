@@ -270,9 +270,13 @@ impl VhostUserPort {
         }
         match device {
             Some(device) => self.active = Some(self.adopt(device, old.as_mut(), poller)),
-            None => self.latched = false,
+            None => {
+                self.latched = false;
+                self.fault = None;
+            }
         }
         self.full = None;
+        self.blocked_since = None;
         Swapped { old: old.map(|active| Retired { _active: active }), positions }
     }
 
@@ -649,6 +653,10 @@ impl App for VhostUserPort {
         let mut full = false;
         let mut fault = None;
         for index in selection.iter() {
+            if fault.is_some() {
+                self.counters.drop(DropReason::ReceiverDown);
+                continue;
+            }
             let frame = burst.frame(index);
             let len = frame.len;
             // Later frames wait behind one that is held: their order is the sender's.
@@ -693,7 +701,6 @@ impl App for VhostUserPort {
                 Err(Undelivered::Fault(what)) => {
                     self.counters.drop(DropReason::ReceiverDown);
                     fault = Some(what);
-                    break;
                 }
             }
         }

@@ -54,15 +54,18 @@ impl Ended {
 impl Port {
     /// Serves one connection. When this returns, the worker has let go of all that was the guest's.
     pub async fn serve(&mut self, socket: UnixStream) -> Ended {
-        // What a former guest did is not this one's fault.
-        while self.faults.try_recv().is_ok() {}
         let ended = match self.converse(socket).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
-        match self.swap(None).await {
-            Ok(_) => ended,
-            Err(stopped) => stopped.into(),
+        if let Err(stopped) = self.swap(None).await {
+            return stopped.into();
+        }
+        // The worker reported whatever the guest did before it let go of it. A front end may well
+        // have been quicker to leave than we were to hear of that.
+        match self.faults.try_recv() {
+            Ok(fault) if !ended.is_fault() => Ended::Guest(fault),
+            _ => ended,
         }
     }
 

@@ -111,7 +111,10 @@ fn a_checksum_is_completed_for_a_receiver_that_lacks_it() {
                 let received = world.guests[1].received();
                 assert_eq!(received.len(), 1, "{cut:?} {len}");
                 assert!(received[0].frame == expected, "{cut:?}: {len} bytes from {start}");
-                assert_eq!(received[0].header, NetHeader { num_buffers: 1, ..NetHeader::default() });
+                assert_eq!(
+                    received[0].header,
+                    NetHeader { num_buffers: 1, ..NetHeader::default() }
+                );
                 world.guests[0].reap();
                 world.guests[1].post(70_000);
             }
