@@ -55,23 +55,34 @@ impl Switch {
             graph.link((app, 0), (bridge, number))?;
             graph.link((bridge, number), (app, 0))?;
             names.push((app, port.name.clone()));
-            guests.extend(guest.map(|(source, offer)| (port.name.clone(), app, source, offer)));
+            guests.extend(guest);
         }
 
-        let (events, incoming) = mpsc::unbounded_channel();
-        let pass_on: Events = Box::new(move |event| drop(events.send(event)));
+        let mut faults = HashMap::new();
+        let mut sessions = Vec::new();
+        for guest in guests {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            faults.insert(guest.app, sender);
+            sessions.push((guest, receiver));
+        }
+        // A guest's fault goes straight to its session, so that it is there before the worker's
+        // answer to anything that the session asks later.
+        let (others, incoming) = mpsc::unbounded_channel();
+        let pass_on: Events = Box::new(move |event| match event {
+            Event::Fault { app, fault } if faults.contains_key(&app) => {
+                let _ = faults[&app].send(fault);
+            }
+            event => drop(others.send(event)),
+        });
         let settings =
             Settings { mode: config.mode, idle_spin: config.idle_spin, cpus: config.cpus.clone() };
         let worker = Worker::start("worker0", graph, settings, pass_on)
             .context("cannot start the worker")?;
         let mut switch = Self { worker: Arc::new(worker), names, tasks: Vec::new() };
 
-        let mut faults = HashMap::new();
-        for (name, app, source, offer) in guests {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            faults.insert(app, sender);
+        for (Guest { name, app, source, offer }, faults) in sessions {
             let worker = switch.worker.clone();
-            let port = Port { name, app, offer, worker, faults: receiver };
+            let port = Port { name, app, offer, worker, faults };
             switch.tasks.push(match source {
                 Source::Listen(listener) => {
                     let socket = listener.socket.try_clone().and_then(UnixListener::from_std)?;
@@ -81,7 +92,7 @@ impl Switch {
             });
         }
         let names = switch.names.iter().cloned().collect();
-        switch.tasks.push(tokio::spawn(dispatch(incoming, faults, names)));
+        switch.tasks.push(tokio::spawn(report_events(incoming, names)));
         Ok(switch)
     }
 
@@ -139,9 +150,16 @@ impl Report {
     }
 }
 
-/// Makes the app of one port. For a guest's, also where its connections come from and what it is
-/// offered.
-fn open(graph: &mut Graph, port: &PortConfig) -> anyhow::Result<(AppId, Option<(Source, Offer)>)> {
+/// A port for a guest that is yet to come.
+struct Guest {
+    name: String,
+    app: AppId,
+    source: Source,
+    offer: Offer,
+}
+
+/// Makes the app of one port; for a guest's, also what its sessions need.
+fn open(graph: &mut Graph, port: &PortConfig) -> anyhow::Result<(AppId, Option<Guest>)> {
     let PortConfig { name, kind } = port;
     match kind {
         PortKind::VhostUser { path, socket, mtu } => {
@@ -159,7 +177,8 @@ fn open(graph: &mut Graph, port: &PortConfig) -> anyhow::Result<(AppId, Option<(
                 queue_pairs: 1,
                 max_mtu: *mtu,
             };
-            Ok((graph.add(name, VhostUserPort::new()), Some((source, offer))))
+            let app = graph.add(name, VhostUserPort::new());
+            Ok((app, Some(Guest { name: name.clone(), app, source, offer })))
         }
         PortKind::Tap { interface } => {
             let tap = TapPort::open(interface)
@@ -260,24 +279,16 @@ impl Penalty {
     }
 }
 
-/// Passes on what the worker has to say.
-async fn dispatch(
-    mut events: mpsc::UnboundedReceiver<Event>,
-    faults: HashMap<AppId, mpsc::UnboundedSender<Fault>>,
-    names: HashMap<AppId, String>,
-) {
+/// Says what the worker has to say that is no guest's session's business.
+async fn report_events(mut events: mpsc::UnboundedReceiver<Event>, names: HashMap<AppId, String>) {
+    let name = |app| names.get(&app).map_or("", String::as_str);
     while let Some(event) = events.recv().await {
         match event {
-            Event::Fault { app, fault } => match faults.get(&app) {
-                Some(session) => drop(session.send(fault)),
-                None => {
-                    let port = names.get(&app).map_or("", String::as_str);
-                    tracing::error!(port, "the port is down: {fault}");
-                }
-            },
+            Event::Fault { app, fault } => {
+                tracing::error!(port = name(app), "the port is down: {fault}");
+            }
             Event::Failed { app, message, remains } => {
-                let port = names.get(&app).map_or("", String::as_str);
-                tracing::error!(port, "a bug of ours took this app down: {message}");
+                tracing::error!(app = name(app), "a bug of ours took this down: {message}");
                 drop(remains);
             }
         }
