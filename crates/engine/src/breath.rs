@@ -30,7 +30,12 @@ impl Graph {
     /// A worker does this all the time; call it to run a graph without one.
     pub fn breathe(&mut self, now: u64, mut report: impl FnMut(Event)) -> bool {
         let mut busy = false;
-        for id in self.ids() {
+        // Another app is the first each time, so that none always finds the receivers that the
+        // others have left full.
+        let count = self.ids().count();
+        self.first = (self.first + 1) % count.max(1);
+        let order = (self.first..count).chain(0..self.first);
+        for id in order.map(AppId) {
             let mut lease = Lease::Empty;
             let mut burst = self.storage.begin(now);
             let pulled = self.call(id, |app| app.pull(&mut lease, &mut burst));

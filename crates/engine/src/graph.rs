@@ -69,6 +69,8 @@ pub struct Graph {
     slots: Vec<Slot>,
     has_failures: bool,
     pub(crate) storage: Storage,
+    /// The app whose turn it is to be first.
+    pub(crate) first: usize,
 }
 
 impl Graph {

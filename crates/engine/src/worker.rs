@@ -2,7 +2,7 @@
 //!
 //! # Going to sleep without losing a wake-up
 //!
-//! A worker that found nothing to do for `idle_spin` arms every app: each asks its peers to notify,
+//! A worker that found nothing to do for a while (up to `idle_spin`, see [`Spin`]) arms every app: each asks its peers to notify,
 //! fences, and looks once more. Only if none of them finds anything does the worker block, on
 //! descriptors that were watched all along. A kick, a frame on a tap or a command that comes after
 //! an app looked is an edge on a watched descriptor, which ends the wait at once. A command is put
@@ -189,11 +189,11 @@ impl Worker {
     }
 
     fn live(mut self) -> Graph {
-        let idle_spin = match self.settings.mode {
+        let mut spin = Spin::new(match self.settings.mode {
             Mode::Adaptive => self.settings.idle_spin.as_nanos() as u64,
             Mode::Poll => u64::MAX,
             Mode::Interrupt => 0,
-        };
+        });
         let mut last_work = self.now();
         loop {
             while let Ok(command) = self.commands.try_recv() {
@@ -208,7 +208,7 @@ impl Worker {
             self.load.busy_breaths += u64::from(busy);
             if busy {
                 last_work = now;
-            } else if now - last_work < idle_spin {
+            } else if now - last_work < spin.now {
                 std::hint::spin_loop();
             } else {
                 if !self.graph.arm() {
@@ -218,7 +218,9 @@ impl Worker {
                     self.poller.sleep(limit.map(Duration::from_nanos));
                 }
                 self.graph.disarm();
-                last_work = self.now();
+                let woken = self.now();
+                spin.learn(woken - last_work);
+                last_work = woken;
             }
         }
     }
@@ -226,6 +228,27 @@ impl Worker {
     /// Nanoseconds since the start.
     fn now(&self) -> u64 {
         self.started.elapsed().as_nanos() as u64
+    }
+}
+
+/// How long to poll before sleeping: as long as it pays.
+///
+/// Polling pays when the next work comes within `most`. When it came later, the time was burnt, on a
+/// processor that a guest may have wanted; so half as much is tried the next time. When a sleep
+/// was shorter than `most`, polling would have been better, and all of it is tried again.
+struct Spin {
+    most: u64,
+    now: u64,
+}
+
+impl Spin {
+    fn new(most: u64) -> Self {
+        Self { most, now: most }
+    }
+
+    /// There was no work for `idle` nanoseconds, and the worker slept in the end.
+    fn learn(&mut self, idle: u64) {
+        self.now = if idle < self.most { self.most } else { self.now / 2 };
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
-use engine::{AppId, Counters, Event, Events, Fault, Graph, Load, Settings, Worker, WorkerHandle};
+use engine::{AppId, Counters, Event, Events, Graph, Load, Settings, Worker, WorkerHandle};
 use ports::tap::TapPort;
 use ports::vhost_user::{FEATURES, VhostUserPort};
 use tokio::net::{UnixListener, UnixStream};

@@ -585,3 +585,19 @@ fn expect_failure(events: &Receiver<Event>, whose: AppId, what: &str) {
     };
     assert_eq!((app, message.as_str()), (whose, what));
 }
+
+#[test]
+fn polling_gets_shorter_while_it_does_not_pay() {
+    let mut spin = Spin::new(50_000);
+    assert_eq!(spin.now, 50_000);
+    spin.learn(2_000_000);
+    assert_eq!(spin.now, 25_000);
+    for _ in 0..20 {
+        spin.learn(2_000_000);
+    }
+    assert_eq!(spin.now, 0, "as good as an interrupt");
+    spin.learn(49_999);
+    assert_eq!(spin.now, 50_000, "it would have paid");
+    spin.learn(50_000);
+    assert_eq!(spin.now, 25_000);
+}

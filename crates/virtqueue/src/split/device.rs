@@ -341,7 +341,8 @@ impl DeviceQueue {
     }
 
     /// Asks for a kick at the next chain beyond those that are known, then looks once more: true when
-    /// there are chains to take, and a caller that takes any must not sleep.
+    /// there are chains to take, and a caller that takes any must not sleep. One that waits for more
+    /// than it knows of must not sleep either when [`Self::available`] grew by this.
     pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
         if self.event_index {
             store(&self.layout.available_event, 0, self.available, Ordering::Relaxed);

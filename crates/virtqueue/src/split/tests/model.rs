@@ -113,6 +113,8 @@ pub struct World<'r> {
     taken: u16,
     given: u16,
     reaped: u16,
+    /// As `published`, when the device last looked. It looks when it knows of no chain to take.
+    known: u16,
     kicks: Notices,
     calls: Notices,
 }
@@ -141,6 +143,7 @@ impl<'r> World<'r> {
             taken: base,
             given: base,
             reaped: base,
+            known: base,
             // A device begins with kicks off; a driver's memory begins as zeros, with calls on.
             kicks: Notices {
                 event_index,
@@ -209,6 +212,9 @@ impl<'r> World<'r> {
 
     /// Takes the next chain; false when there is none.
     pub fn take(&mut self) -> bool {
+        if self.known == self.taken {
+            self.known = self.published;
+        }
         let chain = match self.flavour.direction {
             Direction::Transmit => {
                 let taken = self.ring.take_readable(&mut self.device, u32::MAX).unwrap();
@@ -316,7 +322,8 @@ impl<'r> World<'r> {
         let waiting = self.device.enable_kicks().unwrap();
         assert_eq!(waiting, !self.available.is_empty());
         self.kicks.wanted = true;
-        self.kicks.event = self.taken;
+        self.kicks.event = self.known;
+        self.known = self.published;
     }
 
     pub fn disable_kicks(&mut self) {

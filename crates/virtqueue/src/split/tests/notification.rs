@@ -223,6 +223,33 @@ mod kick {
     }
 
     #[test]
+    fn is_asked_for_beyond_the_chains_that_are_known() {
+        // A receive ring with too few buffers for a frame: more of them is what to wait for.
+        for features in [FLAGS, EVENTS] {
+            for base in BASES {
+                let ring = Ring::new(SIZE);
+                let mut driver = ring.driver_at(features, base);
+                let mut device = ring.device_at(features, base);
+                add_chains(&ring, &mut driver, 2);
+                let _ = driver.publish();
+                assert_eq!(device.available(), Ok(2));
+                assert_eq!(device.enable_kicks(), Ok(true));
+                assert_eq!(device.available(), Ok(2));
+                add_chains(&ring, &mut driver, 1);
+                assert!(driver.publish(), "one more");
+
+                // One that comes before kicks are on is seen instead.
+                device.disable_kicks();
+                add_chains(&ring, &mut driver, 1);
+                let _ = driver.publish();
+                assert_eq!(device.available(), Ok(2), "as it was known");
+                assert_eq!(device.enable_kicks(), Ok(true));
+                assert_eq!(device.available(), Ok(4));
+            }
+        }
+    }
+
+    #[test]
     fn is_off_after_a_start_whatever_was_left_there() {
         for base in BASES {
             let ring = Ring::new(SIZE);

@@ -1,0 +1,332 @@
+//! A receiver that is full holds its senders' frames, a bounded number for a bounded time.
+
+use std::time::{Duration, Instant};
+
+use engine::{BURST, DropReason, HELD, Mode, Settings, Worker};
+use ringway_ports::vhost_user::{BLOCK, PATIENCE};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use wire::split::Descriptor;
+use wire::virtio::{Features, NetHeader};
+
+use crate::guest::{Cut, Event, Guest, TRANSMIT};
+use crate::world::{MODERN, RING, STEP, World, frame, modern};
+
+fn frames(from: usize, to: usize, seeds: std::ops::Range<usize>) -> Vec<Vec<u8>> {
+    seeds.map(|seed| frame(from, to, 60 + seed, seed)).collect()
+}
+
+fn send(world: &mut World, frames: &[Vec<u8>]) {
+    for frame in frames {
+        let from = usize::from(frame[11]);
+        world.guests[from].send(frame);
+    }
+}
+
+fn full(world: &World, port: usize) -> u64 {
+    world.counters(port)[DropReason::ReceiverFull]
+}
+
+#[test]
+fn held_frames_arrive_in_order_when_there_are_buffers() {
+    let mut world = World::modern();
+    let sent = frames(0, 1, 0..HELD);
+    send(&mut world, &sent);
+    for _ in 0..10 {
+        world.breathe();
+    }
+    assert_eq!(world.guests[0].reap(), 0, "all are held");
+    assert_eq!(world.counters(0).received.frames, HELD as u64, "counted once");
+
+    let mut received = Vec::new();
+    for buffers in [1, 2, 7, HELD] {
+        world.guests[1].post_many(buffers);
+        assert!(world.breathe() | world.breathe(), "something moved");
+        let came = world.guests[1].frames();
+        assert_eq!(came.len(), buffers.min(HELD - received.len()));
+        assert_eq!(world.guests[0].reap(), came.len(), "chains go back as frames arrive");
+        received.extend(came);
+    }
+    assert_eq!(received, sent);
+    assert_eq!(world.counters(0).received.frames, HELD as u64);
+    assert_eq!(world.counters(1).sent, world.counters(0).received);
+    world.assert_drops(1, &[]);
+}
+
+#[test]
+fn a_frame_that_needs_more_buffers_than_there_are_takes_none() {
+    let mut world = World::modern();
+    let large = frame(0, 1, 5000, 0);
+    world.guests[1].post_many(2);
+    world.guests[0].send(&large);
+    world.guests[0].send(&frame(0, 1, 60, 1));
+    world.breathe();
+    assert!(world.guests[1].frames().is_empty());
+    assert_eq!(world.guests[0].reap(), 0, "the small one waits behind the large one");
+    world.guests[1].post_many(2);
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), [large, frame(0, 1, 60, 1)]);
+}
+
+#[test]
+fn a_steady_stream_through_a_slow_receiver_keeps_its_order_and_its_books() {
+    let mut world = World::modern();
+    let mut sent = 0;
+    let mut received = Vec::new();
+    for round in 0..400 {
+        while sent < 3000 && world.guests[0].transmit.outstanding() < 100 {
+            world.guests[0].send(&frame(0, 1, 60, sent));
+            sent += 1;
+        }
+        // Sometimes nothing for a while, then some.
+        world.guests[1].post_many([0, 0, 3, 50, 0, 11][round % 6]);
+        world.breathe();
+        world.guests[0].reap();
+        received.extend(world.guests[1].frames());
+    }
+    let mut expected = (0..sent).map(|seed| frame(0, 1, 60, seed));
+    for frame in &received {
+        assert!(expected.any(|sent| sent == *frame), "out of order, or twice");
+    }
+    let held = world.guests[0].transmit.outstanding() as u64;
+    let taken = world.counters(0).received.frames;
+    assert!(taken >= received.len() as u64 + full(&world, 1));
+    assert!(taken <= received.len() as u64 + full(&world, 1) + held, "none is lost uncounted");
+}
+
+#[test]
+fn no_more_than_some_are_held_and_the_rest_is_counted() {
+    let mut world = World::modern();
+    send(&mut world, &frames(0, 1, 0..BURST + 10));
+    for _ in 0..3 {
+        world.after(BLOCK);
+    }
+    world.guests[0].reap();
+    let held = world.guests[0].transmit.outstanding();
+    assert_eq!(held, HELD);
+    assert_eq!(full(&world, 1), (BURST + 10 - HELD) as u64);
+    world.guests[1].post_many(RING.into());
+    world.breathe();
+    assert_eq!(world.guests[1].frames().len(), HELD);
+}
+
+#[test]
+fn patience_ends_and_costs_one_wait() {
+    let mut world = World::modern();
+    send(&mut world, &frames(0, 1, 0..4));
+    world.breathe();
+    world.after(PATIENCE - 1);
+    assert_eq!(world.guests[0].reap(), 0);
+    world.after(1);
+    assert_eq!(world.guests[0].reap(), 4);
+    world.assert_drops(1, &[(DropReason::ReceiverFull, 4)]);
+
+    // From now on what comes is dropped at once.
+    for _ in 0..3 {
+        send(&mut world, &frames(0, 1, 4..6));
+        world.breathe();
+        assert_eq!(world.guests[0].reap(), 2);
+    }
+    world.assert_drops(1, &[(DropReason::ReceiverFull, 10)]);
+
+    // Until it takes a frame again: then it is waited for anew.
+    world.guests[1].post_many(1);
+    send(&mut world, &frames(0, 1, 6..8));
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), frames(0, 1, 6..7));
+    world.after(PATIENCE - STEP);
+    assert_eq!(world.guests[0].reap(), 1);
+    world.guests[1].post_many(1);
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), frames(0, 1, 7..8));
+    world.assert_drops(1, &[(DropReason::ReceiverFull, 10)]);
+}
+
+#[test]
+fn frames_to_others_pass_those_that_are_held() {
+    let mut world = World::bridged(vec![modern(), modern(), modern()]);
+    world.guests[2].post_many(100);
+    let (slow, fast) = (frames(0, 1, 0..20), frames(0, 2, 0..100));
+    send(&mut world, &slow[..10]);
+    send(&mut world, &fast[..10]);
+    send(&mut world, &slow[10..]);
+    world.breathe();
+    assert_eq!(world.guests[2].frames(), fast[..10]);
+    assert_eq!(world.guests[0].reap(), 10, "their chains go back at once");
+    for ten in fast[10..].chunks(10) {
+        send(&mut world, ten);
+        world.breathe();
+        assert_eq!(world.guests[2].frames(), ten);
+    }
+    world.guests[1].post_many(20);
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), slow);
+    assert_eq!(world.guests[0].reap(), 110);
+    (0..3).for_each(|port| world.assert_drops(port, &[]));
+}
+
+#[test]
+fn a_sender_with_much_held_waits_a_moment_and_then_reaches_others() {
+    let mut world = World::bridged(vec![modern(), modern(), modern()]);
+    world.guests[2].post_many(10);
+    send(&mut world, &frames(0, 1, 0..HELD));
+    world.breathe();
+    send(&mut world, &frames(0, 2, 0..3));
+    let start = world.now;
+    while world.guests[2].receive.outstanding() == 10 {
+        world.breathe();
+        let frames = world.guests[2].frames();
+        assert!(frames.is_empty() || world.now - start >= BLOCK, "not listened to for a while");
+        assert!(world.now - start <= BLOCK + 2 * STEP, "and not longer");
+    }
+    assert_eq!(world.guests[2].receive.outstanding(), 7);
+    // Now that it has waited, it does not wait again.
+    send(&mut world, &frames(0, 2, 3..6));
+    send(&mut world, &frames(0, 1, HELD..HELD + 5));
+    world.breathe();
+    assert_eq!(world.guests[2].frames(), frames(0, 2, 3..6));
+    world.assert_drops(1, &[(DropReason::ReceiverFull, 5)]);
+    world.guests[1].post_many(HELD);
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), frames(0, 1, 0..HELD));
+}
+
+#[test]
+fn senders_are_held_each_by_itself() {
+    let mut world = World::bridged(vec![modern(), modern(), modern()]);
+    let (one, two) = (frames(0, 2, 0..HELD), frames(1, 2, 0..HELD));
+    send(&mut world, &one);
+    send(&mut world, &two);
+    world.breathe();
+    let mut received = Vec::new();
+    for _ in 0..2 * HELD {
+        world.guests[2].post_many(1);
+        world.breathe();
+        received.extend(world.guests[2].frames());
+    }
+    let (from_one, from_two): (Vec<_>, Vec<_>) =
+        received.into_iter().partition(|frame| frame[11] == 0);
+    assert_eq!(from_one, one);
+    assert_eq!(from_two, two);
+    world.assert_drops(2, &[]);
+}
+
+#[test]
+fn frames_to_several_receivers_are_never_held() {
+    let mut world = World::bridged(vec![modern(), modern(), modern()]);
+    world.guests[2].post_many(5);
+    for seed in 0..5 {
+        let mut broadcast = frame(0, 1, 60, seed);
+        broadcast[..6].fill(0xff);
+        world.guests[0].send(&broadcast);
+    }
+    world.breathe();
+    assert_eq!(world.guests[0].reap(), 5);
+    assert_eq!(world.guests[2].frames().len(), 5, "once each");
+    world.assert_drops(1, &[(DropReason::ReceiverFull, 5)]);
+    world.assert_drops(2, &[]);
+}
+
+#[test]
+fn a_held_frame_is_read_again_and_trusted_no_more_than_before() {
+    let mut world = World::modern();
+    world.guests[0].send(&frame(0, 1, 60, 1));
+    world.guests[0].send(&frame(0, 1, 70, 2));
+    world.guests[0].send(&frame(0, 1, 80, 3));
+    world.breathe();
+    // The first has a bad header now, the second is too short, the third another one.
+    let at = |index| world.guests[0].transmit.places.area(index);
+    let (first, second, third) = (at(0), at(1), at(2));
+    let bad = NetHeader { flags: NetHeader::NEEDS_CSUM, ..NetHeader::default() };
+    world.guests[0].write(first, &bad.to_bytes());
+    let descriptor = |address, length| Descriptor { address, length, ..Descriptor::default() };
+    world.guests[0].describe(TRANSMIT, 1, descriptor(second, 20));
+    world.guests[0].describe(TRANSMIT, 2, descriptor(third, 12 + 90));
+    world.guests[0].write(third + 12, &frame(0, 1, 90, 4));
+    world.guests[1].post_many(3);
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), [frame(0, 1, 90, 4)]);
+    assert_eq!(world.guests[0].reap(), 3);
+    world.assert_drops(0, &[(DropReason::TooShort, 1), (DropReason::BadHeader, 1)]);
+
+    world.guests[0].send(&frame(0, 1, 60, 5));
+    world.breathe();
+    let outside = Descriptor { address: u64::MAX, length: 100, ..Descriptor::default() };
+    (0..RING).for_each(|index| world.guests[0].describe(TRANSMIT, index, outside));
+    world.breathe();
+    let fault = world.fault(0);
+    assert!(fault.starts_with("transmit ring: buffer: "), "{fault}");
+}
+
+/// Waits for a descriptor to fire.
+#[track_caller]
+fn wait(event: &Event, what: &str) {
+    let limit = Timespec { tv_sec: 10, tv_nsec: 0 };
+    let fired = poll(&mut [PollFd::new(&event.0, PollFlags::IN)], Some(&limit)).unwrap();
+    assert_eq!(fired, 1, "waited 10 s for {what}");
+    event.take();
+}
+
+fn sleeps(handle: &engine::WorkerHandle) -> u64 {
+    let (sender, receiver) = std::sync::mpsc::sync_channel(1);
+    handle.run(|worker| worker.load().sleeps, move |sleeps| sender.send(sleeps).unwrap()).unwrap();
+    receiver.recv().unwrap()
+}
+
+fn kick(guest: &Event) {
+    rustix::io::write(&guest.0, &1u64.to_ne_bytes()).unwrap();
+}
+
+/// A worker that sleeps with a frame held: what wakes it?
+#[test]
+fn a_worker_sleeps_while_frames_are_held_and_wakes_for_buffers_and_for_the_deadline() {
+    for events in [Features::NONE, Features::EVENT_IDX] {
+        let guest = || Guest::new(MODERN | events, Cut::Whole, RING);
+        let World { mut guests, graph, poller, ports, .. } = World::pair([guest(), guest()]);
+        // Its descriptors are watched by the worker's own.
+        drop(poller);
+        let devices = guests.each_device();
+        let settings = Settings { mode: Mode::Interrupt, ..Settings::default() };
+        let handle = Worker::start("test", graph, settings, Box::new(|_| ())).unwrap();
+        let (plugged, is_plugged) = std::sync::mpsc::sync_channel(1);
+        let plug = move |worker: &mut Worker| {
+            for (port, device) in ports.into_iter().zip(devices) {
+                let swap = |port: &mut ringway_ports::vhost_user::VhostUserPort, poller: &_| {
+                    drop(port.swap(None, poller));
+                    port.swap(Some(&device), poller)
+                };
+                worker.with(port, swap);
+            }
+        };
+        handle.run(plug, move |()| plugged.send(()).unwrap()).unwrap();
+        is_plugged.recv().unwrap();
+        guests.iter().for_each(|guest| _ = guest.transmit.call.take());
+
+        let [sender, receiver] = &mut guests[..] else { unreachable!("a pair") };
+        receiver.receive.call.take();
+        for round in 0..20 {
+            // One buffer is there, and not enough.
+            receiver.post(100);
+            let large = frame(0, 1, 1000, round);
+            let sent = Instant::now();
+            if sender.send(&large) {
+                kick(&sender.transmit.kick);
+            }
+            // Its own wake-up may see the buffer, or a later one, or the one that it is kicked for.
+            let before = sleeps(&handle);
+            let until = Instant::now() + Duration::from_secs(10);
+            while sleeps(&handle) < before + 2 {
+                assert!(Instant::now() < until, "waited 10 s for the worker to sleep");
+            }
+            let came = receiver.post(2000);
+            assert!(came || sent.elapsed().as_nanos() >= u128::from(PATIENCE), "wants a kick");
+            kick(&receiver.receive.kick);
+            wait(&sender.transmit.call, "the chain to come back");
+            assert_eq!(sender.reap(), 1);
+            if sent.elapsed().as_nanos() < u128::from(PATIENCE) {
+                wait(&receiver.receive.call, "the frame");
+                assert_eq!(receiver.frames(), [large]);
+            }
+        }
+        drop(handle.stop());
+    }
+}
