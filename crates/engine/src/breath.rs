@@ -33,8 +33,8 @@ impl Graph {
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
         let count = self.ids().count();
-        self.first = (self.first + 1) % count.max(1);
         let order = (self.first..count).chain(0..self.first);
+        self.first = (self.first + 1) % count.max(1);
         for id in order.map(AppId) {
             let mut lease = Lease::Empty;
             let mut burst = self.storage.begin(now);
