@@ -144,8 +144,9 @@ impl Report {
                 .drops()
                 .map(|(reason, count)| format!("{} {count}", reason.name()))
                 .collect();
+            let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
             let (received, sent) = (counters.received.frames, counters.sent.frames);
-            tracing::info!(app = name, received, sent, dropped = drops.join(", "), "totals");
+            tracing::info!("{name}: {received} frames received, {sent} sent, dropped: {drops}");
         }
     }
 }

@@ -25,10 +25,9 @@ pub enum TapError {
 impl fmt::Display for TapError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Name => write!(
-                f,
-                "an interface name has 1 to {NAME_MAX} bytes, without '/', '%' or blanks"
-            ),
+            Self::Name => {
+                write!(f, "an interface name has 1 to {NAME_MAX} bytes, without '/', '%' or blanks")
+            }
             Self::Device(error) => write!(f, "cannot open /dev/net/tun: {error}"),
             Self::Attach(error) => match error.raw_os_error() {
                 Some(libc::EPERM) => write!(
@@ -49,14 +48,8 @@ impl fmt::Display for TapError {
     }
 }
 
-impl std::error::Error for TapError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Name => None,
-            Self::Device(error) | Self::Attach(error) | Self::Setup(_, error) => Some(error),
-        }
-    }
-}
+// The texts have what there is to say: no source, which would say it twice.
+impl std::error::Error for TapError {}
 
 /// Offloads of a TAP interface: what the kernel may leave undone in frames that we read.
 pub const OFFLOADS: u32 =
@@ -89,8 +82,7 @@ impl Tap {
         }
         request.ifr_ifru.ifru_flags =
             (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        tap.ioctl(libc::TUNSETIFF, &mut request)
-            .map_err(TapError::Attach)?;
+        tap.ioctl(libc::TUNSETIFF, &mut request).map_err(TapError::Attach)?;
 
         let mut size = header_size as libc::c_int;
         tap.ioctl(libc::TUNSETVNETHDRSZ, &mut size)
@@ -117,17 +109,9 @@ impl Tap {
     fn ioctl<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
         // SAFETY: called above with the type that each request documents, which outlives the call.
         let result = unsafe {
-            libc::ioctl(
-                self.descriptor.as_raw_fd(),
-                request,
-                std::ptr::from_mut(argument),
-            )
+            libc::ioctl(self.descriptor.as_raw_fd(), request, std::ptr::from_mut(argument))
         };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -144,10 +128,7 @@ mod tests {
     #[test]
     fn names_are_checked_before_the_kernel_sees_them() {
         for name in ["", "a/b", "a b", "tap%d", "0123456789abcdef", "tab\t"] {
-            assert!(
-                matches!(Tap::open(name, 12), Err(TapError::Name)),
-                "{name:?}"
-            );
+            assert!(matches!(Tap::open(name, 12), Err(TapError::Name)), "{name:?}");
         }
     }
 
@@ -158,11 +139,6 @@ mod tests {
         let again = Tap::open(&name, 12).unwrap_err();
         assert_eq!(again.to_string(), "in use by another program");
         let loopback = Tap::open("lo", 12).unwrap_err();
-        assert!(
-            loopback
-                .to_string()
-                .starts_with("exists, but is no TAP interface"),
-            "{loopback}"
-        );
+        assert!(loopback.to_string().starts_with("exists, but is no TAP interface"), "{loopback}");
     }
 }

@@ -12,17 +12,18 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use memory::{
     FrontEndAddress, GuestAddress, GuestMemory, ReadSlice, RegionRequest, WriteCursor, WriteSlice,
 };
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user::{Device, RingSetup};
 use virtqueue::split::{Buffer, DriverQueue, Form, IndirectTables, Layout};
 use wire::split::{
-    AVAILABLE_ENTRY_SIZE, Descriptor, RING_ENTRIES, RING_INDEX, USED_ENTRY_SIZE,
-    available_ring_size, descriptor_table_size, used_ring_size,
+    AVAILABLE_ENTRY_SIZE, Descriptor, RING_ENTRIES, RING_FLAGS, RING_INDEX, USED_ENTRY_SIZE,
+    available_event_offset, available_ring_size, descriptor_table_size, used_ring_size,
 };
 use wire::virtio::{Features, NetHeader};
 
@@ -123,6 +124,27 @@ impl Event {
     pub fn take(&self) -> u64 {
         let mut count = [0; 8];
         rustix::io::read(&self.0, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    pub fn fire(&self) {
+        rustix::io::write(&self.0, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    fn fires_within(&self, limit: Duration) -> bool {
+        let limit =
+            Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        poll(&mut [PollFd::new(&self.0, PollFlags::IN)], Some(&limit)).unwrap() > 0
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        !self.fires_within(Duration::ZERO)
+    }
+
+    /// Waits until it is written to.
+    #[track_caller]
+    pub fn wait(&self, limit: Duration, what: &str) {
+        assert!(self.fires_within(limit), "waited {limit:?} for {what}");
+        self.take();
     }
 }
 
@@ -416,8 +438,27 @@ impl Guest {
         self.write(self.ring(ring).places.available + RING_INDEX, &index.to_le_bytes());
     }
 
+    pub fn available_index(&self, ring: usize) -> u16 {
+        self.word(self.ring(ring).places.available + RING_INDEX)
+    }
+
     pub fn used_index(&self, ring: usize) -> u16 {
-        let bytes = self.read(self.ring(ring).places.used + RING_INDEX, 2);
+        self.word(self.ring(ring).places.used + RING_INDEX)
+    }
+
+    /// Whether the device wants a kick for the next chain.
+    pub fn wants_kick(&self, ring: usize) -> bool {
+        let Ring { places, size, .. } = self.ring(ring);
+        if self.features.contains(Features::EVENT_IDX) {
+            let event = self.word(places.used + available_event_offset(*size));
+            event == self.available_index(ring)
+        } else {
+            self.word(places.used + RING_FLAGS) == 0
+        }
+    }
+
+    fn word(&self, address: u64) -> u16 {
+        let bytes = self.read(address, 2);
         u16::from_le_bytes([bytes[0], bytes[1]])
     }
 

@@ -2,6 +2,7 @@
 
 mod allocation;
 mod announce;
+mod backpressure;
 mod delivery;
 mod guest;
 mod offload;

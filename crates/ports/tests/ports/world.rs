@@ -1,7 +1,11 @@
 //! A switch without a thread and without a clock.
 
+use std::sync::mpsc::sync_channel;
+
 use apps::bridge::Bridge;
-use engine::{AppId, Counters, DropReason, Event, Graph, Poller};
+use engine::{
+    AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
+};
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
 use vhost_user::Device;
 use wire::ethernet::{EtherType, Ethernet, MacAddress};
@@ -106,6 +110,31 @@ impl World {
 
     pub fn counters(&self, index: usize) -> Counters {
         self.graph.counters(self.ports[index])
+    }
+
+    /// Has a worker breathe instead, with the same guests on rings that start anew.
+    pub fn live(mut self, mode: Mode) -> (Vec<Guest>, WorkerHandle) {
+        for index in 0..self.guests.len() {
+            drop(self.swap(index, None));
+            self.guests[index].reset();
+        }
+        let Self { graph, ports, guests, .. } = self;
+        let devices: Vec<Device> = guests.iter().map(Guest::device).collect();
+        let settings = Settings { mode, ..Settings::default() };
+        let handle = Worker::start("test", graph, settings, Box::new(|_| ())).unwrap();
+        let (done, is_done) = sync_channel(1);
+        let plug = move |worker: &mut Worker| {
+            for (port, device) in ports.into_iter().zip(devices) {
+                let swap =
+                    |port: &mut VhostUserPort, poller: &Poller| port.swap(Some(&device), poller);
+                assert!(worker.with(port, swap).is_some());
+            }
+        };
+        handle.run(plug, move |()| done.send(()).unwrap()).unwrap();
+        is_done.recv().unwrap();
+        // Each ring was called when it started.
+        guests.iter().for_each(|guest| assert_eq!(guest.transmit.call.take(), 1));
+        (guests, handle)
     }
 
     #[track_caller]

@@ -1,0 +1,76 @@
+//! A guest and the host it runs on, through a tap of the switch.
+
+use anyhow::{Result, ensure};
+use ringway_tests::*;
+use testbed::{Network, Shell, traffic};
+
+#[test]
+fn a_guest_and_the_host() -> Result<()> {
+    let network = Network::new()?;
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", "host=tap:rw0"])?;
+    network.address("rw0", "10.0.0.254/24")?;
+    network.address("rw0", "fd00::fe/64")?;
+    network.ip(&["link", "set", "rw0", "up"])?;
+    let [one] = boot([guest(1, nic(&switch, 1))?])?;
+    plug_in(&one, 1)?;
+
+    ping_all(&one, "10.0.0.254", 10)?;
+    ping_all(&network, "10.0.0.1", 10)?;
+    ping_all(&one, "fd00::fe", 3)?;
+    ping_all(&network, "fd00::1", 3)?;
+    traffic::udp_sweep(&network, &one, (v4(1), 7).into(), 1..=1472)?;
+
+    let offloads = one.run("ethtool -k eth0")?;
+    for offload in ["tx-checksumming", "rx-checksumming", "tcp-segmentation-offload"] {
+        assert!(offloads.contains(&format!("{offload}: on")), "{offloads}");
+    }
+    // Both kernels leave segmentation to whoever is last: frames far larger than the MTU cross the tap.
+    let before = counters(&network)?;
+    traffic::tcp_stream(&one, &network, (v4(254), 9).into(), 50_000_000)?;
+    let after = counters(&network)?;
+    let from_guest = mean_size(before[0], after[0]);
+    traffic::tcp_stream(&network, &one, (v4(1), 9).into(), 50_000_000)?;
+    let to_guest = mean_size(after[1], counters(&network)?[1]);
+    println!("mean frame: {from_guest} bytes from the guest, {to_guest} to it");
+    assert!(from_guest > 3000 && to_guest > 3000);
+
+    println!("{}", switch.stop()?);
+    ensure!(!network.run("ip -brief link")?.contains("rw0"), "the tap is left behind");
+    Ok(())
+}
+
+/// A tap that somebody made before is used, and stays.
+#[test]
+fn a_tap_that_was_there() -> Result<()> {
+    let network = Network::new()?;
+    network.tap("rw0")?;
+    network.address("rw0", "10.0.0.254/24")?;
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", "host=tap:rw0"])?;
+    let [one] = boot([guest(1, nic(&switch, 1))?])?;
+    plug_in(&one, 1)?;
+    ping_all(&network, "10.0.0.1", 3)?;
+    traffic::tcp_stream(&one, &network, (v4(254), 9).into(), 5_000_000)?;
+    switch.stop()?;
+    ensure!(network.run("ip -brief link")?.contains("rw0"), "the tap is gone");
+    Ok(())
+}
+
+/// Frames and bytes that crossed a tap one way.
+type Count = (u64, u64);
+
+/// What came out of the tap into the host, and what the host sent into it.
+fn counters(network: &Network) -> Result<[Count; 2]> {
+    let files = "rx_packets rx_bytes tx_packets tx_bytes";
+    let text = network.run(&format!("cd /sys/class/net/rw0/statistics && cat {files}"))?;
+    let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    match numbers[..] {
+        [rx_packets, rx_bytes, tx_packets, tx_bytes] => {
+            Ok([(rx_packets, rx_bytes), (tx_packets, tx_bytes)])
+        }
+        _ => anyhow::bail!("{text}"),
+    }
+}
+
+fn mean_size(before: Count, after: Count) -> u64 {
+    (after.1 - before.1) / (after.0 - before.0).max(1)
+}
