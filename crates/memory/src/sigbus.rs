@@ -126,9 +126,11 @@ fn install() {
 extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
     let info = unsafe { &*info };
-    // SAFETY: for SIGBUS the address member of the union is the one that is set.
+    // SAFETY: for a SIGBUS of the kernel's own the address member of the union is the one that is
+    // set; otherwise it is garbage, which is not looked at.
     let address = unsafe { info.si_addr() }.addr();
-    if replace(address) {
+    let by_a_fault = info.si_code > 0;
+    if by_a_fault && replace(address) {
         return;
     }
     // Not ours: put the previous handler back; the instruction faults again, into that one.
