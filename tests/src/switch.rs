@@ -14,6 +14,8 @@ use testbed::{Network, Output, Program};
 
 /// A switch says that it is ready within this time, on a machine that is busy with other tests.
 const READY_LIMIT: Duration = Duration::from_secs(10);
+/// A switch complains of what it was sent within this time.
+const COMPLAINT_LIMIT: Duration = Duration::from_secs(10);
 /// What the program promises: from the signal to its end.
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// A run that is expected to fail does so within this time.
@@ -77,6 +79,20 @@ impl Switch {
     /// It does not within `limit`.
     pub fn wait_for_log(&self, text: &str, limit: Duration) -> Result<()> {
         self.program.job().wait_for(text, limit)
+    }
+
+    /// Waits until it complains about a port, and returns that one line.
+    ///
+    /// # Errors
+    ///
+    /// It does not in time, or more than once.
+    pub fn complaint(&self, port: &str) -> Result<String> {
+        let port = format!("port=\"{port}\"");
+        let line = self.program.job().wait_for_line(&["ERROR", &port], COMPLAINT_LIMIT)?;
+        let log = self.log();
+        let is_complaint = |line: &&str| line.contains(&port) && !line.contains(" INFO ");
+        ensure!(log.lines().filter(is_complaint).count() == 1, "more than one complaint:\n{log}");
+        Ok(line)
     }
 
     /// Ends it as a service manager does, and checks that it ends as it promises: within a second, with status 0, its

@@ -38,6 +38,11 @@ impl Bridge {
         }
     }
 
+    /// Forgets what was learned on a port whose link went down: its stations may turn up elsewhere.
+    pub fn link_down(&mut self, port: PortNumber) {
+        self.table.forget_port(port);
+    }
+
     /// The addresses that are known.
     pub fn table(&self) -> &Table {
         &self.table

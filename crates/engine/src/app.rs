@@ -51,8 +51,10 @@ pub trait App: Any + Send {
     }
 
     /// When this app has to be called though nothing woke it, if it has to: asked before the worker
-    /// sleeps, in the time of [`Burst::now`].
-    fn deadline(&self) -> Option<u64> {
+    /// sleeps, in the time of [`Burst::now`]. `now` is the time of the last breath: whatever was due
+    /// by then was done in it.
+    fn deadline(&self, now: u64) -> Option<u64> {
+        let _ = now;
         None
     }
 

@@ -79,7 +79,8 @@ impl Graph {
     /// When an app has to be called at the latest, though nothing woke it. Deadlines up to `now`,
     /// the time of the last breath, were met by that.
     pub(crate) fn deadline(&mut self, now: u64) -> Option<u64> {
-        let deadlines = self.ids().filter_map(|id| self.call(id, |app| app.deadline()).flatten());
+        let deadlines =
+            self.ids().filter_map(|id| self.call(id, |app| app.deadline(now)).flatten());
         deadlines.filter(|deadline| *deadline > now).min()
     }
 

@@ -16,7 +16,7 @@ use wire::virtio::Offload;
 /// Most frames in a burst.
 pub const BURST: usize = 64;
 
-/// Most frames of a burst that can be held: half of it.
+/// Frames of a burst that can be held, if the app that pulled it does not say otherwise: half of it.
 pub const HELD: usize = BURST / 2;
 
 /// Bytes of a frame that are copied into private memory: enough for Ethernet, two tags, IPv6 and
@@ -108,6 +108,7 @@ impl Storage {
             segments: std::mem::take(&mut self.segments),
             now,
             held: 0,
+            hold_limit: HELD,
         }
     }
 
@@ -151,6 +152,8 @@ pub struct Burst<'b> {
     now: u64,
     /// Frames that are to be pulled again.
     held: usize,
+    /// How many may be.
+    hold_limit: usize,
 }
 
 impl<'b> Burst<'b> {
@@ -255,13 +258,19 @@ impl<'b> Burst<'b> {
         self.records[index].replicated = true;
     }
 
-    /// Asks for a frame to be pulled again, because its receiver is full. No more than [`HELD`] of a
+    /// Says how many frames of this burst its app is ready to pull again: [`HELD`] if it does not
+    /// say.
+    pub fn limit_held(&mut self, frames: usize) {
+        self.hold_limit = frames;
+    }
+
+    /// Asks for a frame to be pulled again, because its receiver is full. No more than some of a
     /// burst can be, so that the next one has room for others. False when that cannot
     /// be: the receiver drops its copy.
     #[must_use = "a frame that is not held is to be counted as dropped"]
     pub fn hold(&mut self, index: usize) -> bool {
         let record = &mut self.records[index];
-        let may_hold = !record.replicated && self.held < HELD;
+        let may_hold = !record.replicated && self.held < self.hold_limit;
         if may_hold {
             record.outcome = Outcome::Held;
             self.held += 1;

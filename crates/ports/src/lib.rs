@@ -1,5 +1,8 @@
 //! Apps with an outside, one module per kind of port.
 
+mod backlog;
 mod frame;
 pub mod tap;
 pub mod vhost_user;
+
+pub use backlog::BLOCK;

@@ -3,14 +3,17 @@
 //! Frames carry a virtio-net header, little-endian, so that checksums and segmentations left undone
 //! pass in both directions as they are: the kernel finishes what has to be finished.
 //!
-//! A frame from the kernel is read into a private buffer, which the burst borrows; a frame to the
-//! kernel is written from where it lies, by one `writev`.
+//! A frame from the kernel is read into a slot of a private buffer, which the burst borrows; a frame
+//! to the kernel is written from where it lies, by one `writev`. A frame that is held, because its
+//! receiver is full, stays in its slot; when there are too many of them, nothing more is read, and
+//! the kernel's own queue fills up behind them.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use engine::{
-    App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcomes, Outputs, Poller, Selection,
+    App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcome, Outcomes, Outputs, Poller,
+    Selection,
 };
 use memory::{ReadSlice, WRITE_SLICES_MAX, recycle, write_vectored};
 use rustix::io::Errno;
@@ -18,6 +21,7 @@ use sys::tun::{Tap, TapError};
 use thiserror::Error;
 use wire::virtio::{Features, NetHeader};
 
+use crate::backlog::Backlog;
 use crate::frame::MAX_FRAME;
 
 /// Frames that are read from the kernel at most in one burst. Fewer than a guest's, since each has
@@ -40,11 +44,27 @@ const KERNEL: Features =
 #[error("the interface is gone: {0}")]
 pub struct TapGone(io::Error);
 
+/// A frame in the buffer.
+struct Filled {
+    slot: usize,
+    /// Bytes of header and frame.
+    len: usize,
+    /// Which frame of the current burst it became, if any.
+    frame: Option<usize>,
+}
+
 /// The port.
 pub struct TapPort {
     tap: Tap,
     /// [`FRAMES`] slots; out on lease while a burst borrows from it.
     buffer: Box<[u8]>,
+    /// The slots that hold a frame, in the order in which they were read.
+    frames: Vec<Filled>,
+    /// The slots that hold none.
+    free: Vec<usize>,
+    backlog: Backlog,
+    /// A held frame made way.
+    moved: bool,
     /// When to read next, while the worker polls.
     next_read: u64,
     fault: Option<TapGone>,
@@ -59,6 +79,10 @@ impl TapPort {
         Ok(Self {
             tap: Tap::open(name, NetHeader::SIZE)?,
             buffer: vec![0; FRAMES * SLOT].into_boxed_slice(),
+            frames: Vec::with_capacity(FRAMES),
+            free: (0..FRAMES).rev().collect(),
+            backlog: Backlog::default(),
+            moved: false,
             next_read: 0,
             fault: None,
             gone: false,
@@ -67,29 +91,32 @@ impl TapPort {
         })
     }
 
-    /// Reads frames into the buffer. Returns how many, and their lengths.
-    fn read(&mut self, now: u64) -> (usize, [usize; FRAMES]) {
-        let mut lengths = [0; FRAMES];
-        let mut count = 0;
-        for (slot, length) in self.buffer.chunks_exact_mut(SLOT).zip(&mut lengths) {
-            match rustix::io::read(&self.tap, slot) {
-                Ok(bytes) => {
-                    *length = bytes;
-                    count += 1;
+    /// Reads frames into free slots, until there is none of either. Returns how many.
+    fn read(&mut self, now: u64) -> usize {
+        let before = self.frames.len();
+        while let Some(slot) = self.free.pop() {
+            let room = self.buffer.get_mut(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
+            match rustix::io::read(&self.tap, room) {
+                Ok(len) if len < NetHeader::SIZE + wire::ethernet::HEADER_SIZE => {
+                    self.counters.drop(DropReason::TooShort);
+                    self.free.push(slot);
                 }
-                Err(Errno::AGAIN) => {
-                    self.next_read = now + READ_INTERVAL;
-                    break;
+                Ok(len) => {
+                    self.counters.received.count(len - NetHeader::SIZE);
+                    self.frames.push(Filled { slot, len, frame: None });
                 }
-                Err(Errno::INTR) => break,
                 Err(error) => {
-                    self.gone = true;
-                    self.fault = Some(TapGone(error.into()));
+                    self.free.push(slot);
+                    self.next_read = now + READ_INTERVAL;
+                    if !matches!(error, Errno::AGAIN | Errno::INTR) {
+                        self.gone = true;
+                        self.fault = Some(TapGone(error.into()));
+                    }
                     break;
                 }
             }
         }
-        (count, lengths)
+        self.frames.len() - before
     }
 }
 
@@ -109,8 +136,8 @@ impl TapPort {
         self.slices = recycle(slices);
         match written.map_err(|error| Errno::from_io_error(&error)) {
             Ok(_) => Ok(()),
-            // The interface is not up.
-            Err(Some(Errno::IO)) => Err(DropReason::ReceiverDown),
+            // The interface is not up, or not there any more: `read` will find that out.
+            Err(Some(Errno::IO | Errno::BADFD)) => Err(DropReason::ReceiverDown),
             Err(Some(Errno::AGAIN | Errno::NOBUFS)) => Err(DropReason::ReceiverFull),
             Err(_) => Err(DropReason::Refused),
         }
@@ -119,35 +146,42 @@ impl TapPort {
 
 impl App for TapPort {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
-        if self.gone || burst.now() < self.next_read {
-            return false;
-        }
-        let (count, lengths) = self.read(burst.now());
-        if count == 0 {
-            return self.gone;
+        let plan = self.backlog.plan(self.frames.len(), FRAMES, burst.now());
+        burst.limit_held(plan.hold);
+        let listen = plan.listen && !self.gone && burst.now() >= self.next_read;
+        let new = if listen { self.read(burst.now()) } else { 0 };
+        let busy = std::mem::take(&mut self.moved) || new > 0 || self.fault.is_some();
+        if self.frames.is_empty() {
+            return busy;
         }
         let buffer = lease.private(std::mem::take(&mut self.buffer));
-        for (slot, length) in buffer.chunks_exact(SLOT).zip(lengths).take(count) {
-            let frame_len = length.saturating_sub(NetHeader::SIZE);
-            if frame_len < wire::ethernet::HEADER_SIZE {
-                self.counters.drop(DropReason::TooShort);
-                continue;
+        for filled in &mut self.frames {
+            let start = filled.slot * SLOT;
+            let bytes = buffer.get(start..start + filled.len).unwrap_or_default();
+            let header = bytes.first_chunk().map_or(NetHeader::default(), NetHeader::from_bytes);
+            let first = burst.segments().len();
+            burst.segments().push(bytes.into());
+            let pushed = burst.push(first, NetHeader::SIZE, |len| header.offload(len, KERNEL));
+            if pushed.is_err() {
+                self.counters.drop(DropReason::BadHeader);
             }
-            let header = slot.first_chunk().map_or(NetHeader::default(), NetHeader::from_bytes);
-            let start = burst.segments().len();
-            burst.segments().push(slot.get(..length).unwrap_or_default().into());
-            match burst.push(start, NetHeader::SIZE, |len| header.offload(len, KERNEL)) {
-                Ok(_) => self.counters.received.count(frame_len),
-                Err(_) => self.counters.drop(DropReason::BadHeader),
-            }
+            filled.frame = pushed.unwrap_or(None);
         }
-        true
+        busy
     }
 
-    fn reclaim(&mut self, _: Outcomes<'_>, lease: Lease) {
-        if let Lease::Private(buffer) = lease {
-            self.buffer = buffer;
-        }
+    fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
+        let Lease::Private(buffer) = lease else { return };
+        self.buffer = buffer;
+        let before = self.frames.len();
+        self.frames.retain(|filled| {
+            let outcome = filled.frame.map_or(Outcome::Done, |frame| outcomes.get(frame));
+            if outcome == Outcome::Done {
+                self.free.push(filled.slot);
+            }
+            outcome == Outcome::Held
+        });
+        self.moved = self.frames.len() < before;
     }
 
     fn push(
@@ -170,11 +204,18 @@ impl App for TapPort {
         self.fault.take().map_or(Ok(()), |fault| Err(fault.into()))
     }
 
-    // Nothing to arm: each frame is an edge on the descriptor, and one that comes after the last
-    // read ends the next sleep at once.
+    fn arm(&mut self) -> bool {
+        // Each frame is an edge on the descriptor, and one that comes after the last read ends the
+        // next sleep at once. But slots that became free are for frames that came before.
+        self.moved
+    }
 
     fn disarm(&mut self) {
         self.next_read = 0;
+    }
+
+    fn deadline(&self, now: u64) -> Option<u64> {
+        self.backlog.deadline().filter(|deadline| *deadline > now)
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {

@@ -22,10 +22,8 @@
 //! has taken nothing for [`PATIENCE`] drops what is held for it and what comes, until it takes a
 //! frame again; so a guest that is gone costs one wait.
 //!
-//! What one sender can have held is bounded by [`HELD`], so that half of each burst is free for
-//! frames to others. A sender that has so much held is not listened to for [`BLOCK`], which is
-//! long enough for a receiver that is awake; after that, whatever else it sends to a full receiver
-//! is dropped. That is how much one guest's slowness can cost another that talks to it.
+//! How much of one sender's traffic may be held, and when it is not listened to, is
+//! [`crate::backlog`]'s to say.
 //!
 //! While frames are held and nothing moves, the worker sleeps as ever: a full receiver's ring is
 //! armed too, and [`App::deadline`] bounds the sleep.
@@ -39,8 +37,8 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use engine::{
-    App, BURST, Burst, Counters, DropReason, Fault, HELD, Lease, Outcome, Outcomes, Outputs,
-    Poller, Selection,
+    App, BURST, Burst, Counters, DropReason, Fault, Lease, Outcome, Outcomes, Outputs, Poller,
+    Selection,
 };
 use memory::{GuestMemory, ReadSlice, Translator, WriteCursor, WriteSlice, recycle_writable};
 use thiserror::Error;
@@ -49,14 +47,12 @@ use virtqueue::Violation;
 use virtqueue::split::{Chain, DeviceQueue};
 use wire::virtio::{Features, NetHeader, Offload};
 
+use crate::backlog::Backlog;
 use crate::frame::{MAX_FRAME, Preparation, complete_checksum, prepare};
 
 /// How long a receiver may take nothing before it counts as gone, in nanoseconds. A guest whose
 /// processor is busy elsewhere for a scheduler's slice or two is not gone.
 pub const PATIENCE: u64 = 20_000_000;
-
-/// How long a sender that has [`HELD`] frames held is not listened to, in nanoseconds.
-pub const BLOCK: u64 = 50_000;
 
 /// What a guest is offered. It depends on nothing that may change while the switch runs, or guests
 /// could neither migrate nor reconnect.
@@ -203,8 +199,7 @@ pub struct VhostUserPort {
     taken: Vec<Taken>,
     /// A held frame made way: something moved.
     moved: bool,
-    /// When this sender was first found with [`HELD`] frames held.
-    blocked_since: Option<u64>,
+    backlog: Backlog,
     /// Set while this receiver is full.
     full: Option<Full>,
     /// A fault to be reported.
@@ -231,7 +226,7 @@ impl VhostUserPort {
             active: None,
             taken: Vec::with_capacity(BURST),
             moved: false,
-            blocked_since: None,
+            backlog: Backlog::default(),
             full: None,
             fault: None,
             latched: false,
@@ -276,7 +271,6 @@ impl VhostUserPort {
             }
         }
         self.full = None;
-        self.blocked_since = None;
         Swapped { old: old.map(|active| Retired { _active: active }), positions }
     }
 
@@ -341,7 +335,7 @@ impl VhostUserPort {
     /// Whether a guest is there that can receive.
     pub fn is_up(&self) -> bool {
         let receive = self.active.as_ref().and_then(|active| active.receive.as_ref());
-        receive.is_some_and(|ring| ring.setup.enabled)
+        !self.latched && receive.is_some_and(|ring| ring.setup.enabled)
     }
 
     /// Takes the port down: only the first fault is reported.
@@ -349,7 +343,9 @@ impl VhostUserPort {
     fn latch(&mut self, fault: GuestFault) {
         if !self.latched {
             self.latched = true;
-            self.fault = Some(fault);
+            // Rings in memory that was taken away read as zeros; what they seem to say is not it.
+            let gone = self.active.as_mut().is_some_and(Active::memory_is_gone);
+            self.fault = Some(if gone { GuestFault::MemoryGone } else { fault });
         }
     }
 }
@@ -408,7 +404,7 @@ fn pull<'m>(
     burst: &mut Burst<'m>,
     taken: &mut Vec<Taken>,
     counters: &mut Counters,
-    blocked: bool,
+    listen: bool,
 ) -> Result<usize, Violation> {
     let limit = (MAX_FRAME + shape.header_size) as u32;
     let mut translator = memory.translator();
@@ -424,7 +420,7 @@ fn pull<'m>(
     let has_room = |taken: &Vec<Taken>, burst: &Burst<'_>, descriptors| {
         taken.len() < BURST && !burst.is_full() && descriptors < DESCRIPTOR_BUDGET
     };
-    while !blocked && has_room(taken, burst, descriptors) {
+    while listen && has_room(taken, burst, descriptors) {
         let start = burst.segments().len();
         let chain = ring.queue.take_readable(&mut translator, limit, burst.segments())?;
         let Some(chain) = chain else { break };
@@ -569,11 +565,14 @@ impl App for VhostUserPort {
         if self.latched {
             return false;
         }
-        // Not while frames are held: `taken` speaks of frames of this burst alone.
-        if let Some(announcement) = self.announcement.take_if(|_| self.taken.is_empty()) {
+        // In a burst of its own, which `reclaim` knows by its lease.
+        if let Some(announcement) = self.announcement.take() {
             burst.segments().push(lease.private(announcement).into());
-            let pushed = burst.push::<()>(0, 0, |_| Ok(Offload::NONE));
-            return matches!(pushed, Ok(Some(_)));
+            if let Ok(Some(index)) = burst.push::<()>(0, 0, |_| Ok(Offload::NONE)) {
+                // There is no chain by which it could be held.
+                burst.replicate(index);
+            }
+            return true;
         }
         let Some(active) = &mut self.active else { return false };
         if active.memory_is_gone() {
@@ -593,11 +592,11 @@ impl App for VhostUserPort {
                 }
             }
         }
-        let blocked = self.taken.len() >= HELD
-            && burst.now() - *self.blocked_since.get_or_insert(burst.now()) < BLOCK;
+        let plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
+        burst.limit_held(plan.hold);
         let memory = lease.guest(&active.memory);
         let (taken, counters) = (&mut self.taken, &mut self.counters);
-        match pull(ring, shape, memory, burst, taken, counters, blocked) {
+        match pull(ring, shape, memory, burst, taken, counters, plan.listen) {
             Ok(new) => new > 0 || moved,
             Err(violation) => {
                 self.latch(GuestFault::transmit(violation));
@@ -606,8 +605,9 @@ impl App for VhostUserPort {
         }
     }
 
-    fn reclaim(&mut self, outcomes: Outcomes<'_>, _: Lease) {
-        if self.taken.is_empty() || self.latched {
+    fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
+        let is_announcement = matches!(lease, Lease::Private(_));
+        if self.taken.is_empty() || self.latched || is_announcement {
             return;
         }
         let Some(ring) = self.active.as_mut().and_then(|active| active.transmit.as_mut()) else {
@@ -622,9 +622,6 @@ impl App for VhostUserPort {
             outcome == Outcome::Held
         });
         self.moved = self.taken.len() < held_before;
-        if self.taken.len() < HELD {
-            self.blocked_since = None;
-        }
     }
 
     fn push(
@@ -756,9 +753,11 @@ impl App for VhostUserPort {
         }
     }
 
-    fn deadline(&self) -> Option<u64> {
+    fn deadline(&self, now: u64) -> Option<u64> {
         // After that what is held for this receiver is to be dropped.
-        self.full.as_ref().map(|full| full.since + PATIENCE)
+        let patience = self.full.as_ref().map(|full| full.since + PATIENCE);
+        let deadlines = patience.into_iter().chain(self.backlog.deadline());
+        deadlines.filter(|deadline| *deadline > now).min()
     }
 
     fn counters(&self) -> &Counters {

@@ -5,7 +5,9 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use engine::{AppId, Fault, Stopped, WorkerHandle};
+use apps::bridge::Bridge;
+use apps::bridge::table::PortNumber;
+use engine::{AppId, Fault, Poller, Stopped, Worker, WorkerHandle};
 use ports::vhost_user::{Swapped, VhostUserPort};
 use thiserror::Error;
 use tokio::io::Interest;
@@ -18,6 +20,8 @@ use vhost_user::{Connection, ConnectionError, Incoming, Message};
 pub struct Port {
     pub name: String,
     pub app: AppId,
+    /// The bridge, and which of its ports this is.
+    pub bridge: (AppId, PortNumber),
     pub offer: Offer,
     pub worker: Arc<WorkerHandle>,
     /// What the worker says that the guest did wrong.
@@ -58,7 +62,7 @@ impl Port {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
-        if let Err(stopped) = self.swap(None).await {
+        if let Err(stopped) = self.link_down().await {
             return stopped.into();
         }
         // The worker reported whatever the guest did before it let go of it. A front end may well
@@ -95,7 +99,7 @@ impl Port {
                 Some(Event::Announce(station)) => {
                     tracing::info!(port = self.name, %station, "announcing a guest that moved here");
                     let frame = wire::rarp::announcement(station);
-                    self.on_worker(move |port, _| port.announce(frame.into())).await?;
+                    self.on_port(move |port, _| port.announce(frame.into())).await?;
                 }
                 Some(Event::Mtu(mtu)) => tracing::info!(port = self.name, mtu, "guest's MTU"),
                 None => {}
@@ -106,24 +110,37 @@ impl Port {
         }
     }
 
-    /// Has the worker take over `device`, and waits until it did. The old one is dropped here.
-    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Swapped, Stopped> {
-        self.on_worker(move |port, poller| port.swap(device.as_deref(), poller)).await
+    /// Has the worker let go of the guest, and the bridge forget its addresses.
+    async fn link_down(&self) -> Result<(), Stopped> {
+        self.swap(None).await?;
+        let (bridge, number) = self.bridge;
+        let forget = move |bridge: &mut Bridge, _: &Poller| bridge.link_down(number);
+        // None: the bridge failed, and knows no addresses any more.
+        self.on_worker(move |worker| worker.with(bridge, forget)).await.map(|_| ())
     }
 
-    /// Runs `command` on the worker's thread, between two breaths.
+    /// Has the worker take over `device`, and waits until it did. The old one is dropped here.
+    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Swapped, Stopped> {
+        self.on_port(move |port, poller| port.swap(device.as_deref(), poller)).await
+    }
+
+    /// Runs `command` on this port, between two breaths.
+    async fn on_port<R: Send + 'static>(
+        &self,
+        command: impl FnOnce(&mut VhostUserPort, &Poller) -> R + Send + 'static,
+    ) -> Result<R, Stopped> {
+        let app = self.app;
+        // None: the app failed, which is reported as such; the port is gone for good.
+        self.on_worker(move |worker| worker.with(app, command)).await?.ok_or(Stopped)
+    }
+
     async fn on_worker<R: Send + 'static>(
         &self,
-        command: impl FnOnce(&mut VhostUserPort, &engine::Poller) -> R + Send + 'static,
+        command: impl FnOnce(&mut Worker) -> R + Send + 'static,
     ) -> Result<R, Stopped> {
         let (sender, receiver) = oneshot::channel();
-        let app = self.app;
-        self.worker.run(
-            move |worker| worker.with(app, command),
-            move |result| drop(sender.send(result)),
-        )?;
-        // None: the app failed, which is reported as such; the port is gone for good.
-        receiver.await.ok().flatten().ok_or(Stopped)
+        self.worker.run(command, move |result| drop(sender.send(result)))?;
+        receiver.await.map_err(|_| Stopped)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
+use apps::bridge::table::PortNumber;
 use engine::{AppId, Counters, Event, Events, Graph, Load, Settings, Worker, WorkerHandle};
 use ports::tap::TapPort;
 use ports::vhost_user::{FEATURES, VhostUserPort};
@@ -50,10 +51,10 @@ impl Switch {
         let bridge = graph.add("bridge", Bridge::new(ports, random_key()?));
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut guests = Vec::new();
-        for (number, port) in config.ports.iter().enumerate() {
-            let (app, guest) = open(&mut graph, port)?;
-            graph.link((app, 0), (bridge, number))?;
-            graph.link((bridge, number), (app, 0))?;
+        for (number, port) in (0..ports).zip(&config.ports) {
+            let (app, guest) = open(&mut graph, number, port)?;
+            graph.link((app, 0), (bridge, number.into()))?;
+            graph.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
             guests.extend(guest);
         }
@@ -80,9 +81,9 @@ impl Switch {
             .context("cannot start the worker")?;
         let mut switch = Self { worker: Arc::new(worker), names, tasks: Vec::new() };
 
-        for (Guest { name, app, source, offer }, faults) in sessions {
+        for (Guest { name, app, number, source, offer }, faults) in sessions {
             let worker = switch.worker.clone();
-            let port = Port { name, app, offer, worker, faults };
+            let port = Port { name, app, bridge: (bridge, number), offer, worker, faults };
             switch.tasks.push(match source {
                 Source::Listen(listener) => {
                     let socket = listener.socket.try_clone().and_then(UnixListener::from_std)?;
@@ -155,12 +156,18 @@ impl Report {
 struct Guest {
     name: String,
     app: AppId,
+    /// Which port of the bridge.
+    number: PortNumber,
     source: Source,
     offer: Offer,
 }
 
 /// Makes the app of one port; for a guest's, also what its sessions need.
-fn open(graph: &mut Graph, port: &PortConfig) -> anyhow::Result<(AppId, Option<Guest>)> {
+fn open(
+    graph: &mut Graph,
+    number: PortNumber,
+    port: &PortConfig,
+) -> anyhow::Result<(AppId, Option<Guest>)> {
     let PortConfig { name, kind } = port;
     match kind {
         PortKind::VhostUser { path, socket, mtu } => {
@@ -179,7 +186,7 @@ fn open(graph: &mut Graph, port: &PortConfig) -> anyhow::Result<(AppId, Option<G
                 max_mtu: *mtu,
             };
             let app = graph.add(name, VhostUserPort::new());
-            Ok((app, Some(Guest { name: name.clone(), app, source, offer })))
+            Ok((app, Some(Guest { name: name.clone(), app, number, source, offer })))
         }
         PortKind::Tap { interface } => {
             let tap = TapPort::open(interface)

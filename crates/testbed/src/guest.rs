@@ -41,7 +41,7 @@ pub struct Builder {
     name: String,
     qemu: Option<Qemu>,
     memory_mib: u32,
-    share: bool,
+    memory_backend: String,
     cpu: String,
     namespace: Option<String>,
     nics: Vec<Nic>,
@@ -63,10 +63,11 @@ impl Builder {
         self
     }
 
-    /// Whether the guest's memory is shared with back ends, as vhost-user needs; it is if not said.
+    /// What the guest's memory is made of, for QEMU's `-object`; `memory-backend-memfd,share=on` if not said, because
+    /// vhost-user needs memory that is a file and shared.
     #[must_use]
-    pub fn share(mut self, share: bool) -> Builder {
-        self.share = share;
+    pub fn memory_backend(mut self, backend: &str) -> Builder {
+        self.memory_backend = backend.to_owned();
         self
     }
 
@@ -186,7 +187,7 @@ impl Guest {
             name: name.to_owned(),
             qemu: None,
             memory_mib: 256,
-            share: true,
+            memory_backend: "memory-backend-memfd,share=on".to_owned(),
             cpu: "max".to_owned(),
             namespace: None,
             nics: Vec::new(),
@@ -344,7 +345,7 @@ impl Guest {
                 command
             }
         };
-        let share = if builder.share { "on" } else { "off" };
+        let backend = &builder.memory_backend;
         let memory = builder.memory_mib;
         command
             .args([
@@ -372,7 +373,7 @@ impl Guest {
             ])
             .arg("-object")
             .arg(format!(
-                "memory-backend-memfd,id=memory,size={memory}M,share={share}"
+                "{backend},id=memory,size={memory}M"
             ))
             .arg("-kernel")
             .arg(builder.image.kernel())

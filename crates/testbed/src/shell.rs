@@ -178,17 +178,37 @@ impl Job {
     ///
     /// It did not within `limit`, or ended before. The error holds what it printed so far.
     pub fn wait_for(&self, text: &str, limit: Duration) -> Result<()> {
-        let found = |state: &State| String::from_utf8_lossy(&state.bytes).contains(text);
-        let state = self
-            .progress
-            .wait(limit, |state| state.end.is_some() || found(state));
-        if found(&state) {
-            return Ok(());
+        self.wait_until(&format!("{text:?}"), limit, |printed| printed.contains(text).then_some(()))
+    }
+
+    /// Waits until the script has printed a line that has all of `words`, and returns the first such line.
+    ///
+    /// # Errors
+    ///
+    /// As [`Job::wait_for`].
+    pub fn wait_for_line(&self, words: &[&str], limit: Duration) -> Result<String> {
+        self.wait_until(&format!("a line with {words:?}"), limit, |printed| {
+            let mut whole = printed.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            whole.find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
+        })
+    }
+
+    fn wait_until<T>(
+        &self,
+        what: &str,
+        limit: Duration,
+        find: impl Fn(&str) -> Option<T>,
+    ) -> Result<T> {
+        let find = |state: &State| find(&String::from_utf8_lossy(&state.bytes));
+        let state =
+            self.progress.wait(limit, |state| state.end.is_some() || find(state).is_some());
+        if let Some(found) = find(&state) {
+            return Ok(found);
         }
         let why = match &state.end {
-            Some(Ok(status)) => format!("ended with {status} before it printed {text:?}"),
+            Some(Ok(status)) => format!("ended with {status} before it printed {what}"),
             Some(Err(why)) => why.clone(),
-            None => format!("did not print {text:?} within {limit:?}"),
+            None => format!("did not print {what} within {limit:?}"),
         };
         Err(self.failure(&state, &why))
     }

@@ -93,6 +93,25 @@ fn a_breath_is_as_busy_as_its_apps_say() {
     assert_eq!(graph.get::<Clock>(clock).unwrap().times, [7, 8]);
 }
 
+#[test]
+fn apps_take_turns_to_be_first() {
+    let mut graph = Graph::new();
+    let (sink, took) = Sink::new();
+    let sources = [1, 2].map(|frame| graph.add("source", Source::new([frame])));
+    let sink = graph.add("sink", sink);
+    for source in sources {
+        graph.link((source, 0), (sink, 0)).unwrap();
+    }
+    // The third of the three that take turns is the sink.
+    for order in [[1, 2], [2, 1], [1, 2], [1, 2]] {
+        graph.breathe(0, |_| ());
+        assert_eq!(taken(&took), order.map(|frame| (0, frame)));
+        for (source, frame) in sources.into_iter().zip([1, 2]) {
+            graph.get::<Source>(source).unwrap().frames.push_back(frame);
+        }
+    }
+}
+
 /// Two pairs of source and sink in one graph; frames of the second pair pass `faulty` first, which
 /// sits between them. Whatever it does costs it alone.
 fn survives(moment: Moment) {

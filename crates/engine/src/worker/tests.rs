@@ -427,7 +427,7 @@ fn a_deadline_ends_a_sleep_and_one_that_is_over_does_not_keep_the_worker_awake()
 
         fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
 
-        fn deadline(&self) -> Option<u64> {
+        fn deadline(&self, _: u64) -> Option<u64> {
             Some(self.at)
         }
 

@@ -243,6 +243,7 @@ pub struct Received {
 
 pub struct Guest {
     pub memory: Arc<GuestMemory>,
+    name: String,
     file: OwnedFd,
     size: u64,
     borders: [u64; 2],
@@ -258,13 +259,15 @@ impl Guest {
         let transmit = Places::new(receive.end, ring_size);
         let size = transmit.end - BASE;
         let borders = [receive.areas + BORDER, transmit.areas + BORDER];
-        let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
+        let name = format!("guest {}", next_start());
+        let file = memfd_create(&name, MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, size).unwrap();
         let memory = Arc::new(map(&file, size, borders));
         Self {
             receive: Ring::new(&memory, receive, ring_size, features),
             transmit: Ring::new(&memory, transmit, ring_size, features),
             memory,
+            name,
             file,
             size,
             borders,
@@ -288,6 +291,20 @@ impl Guest {
         let size = self.receive.size;
         self.receive = Ring::new(&self.memory, self.receive.places, size, self.features);
         self.transmit = Ring::new(&self.memory, self.transmit.places, size, self.features);
+    }
+
+    /// Has both rings start again, at these positions, with all that is in them.
+    pub fn restart(&mut self, bases: [u16; 2]) {
+        for (ring, base) in [&mut self.receive, &mut self.transmit].into_iter().zip(bases) {
+            ring.start = next_start();
+            ring.base = base;
+            ring.runs = true;
+        }
+    }
+
+    /// How /proc calls its memory.
+    pub fn memory_name(&self) -> String {
+        format!("/memfd:{} ", self.name)
     }
 
     /// Takes its memory away, from under everybody who has mapped it.

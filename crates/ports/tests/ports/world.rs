@@ -4,8 +4,9 @@ use std::sync::mpsc::sync_channel;
 
 use apps::bridge::Bridge;
 use engine::{
-    AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
+    App, AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
 };
+use ringway_ports::tap::TapPort;
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
 use vhost_user::Device;
 use wire::ethernet::{EtherType, Ethernet, MacAddress};
@@ -33,7 +34,7 @@ pub struct World {
 
 impl World {
     /// Ports without links, and their guests plugged in.
-    fn unlinked(guests: Vec<Guest>) -> Self {
+    pub fn unlinked(guests: Vec<Guest>) -> Self {
         let mut graph = Graph::new();
         let ports = guests.iter().map(|_| graph.add("port", VhostUserPort::new())).collect();
         let poller = Poller::new().unwrap();
@@ -110,6 +111,32 @@ impl World {
 
     pub fn counters(&self, index: usize) -> Counters {
         self.graph.counters(self.ports[index])
+    }
+
+    /// Breathes, then does what a worker does that sleeps whenever it may: arms the ports, and passes
+    /// the time up to their deadline. False when nothing but a kick would wake it.
+    pub fn live_on(&mut self) -> bool {
+        let (ports, now) = (self.ports.clone(), self.now + STEP);
+        if self.breathe() || ports.iter().any(|port| self.with(*port, |app| app.arm())) {
+            return true;
+        }
+        let deadlines = ports.iter().filter_map(|port| self.with(*port, |app| app.deadline(now)));
+        let deadline = deadlines.min();
+        ports.iter().for_each(|port| self.with(*port, |app| app.disarm()));
+        self.now = deadline.map_or(now, |deadline| deadline - STEP);
+        deadline.is_some()
+    }
+
+    /// Lives on until nothing but a kick would wake the worker.
+    pub fn run_until_asleep(&mut self) {
+        assert!((0..10_000).any(|_| !self.live_on()), "the worker never sleeps");
+    }
+
+    fn with<R>(&mut self, port: AppId, call: impl FnOnce(&mut dyn App) -> R) -> R {
+        match self.graph.get::<VhostUserPort>(port) {
+            Some(port) => call(port),
+            None => call(self.graph.get::<TapPort>(port).expect("a port of one kind or the other")),
+        }
     }
 
     /// Has a worker breathe instead, with the same guests on rings that start anew.

@@ -1,0 +1,229 @@
+//! Guests that rewrite their memory while we read it.
+//!
+//! Another thread writes to the guest's memory for as long as the switch runs. Nothing here can know
+//! when which byte was read; but whatever was decided on has to be what arrives.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use engine::DropReason;
+use memory::{GuestAddress, GuestMemory, WriteSlice};
+use wire::split::Descriptor;
+use wire::virtio::{Features, NetHeader};
+
+use crate::guest::{Cut, Guest, RECEIVE, TRANSMIT};
+use crate::world::{MODERN, RING, World, frame, mac, modern};
+
+/// How long each test runs.
+const RUN: Duration = Duration::from_millis(400);
+
+/// Numbers without a pattern that matters.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}
+
+/// Runs `rounds` while another thread runs `scribble`, again and again.
+fn meanwhile(scribble: impl FnMut() + Send, mut round: impl FnMut()) {
+    let done = AtomicBool::new(false);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        let mut scribble = scribble;
+        let done = &done;
+        scope.spawn(move || {
+            while !done.load(Ordering::Relaxed) {
+                scribble();
+            }
+        });
+        // Also when a round panics, or the scope would wait for ever.
+        let _stop = Stop(done);
+        while start.elapsed() < RUN {
+            round();
+        }
+    });
+}
+
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn write(memory: &GuestMemory, address: u64, bytes: &[u8]) {
+    let mut slices: Vec<WriteSlice<'_>> = Vec::new();
+    let len = bytes.len() as u32;
+    memory.translator().write(GuestAddress(address), len, &mut slices).unwrap();
+    memory::WriteCursor::new(&slices).write(bytes.into());
+}
+
+#[test]
+fn the_address_that_was_looked_up_is_the_one_that_arrives() {
+    let mut world = World::bridged(vec![modern(), modern(), modern()]);
+    let memory = world.guests[0].memory.clone();
+    let places = world.guests[0].transmit.places;
+    let mut guest = 1;
+    // The last byte of the destination, in all buffers that are used.
+    let scribble = move || {
+        guest = 3 - guest;
+        (0..8).for_each(|area| write(&memory, places.area(area) + 12 + 5, &[guest]));
+    };
+    let mut arrived = [0; 3];
+    meanwhile(scribble, || {
+        for receiver in [1, 2] {
+            let missing = 16 - world.guests[receiver].receive.outstanding();
+            world.guests[receiver].post_many(missing);
+        }
+        (0..8).for_each(|seed| world.guests[0].send(&frame(0, 1, 200, seed)));
+        world.breathe();
+        assert_eq!(world.guests[0].reap(), 8);
+        for receiver in [1, 2] {
+            for frame in world.guests[receiver].frames() {
+                assert_eq!(frame[..6], mac(receiver), "sent to another than it was looked up for");
+                arrived[receiver] += 1;
+            }
+        }
+    });
+    assert!(arrived[1] > 0 && arrived[2] > 0, "the race was not run: {arrived:?}");
+    assert!(world.faults.is_empty());
+}
+
+#[test]
+fn an_offload_that_was_checked_is_the_one_that_is_done() {
+    let sender = MODERN | Features::CSUM | Features::HOST_TSO4;
+    let guest = Guest::new(sender, Cut::Whole, RING);
+    let takes = MODERN | Features::GUEST_CSUM | Features::GUEST_TSO4;
+    let receivers = [modern(), Guest::new(takes, Cut::Whole, RING)];
+    let [plain, able] = receivers;
+    let mut world = World::bridged(vec![guest, plain, able]);
+    let memory = world.guests[0].memory.clone();
+    let places = world.guests[0].transmit.places;
+    let good = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        csum_start: 34,
+        csum_offset: 16,
+        ..NetHeader::default()
+    };
+    let tso = NetHeader { gso_type: NetHeader::GSO_TCPV4, gso_size: 100, hdr_len: 54, ..good };
+    let headers = [
+        good,
+        NetHeader { csum_start: 65535, ..good },
+        NetHeader { csum_offset: 65535, ..good },
+        NetHeader::default(),
+        tso,
+        NetHeader { gso_size: 0, ..tso },
+        NetHeader { gso_type: 77, ..tso },
+    ];
+    let mut random = Random(1);
+    let scribble = move || {
+        let header = headers[(random.next() % 7) as usize].to_bytes();
+        write(&memory, places.area((random.next() % 8) as u32), &header);
+    };
+    let mut arrived = 0;
+    let mut round = 0;
+    meanwhile(scribble, || {
+        for receiver in [1, 2] {
+            let missing = 16 - world.guests[receiver].receive.outstanding();
+            world.guests[receiver].post_many(missing);
+        }
+        (0..8).for_each(|seed| world.guests[0].send(&frame(0, 1 + seed % 2, 200, seed)));
+        world.breathe();
+        round += 8;
+        assert_eq!(world.guests[0].reap(), 8);
+        for received in world.guests[1].received() {
+            let none = NetHeader { num_buffers: 1, ..NetHeader::default() };
+            assert_eq!(received.header, none);
+            assert_eq!(received.frame.len(), 200);
+            arrived += 1;
+        }
+        for received in world.guests[2].received() {
+            let NetHeader { flags, gso_type, gso_size, csum_start, .. } = received.header;
+            let whole = match (flags, gso_type) {
+                (0, 0) => (csum_start, gso_size) == (0, 0),
+                (1, 0) => csum_start == 34,
+                (1, 1) => csum_start == 34 && gso_size > 0,
+                _ => false,
+            };
+            assert!(whole, "{:?}", received.header);
+            arrived += 1;
+        }
+    });
+    let bad = world.counters(0)[DropReason::BadHeader];
+    let segments = world.counters(1)[DropReason::NeedsSegmentation];
+    assert!(arrived > 0 && bad > 0 && segments > 0, "the race was not run");
+    assert_eq!(arrived + bad + segments, round, "each frame has one fate");
+    assert!(world.faults.is_empty());
+}
+
+/// All of a guest's rings are rewritten at random, its indices included, while two others talk.
+#[test]
+fn rings_in_motion_harm_their_guest_alone() {
+    const WILD: usize = 0;
+    let features = MODERN | Features::INDIRECT_DESC | Features::EVENT_IDX | Features::CSUM;
+    let wild = Guest::new(features, Cut::Whole, RING);
+    let mut world = World::bridged(vec![wild, modern(), modern()]);
+    let memory: Arc<GuestMemory> = world.guests[WILD].memory.clone();
+    let rings = [RECEIVE, TRANSMIT].map(|ring| world.guests[WILD].ring(ring).places);
+    let mut random = Random(7);
+    let mut counts = [0u16; 2];
+    let mut turn = 0;
+    let scribble = move || {
+        turn ^= 1;
+        let places = rings[turn];
+        for _ in 0..8 {
+            let index = random.next() % u64::from(RING);
+            let odd = random.next().is_multiple_of(50);
+            let descriptor = Descriptor {
+                address: if odd { random.next() } else { places.area((index % 64) as u32) },
+                length: if odd { random.next() as u32 } else { random.next() as u32 % 4096 },
+                flags: if odd { random.next() as u16 } else { 2 * (1 - turn as u16) },
+                next: random.next() as u16 % (RING + u16::from(odd)),
+            };
+            let words = descriptor.to_words().map(u64::to_le_bytes).concat();
+            write(&memory, places.descriptors + index * Descriptor::SIZE, &words);
+            let head = (random.next() as u16 % (RING + u16::from(odd))).to_le_bytes();
+            write(&memory, places.available + 4 + 2 * index, &head);
+        }
+        counts[turn] = counts[turn].wrapping_add(random.next() as u16 % 4);
+        if random.next().is_multiple_of(500) {
+            counts[turn] = random.next() as u16;
+        }
+        write(&memory, places.available + 2, &counts[turn].to_le_bytes());
+    };
+    let (mut passed, mut faults) = (0, 0);
+    let mut bases = Random(3);
+    meanwhile(scribble, || {
+        // One buffer for each frame, however large: those of the wild guest are flooded.
+        let missing = 128 - world.guests[2].receive.outstanding();
+        (0..missing).for_each(|_| _ = world.guests[2].post(70_000));
+        let sent: Vec<_> = (0..8).map(|seed| frame(1, 2, 100 + seed, passed + seed)).collect();
+        sent.iter().for_each(|frame| world.guests[1].send(frame));
+        // And one for the wild guest.
+        world.guests[1].send(&frame(1, WILD, 100, passed));
+        world.breathe();
+        world.guests[1].reap();
+        let mut received = world.guests[2].frames();
+        received.retain(|frame| frame[..12] == sent[0][..12]);
+        assert!(received == sent, "{} of {} frames came", received.len(), sent.len());
+        passed += 8;
+        for (port, fault) in std::mem::take(&mut world.faults) {
+            assert_eq!(port, WILD, "{fault}");
+            faults += 1;
+            world.swap(WILD, None);
+            let bases = [bases.next() as u16, bases.next() as u16];
+            world.guests[WILD].restart(bases);
+            world.plug(WILD);
+        }
+    });
+    assert!(passed > 0 && faults > 0, "the race was not run: {passed} frames, {faults} faults");
+    let wild = world.counters(WILD);
+    assert!(wild.received.frames > 0, "it never got anywhere: {wild:?}");
+}

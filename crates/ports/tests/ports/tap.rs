@@ -1,0 +1,385 @@
+//! Guests and the host's own network stack, by a tap in a network namespace of the test's own.
+
+use std::io::{Read, Write};
+use std::net::{TcpStream, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use apps::bridge::Bridge;
+use engine::DropReason;
+use nix::sched::{CloneFlags, unshare};
+use ringway_ports::BLOCK;
+use ringway_ports::tap::TapPort;
+use wire::checksum::Sum;
+use wire::virtio::{Features, NetHeader};
+
+use crate::guest::{Cut, Guest, Received};
+use crate::world::{MODERN, RING, World, addressed, frame, mac, modern};
+
+/// More than anything here takes, on the slowest machine.
+const LIMIT: Duration = Duration::from_secs(20);
+
+const HOST: [u8; 4] = [10, 9, 0, 1];
+const GUEST: [u8; 4] = [10, 9, 0, 2];
+
+/// The number of the tap's port, behind those of two guests.
+const TAP: usize = 2;
+
+const OFFLOADS: Features = MODERN
+    .union(Features::CSUM)
+    .union(Features::HOST_TSO4)
+    .union(Features::GUEST_CSUM)
+    .union(Features::GUEST_TSO4);
+
+#[track_caller]
+fn ip(arguments: &str) {
+    let result = Command::new("ip").args(arguments.split(' ')).output();
+    let output = result.expect("this test needs iproute2");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {problem}");
+}
+
+/// Two guests and the host on a bridge. The host knows where guest 0 is.
+fn host(guest: Guest) -> World {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    // Nothing but what a test asks for, if the kernel knows IPv6 at all.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let mut world = World::unlinked(vec![guest, modern()]);
+    let tap = world.graph.add("tap", TapPort::open("rw0").expect("this test needs CAP_NET_ADMIN"));
+    world.ports.push(tap);
+    let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
+    for (index, port) in world.ports.iter().enumerate() {
+        world.graph.link((*port, 0), (bridge, index)).unwrap();
+        world.graph.link((bridge, index), (*port, 0)).unwrap();
+    }
+    for guest in [0, 1] {
+        // Learned from, and not forwarded.
+        world.guests[guest].send(&addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(guest), 60, 0));
+        world.breathe();
+        world.guests[guest].reap();
+    }
+    ip("link set rw0 address 52:54:00:00:00:99 addrgenmode none up");
+    ip("address add 10.9.0.1/24 dev rw0");
+    ip("neighbour add 10.9.0.2 lladdr 52:54:00:00:00:00 dev rw0");
+    world
+}
+
+const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x99];
+
+/// Breathes until the guest has received what is looked for.
+#[track_caller]
+fn until<T>(
+    world: &mut World,
+    what: &str,
+    mut look: impl FnMut(&mut Guest, Received) -> Option<T>,
+) -> T {
+    let start = Instant::now();
+    loop {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
+        while world.guests[0].receive.room() > 100 {
+            world.guests[0].post(2048);
+        }
+        if !world.breathe() {
+            std::thread::yield_now();
+        }
+        world.guests[0].reap();
+        for received in world.guests[0].received() {
+            if let Some(found) = look(&mut world.guests[0], received) {
+                return found;
+            }
+        }
+    }
+}
+
+/// What is behind the IPv4 header, when the frame is of this protocol and to the guest.
+fn ipv4(frame: &[u8], protocol: u8) -> Option<&[u8]> {
+    let is_it = frame[12..14] == [8, 0] && frame[23] == protocol && frame[30..34] == GUEST;
+    is_it.then(|| &frame[34..])
+}
+
+/// The sum over a datagram and its pseudo header: 0 when its checksum is right.
+fn checksum(source: [u8; 4], destination: [u8; 4], protocol: u8, datagram: &[u8]) -> u16 {
+    let mut sum = Sum::new();
+    sum.add(&[source, destination].concat());
+    sum.add(&[[0, protocol], (datagram.len() as u16).to_be_bytes()].concat());
+    sum.add(datagram);
+    sum.finish()
+}
+
+/// The sum over the pseudo header alone, as a sender leaves it to be completed.
+fn partial(protocol: u8, len: usize) -> [u8; 2] {
+    let mut sum = Sum::new();
+    sum.add(&[GUEST, HOST].concat());
+    sum.add(&[[0, protocol], (len as u16).to_be_bytes()].concat());
+    (!sum.finish()).to_be_bytes()
+}
+
+/// A frame from the guest to the host.
+fn to_host(protocol: u8, datagram: &[u8]) -> Vec<u8> {
+    let mut header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0].to_vec();
+    header[2..4].copy_from_slice(&(20 + datagram.len() as u16).to_be_bytes());
+    header.extend([GUEST, HOST].concat());
+    let mut sum = Sum::new();
+    sum.add(&header);
+    header[10..12].copy_from_slice(&sum.finish().to_be_bytes());
+    [&HOST_MAC[..], &mac(0), &[8, 0], &header, datagram].concat()
+}
+
+const UDP: u8 = 17;
+const TCP: u8 = 6;
+
+fn udp(from: u16, to: u16, payload: &[u8]) -> Vec<u8> {
+    let len = 8 + payload.len() as u16;
+    let words = [from, to, len, 0].map(u16::to_be_bytes).concat();
+    [&words, payload].concat()
+}
+
+#[test]
+fn the_host_answers_a_guest() {
+    let mut world = host(modern());
+    let mut request = [&[0xff; 6][..], &mac(0), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
+    request.extend([&mac(0)[..], &GUEST, &[0; 6], &HOST].concat());
+    world.guests[0].send(&request);
+    let answer = until(&mut world, "an answer to an ARP request", |_, received| {
+        (received.frame[12..14] == [8, 6]).then_some(received.frame)
+    });
+    assert_eq!(answer[..12], [mac(0), HOST_MAC].concat());
+    assert_eq!(answer[20..28], [&[0, 2][..], &HOST_MAC].concat());
+    assert_eq!(answer[28..32], HOST);
+}
+
+#[test]
+fn checksums_left_undone_pass_both_ways() {
+    for features in [MODERN | Features::CSUM, OFFLOADS] {
+        let mut world = host(Guest::new(features, Cut::Crumbs, RING));
+        let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        // More than one read's worth.
+        for number in 0..40u8 {
+            socket.send_to(&[number; 333], "10.9.0.2:900").unwrap();
+        }
+        let mut number = 0;
+        until(&mut world, "all datagrams", |_, received| {
+            let datagram = ipv4(&received.frame, UDP)?;
+            assert!(datagram[8..] == [number; 333], "{number}");
+            if features.contains(Features::GUEST_CSUM) {
+                assert_eq!(received.header.flags, NetHeader::NEEDS_CSUM);
+                assert_eq!((received.header.csum_start, received.header.csum_offset), (34, 6));
+            } else {
+                assert_eq!(received.header.flags, 0);
+                assert_eq!(checksum(HOST, GUEST, UDP, datagram), 0);
+            }
+            number += 1;
+            (number == 40).then_some(())
+        });
+
+        let mut datagram = udp(900, 700, &[7; 99]);
+        datagram[6..8].copy_from_slice(&partial(UDP, 107));
+        let header = NetHeader {
+            flags: NetHeader::NEEDS_CSUM,
+            csum_start: 34,
+            csum_offset: 6,
+            ..NetHeader::default()
+        };
+        world.guests[0].send_with(header, &to_host(UDP, &datagram));
+        world.breathe();
+        let mut buffer = [0; 2000];
+        let (len, from) = socket.recv_from(&mut buffer).expect("the datagram arrives in time");
+        assert_eq!((&buffer[..len], from.to_string()), (&[7; 99][..], "10.9.0.2:900".to_owned()));
+    }
+}
+
+/// The guest's end of a TCP connection.
+struct Connection {
+    port: u16,
+    sequence: u32,
+    expected: u32,
+}
+
+impl Connection {
+    const FIN: u8 = 1;
+    const SYN: u8 = 2;
+    const PUSH: u8 = 8;
+    const ACK: u8 = 16;
+
+    /// A segment without its checksum. A SYN gets the option for a segment size.
+    fn segment(&self, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let options: &[u8] = if flags & Self::SYN != 0 { &[2, 4, 5, 0xb4] } else { &[] };
+        let mut segment = [80u16, self.port].map(u16::to_be_bytes).concat();
+        segment.extend([self.sequence, self.expected].map(u32::to_be_bytes).concat());
+        segment.extend([(5 + options.len() as u8 / 4) << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
+        segment.extend(options);
+        segment.extend(payload);
+        segment
+    }
+
+    fn send(&self, guest: &mut Guest, flags: u8) {
+        let mut segment = self.segment(flags, &[]);
+        let sum = checksum(GUEST, HOST, TCP, &segment);
+        segment[16..18].copy_from_slice(&sum.to_be_bytes());
+        guest.send(&to_host(TCP, &segment));
+    }
+}
+
+#[test]
+fn segmentations_left_undone_pass_both_ways() {
+    let mut world = host(Guest::new(OFFLOADS, Cut::Whole, RING));
+    let from_host: Vec<u8> = (0..30_000u32).map(|n| (n * 7 >> 3) as u8).collect();
+    let from_guest: Vec<u8> = (0..10_000u32).map(|n| (n * 11 >> 2) as u8).collect();
+    let (sent, wanted) = (from_host.clone(), from_guest.len());
+    // A thread is in the network namespace of the one that starts it.
+    let host = std::thread::spawn(move || {
+        let mut stream = TcpStream::connect("10.9.0.2:80").expect("the guest accepts");
+        stream.set_read_timeout(Some(LIMIT)).unwrap();
+        stream.write_all(&sent).unwrap();
+        let mut received = vec![0; wanted];
+        stream.read_exact(&mut received).map(|()| received)
+    });
+
+    let mut connection = until(&mut world, "a connection", |_, received| {
+        let segment = ipv4(&received.frame, TCP)?;
+        let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
+        let port = u16::from_be_bytes([segment[0], segment[1]]);
+        Some(Connection { port, sequence: 1000, expected: sequence + 1 })
+    });
+    connection.send(&mut world.guests[0], Connection::SYN | Connection::ACK);
+    connection.sequence += 1;
+
+    let mut stream = Vec::new();
+    let mut largest = 0;
+    until(&mut world, "the host's stream", |guest, received| {
+        let segment = ipv4(&received.frame, TCP)?;
+        let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
+        let payload = &segment[usize::from(segment[12] >> 4) * 4..];
+        if payload.is_empty() || sequence != connection.expected {
+            return None;
+        }
+        let header = received.header;
+        assert_eq!(header.flags, NetHeader::NEEDS_CSUM);
+        assert_eq!((header.csum_start, header.csum_offset), (34, 16));
+        if payload.len() > 1460 {
+            assert_eq!(header.gso_type, NetHeader::GSO_TCPV4);
+            assert!((500..=1460).contains(&header.gso_size), "{header:?}");
+        }
+        largest = largest.max(payload.len());
+        stream.extend_from_slice(payload);
+        connection.expected += payload.len() as u32;
+        connection.send(guest, Connection::ACK);
+        (stream.len() == from_host.len()).then_some(())
+    });
+    assert!(stream == from_host);
+    assert!(largest > 1460, "no segmentation was left to us: {largest}");
+
+    let mut segment = connection.segment(Connection::ACK | Connection::PUSH, &from_guest);
+    let sum = partial(TCP, segment.len());
+    segment[16..18].copy_from_slice(&sum);
+    let header = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        gso_type: NetHeader::GSO_TCPV4,
+        hdr_len: 54,
+        gso_size: 1448,
+        csum_start: 34,
+        csum_offset: 16,
+        num_buffers: 0,
+    };
+    world.guests[0].send_with(header, &to_host(TCP, &segment));
+    world.breathe();
+    assert!(host.join().unwrap().expect("the guest's stream in time") == from_guest);
+    connection.sequence += from_guest.len() as u32;
+    connection.send(&mut world.guests[0], Connection::FIN | Connection::ACK);
+    world.breathe();
+    assert_eq!(world.counters(TAP)[DropReason::Refused], 0);
+}
+
+/// The numbers of the datagrams that came.
+fn numbers(guest: &mut Guest) -> Vec<u8> {
+    let frames = guest.frames();
+    frames.iter().filter_map(|frame| ipv4(frame, UDP)).map(|datagram| datagram[8]).collect()
+}
+
+#[test]
+fn frames_from_the_host_wait_for_a_receiver_that_is_full() {
+    let mut world = host(modern());
+    world.run_until_asleep();
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    (0..50u8).for_each(|number| _ = socket.send_to(&[number; 99], "10.9.0.2:900").unwrap());
+    // For a moment all of them wait, here or in the kernel.
+    for _ in 0..20 {
+        world.breathe();
+    }
+    world.guests[0].post_many(200);
+    // Nothing but the buffers wakes the worker: the kernel has told of its frames before.
+    world.run_until_asleep();
+    assert_eq!(numbers(&mut world.guests[0]), (0..50).collect::<Vec<_>>());
+    world.assert_drops(0, &[]);
+    world.assert_drops(TAP, &[]);
+}
+
+#[test]
+fn frames_from_the_host_pass_by_those_that_wait() {
+    let mut world = host(modern());
+    ip("neighbour add 10.9.0.3 lladdr 52:54:00:00:00:01 dev rw0");
+    world.run_until_asleep();
+    world.guests[1].post_many(100);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    (0..40u8).for_each(|number| _ = socket.send_to(&[number; 99], "10.9.0.2:900").unwrap());
+    socket.send_to(&[77; 99], "10.9.0.3:900").unwrap();
+    let start = world.now;
+    while world.guests[1].frames().is_empty() {
+        assert!(world.live_on(), "the worker sleeps, and leaves a frame in the kernel");
+        assert!(world.now - start < 4 * BLOCK, "the frame is stuck behind the others");
+    }
+    world.guests[0].post_many(100);
+    world.breathe();
+    let waited = numbers(&mut world.guests[0]);
+    assert!(!waited.is_empty() && waited.is_sorted(), "{waited:?}");
+}
+
+#[test]
+fn an_interface_that_is_down_takes_nothing_until_it_is_up() {
+    let mut world = host(modern());
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let mut datagram = udp(900, 700, b"hello");
+    let sum = checksum(GUEST, HOST, UDP, &datagram);
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    ip("link set rw0 down");
+    for _ in 0..3 {
+        world.guests[0].send(&to_host(UDP, &datagram));
+    }
+    world.breathe();
+    assert_eq!(world.guests[0].reap(), 3);
+    world.assert_drops(TAP, &[(DropReason::ReceiverDown, 3)]);
+    ip("link set rw0 up");
+    world.guests[0].send(&to_host(UDP, &datagram));
+    world.breathe();
+    let mut buffer = [0; 100];
+    assert_eq!(socket.recv(&mut buffer).expect("the datagram arrives in time"), 5);
+    assert!(world.faults.is_empty());
+}
+
+#[test]
+fn an_interface_that_is_deleted_is_reported_once_and_the_others_go_on() {
+    let mut world = host(modern());
+    world.breathe();
+    ip("link delete rw0");
+    for seed in 0..4 {
+        world.guests[1].post_many(1);
+        world.guests[0].send(&frame(0, 1, 60, seed));
+        world.guests[0].send(&[&HOST_MAC[..], &mac(0), &[8, 0, 1, 2, 3]].concat());
+        world.breathe();
+        assert_eq!(world.guests[1].frames()[0], frame(0, 1, 60, seed));
+        world.guests[1].send(&frame(1, 0, 60, seed));
+        world.breathe();
+    }
+    let fault = world.fault(TAP);
+    assert!(fault.starts_with("the interface is gone: "), "{fault}");
+    assert!(world.counters(TAP)[DropReason::ReceiverDown] > 0);
+    assert_eq!(world.counters(TAP)[DropReason::Refused], 0);
+}
+
+#[test]
+fn a_name_that_no_interface_can_have_is_refused() {
+    assert!(TapPort::open("").is_err());
+    assert!(TapPort::open("lo").is_err(), "not a tap");
+}

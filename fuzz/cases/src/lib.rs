@@ -1,0 +1,58 @@
+//! What the fuzzers run.
+//!
+//! Each case is a function from bytes to what they reached. It builds the part of the switch that
+//! it is about, reads the bytes as a program against it (see [`Input`](input::Input)), and panics
+//! when an invariant is broken; the fuzzer searches for bytes that make it. The same functions run
+//! over every stored input in the ordinary tests.
+//!
+//! | case | the bytes are | who is hostile |
+//! | --- | --- | --- |
+//! | [`session`] | vhost-user messages with descriptors, and writes to the shared memory | front end, guest |
+//! | [`split_device`] | ring memory and the device's operations on it | driver |
+//! | [`split_driver`] | ring memory and the driver's operations on it | device |
+//! | [`frame`] | features, frames with headers, receive buffers | neither: all rules of rings are kept |
+//! | [`memory`] | region tables, and accesses through them | front end |
+//! | [`formats`] | what the parsers read | everybody |
+//! | [`canary`] | a word that must be found | nobody |
+//!
+//! What a case reached is returned so that a corpus can be held to what it once found: inputs go
+//! stale without a word when the code that reads them changes.
+
+mod formats;
+mod frame;
+mod guest;
+mod input;
+mod reached;
+mod regions;
+mod session;
+mod split_device;
+mod split_driver;
+
+pub use formats::formats;
+pub use frame::frame;
+pub use reached::Reached;
+pub use regions::memory;
+pub use session::session;
+pub use split_device::split_device;
+pub use split_driver::split_driver;
+
+/// A case.
+pub type Case = fn(&[u8]) -> Reached;
+
+/// Every case, by the name of its fuzz target and of its corpus.
+pub const CASES: &[(&str, Case)] = &[
+    ("session", session),
+    ("split_device", split_device),
+    ("split_driver", split_driver),
+    ("frame", frame),
+    ("memory", memory),
+    ("formats", formats),
+    ("canary", canary),
+];
+
+/// Panics on a word: shows that a fuzzer finds what is there to be found, and that the replay of a
+/// corpus notices when a case fails.
+pub fn canary(data: &[u8]) -> Reached {
+    assert!(!data.starts_with(b"sing!"), "the canary sings");
+    Reached::default()
+}

@@ -1,0 +1,2 @@
+use crate::Reached;
+pub fn session(_: &[u8]) -> Reached { Reached::default() }
