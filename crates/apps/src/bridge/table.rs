@@ -12,6 +12,15 @@
 //! other ports learn in the other half stays.
 //!
 //! Time comes in whole seconds, and ageing is decided when an entry is looked at: no sweep.
+//!
+//! # Who writes what
+//!
+//! All workers, at any time, without a lock: an entry is one atomic word, and so is the time at
+//! which it was seen. Workers that write to one bucket at once may lose an entry, keep one twice, or
+//! pair it with the other's time. All of that is mended when the station is heard again, and until
+//! then costs no more than a flood or a detour, as an evicted entry does.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use wire::ethernet::MacAddress;
 
@@ -50,21 +59,31 @@ impl Entry {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Default)]
 #[repr(align(64))]
 struct Bucket {
-    entries: [Entry; WAYS],
+    entries: [AtomicU64; WAYS],
     /// When each was last seen, in seconds.
-    seen: [u32; WAYS],
+    seen: [AtomicU32; WAYS],
 }
 
 impl Bucket {
+    fn entry(&self, way: usize) -> Entry {
+        Entry(self.entries[way].load(Relaxed))
+    }
+
     fn way(&self, address: u64) -> Option<usize> {
-        self.entries.iter().position(|entry| *entry != Entry::EMPTY && entry.address() == address)
+        let is_it = |entry: Entry| entry != Entry::EMPTY && entry.address() == address;
+        (0..WAYS).find(|way| is_it(self.entry(*way)))
+    }
+
+    /// Seconds since an entry was seen. Another worker's clock may be a little ahead.
+    fn age(&self, way: usize, now: u32) -> u32 {
+        now.saturating_sub(self.seen[way].load(Relaxed))
     }
 
     fn is_aged(&self, way: usize, now: u32) -> bool {
-        self.entries[way] == Entry::EMPTY || now.wrapping_sub(self.seen[way]) >= AGEING_SECONDS
+        self.entry(way) == Entry::EMPTY || self.age(way, now) >= AGEING_SECONDS
     }
 
     /// The entry that a new address of `port` takes.
@@ -72,12 +91,12 @@ impl Bucket {
         if let Some(way) = (0..WAYS).find(|way| self.is_aged(*way, now)) {
             return way;
         }
-        let port_of = |way: usize| self.entries[way].port();
+        let port_of = |way: usize| self.entry(way).port();
         let held_by = |port| (0..WAYS).filter(|way| port_of(*way) == port).count();
         let oldest = |of: Option<PortNumber>| {
             (0..WAYS)
                 .filter(|way| of.is_none_or(|port| port_of(*way) == port))
-                .max_by_key(|way| now.wrapping_sub(self.seen[*way]))
+                .max_by_key(|way| self.age(*way, now))
                 .unwrap_or(0)
         };
         if held_by(port) >= SHARE {
@@ -96,24 +115,22 @@ pub struct Table {
 impl Table {
     /// An empty table, keyed by something that no guest can guess.
     pub fn new(key: [u64; 2]) -> Self {
-        let bucket = Bucket { entries: [Entry::EMPTY; WAYS], seen: [0; WAYS] };
-        Self { buckets: vec![bucket; BUCKETS].into_boxed_slice(), key }
+        Self { buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(), key }
     }
 
     /// Remembers that `address` was seen on `port`, moving it there if it was elsewhere.
     #[inline]
-    pub fn learn(&mut self, address: MacAddress, port: PortNumber, now: u32) {
+    pub fn learn(&self, address: MacAddress, port: PortNumber, now: u32) {
         let address = number(address);
-        let index = self.bucket(address);
-        let bucket = &mut self.buckets[index];
+        let bucket = &self.buckets[self.bucket(address)];
         let entry = Entry::new(address, port);
         let way = bucket.way(address).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
-        if bucket.entries[way] != entry {
-            bucket.entries[way] = entry;
+        if bucket.entry(way) != entry {
+            bucket.entries[way].store(entry.0, Relaxed);
         }
-        if bucket.seen[way] != now {
-            bucket.seen[way] = now;
+        if bucket.age(way, now) != 0 {
+            bucket.seen[way].store(now, Relaxed);
         }
     }
 
@@ -123,14 +140,15 @@ impl Table {
         let address = number(address);
         let bucket = &self.buckets[self.bucket(address)];
         let way = bucket.way(address)?;
-        (!bucket.is_aged(way, now)).then(|| bucket.entries[way].port())
+        (!bucket.is_aged(way, now)).then(|| bucket.entry(way).port())
     }
 
     /// Forgets everything that was learned on `port`.
-    pub fn forget_port(&mut self, port: PortNumber) {
-        for entry in self.buckets.iter_mut().flat_map(|bucket| &mut bucket.entries) {
-            if *entry != Entry::EMPTY && entry.port() == port {
-                *entry = Entry::EMPTY;
+    pub fn forget_port(&self, port: PortNumber) {
+        for word in self.buckets.iter().flat_map(|bucket| &bucket.entries) {
+            let entry = Entry(word.load(Relaxed));
+            if entry != Entry::EMPTY && entry.port() == port {
+                word.store(Entry::EMPTY.0, Relaxed);
             }
         }
     }

@@ -19,7 +19,7 @@ fn sharing(table: &Table, from: u64, count: usize) -> Vec<u64> {
 
 #[test]
 fn an_address_is_found_where_it_was_seen_last() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     assert_eq!(table.find(mac(1), 0), None);
     table.learn(mac(1), 7, 0);
     assert_eq!(table.find(mac(1), 0), Some(7));
@@ -31,7 +31,7 @@ fn an_address_is_found_where_it_was_seen_last() {
 
 #[test]
 fn all_addresses_and_ports_are_alike() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     let addresses = [0, 1, 0x5254_0012_3456, 0xffff_ffff_ffff];
     let ports = [0, 1, 255, 256, PortNumber::MAX - 1];
     for (address, port) in addresses.into_iter().zip(ports) {
@@ -48,7 +48,7 @@ fn all_addresses_and_ports_are_alike() {
 
 #[test]
 fn an_address_is_forgotten_after_300_seconds() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     table.learn(mac(1), 7, 1000);
     assert_eq!(table.find(mac(1), 1299), Some(7));
     assert_eq!(table.find(mac(1), 1300), None);
@@ -61,7 +61,7 @@ fn an_address_is_forgotten_after_300_seconds() {
 
 #[test]
 fn seconds_may_wrap() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     table.learn(mac(1), 7, u32::MAX - 10);
     assert_eq!(table.find(mac(1), 288), Some(7));
     assert_eq!(table.find(mac(1), 289), None);
@@ -69,7 +69,7 @@ fn seconds_may_wrap() {
 
 #[test]
 fn forgetting_a_port_leaves_the_others() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     for number in 0..1000 {
         table.learn(mac(number), (number % 3) as PortNumber, 0);
     }
@@ -82,7 +82,7 @@ fn forgetting_a_port_leaves_the_others() {
 
 #[test]
 fn a_new_address_takes_an_aged_entry_first_and_then_the_one_seen_least_recently() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     let numbers = sharing(&table, 0, WAYS + 2);
     // Each on a port of its own; the second is the one that is not seen again.
     for (way, number) in numbers.iter().take(WAYS).enumerate() {
@@ -104,7 +104,7 @@ fn a_new_address_takes_an_aged_entry_first_and_then_the_one_seen_least_recently(
 
 #[test]
 fn a_port_with_its_share_of_a_bucket_replaces_its_own() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     let numbers = sharing(&table, 0, 100);
     let (honest, forged) = numbers.split_at(SHARE);
     for number in honest {
@@ -124,7 +124,7 @@ fn a_port_with_its_share_of_a_bucket_replaces_its_own() {
 
 #[test]
 fn a_port_that_came_first_makes_room_for_the_others() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     let numbers = sharing(&table, 0, 100);
     let (honest, forged) = numbers.split_at(SHARE);
     let mut second = 0;
@@ -147,7 +147,7 @@ fn a_port_that_came_first_makes_room_for_the_others() {
 
 #[test]
 fn a_flood_neither_grows_the_table_nor_evicts_what_other_ports_learned() {
-    let mut table = Table::new(KEY);
+    let table = Table::new(KEY);
     let honest: Vec<u64> = (0..1000).map(|number| 0x5254_0000_0000 + number).collect();
     for number in &honest {
         table.learn(mac(*number), 1, 0);
@@ -231,7 +231,7 @@ proptest! {
         in_one_bucket: bool,
         steps in prop::collection::vec(step(), 0..200),
     ) {
-        let mut table = Table::new(KEY);
+        let table = Table::new(KEY);
         let numbers = if in_one_bucket {
             sharing(&table, 0, WAYS)
         } else {
@@ -268,7 +268,7 @@ proptest! {
     fn the_last_is_always_found(
         steps in prop::collection::vec((0..64usize, 0..4u16, 0..50u32), 0..300),
     ) {
-        let mut table = Table::new(KEY);
+        let table = Table::new(KEY);
         let numbers = sharing(&table, 0, 64);
         let mut now = 0;
         for (which, port, seconds) in steps {
