@@ -51,9 +51,9 @@ pub fn guest(n: u8, nic: Nic) -> Result<Builder> {
 pub fn boot<const N: usize>(guests: [Builder; N]) -> Result<[Guest; N]> {
     let booted: Result<Vec<Guest>> = thread::scope(|scope| {
         let threads = guests.map(|guest| scope.spawn(|| guest.boot()));
-        let booted = threads.into_iter().map(|thread| {
-            thread.join().ok().context("the thread that boots a guest panicked")?
-        });
+        let booted = threads
+            .into_iter()
+            .map(|thread| thread.join().ok().context("the thread that boots a guest panicked")?);
         booted.collect()
     });
     booted?.try_into().ok().context("as many guests as there were")

@@ -37,7 +37,8 @@ const MEMORY_WITHOUT_FILES: [u8; 12 + 8 + 32] = {
 
 #[test]
 fn malformed_messages_beside_two_guests() -> Result<()> {
-    let mut ports = vec!["vm1=vhost-user:vm1.sock".to_owned(), "vm2=vhost-user:vm2.sock".to_owned()];
+    let mut ports =
+        vec!["vm1=vhost-user:vm1.sock".to_owned(), "vm2=vhost-user:vm2.sock".to_owned()];
     ports.extend((0..MALFORMED.len()).map(|n| format!("bad{n}=vhost-user:bad{n}.sock")));
     let switch = Switch::start(&ports.iter().map(String::as_str).collect::<Vec<_>>())?;
     let [one, two] = two_guests(&switch)?;

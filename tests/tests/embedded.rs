@@ -127,14 +127,31 @@ fn rings_that_break_the_rules() -> Result<()> {
     let cases = [
         (TRANSMIT, ring(&[buffer], SIZE + 1), "available index"),
         (TRANSMIT, ring(&[Descriptor { address: 0x10, ..buffer }], 1), "buffer"),
-        (TRANSMIT, ring(&[Descriptor { address: GUEST_START + MEMORY - 32, ..buffer }], 1), "buffer"),
+        (
+            TRANSMIT,
+            ring(&[Descriptor { address: GUEST_START + MEMORY - 32, ..buffer }], 1),
+            "buffer",
+        ),
         (TRANSMIT, ring(&[Descriptor { flags: Descriptor::NEXT, next: 0, ..buffer }], 1), "loops"),
-        (TRANSMIT, ring(&[Descriptor { flags: Descriptor::NEXT, next: SIZE, ..buffer }], 1), "chains to"),
-        (TRANSMIT, ring(&[Descriptor { flags: Descriptor::INDIRECT, ..buffer }], 1), "indirect"),
+        (
+            TRANSMIT,
+            ring(&[Descriptor { flags: Descriptor::NEXT, next: SIZE, ..buffer }], 1),
+            "chains to",
+        ),
+        (
+            TRANSMIT,
+            ring(&[Descriptor { flags: Descriptor::INDIRECT, length: 65, ..buffer }], 1),
+            "indirect",
+        ),
         (RECEIVE, ring(&[buffer], 1), "readable descriptor"),
-        (RECEIVE, ring(&[Descriptor { flags: Descriptor::WRITE, length: 4, ..buffer }], 1), "header"),
+        (
+            RECEIVE,
+            ring(&[Descriptor { flags: Descriptor::WRITE, length: 4, ..buffer }], 1),
+            "header",
+        ),
     ];
-    let mut ports = vec!["vm1=vhost-user:vm1.sock".to_owned(), "vm2=vhost-user:vm2.sock".to_owned()];
+    let mut ports =
+        vec!["vm1=vhost-user:vm1.sock".to_owned(), "vm2=vhost-user:vm2.sock".to_owned()];
     ports.extend((0..cases.len()).map(|n| format!("bad{n}=vhost-user:bad{n}.sock")));
     let switch = Switch::start(&ports.iter().map(String::as_str).collect::<Vec<_>>())?;
     let mut one = Station::connect(&switch, 1)?;
@@ -156,7 +173,8 @@ fn rings_that_break_the_rules() -> Result<()> {
     }
     let log = switch.stop()?;
     for port in ["vm1", "vm2"] {
-        let line = log.lines().find(|line| line.contains(&format!("{port}: "))).context("no totals")?;
+        let line =
+            log.lines().find(|line| line.contains(&format!("{port}: "))).context("no totals")?;
         ensure!(line.contains("dropped: none"), "{line}");
     }
     Ok(())

@@ -69,7 +69,9 @@ fn small_and_quiet() -> Result<()> {
     thread::sleep(IDLE_TIME);
     let (cpu_after, wakes_after) = (processor_time(&switch)?, self::wakes(&worker)?);
     let (cpu, idle_wakes) = (cpu_after - cpu, wakes_after - wakes);
-    println!("idle for {IDLE_TIME:?}: {cpu:?} of processor time, the worker woke {idle_wakes} times");
+    println!(
+        "idle for {IDLE_TIME:?}: {cpu:?} of processor time, the worker woke {idle_wakes} times"
+    );
     assert!(cpu < IDLE_LIMIT && idle_wakes < IDLE_WAKES_LIMIT);
 
     ping_all(&one, "10.0.0.2", 1)?;

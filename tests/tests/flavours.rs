@@ -42,7 +42,9 @@ fn transitional() -> Result<()> {
 /// A driver from before virtio 1: no VERSION_1, and a shorter header where buffers are not merged.
 #[test]
 fn legacy() -> Result<()> {
-    passes(|nic| nic.option("disable-modern=on").option("disable-legacy=off").option("mrg_rxbuf=off"))
+    passes(|nic| {
+        nic.option("disable-modern=on").option("disable-legacy=off").option("mrg_rxbuf=off")
+    })
 }
 
 #[test]

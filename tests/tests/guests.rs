@@ -58,7 +58,8 @@ fn jumbo_frames() -> Result<()> {
     traffic::tcp_stream(&one, &two, (v4(2), 9).into(), 20_000_000)?;
     traffic::tcp_stream(&two, &one, (v4(1), 9).into(), 20_000_000)?;
     for guest in [&one, &two] {
-        let fragments = guest.run("grep -E '^Ip6(Frag|Reasm)Creates' /proc/net/snmp6; cat /proc/net/snmp")?;
+        let fragments =
+            guest.run("grep -E '^Ip6(Frag|Reasm)Creates' /proc/net/snmp6; cat /proc/net/snmp")?;
         assert_eq!(fragments_made(&fragments), Some((0, 0)), "{fragments}");
     }
     switch.stop()?;

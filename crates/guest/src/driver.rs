@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use memory::{Fault, GuestAddress, GuestMemory, ReadSlice, WriteSlice};
+use memory::{Fault, GuestAddress, GuestMemory, WriteCursor, WriteSlice, recycle_writable};
 use thiserror::Error;
 use virtqueue::Violation;
 use virtqueue::split::{Buffer, DriverQueue, Form, Layout, LayoutError};
@@ -22,7 +22,15 @@ pub enum DriverError {
     /// The device broke a rule of the ring.
     #[error("the back end broke a rule of the ring: {0}")]
     Device(#[from] Violation),
-    /// The device says that a frame fills more buffers than there are.
+    /// A frame that no transmit buffer holds.
+    #[error("a frame of {len} bytes does not fit a transmit buffer, which takes {most}")]
+    FrameTooLong {
+        /// Bytes of the frame.
+        len: usize,
+        /// What [`NetDriver::max_frame`] says.
+        most: usize,
+    },
+    /// The device says that a frame fills no buffer, or more than it used.
     #[error("the back end delivered a frame in {num_buffers} buffers, of which {found} came")]
     Merge {
         /// As its header says.
@@ -58,6 +66,8 @@ pub struct NetDriver {
     free: Vec<u32>,
     /// A frame as it is put together from merged buffers.
     frame: Vec<u8>,
+    /// Kept from frame to frame for its allocation.
+    slices: Vec<WriteSlice<'static>>,
 }
 
 impl NetDriver {
@@ -80,6 +90,7 @@ impl NetDriver {
             free: (0..u32::from(layout.ring_size)).rev().collect(),
             header_size: NetHeader::size(features),
             frame: Vec::new(),
+            slices: Vec::new(),
             features,
             layout,
             memory,
@@ -110,17 +121,20 @@ impl NetDriver {
     /// Queues a frame with its header. False when all buffers are in use. The device sees it after
     /// [`Self::publish_transmit`].
     pub fn send(&mut self, header: NetHeader, frame: &[u8]) -> Result<bool, DriverError> {
-        if frame.len() > self.max_frame() {
-            return Ok(false);
+        let (len, most) = (frame.len(), self.max_frame());
+        if len > most {
+            return Err(DriverError::FrameTooLong { len, most });
         }
         let Some(index) = self.free.pop() else { return Ok(false) };
         let address = self.transmit_buffer(index);
-        let slices = self.writable(address, self.header_size + frame.len())?;
+        let len = (self.header_size + len) as u32;
+        let mut slices = std::mem::take(&mut self.slices);
+        self.memory.translator().write(address, len, &mut slices)?;
         let header = header.to_bytes();
-        let mut cursor = memory::WriteCursor::new(&slices);
+        let mut cursor = WriteCursor::new(&slices);
         cursor.write(header[..self.header_size].into());
         cursor.write(frame.into());
-        let len = (self.header_size + frame.len()) as u32;
+        self.slices = recycle_writable(slices);
         let buffer = Buffer { address, len, writable: false };
         if self.transmit.add(&[buffer], Form::Direct, index).is_err() {
             self.free.push(index);
@@ -166,7 +180,11 @@ impl NetDriver {
         let header = self.frame.first_chunk().map(NetHeader::from_bytes);
         let header = header.ok_or(DriverError::Length { written: first.written })?;
         self.post(first.token);
-        let buffers = if self.header_size == NetHeader::SIZE { header.num_buffers } else { 1 };
+        let may_merge = self.features.contains(Features::MRG_RXBUF);
+        let buffers = if may_merge { header.num_buffers } else { 1 };
+        if buffers == 0 {
+            return Err(DriverError::Merge { num_buffers: 0, found: 1 });
+        }
         for found in 1..buffers {
             let next = self.receive.reap()?;
             let next = next.ok_or(DriverError::Merge { num_buffers: buffers, found })?;
@@ -191,13 +209,10 @@ impl NetDriver {
         if u64::from(written) > RECEIVE_BUFFER {
             return Err(DriverError::Length { written });
         }
-        let mut slices: Vec<ReadSlice<'_>> = Vec::with_capacity(1);
-        self.memory.translator().read(self.receive_buffer(index), written, &mut slices)?;
-        for slice in slices {
-            let start = self.frame.len();
-            self.frame.resize(start + slice.len(), 0);
-            slice.copy_to(&mut self.frame[start..]);
-        }
+        let address = self.receive_buffer(index);
+        let start = self.frame.len();
+        self.frame.resize(start + written as usize, 0);
+        self.memory.translator().copy_to(address, &mut self.frame[start..])?;
         Ok(())
     }
 
@@ -209,12 +224,6 @@ impl NetDriver {
         debug_assert!(posted.is_ok());
     }
 
-    fn writable(&self, address: GuestAddress, len: usize) -> Result<Vec<WriteSlice<'_>>, Fault> {
-        let mut slices = Vec::with_capacity(1);
-        self.memory.translator().write(address, len as u32, &mut slices)?;
-        Ok(slices)
-    }
-
     fn receive_buffer(&self, index: u32) -> GuestAddress {
         GuestAddress(self.layout.receive_buffers.0 + u64::from(index) * RECEIVE_BUFFER)
     }
@@ -223,3 +232,6 @@ impl NetDriver {
         GuestAddress(self.layout.transmit_buffers.0 + u64::from(index) * TRANSMIT_BUFFER)
     }
 }
+
+#[cfg(test)]
+mod tests;

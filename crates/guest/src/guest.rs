@@ -10,6 +10,7 @@ use memory::{
     Fault, FrontEndAddress, GuestAddress, GuestMemory, MapError, RegionRequest, SharedMemory,
 };
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::Errno;
 use thiserror::Error;
 use vhost_user::{FrontEnd, FrontEndError, Region, RingConfig};
 use wire::vhost_user::ProtocolFeatures;
@@ -147,7 +148,7 @@ impl Guest {
         }
     }
 
-    /// Waits until a frame comes. False when none did in time.
+    /// Waits until a frame comes. False when none did in time; true may be a false alarm.
     pub fn wait(&mut self, limit: Duration) -> io::Result<bool> {
         let came = if self.driver.enable_calls() {
             true
@@ -155,7 +156,11 @@ impl Guest {
             let [call, _] = &self.calls;
             let limit =
                 Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
-            let woken = poll(&mut [PollFd::new(call, PollFlags::IN)], Some(&limit))? > 0;
+            let woken = match poll(&mut [PollFd::new(call, PollFlags::IN)], Some(&limit)) {
+                // A signal.
+                Err(Errno::INTR) => false,
+                result => result? > 0,
+            };
             if woken {
                 let _ = rustix::io::read(call, &mut [0; 8]);
             }

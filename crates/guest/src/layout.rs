@@ -58,3 +58,42 @@ impl MemoryLayout {
         Self { ring_size, receive, transmit, receive_buffers, transmit_buffers, size }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use memory::{FrontEndAddress, GuestMemory, RegionRequest, SharedMemory};
+    use std::os::fd::AsFd;
+    use virtqueue::split::Layout;
+
+    use super::*;
+
+    #[test]
+    fn rings_and_buffers_of_every_size_lie_in_memory_and_beside_each_other() {
+        for size in (0..16).map(|power| 1u16 << power) {
+            let start = GuestAddress(0x4000_0000);
+            let layout = MemoryLayout::new(start, size);
+            let shared = SharedMemory::create("layout", layout.size).unwrap();
+            let memory = GuestMemory::map([RegionRequest {
+                guest: start,
+                size: layout.size,
+                front_end: FrontEndAddress(0),
+                offset: 0,
+                file: shared.as_fd().try_clone_to_owned().unwrap(),
+            }])
+            .unwrap();
+            let mut areas = Vec::new();
+            for RingAddresses { descriptors, available, used } in [layout.receive, layout.transmit]
+            {
+                Layout::new(&memory, size.into(), descriptors, available, used).unwrap();
+                areas.push((descriptors.0, descriptor_table_size(size)));
+                areas.push((available.0, available_ring_size(size)));
+                areas.push((used.0, used_ring_size(size)));
+            }
+            areas.push((layout.receive_buffers.0, u64::from(size) * RECEIVE_BUFFER));
+            areas.push((layout.transmit_buffers.0, u64::from(size) * TRANSMIT_BUFFER));
+            areas.sort_unstable();
+            areas.push((start.0 + layout.size, 0));
+            assert!(areas.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{size}");
+        }
+    }
+}

@@ -6,7 +6,8 @@
 //! * [`Translator`] resolves a guest physical buffer into [`ReadSlice`]s or [`WriteSlice`]s, checked
 //!   start and end, split where it crosses from one region into the next;
 //! * [`Words`] is a checked array of atomics, for the fields of a ring;
-//! * slices copy to and from private memory, and from one guest's memory into another's.
+//! * slices copy to and from private memory, and from one guest's memory into another's, and sum
+//!   on the way, for a checksum over exactly the bytes that were written.
 //!
 //! # Invariants
 //!
@@ -36,6 +37,7 @@ mod mapping;
 mod shared;
 mod sigbus;
 mod slice;
+mod sum;
 mod table;
 mod words;
 
@@ -43,6 +45,6 @@ pub use address::{FrontEndAddress, GuestAddress};
 pub use io::{WRITE_SLICES_MAX, write_vectored};
 pub use shared::SharedMemory;
 pub use sigbus::poison_epoch;
-pub use slice::{ReadSlice, WriteCursor, WriteSlice, recycle, recycle_writable};
+pub use slice::{ReadCursor, ReadSlice, WriteCursor, WriteSlice, recycle, recycle_writable};
 pub use table::{Fault, GuestMemory, MAX_REGIONS, MapError, RegionRequest, Translator};
 pub use words::{Word, Words};

@@ -2,7 +2,10 @@
 
 use std::marker::PhantomData;
 
+use wire::checksum::Sum;
+
 use crate::copy::copy;
+use crate::sum::copy_summed;
 
 /// Bytes that may be read: guest memory, or private memory that stands in for it.
 ///
@@ -128,6 +131,16 @@ impl<'m> WriteSlice<'m> {
         unsafe { copy(source.start, self.start, count) };
         count
     }
+
+    /// As [`Self::copy_from`], and adds exactly the bytes that were written to `sum`: each is fetched
+    /// once, however the guest may change it meanwhile.
+    #[inline]
+    pub fn copy_from_summed(&self, source: ReadSlice<'_>, sum: &mut Sum) -> usize {
+        let count = self.len.min(source.len);
+        // SAFETY: as in `copy_from`.
+        sum.append(unsafe { copy_summed(source.start, self.start, count) });
+        count
+    }
 }
 
 /// Empties a list of slices and keeps its allocation for slices of another lifetime.
@@ -143,7 +156,48 @@ pub fn recycle_writable(mut slices: Vec<WriteSlice<'_>>) -> Vec<WriteSlice<'stat
     slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
+/// Reads a run of bytes from a list of slices, in order.
+#[derive(Clone, Copy)]
+pub struct ReadCursor<'a, 'm> {
+    current: ReadSlice<'m>,
+    slices: &'a [ReadSlice<'m>],
+}
+
+impl<'a, 'm> ReadCursor<'a, 'm> {
+    /// A cursor at the first byte of `first`, which `rest` follows.
+    pub fn new(first: ReadSlice<'m>, rest: &'a [ReadSlice<'m>]) -> Self {
+        Self { current: first, slices: rest }
+    }
+
+    /// Takes the next bytes that lie together, at most `count`. Empty when there are none left, or
+    /// `count` is 0.
+    #[inline]
+    pub fn take(&mut self, count: usize) -> ReadSlice<'m> {
+        while self.current.is_empty()
+            && let Some((first, rest)) = self.slices.split_first()
+        {
+            self.current = *first;
+            self.slices = rest;
+        }
+        let piece = self.current.take(count);
+        self.current = self.current.skip(count);
+        piece
+    }
+
+    /// Goes on by `count` bytes, or to the end.
+    pub fn skip(&mut self, mut count: usize) {
+        while count > 0 {
+            let skipped = self.take(count).len();
+            if skipped == 0 {
+                return;
+            }
+            count -= skipped;
+        }
+    }
+}
+
 /// Writes a run of bytes over a list of slices, in order.
+#[derive(Clone, Copy)]
 pub struct WriteCursor<'a, 'm> {
     slices: &'a [WriteSlice<'m>],
     current: WriteSlice<'m>,
@@ -159,22 +213,53 @@ impl<'a, 'm> WriteCursor<'a, 'm> {
 
     /// Writes all of `source`, as far as there is room. Returns how much was written.
     #[inline]
-    pub fn write(&mut self, mut source: ReadSlice<'_>) -> usize {
+    pub fn write(&mut self, source: ReadSlice<'_>) -> usize {
+        self.write_by(source, |to, from| to.copy_from(from))
+    }
+
+    /// As [`Self::write`], and adds exactly the bytes that were written to `sum`.
+    #[inline]
+    pub fn write_summed(&mut self, source: ReadSlice<'_>, sum: &mut Sum) -> usize {
+        self.write_by(source, |to, from| to.copy_from_summed(from, sum))
+    }
+
+    #[inline]
+    fn write_by(
+        &mut self,
+        mut source: ReadSlice<'_>,
+        mut copy: impl FnMut(WriteSlice<'m>, ReadSlice<'_>) -> usize,
+    ) -> usize {
         let mut written = 0;
         loop {
-            let count = self.current.copy_from(source);
+            let count = copy(self.current, source);
             written += count;
             source = source.skip(count);
             self.current = self.current.skip(count);
-            if source.is_empty() {
+            if source.is_empty() || !self.next_slice() {
                 return written;
             }
-            let Some((first, rest)) = self.slices.split_first() else {
-                return written;
-            };
-            self.current = *first;
-            self.slices = rest;
         }
+    }
+
+    /// Leaves `count` bytes as they are, or all that are left.
+    pub fn skip(&mut self, mut count: usize) {
+        loop {
+            let skipped = self.current.len().min(count);
+            self.current = self.current.skip(skipped);
+            count -= skipped;
+            if count == 0 || !self.next_slice() {
+                return;
+            }
+        }
+    }
+
+    /// Goes to the next slice. False when there is none.
+    #[inline]
+    fn next_slice(&mut self) -> bool {
+        let Some((first, rest)) = self.slices.split_first() else { return false };
+        self.current = *first;
+        self.slices = rest;
+        true
     }
 }
 
@@ -191,5 +276,75 @@ mod tests {
         let recycled = recycle(slices);
         assert_eq!((recycled.as_ptr().addr(), recycled.capacity()), (start, capacity));
         assert!(recycled.is_empty());
+    }
+
+    /// Private memory in pieces, to write to.
+    fn pieces<'m>(bytes: &'m mut [u8], lens: &[usize]) -> Vec<WriteSlice<'m>> {
+        let mut rest = bytes;
+        let mut slices = Vec::new();
+        for len in lens {
+            let (piece, behind) = rest.split_at_mut(*len);
+            rest = behind;
+            // SAFETY: this is the only way to these bytes while 'm lasts.
+            slices.push(unsafe { WriteSlice::new(piece.as_mut_ptr(), piece.len()) });
+        }
+        slices
+    }
+
+    #[test]
+    fn a_summed_write_is_one_sum_over_odd_pieces() {
+        let source: Vec<u8> = (0..200u8).map(|n| n.wrapping_mul(77)).collect();
+        for cut in 0..200 {
+            let mut bytes = [0; 203];
+            let slices = pieces(&mut bytes, &[0, 1, 66, 0, 3, 133]);
+            let mut cursor = WriteCursor::new(&slices);
+            cursor.skip(3);
+            let mut sum = Sum::new();
+            let (one, two) = source.split_at(cut);
+            assert_eq!(cursor.write_summed(one.into(), &mut sum), cut);
+            assert_eq!(cursor.write_summed(two.into(), &mut sum), 200 - cut);
+            assert_eq!(cursor.write_summed(two.into(), &mut sum), 0, "no room");
+            drop(slices);
+            assert_eq!((&bytes[..3], &bytes[3..]), (&[0; 3][..], &source[..]));
+            let mut whole = Sum::new();
+            whole.add(&source);
+            assert_eq!(sum.finish(), whole.finish(), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_copied_cursor_stays_where_it_was() {
+        let mut bytes = [0; 10];
+        let slices = pieces(&mut bytes, &[4, 6]);
+        let mut later = WriteCursor::new(&slices);
+        later.skip(3);
+        let mut first = later;
+        assert_eq!(first.write((&[1; 7][..]).into()), 7);
+        assert_eq!(later.write((&[2; 2][..]).into()), 2);
+        later.skip(100);
+        assert_eq!(later.write((&[3][..]).into()), 0);
+        drop(slices);
+        assert_eq!(bytes, [0, 0, 0, 2, 2, 1, 1, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_read_cursor_takes_what_lies_together() {
+        let bytes: Vec<u8> = (0..10).collect();
+        let rest = [ReadSlice::from(&bytes[4..4]), ReadSlice::from(&bytes[4..9])];
+        let mut cursor = ReadCursor::new(ReadSlice::from(&bytes[..4]), &rest);
+        let mut taken = Vec::new();
+        for count in [1, 5, 0, 2, 99, 99] {
+            let piece = cursor.take(count);
+            let mut private = vec![0; piece.len()];
+            piece.copy_to(&mut private);
+            taken.push(private);
+        }
+        let expected: [&[u8]; 6] = [&[0], &[1, 2, 3], &[], &[4, 5], &[6, 7, 8], &[]];
+        assert_eq!(taken, expected);
+        let mut cursor = ReadCursor::new(ReadSlice::from(&bytes[..4]), &rest);
+        cursor.skip(6);
+        assert_eq!(cursor.take(99).len(), 3);
+        cursor.skip(1);
+        assert!(cursor.take(1).is_empty());
     }
 }

@@ -158,7 +158,7 @@ mod tests {
             panic!("`run` is parsed as Run");
         };
         let config = run.config().expect("the flags are valid");
-        assert_eq!(config.mode, config::Mode::Poll);
+        assert_eq!(config.mode, engine::Mode::Poll);
         assert_eq!(config.cpus, [1]);
         assert_eq!(config.log, tracing::level_filters::LevelFilter::INFO);
         assert_eq!(config.idle_spin, std::time::Duration::from_millis(1));

@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod demo;
 mod session;
+mod sharing;
 mod socket;
 mod switch;
 

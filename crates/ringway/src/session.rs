@@ -15,6 +15,9 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
+use wire::vhost_user::FrontEndRequest;
+
+use crate::sharing;
 
 /// A vhost-user port, as control sees it.
 pub struct Port {
@@ -85,6 +88,9 @@ impl Port {
                 return Err(Ended::Closed);
             };
             tracing::trace!(port = self.name, ?message, "received");
+            if socket.is_private_memory(&message) {
+                return Err(Violation::NotShared.into());
+            }
             let step = session.handle(message)?;
             for notice in &step.notices {
                 tracing::info!(port = self.name, "{notice}");
@@ -147,6 +153,8 @@ impl Port {
 /// A connection and the runtime's eye on its socket.
 struct Socket {
     connection: Connection,
+    /// The front end's process, if it can be seen from here.
+    peer: Option<i32>,
     /// The same socket, to wait for it; never read or written.
     readiness: UnixStream,
 }
@@ -154,12 +162,22 @@ struct Socket {
 impl Socket {
     fn new(readiness: UnixStream) -> Result<Self, ConnectionError> {
         let connection = Connection::new(readiness.as_fd().try_clone_to_owned()?)?;
-        Ok(Self { connection, readiness })
+        let peer = readiness.peer_cred()?.pid();
+        Ok(Self { connection, peer, readiness })
+    }
+
+    /// Whether `message` hands over memory of which the front end keeps a copy of its own.
+    fn is_private_memory(&self, message: &Message) -> bool {
+        use FrontEndRequest::{AddMemReg, SetMemTable};
+        let hands_over = [SetMemTable, AddMemReg].map(FrontEndRequest::number);
+        let files = message.descriptors.iter().map(AsFd::as_fd);
+        hands_over.contains(&message.header.request)
+            && self.peer.is_some_and(|peer| sharing::is_private(peer, files))
     }
 
     /// The next message; none when the front end is gone. May be cancelled.
     async fn receive(&mut self) -> Result<Option<Message>, ConnectionError> {
-        let Self { connection, readiness } = self;
+        let Self { connection, readiness, .. } = self;
         let receive = || match connection.receive() {
             Ok(Incoming::NotYet) => Err(io::ErrorKind::WouldBlock.into()),
             other => Ok(other),
@@ -171,7 +189,7 @@ impl Socket {
     }
 
     async fn send(&mut self, message: Message) -> Result<(), ConnectionError> {
-        let Self { connection, readiness } = self;
+        let Self { connection, readiness, .. } = self;
         if connection.send(message)? {
             return Ok(());
         }

@@ -42,10 +42,7 @@ impl Channel {
         let shared = Arc::new(Shared::default());
         let reader = Arc::clone(&shared);
         thread::spawn(move || reader.read(lines));
-        Ok(Channel {
-            stream: Arc::new(Mutex::new(stream)),
-            shared,
-        })
+        Ok(Channel { stream: Arc::new(Mutex::new(stream)), shared })
     }
 
     /// The name of the running boot.
@@ -86,10 +83,7 @@ impl Channel {
             state.jobs.insert(job, Arc::clone(&progress));
             (boot, job)
         };
-        self.send(&line::encode(
-            &format!("run {boot} {job}"),
-            script.as_bytes(),
-        ))?;
+        self.send(&line::encode(&format!("run {boot} {job}"), script.as_bytes()))?;
         let channel = self.clone();
         Ok(Job::new(name, script, progress, move || {
             // A guest that is gone has killed the job already.
@@ -98,10 +92,7 @@ impl Channel {
     }
 
     fn send(&self, line: &[u8]) -> io::Result<()> {
-        self.stream
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(line)
+        self.stream.lock().unwrap_or_else(PoisonError::into_inner).write_all(line)
     }
 }
 

@@ -108,12 +108,7 @@ impl Builder {
     pub fn boot(mut self) -> Result<Guest> {
         let qemu = self.qemu.take().map_or_else(Qemu::system, Ok)?;
         let directory = tempfile::Builder::new().prefix("testbed-").tempdir()?;
-        let mut guest = Guest {
-            builder: self,
-            qemu,
-            directory,
-            machine: None,
-        };
+        let mut guest = Guest { builder: self, qemu, directory, machine: None };
         guest.power_on()?;
         Ok(guest)
     }
@@ -144,15 +139,9 @@ struct Process {
 
 impl Process {
     fn new(child: Child) -> Result<Process> {
-        let pid = i32::try_from(child.id())
-            .ok()
-            .and_then(Pid::from_raw)
-            .context("a pid of 0")?;
+        let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a pid of 0")?;
         let ended = pidfd_open(pid, PidfdFlags::empty())?;
-        Ok(Process {
-            child: Mutex::new(child),
-            ended,
-        })
+        Ok(Process { child: Mutex::new(child), ended })
     }
 
     fn child(&self) -> MutexGuard<'_, Child> {
@@ -162,11 +151,7 @@ impl Process {
     /// How the process ended, if it has within `limit`.
     fn end(&self, limit: Duration) -> Result<Option<ExitStatus>> {
         let ended = wait_readable([self.ended.as_fd()], limit)?;
-        Ok(if ended == [true] {
-            Some(self.child().wait()?)
-        } else {
-            None
-        })
+        Ok(if ended == [true] { Some(self.child().wait()?) } else { None })
     }
 }
 
@@ -253,14 +238,8 @@ impl Guest {
     ///
     /// QEMU refuses it, or has ended.
     pub fn qmp(&self, command: &str, arguments: Value) -> Result<Value> {
-        let mut monitor = self
-            .machine()?
-            .monitor
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        monitor
-            .execute(command, arguments)
-            .with_context(|| self.name().to_owned())
+        let mut monitor = self.machine()?.monitor.lock().unwrap_or_else(PoisonError::into_inner);
+        monitor.execute(command, arguments).with_context(|| self.name().to_owned())
     }
 
     /// Executes a command of QEMU's human monitor, such as `info network`, and returns what it prints.
@@ -285,9 +264,7 @@ impl Guest {
     }
 
     fn machine(&self) -> Result<&Machine> {
-        self.machine
-            .as_ref()
-            .with_context(|| format!("{}: the guest is killed", self.name()))
+        self.machine.as_ref().with_context(|| format!("{}: the guest is killed", self.name()))
     }
 
     fn wait_for_boot(&self, before: Option<&str>) -> Result<()> {
@@ -306,10 +283,7 @@ impl Guest {
         let console = self.console();
         let lines: Vec<&str> = console.lines().collect();
         let last = lines[lines.len().saturating_sub(CONSOLE_LINES)..].join("\n");
-        format!(
-            "{}: what QEMU and the console said last:\n{last}\n",
-            self.name()
-        )
+        format!("{}: what QEMU and the console said last:\n{last}\n", self.name())
     }
 
     fn power_on(&mut self) -> Result<()> {
@@ -325,11 +299,7 @@ impl Guest {
         let process = Process::new(process::spawn(self.command()?)?)?;
         let channel = Channel::new(accept(&agent, &process)?)?;
         let monitor = Mutex::new(Monitor::new(accept(&monitor, &process)?)?);
-        Ok(Machine {
-            process,
-            channel,
-            monitor,
-        })
+        Ok(Machine { process, channel, monitor })
     }
 
     fn command(&self) -> Result<Command> {
@@ -339,75 +309,38 @@ impl Guest {
             None => bound_command(self.qemu.path()),
             Some(namespace) => {
                 let mut command = bound_command("ip");
-                command
-                    .args(["netns", "exec", namespace])
-                    .arg(self.qemu.path());
+                command.args(["netns", "exec", namespace]).arg(self.qemu.path());
                 command
             }
         };
         let backend = &builder.memory_backend;
         let memory = builder.memory_mib;
         command
-            .args([
-                "-name",
-                &builder.name,
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-            ])
-            .args([
-                "-machine",
-                "q35,memory-backend=memory",
-                "-cpu",
-                &builder.cpu,
-            ])
+            .args(["-name", &builder.name, "-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-machine", "q35,memory-backend=memory", "-cpu", &builder.cpu])
             // One processor, so one thread, which spares the emulator its atomic operations.
-            .args([
-                "-accel",
-                "tcg,thread=single",
-                "-smp",
-                "1",
-                "-m",
-                &format!("{memory}M"),
-            ])
+            .args(["-accel", "tcg,thread=single", "-smp", "1", "-m", &format!("{memory}M")])
             .arg("-object")
-            .arg(format!(
-                "{backend},id=memory,size={memory}M"
-            ))
+            .arg(format!("{backend},id=memory,size={memory}M"))
             .arg("-kernel")
             .arg(builder.image.kernel())
             .arg("-initrd")
             .arg(builder.image.initramfs())
             .args(["-append", KERNEL_ARGUMENTS])
             .arg("-chardev")
-            .arg(format!(
-                "file,id=console,path={directory}/console.log,append=on"
-            ))
+            .arg(format!("file,id=console,path={directory}/console.log,append=on"))
             .args(["-serial", "chardev:console"])
             .arg("-chardev")
             .arg(format!("socket,id=monitor,path={directory}/monitor.sock"))
             .args(["-mon", "chardev=monitor,mode=control"])
             .arg("-chardev")
             .arg(format!("socket,id=agent,path={directory}/agent.sock"))
-            .args([
-                "-device",
-                "virtio-serial-pci",
-                "-device",
-                "virtserialport,chardev=agent",
-            ]);
+            .args(["-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent"]);
         for (index, nic) in builder.nics.iter().enumerate() {
             command.args(nic.arguments(index, &self.qemu)?);
         }
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.file("qemu.log"))?;
-        command
-            .args(&builder.arguments)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log);
+        let log = fs::File::options().create(true).append(true).open(self.file("qemu.log"))?;
+        command.args(&builder.arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         Ok(command)
     }
 }

@@ -19,12 +19,8 @@ pub(crate) const TOOL: &[u8] = include_bytes!(env!("TESTBED_TOOL"));
 const MODULES: [&str; 3] = ["virtio_pci", "virtio_console", "virtio_net"];
 /// Programs a guest has beside busybox, and the Debian package of each. Scripts run in dash, as on the host: busybox's
 /// shell would take busybox's own `ip` for every `ip`.
-const PROGRAMS: [(&str, &str); 4] = [
-    ("dash", "dash"),
-    ("ip", "iproute2"),
-    ("ethtool", "ethtool"),
-    ("iperf3", "iperf3"),
-];
+const PROGRAMS: [(&str, &str); 4] =
+    [("dash", "dash"), ("ip", "iproute2"), ("ethtool", "ethtool"), ("iperf3", "iperf3")];
 
 /// A kernel and its first file system. Cheap to clone; it lives in memory and leaves no file behind.
 #[derive(Clone)]
@@ -85,10 +81,7 @@ fn newest_kernel(boot: &Path) -> Result<(PathBuf, String)> {
 
 /// The numbers in a release, so that 6.10 is newer than 6.9.
 fn numbers(release: &str) -> Vec<u64> {
-    release
-        .split(|c: char| !c.is_ascii_digit())
-        .filter_map(|number| number.parse().ok())
-        .collect()
+    release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
 fn initramfs(release: &str) -> Result<Vec<u8>> {
@@ -105,10 +98,7 @@ fn initramfs(release: &str) -> Result<Vec<u8>> {
         let path = find_program(program)
             .with_context(|| format!("no {program} on this machine: install Debian's {package}"))?;
         if program == "dash" {
-            archive.symlink(
-                "/bin/sh",
-                path.to_str().context("a path that is not UTF-8")?,
-            );
+            archive.symlink("/bin/sh", path.to_str().context("a path that is not UTF-8")?);
         }
         for file in [path.clone()].into_iter().chain(shared_libraries(&path)?) {
             if copied.insert(file.clone()) {
@@ -121,10 +111,8 @@ fn initramfs(release: &str) -> Result<Vec<u8>> {
     let directory = PathBuf::from("/lib/modules").join(release);
     let mut order = String::new();
     for module in load_order(&directory)? {
-        let name = module
-            .file_name()
-            .and_then(|name| name.to_str())
-            .context("a nameless module")?;
+        let name =
+            module.file_name().and_then(|name| name.to_str()).context("a nameless module")?;
         let target = format!("/modules/{}", name.trim_end_matches(".xz"));
         archive.file(&target, &read_module(&module)?);
         order.push_str(&target);
@@ -158,47 +146,33 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
 
 /// The libraries a program is linked with, its loader included; none if it is static.
 fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
-    let output = Command::new("ldd")
-        .arg(program)
-        .output()
-        .context("cannot run ldd")?;
+    let output = Command::new("ldd").arg(program).output().context("cannot run ldd")?;
     let text = String::from_utf8_lossy(&output.stdout);
     if text.contains("not found") {
         bail!("{} lacks a library:\n{text}", program.display());
     }
     // "name => /path (address)", and "/path (address)" for the loader; the kernel's vdso has no path.
     let paths = text.split_whitespace().filter(|word| word.starts_with('/'));
-    Ok(paths
-        .filter(|word| !word.ends_with(':'))
-        .map(PathBuf::from)
-        .collect())
+    Ok(paths.filter(|word| !word.ends_with(':')).map(PathBuf::from).collect())
 }
 
 /// [`MODULES`] and what they depend on, each after what it needs. A driver built into the kernel needs no file.
 fn load_order(directory: &Path) -> Result<Vec<PathBuf>> {
     let list = directory.join("modules.dep");
     let list = fs::read_to_string(&list).with_context(|| {
-        format!(
-            "cannot read {}: reinstall Debian's linux-image-cloud-amd64",
-            list.display()
-        )
+        format!("cannot read {}: reinstall Debian's linux-image-cloud-amd64", list.display())
     })?;
     let builtin = fs::read_to_string(directory.join("modules.builtin")).unwrap_or_default();
     let mut order: Vec<&str> = Vec::new();
     for wanted in MODULES {
-        let line = list.lines().find(|line| {
-            line.split(':')
-                .next()
-                .is_some_and(|path| module_name(path) == wanted)
-        });
+        let line = list
+            .lines()
+            .find(|line| line.split(':').next().is_some_and(|path| module_name(path) == wanted));
         let Some((module, needs)) = line.and_then(|line| line.split_once(':')) else {
             if builtin.lines().any(|path| module_name(path) == wanted) {
                 continue;
             }
-            bail!(
-                "the kernel in {} has no driver {wanted}",
-                directory.display()
-            );
+            bail!("the kernel in {} has no driver {wanted}", directory.display());
         };
         // modules.dep lists what a module needs with the most basic last.
         for path in needs.split_whitespace().rev().chain([module]) {
@@ -227,11 +201,7 @@ fn read_module(path: &Path) -> Result<Vec<u8>> {
         .output()
         .context("cannot run xz: install Debian's xz-utils")?;
     if !output.status.success() {
-        bail!(
-            "{}: {}",
-            path.display(),
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{}: {}", path.display(), String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(output.stdout)
 }
@@ -243,19 +213,9 @@ mod tests {
     #[test]
     fn newest_kernel_by_number() -> Result<()> {
         let boot = tempfile::tempdir()?;
-        let error = newest_kernel(boot.path())
-            .err()
-            .context("no kernel was found")?;
-        assert!(
-            error
-                .to_string()
-                .contains("install Debian's linux-image-cloud-amd64")
-        );
-        for release in [
-            "6.9.9-1-cloud-amd64",
-            "6.12.0-1-cloud-amd64",
-            "7.0.0-1-amd64",
-        ] {
+        let error = newest_kernel(boot.path()).err().context("no kernel was found")?;
+        assert!(error.to_string().contains("install Debian's linux-image-cloud-amd64"));
+        for release in ["6.9.9-1-cloud-amd64", "6.12.0-1-cloud-amd64", "7.0.0-1-amd64"] {
             fs::write(boot.path().join(format!("vmlinuz-{release}")), "")?;
         }
         let (path, release) = newest_kernel(boot.path())?;
@@ -270,19 +230,11 @@ mod tests {
         let list = "k/virtio_pci.ko: k/ring.ko k/virtio.ko\nk/virtio-net.ko.xz: k/failover.ko k/ring.ko k/virtio.ko\n\
                     k/virtio.ko:\n";
         fs::write(directory.path().join("modules.dep"), list)?;
-        fs::write(
-            directory.path().join("modules.builtin"),
-            "k/virtio_console.ko\n",
-        )?;
+        fs::write(directory.path().join("modules.builtin"), "k/virtio_console.ko\n")?;
         let order = load_order(directory.path())?;
-        let names: Vec<_> = order
-            .iter()
-            .filter_map(|path| path.to_str().map(module_name))
-            .collect();
-        assert_eq!(
-            names,
-            ["virtio", "ring", "virtio_pci", "failover", "virtio_net"]
-        );
+        let names: Vec<_> =
+            order.iter().filter_map(|path| path.to_str().map(module_name)).collect();
+        assert_eq!(names, ["virtio", "ring", "virtio_pci", "failover", "virtio_net"]);
         fs::write(directory.path().join("modules.builtin"), "")?;
         assert!(load_order(directory.path()).is_err());
         Ok(())

@@ -18,9 +18,7 @@ impl Monitor {
     /// Takes the greeting and leaves negotiation mode.
     pub(crate) fn new(stream: UnixStream) -> Result<Monitor> {
         stream.set_read_timeout(Some(ANSWER_LIMIT))?;
-        let mut monitor = Monitor {
-            stream: BufReader::new(stream),
-        };
+        let mut monitor = Monitor { stream: BufReader::new(stream) };
         monitor.read().context("no greeting from QEMU's monitor")?;
         monitor.execute("qmp_capabilities", json!({}))?;
         Ok(monitor)
@@ -30,9 +28,7 @@ impl Monitor {
         let line = json!({"execute": command, "arguments": arguments}).to_string() + "\n";
         self.stream.get_mut().write_all(line.as_bytes())?;
         loop {
-            let mut answer = self
-                .read()
-                .with_context(|| format!("no answer to {command}"))?;
+            let mut answer = self.read().with_context(|| format!("no answer to {command}"))?;
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refuses {command}: {error}");
             }

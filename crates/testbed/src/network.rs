@@ -38,10 +38,7 @@ impl Network {
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
         ip(&["netns", "add", &name])?;
-        let network = Network {
-            namespace: Some(name),
-            links: Mutex::default(),
-        };
+        let network = Network { namespace: Some(name), links: Mutex::default() };
         network.ip(&["link", "set", "lo", "up"])?;
         Ok(network)
     }
@@ -53,10 +50,7 @@ impl Network {
     /// This process is not root.
     pub fn host() -> Result<Network> {
         require_root()?;
-        Ok(Network {
-            namespace: None,
-            links: Mutex::default(),
-        })
+        Ok(Network { namespace: None, links: Mutex::default() })
     }
 
     /// The namespace's name for `ip netns`; `None` if it is this process's.
@@ -112,11 +106,7 @@ impl Network {
     /// The link is not there, or has the address.
     pub fn address(&self, link: &str, address: &str) -> Result<()> {
         // IPv6 would first ask for a second whether someone else has it.
-        let nodad: &[&str] = if address.contains(':') {
-            &["nodad"]
-        } else {
-            &[]
-        };
+        let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
         self.ip(&[&["addr", "add", address, "dev", link], nodad].concat())
     }
 
@@ -133,10 +123,7 @@ impl Network {
     }
 
     fn made(&self, link: &str) -> Result<()> {
-        self.links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(link.to_owned());
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).push(link.to_owned());
         self.ip(&["link", "set", link, "up"])
     }
 }
@@ -196,9 +183,7 @@ fn remove_abandoned() {
         return; // none was ever made
     };
     for name in entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()) {
-        let owner = name
-            .strip_prefix(PREFIX)
-            .and_then(|rest| rest.split('-').next());
+        let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
         if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             // Another test may have been quicker.
             let _ = ip(&["netns", "del", &name]);

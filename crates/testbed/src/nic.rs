@@ -17,11 +17,7 @@ pub struct Nic {
 
 #[derive(Clone, Debug)]
 enum Peer {
-    VhostUser {
-        socket: PathBuf,
-        listen: bool,
-        reconnect: Option<u32>,
-    },
+    VhostUser { socket: PathBuf, listen: bool, reconnect: Option<u32> },
     Tap(String),
 }
 
@@ -29,11 +25,7 @@ impl Nic {
     /// A card served over the vhost-user socket at a path, to which QEMU connects.
     pub fn vhost_user(socket: impl AsRef<Path>) -> Nic {
         let socket = socket.as_ref().to_owned();
-        Nic::new(Peer::VhostUser {
-            socket,
-            listen: false,
-            reconnect: None,
-        })
+        Nic::new(Peer::VhostUser { socket, listen: false, reconnect: None })
     }
 
     /// A card on an existing tap, served by QEMU's own device model: the baseline.
@@ -44,12 +36,7 @@ impl Nic {
     fn new(peer: Peer) -> Nic {
         // No boot ROM: nobody boots from this card, and loading one takes time.
         let device = vec!["romfile=".to_owned()];
-        Nic {
-            peer,
-            model: "virtio-net-pci".to_owned(),
-            device,
-            netdev: Vec::new(),
-        }
+        Nic { peer, model: "virtio-net-pci".to_owned(), device, netdev: Vec::new() }
     }
 
     /// QEMU listens on the vhost-user socket and waits for the back end before the guest starts: boot such a guest from a
@@ -103,21 +90,13 @@ impl Nic {
         let mut arguments = Vec::new();
         let mut netdev = match &self.peer {
             Peer::Tap(name) => {
-                vec![format!(
-                    "tap,ifname={name},script=no,downscript=no,vhost=off"
-                )]
+                vec![format!("tap,ifname={name},script=no,downscript=no,vhost=off")]
             }
-            Peer::VhostUser {
-                socket,
-                listen,
-                reconnect,
-            } => {
+            Peer::VhostUser { socket, listen, reconnect } => {
                 let path = socket.to_str().context("a socket path that is not UTF-8")?;
                 // A comma in a value is written twice.
-                let mut chardev = format!(
-                    "socket,id=nic{index}-socket,path={}",
-                    path.replace(',', ",,")
-                );
+                let mut chardev =
+                    format!("socket,id=nic{index}-socket,path={}", path.replace(',', ",,"));
                 if *listen {
                     chardev.push_str(",server=on,wait=on");
                 }
@@ -138,11 +117,8 @@ impl Nic {
         }
         device.extend_from_slice(&self.device);
         let pairs = [("-netdev", netdev), ("-device", device)];
-        arguments.extend(
-            pairs
-                .into_iter()
-                .flat_map(|(flag, value)| [flag.to_owned(), value.join(",")]),
-        );
+        arguments
+            .extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value.join(",")]));
         Ok(arguments)
     }
 }

@@ -21,9 +21,7 @@ type Order = (Command, Sender<io::Result<Child>>);
 /// `program`, to be killed by the kernel when the thread that starts it is gone. Start it with [`spawn`].
 pub fn bound_command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("setpriv");
-    command
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(program.as_ref());
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program.as_ref());
     command
 }
 
@@ -47,10 +45,7 @@ pub fn spawn(command: Command) -> Result<Child> {
     });
     let what = format!("{command:?}");
     let (answer, answered) = mpsc::channel();
-    orders
-        .send((command, answer))
-        .ok()
-        .context("the spawning thread is gone")?;
+    orders.send((command, answer)).ok().context("the spawning thread is gone")?;
     let child = answered.recv().context("the spawning thread is gone")?;
     child.with_context(|| format!("cannot start {what}"))
 }
@@ -124,9 +119,7 @@ impl MemoryFile {
         let mut writable = File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
         writable.write_all(bytes)?;
         // Reopened for reading: a file that anyone has open for writing cannot be executed.
-        Ok(MemoryFile {
-            file: File::open(path_of(&writable))?,
-        })
+        Ok(MemoryFile { file: File::open(path_of(&writable))? })
     }
 
     pub(crate) fn path(&self) -> PathBuf {

@@ -32,10 +32,7 @@ impl Qemu {
         let text = String::from_utf8_lossy(&output.stdout);
         let version = parse_version(&text)
             .with_context(|| format!("{} does not say its version: {text:?}", path.display()))?;
-        Ok(Qemu {
-            path: path.to_owned(),
-            version,
-        })
+        Ok(Qemu { path: path.to_owned(), version })
     }
 
     /// The machine's own QEMU.
@@ -114,10 +111,7 @@ mod tests {
 
     #[test]
     fn reconnect_in_the_words_of_the_version() -> Result<()> {
-        let qemu = |version| Qemu {
-            path: PathBuf::new(),
-            version,
-        };
+        let qemu = |version| Qemu { path: PathBuf::new(), version };
         assert_eq!(qemu((10, 0)).reconnect(250)?, "reconnect-ms=250");
         assert_eq!(qemu((7, 2)).reconnect(2000)?, "reconnect=2");
         assert!(qemu((7, 2)).reconnect(250).is_err());

@@ -48,11 +48,7 @@ pub trait Shell {
         let output = self.output_within(script, limit)?;
         let text = output.text();
         if !output.success() {
-            bail!(
-                "{}: `{script}` ended with {}:\n{text}",
-                self.name(),
-                output.status
-            );
+            bail!("{}: `{script}` ended with {}:\n{text}", self.name(), output.status);
         }
         Ok(text)
     }
@@ -148,11 +144,7 @@ impl Job {
         progress: Arc<Progress>,
         kill: impl Fn() + Send + Sync + 'static,
     ) -> Job {
-        Job {
-            what: format!("{place}: `{script}`"),
-            progress,
-            kill: Box::new(kill),
-        }
+        Job { what: format!("{place}: `{script}`"), progress, kill: Box::new(kill) }
     }
 
     /// Waits for the script's end.
@@ -163,10 +155,7 @@ impl Job {
     pub fn wait(self, limit: Duration) -> Result<Output> {
         let mut state = self.progress.wait(limit, |state| state.end.is_some());
         match state.end.clone() {
-            Some(Ok(status)) => Ok(Output {
-                status,
-                bytes: std::mem::take(&mut state.bytes),
-            }),
+            Some(Ok(status)) => Ok(Output { status, bytes: std::mem::take(&mut state.bytes) }),
             Some(Err(why)) => Err(self.failure(&state, &why)),
             None => Err(self.failure(&state, &format!("did not end within {limit:?}"))),
         }
@@ -188,7 +177,8 @@ impl Job {
     /// As [`Job::wait_for`].
     pub fn wait_for_line(&self, words: &[&str], limit: Duration) -> Result<String> {
         self.wait_until(&format!("a line with {words:?}"), limit, |printed| {
-            let mut whole = printed.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
+            let mut whole =
+                printed.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n'));
             whole.find(|line| words.iter().all(|word| line.contains(word))).map(str::to_owned)
         })
     }
@@ -200,8 +190,7 @@ impl Job {
         find: impl Fn(&str) -> Option<T>,
     ) -> Result<T> {
         let find = |state: &State| find(&String::from_utf8_lossy(&state.bytes));
-        let state =
-            self.progress.wait(limit, |state| state.end.is_some() || find(state).is_some());
+        let state = self.progress.wait(limit, |state| state.end.is_some() || find(state).is_some());
         if let Some(found) = find(&state) {
             return Ok(found);
         }

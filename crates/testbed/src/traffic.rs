@@ -38,16 +38,9 @@ pub fn ping(from: &dyn Shell, to: &str, count: u32) -> Result<Ping> {
 }
 
 fn parse_ping(text: &str) -> Option<Ping> {
-    let line = text
-        .lines()
-        .find(|line| line.contains("packets transmitted"))?;
-    let mut numbers = line
-        .split(", ")
-        .filter_map(|part| part.split(' ').next()?.parse().ok());
-    Some(Ping {
-        sent: numbers.next()?,
-        received: numbers.next()?,
-    })
+    let line = text.lines().find(|line| line.contains("packets transmitted"))?;
+    let mut numbers = line.split(", ").filter_map(|part| part.split(' ').next()?.parse().ok());
+    Some(Ping { sent: numbers.next()?, received: numbers.next()? })
 }
 
 /// How a checked stream went.
@@ -80,17 +73,9 @@ pub fn tcp_stream(
     let text = received.text();
     let received = text.strip_prefix("listening\n").unwrap_or(&text);
     if received != sent {
-        bail!(
-            "{} sent {sent}{} received {received}",
-            from.name(),
-            to.name()
-        );
+        bail!("{} sent {sent}{} received {received}", from.name(), to.name());
     }
-    let sha256 = sent
-        .split_whitespace()
-        .nth(1)
-        .unwrap_or_default()
-        .to_owned();
+    let sha256 = sent.split_whitespace().nth(1).unwrap_or_default().to_owned();
     Ok(Stream { sha256, time })
 }
 
@@ -110,10 +95,7 @@ pub fn udp_sweep(
     echo.wait_for("listening\n", LISTEN_LIMIT)?;
     let (first, last) = (sizes.start(), sizes.end());
     // Lost echoes cost the tool 2 s each, and it gives up after a few.
-    from.run_within(
-        &format!("exec $TOOL udp-sweep {address} {first} {last}"),
-        SLACK * 2,
-    )?;
+    from.run_within(&format!("exec $TOOL udp-sweep {address} {first} {last}"), SLACK * 2)?;
     Ok(())
 }
 
@@ -153,17 +135,11 @@ fn parse_iperf(text: &str) -> Result<Iperf> {
     if let Some(error) = report.get("error") {
         bail!("{error}");
     }
-    let number = |pointer| {
-        report
-            .pointer(pointer)
-            .with_context(|| format!("no {pointer}"))
-    };
+    let number = |pointer| report.pointer(pointer).with_context(|| format!("no {pointer}"));
     let bits_per_second = number("/end/sum_received/bits_per_second")?;
     let retransmits = number("/end/sum_sent/retransmits")?;
     Ok(Iperf {
-        bits_per_second: bits_per_second
-            .as_f64()
-            .context("a rate that is no number")?,
+        bits_per_second: bits_per_second.as_f64().context("a rate that is no number")?,
         retransmits: retransmits.as_u64().context("a count that is no number")?,
     })
 }
@@ -176,13 +152,7 @@ mod tests {
     fn ping_counts() {
         let text = "PING 10.0.0.2 (10.0.0.2): 56 data bytes\n\n--- 10.0.0.2 ping statistics ---\n\
                     5 packets transmitted, 4 packets received, 20% packet loss\n";
-        assert_eq!(
-            parse_ping(text),
-            Some(Ping {
-                sent: 5,
-                received: 4
-            })
-        );
+        assert_eq!(parse_ping(text), Some(Ping { sent: 5, received: 4 }));
         assert_eq!(parse_ping("ping: sendto: Network unreachable"), None);
     }
 
@@ -190,10 +160,7 @@ mod tests {
     fn iperf_report() -> Result<()> {
         let text = r#"{"end": {"sum_sent": {"bits_per_second": 2e9, "retransmits": 3},
                        "sum_received": {"bits_per_second": 1.5e9}}}"#;
-        let expected = Iperf {
-            bits_per_second: 1.5e9,
-            retransmits: 3,
-        };
+        let expected = Iperf { bits_per_second: 1.5e9, retransmits: 3 };
         assert_eq!(parse_iperf(text)?, expected);
         let error = parse_iperf(r#"{"error": "unable to connect"}"#).err();
         assert!(error.is_some_and(|error| error.to_string().contains("unable to connect")));

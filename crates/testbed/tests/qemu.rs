@@ -14,24 +14,12 @@ fn a_guest_runs_scripts_and_reboots() -> Result<()> {
     for qemu in Qemu::all()? {
         let start = Instant::now();
         let mut guest = Guest::builder(&image, "vm1").qemu(&qemu).boot()?;
-        println!(
-            "QEMU {:?}: ready after {:?}",
-            qemu.version(),
-            start.elapsed()
-        );
+        println!("QEMU {:?}: ready after {:?}", qemu.version(), start.elapsed());
 
         assert_eq!(guest.run("echo one; echo two >&2")?, "one\ntwo\n");
         assert_eq!(guest.output("exit 3")?.status, 3);
-        let error = guest
-            .run("echo why; false")
-            .err()
-            .context("false succeeds")?;
-        assert!(
-            error
-                .to_string()
-                .contains("`echo why; false` ended with 1:\nwhy"),
-            "{error}"
-        );
+        let error = guest.run("echo why; false").err().context("false succeeds")?;
+        assert!(error.to_string().contains("`echo why; false` ended with 1:\nwhy"), "{error}");
 
         let megabyte = guest.output("head -c 1048576 /dev/urandom > a; sha256sum < a; cat a")?;
         assert_eq!(megabyte.bytes.len(), (1 << 20) + 68);
@@ -44,24 +32,14 @@ fn a_guest_runs_scripts_and_reboots() -> Result<()> {
         assert_eq!(server.wait(Duration::from_secs(10))?.status, 128 + 9);
         let slow = guest.output_within("echo half; sleep 1000", Duration::from_secs(1));
         let error = slow.err().context("sleep 1000 ended")?.to_string();
-        assert!(
-            error.contains("did not end within 1s") && error.contains("half"),
-            "{error}"
-        );
+        assert!(error.contains("did not end within 1s") && error.contains("half"), "{error}");
 
         let cut_off = guest.start("sleep 1000")?;
         guest.run("touch mark")?;
         guest.reboot()?;
-        let error = cut_off
-            .wait(Duration::from_secs(10))
-            .err()
-            .context("it slept on")?;
+        let error = cut_off.wait(Duration::from_secs(10)).err().context("it slept on")?;
         assert!(error.to_string().contains("the guest rebooted"), "{error}");
-        assert_eq!(
-            guest.output("test -e mark")?.status,
-            1,
-            "the reboot kept a file"
-        );
+        assert_eq!(guest.output("test -e mark")?.status, 1, "the reboot kept a file");
         // A reset tears the channel's lines apart; the next boot's are whole.
         let flood = guest.start("yes")?;
         flood.wait_for("y\n", Duration::from_secs(10))?;
@@ -73,11 +51,7 @@ fn a_guest_runs_scripts_and_reboots() -> Result<()> {
         guest.restart()?;
         assert_ne!(guest.qemu_pid()?, before);
         guest.run("true")?;
-        assert!(
-            guest
-                .monitor("info version")?
-                .starts_with(&qemu.version().0.to_string())
-        );
+        assert!(guest.monitor("info version")?.starts_with(&qemu.version().0.to_string()));
         guest.kill();
         assert!(guest.run("true").is_err());
     }
@@ -110,10 +84,7 @@ fn two_guests_talk_over_taps_and_a_bridge() -> Result<()> {
     });
     let (one, two) = (one?, two.ok().context("the thread panicked")??);
 
-    let all = Ping {
-        sent: 3,
-        received: 3,
-    };
+    let all = Ping { sent: 3, received: 3 };
     assert_eq!(traffic::ping(&one, "10.0.0.2", 3)?, all);
     assert_eq!(traffic::ping(&two, "fd00::1", 3)?, all);
     assert_eq!(traffic::ping(&network, "10.0.0.1", 3)?, all);
@@ -126,27 +97,19 @@ fn two_guests_talk_over_taps_and_a_bridge() -> Result<()> {
     let stream = traffic::tcp_stream(&network, &one, (address(1), 9).into(), 16 << 20)?;
     println!("16 MiB from the host in {:?}", stream.time);
     println!("{:?}", traffic::iperf(&one, &two, address(2), 3, "")?);
-    assert!(
-        one.run("ethtool -k eth0")?
-            .contains("tcp-segmentation-offload: on")
-    );
+    assert!(one.run("ethtool -k eth0")?.contains("tcp-segmentation-offload: on"));
     Ok(())
 }
 
 #[test]
 fn a_guest_that_cannot_start_says_why() -> Result<()> {
     let image = Image::build()?;
-    let guest = Guest::builder(&image, "vm1")
-        .nic(Nic::vhost_user("/nonexistent/socket"))
-        .boot();
+    let guest = Guest::builder(&image, "vm1").nic(Nic::vhost_user("/nonexistent/socket")).boot();
     let error = format!("{:#}", guest.err().context("it started")?);
     assert!(error.contains("/nonexistent/socket"), "{error}");
     let guest = Guest::builder(&image, "vm1").argument("-bogus").boot();
     let error = format!("{:#}", guest.err().context("it started")?);
-    assert!(
-        error.contains("QEMU ended") && error.contains("-bogus"),
-        "{error}"
-    );
+    assert!(error.contains("QEMU ended") && error.contains("-bogus"), "{error}");
     Ok(())
 }
 
@@ -159,10 +122,7 @@ fn what_a_network_made_goes_with_it() -> Result<()> {
     drop(network);
     assert!(!Network::host()?.run("ip -brief link")?.contains(&name));
     let private = Network::new()?;
-    let name = private
-        .namespace()
-        .context("a private network has a namespace")?
-        .to_owned();
+    let name = private.namespace().context("a private network has a namespace")?.to_owned();
     assert!(Network::host()?.run("ip netns")?.contains(&name));
     drop(private);
     assert!(!Network::host()?.run("ip netns")?.contains(&name));

@@ -29,10 +29,7 @@ struct Agent {
 pub fn serve(path: &str) -> io::Result<()> {
     let port = open(path)?;
     let mut commands = BufReader::new(port.try_clone()?);
-    let agent = Arc::new(Agent {
-        port: Mutex::new(port),
-        jobs: Mutex::default(),
-    });
+    let agent = Arc::new(Agent { port: Mutex::new(port), jobs: Mutex::default() });
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let boot = boot.trim();
     // Voids the torn line that an earlier boot may have left.
@@ -72,10 +69,7 @@ fn open(path: &str) -> io::Result<File> {
 
 impl Agent {
     fn send(&self, line: &[u8]) -> io::Result<()> {
-        self.port
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .write_all(line)
+        self.port.lock().unwrap_or_else(PoisonError::into_inner).write_all(line)
     }
 
     fn start(agent: &Arc<Agent>, job: String, script: Vec<u8>) {
@@ -102,10 +96,7 @@ impl Agent {
             .stderr(input)
             .process_group(0)
             .spawn()?;
-        self.jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(job.to_owned(), child.id());
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).insert(job.to_owned(), child.id());
         let mut buffer = vec![0; 16 << 10];
         let words = format!("output {job}");
         loop {
@@ -116,21 +107,14 @@ impl Agent {
             self.send(&line::encode(&words, &buffer[..count]))?;
         }
         let status = child.wait()?;
-        self.jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(job);
-        Ok(status
-            .code()
-            .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).remove(job);
+        Ok(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
     fn kill(&self, job: &str) -> io::Result<()> {
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(group) = jobs.get(job) {
-            Command::new("/bin/kill")
-                .args(["-9", "--", &format!("-{group}")])
-                .status()?;
+            Command::new("/bin/kill").args(["-9", "--", &format!("-{group}")]).status()?;
         }
         Ok(())
     }

@@ -118,17 +118,12 @@ pub fn udp_sweep(address: SocketAddr, first: usize, last: usize) -> io::Result<(
         }
     }
     if !lost.is_empty() {
-        return Err(io::Error::other(format!(
-            "no echo of these sizes: {lost:?}"
-        )));
+        return Err(io::Error::other(format!("no echo of these sizes: {lost:?}")));
     }
     println!("{} sizes", last + 1 - first);
     Ok(())
 }
 
 fn is_timeout(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-    )
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }

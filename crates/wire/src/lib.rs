@@ -7,6 +7,7 @@ mod bits;
 pub mod checksum;
 pub mod ethernet;
 pub mod rarp;
+pub mod segment;
 pub mod split;
 pub mod vhost_user;
 pub mod virtio;

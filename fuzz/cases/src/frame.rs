@@ -15,7 +15,7 @@ use crate::guest::{AREA, Guest};
 use crate::input::Input;
 
 /// The features that decide over a frame's form.
-const CHOICE: [Features; 15] = [
+const CHOICE: [Features; 18] = [
     Features::VERSION_1,
     Features::MRG_RXBUF,
     Features::INDIRECT_DESC,
@@ -31,6 +31,9 @@ const CHOICE: [Features; 15] = [
     Features::ANY_LAYOUT,
     Features::MTU,
     Features::GUEST_ANNOUNCE,
+    Features::HOST_USO,
+    Features::GUEST_USO4,
+    Features::GUEST_USO6,
 ];
 
 /// Frames with arbitrary headers between two guests with arbitrary features.
@@ -75,7 +78,7 @@ struct World {
 }
 
 fn features(input: &mut Input<'_>) -> Features {
-    let bits = input.u16();
+    let bits = input.u32();
     let chosen = |(bit, feature): (usize, &Features)| match bits & 1 << bit {
         0 => Features::NONE,
         _ => *feature,

@@ -263,8 +263,7 @@ impl Guest {
 
     fn read(&self, address: u64, len: usize) -> Vec<u8> {
         let mut slices: Vec<ReadSlice<'_>> = Vec::new();
-        let result =
-            self.memory.translator().read(GuestAddress(address), len as u32, &mut slices);
+        let result = self.memory.translator().read(GuestAddress(address), len as u32, &mut slices);
         assert_eq!(result, Ok(()));
         let mut bytes = vec![0; len];
         let mut at = 0;

@@ -101,8 +101,10 @@ impl World {
             _ => input.u64(),
         };
         // Right behind the last one, as regions that a buffer may cross into are.
-        let guest_end = self.regions.last().map_or(GUEST, |last| last.guest + last.size);
-        let front_end_end = self.regions.last().map_or(FRONT_END, |last| last.front_end + last.size);
+        let guest_end =
+            self.regions.last().map_or(GUEST, |last| last.guest.wrapping_add(last.size));
+        let front_end_end =
+            self.regions.last().map_or(FRONT_END, |last| last.front_end.wrapping_add(last.size));
         let mut place = |end: u64, base: u64| match input.below(8) {
             0..=3 => end,
             4 => base + u64::from(input.u16()),
@@ -143,8 +145,8 @@ impl World {
             self.regions.push(region);
         }
         let requests: Vec<_> = self.regions.iter().map(|region| self.request(region)).collect();
-        let is_allowed = self.regions.iter().all(|region| self.is_sound(region))
-            && are_apart(&self.regions);
+        let is_allowed =
+            self.regions.iter().all(|region| self.is_sound(region)) && are_apart(&self.regions);
         match GuestMemory::map(requests) {
             Ok(memory) => {
                 assert!(is_allowed, "a table that may not be was mapped");
@@ -185,7 +187,8 @@ impl World {
         let guest = GuestAddress(region.guest.wrapping_add(off(input)));
         let front_end = FrontEndAddress(region.front_end.wrapping_add(off(input)));
         let size = region.size.wrapping_add(off(input));
-        let is_known = (guest.0, front_end.0, size) == (region.guest, region.front_end, region.size);
+        let is_known =
+            (guest.0, front_end.0, size) == (region.guest, region.front_end, region.size);
         match self.memory.without(guest, front_end, size) {
             Ok(memory) => {
                 assert!(is_known, "a region that is not there was removed");
@@ -287,9 +290,8 @@ impl World {
 
     fn read(&mut self, input: &mut Input<'_>) {
         // Two, for what a translator remembers.
-        let buffers = [(); 2].map(|()| {
-            (self.address(input, |region| region.guest), Self::len(input))
-        });
+        let buffers =
+            [(); 2].map(|()| (self.address(input, |region| region.guest), Self::len(input)));
         let mut translator = self.memory.translator();
         for (address, len) in buffers {
             let (pieces, is_whole) = self.pieces(address, len);
@@ -360,9 +362,10 @@ impl World {
         let value = input.u64();
         let width = input.pick(&[2, 4, 8usize]);
         let bytes = len.saturating_mul(width);
-        let found = self.regions.iter().find(|region| {
-            region.guest <= address && address - region.guest < region.size
-        });
+        let found = self
+            .regions
+            .iter()
+            .find(|region| region.guest <= address && address - region.guest < region.size);
         // What counts is the alignment in our own address space: that in the file.
         let is_allowed = found.is_some_and(|region| {
             let offset = address - region.guest;

@@ -153,7 +153,8 @@ impl RingMemory {
     fn write(&self, offset: u64, bytes: &[u8]) {
         let len = (bytes.len() as u64).min(BYTES - offset) as u32;
         let mut slices = Vec::new();
-        let written = self.memory.translator().write(GuestAddress(START + offset), len, &mut slices);
+        let written =
+            self.memory.translator().write(GuestAddress(START + offset), len, &mut slices);
         assert_eq!(written, Ok(()));
         WriteCursor::new(&slices).write(bytes.into());
     }
@@ -265,8 +266,7 @@ impl<'r> Device<'r> {
         let mut translator = self.ring.memory.translator();
         let limit = Self::limit(input);
         let mut slices = Vec::new();
-        let chain =
-            self.queue.retake_readable(held.head, &mut translator, limit, &mut slices)?;
+        let chain = self.queue.retake_readable(held.head, &mut translator, limit, &mut slices)?;
         assert_eq!(chain.head, held.head);
         *held = chain;
         let lens: Vec<usize> = slices.iter().map(|slice| slice.len()).collect();

@@ -1,8 +1,9 @@
 //! A receiver that is full holds its senders' frames, a bounded number for a bounded time.
 
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
-use engine::{App, BURST, DropReason, HELD, Mode};
+use engine::{App, BURST, DropReason, HELD, Mode, WorkerHandle};
 use ringway_ports::BLOCK;
 use ringway_ports::vhost_user::PATIENCE;
 use wire::split::Descriptor;
@@ -312,6 +313,13 @@ fn a_full_receiver_bounds_the_sleep_and_nothing_keeps_the_worker_awake() {
     assert!(world.port(0).arm() || deadlines(&mut world)[0] == Some(since + BLOCK));
 }
 
+/// Waits until all ports have published what they did.
+fn end_of_breath(handle: &WorkerHandle) {
+    let (done, is_done) = sync_channel(1);
+    handle.run(|_| (), move |()| done.send(()).unwrap()).unwrap();
+    is_done.recv_timeout(LIMIT).expect("the worker answers in time");
+}
+
 /// A worker that sleeps with a frame held, while too few buffers are there, is woken by more.
 #[test]
 fn buffers_wake_a_worker_that_sleeps_with_frames_held() {
@@ -335,6 +343,7 @@ fn buffers_wake_a_worker_that_sleeps_with_frames_held() {
                 receiver.receive.kick.fire();
             }
             sender.transmit.call.wait(LIMIT, "the chain to come back");
+            end_of_breath(&handle);
             assert_eq!(sender.reap(), 1);
             // On a machine that is busy elsewhere its time may be over first.
             match &receiver.frames()[..] {
@@ -351,6 +360,7 @@ fn buffers_wake_a_worker_that_sleeps_with_frames_held() {
                 sender.send(&frame(0, 1, len, round));
                 sender.transmit.kick.fire();
                 sender.transmit.call.wait(LIMIT, "the chain to come back");
+                end_of_breath(&handle);
                 sender.reap();
                 receiver.frames();
             }

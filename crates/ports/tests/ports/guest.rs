@@ -34,7 +34,7 @@ const PAGE: u64 = 4096;
 pub const AREA: u32 = 80 * 1024;
 /// What a buffer holds before it is written to.
 const BLANK: u8 = 0xEE;
-const BLANKS: [u8; AREA as usize] = [BLANK; AREA as usize];
+static BLANKS: [u8; AREA as usize] = [BLANK; AREA as usize];
 /// Bytes behind the end of what was written that are looked at.
 const BEHIND: usize = 32;
 const BORDER: u64 = 21;

@@ -224,8 +224,8 @@ impl Connection {
 #[test]
 fn segmentations_left_undone_pass_both_ways() {
     let mut world = host(Guest::new(OFFLOADS, Cut::Whole, RING));
-    let from_host: Vec<u8> = (0..30_000u32).map(|n| (n * 7 >> 3) as u8).collect();
-    let from_guest: Vec<u8> = (0..10_000u32).map(|n| (n * 11 >> 2) as u8).collect();
+    let from_host: Vec<u8> = (0..30_000u32).map(|n| ((n * 7) >> 3) as u8).collect();
+    let from_guest: Vec<u8> = (0..10_000u32).map(|n| ((n * 11) >> 2) as u8).collect();
     let (sent, wanted) = (from_host.clone(), from_guest.len());
     // A thread is in the network namespace of the one that starts it.
     let host = std::thread::spawn(move || {

@@ -127,6 +127,7 @@ impl NetHeader {
         let (kind, needs) = match self.gso_type & !Self::GSO_ECN {
             Self::GSO_TCPV4 => (SegmentationKind::Tcp4, Features::HOST_TSO4),
             Self::GSO_TCPV6 => (SegmentationKind::Tcp6, Features::HOST_TSO6),
+            Self::GSO_UDP_L4 if !ecn => (SegmentationKind::Udp, Features::HOST_USO),
             _ => {
                 return Err(HeaderFault::SegmentationUnknown { gso_type: self.gso_type });
             }
@@ -173,6 +174,8 @@ pub enum SegmentationKind {
     Tcp4,
     /// TCP over IPv6.
     Tcp6,
+    /// UDP over either: the header does not say over which.
+    Udp,
 }
 
 impl Offload {
@@ -189,6 +192,9 @@ impl Offload {
             needs |= match segmentation.kind {
                 SegmentationKind::Tcp4 => Features::GUEST_TSO4,
                 SegmentationKind::Tcp6 => Features::GUEST_TSO6,
+                // Drivers negotiate both or none. To one that has only one of them we send
+                // segments, which is always right.
+                SegmentationKind::Udp => Features::GUEST_USO4 | Features::GUEST_USO6,
             };
             if segmentation.ecn {
                 needs |= Features::GUEST_ECN;
@@ -210,6 +216,7 @@ impl Offload {
             header.gso_type = match segmentation.kind {
                 SegmentationKind::Tcp4 => NetHeader::GSO_TCPV4,
                 SegmentationKind::Tcp6 => NetHeader::GSO_TCPV6,
+                SegmentationKind::Udp => NetHeader::GSO_UDP_L4,
             };
             if segmentation.ecn {
                 header.gso_type |= NetHeader::GSO_ECN;
@@ -271,9 +278,11 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ALL: Features = Features(
-        Features::CSUM.0 | Features::HOST_TSO4.0 | Features::HOST_TSO6.0 | Features::HOST_ECN.0,
-    );
+    const ALL: Features = Features::CSUM
+        .union(Features::HOST_TSO4)
+        .union(Features::HOST_TSO6)
+        .union(Features::HOST_ECN)
+        .union(Features::HOST_USO);
 
     /// A TCP segment over IPv4, as Linux sends it.
     const TSO: NetHeader = NetHeader {
@@ -322,6 +331,16 @@ mod tests {
     }
 
     #[test]
+    fn udp_segments_need_both_versions() {
+        let header = NetHeader { gso_type: NetHeader::GSO_UDP_L4, csum_offset: 6, ..TSO };
+        let offload = header.offload(5000, ALL).unwrap();
+        assert_eq!(offload.segmentation.unwrap().kind, SegmentationKind::Udp);
+        assert_eq!(offload.header(0), header);
+        let both = Features::GUEST_USO4 | Features::GUEST_USO6;
+        assert_eq!(offload.needs(), Features::GUEST_CSUM | both);
+    }
+
+    #[test]
     fn fields_without_their_flag_are_ignored() {
         let header = NetHeader {
             flags: NetHeader::DATA_VALID | 0xfc,
@@ -359,7 +378,7 @@ mod tests {
             fault(NetHeader { flags: 0, ..TSO }, ALL),
             HeaderFault::SegmentationWithoutChecksum
         );
-        for gso_type in [2, 3, 5, 6, 0x7f, 0x80, 0x83, 0x21, 0x41, 0xff] {
+        for gso_type in [2, 3, 6, 0x7f, 0x80, 0x83, 0x85, 0x21, 0x41, 0xff] {
             assert_eq!(
                 fault(NetHeader { gso_type, ..TSO }, ALL),
                 HeaderFault::SegmentationUnknown { gso_type }
@@ -369,6 +388,7 @@ mod tests {
             (NetHeader::GSO_TCPV4, Features::HOST_TSO4),
             (NetHeader::GSO_TCPV6, Features::HOST_TSO6),
             (NetHeader::GSO_TCPV6 | NetHeader::GSO_ECN, Features::HOST_ECN),
+            (NetHeader::GSO_UDP_L4, Features::HOST_USO),
         ] {
             assert_eq!(
                 fault(NetHeader { gso_type, ..TSO }, without(needs)),
@@ -398,7 +418,7 @@ mod tests {
         /// Whatever was accepted lies inside the frame and is accepted again when passed on.
         #[test]
         fn accepted_offloads_are_sound(
-            needs_csum: bool, gso_type in prop::sample::select(vec![0u8, 1, 4, 0x81, 0x84, 3, 5]),
+            needs_csum: bool, gso_type in prop::sample::select(vec![0u8, 1, 4, 0x81, 0x84, 3, 5, 0x85]),
             hdr_len: u16, gso_size: u16, csum_start in 0u16..2000, csum_offset in 0u16..100,
             frame_len in 14usize..2000,
         ) {

@@ -1,0 +1,297 @@
+//! The driver against a device whose queues are worked by hand.
+
+use std::os::fd::AsFd;
+
+use memory::{FrontEndAddress, ReadSlice, RegionRequest, SharedMemory};
+use virtqueue::split::DeviceQueue;
+
+use super::*;
+
+const START: GuestAddress = GuestAddress(0x4000_0000);
+const RING: u16 = 8;
+const MODERN: Features = Features::VERSION_1.union(Features::MRG_RXBUF);
+
+/// The device's side, with its own view of the memory.
+struct Device {
+    memory: GuestMemory,
+    header_size: usize,
+    receive: DeviceQueue,
+    transmit: DeviceQueue,
+}
+
+fn pair(features: Features) -> (NetDriver, Device) {
+    let layout = MemoryLayout::new(START, RING);
+    let shared = SharedMemory::create("driver", layout.size).unwrap();
+    let map = || {
+        GuestMemory::map([RegionRequest {
+            guest: START,
+            size: layout.size,
+            front_end: FrontEndAddress(0),
+            offset: 0,
+            file: shared.as_fd().try_clone_to_owned().unwrap(),
+        }])
+        .unwrap()
+    };
+    let memory = map();
+    let queue = |RingAddresses { descriptors, available, used }| {
+        let layout = Layout::new(&memory, RING.into(), descriptors, available, used).unwrap();
+        DeviceQueue::new(layout, features, 0)
+    };
+    let (receive, transmit) = (queue(layout.receive), queue(layout.transmit));
+    let mut driver = NetDriver::new(Arc::new(map()), layout, features).unwrap();
+    assert!(!driver.publish_receive(), "a device that starts wants no kick");
+    let header_size = NetHeader::size(features);
+    (driver, Device { memory, header_size, receive, transmit })
+}
+
+impl Device {
+    /// Takes the next frame that the guest sent.
+    fn take(&mut self) -> Option<(NetHeader, Vec<u8>)> {
+        let mut slices: Vec<ReadSlice<'_>> = Vec::new();
+        let mut translator = self.memory.translator();
+        let chain = self.transmit.take_readable(&mut translator, u32::MAX, &mut slices).unwrap()?;
+        let mut bytes = vec![0; slices.iter().map(ReadSlice::len).sum()];
+        let mut at = 0;
+        for slice in slices {
+            at += slice.copy_to(&mut bytes[at..]);
+        }
+        self.transmit.give_back(chain, 0);
+        let _ = self.transmit.publish();
+        let frame = bytes.split_off(self.header_size);
+        bytes.resize(NetHeader::SIZE, 0);
+        Some((NetHeader::from_bytes(bytes.first_chunk().unwrap()), frame))
+    }
+
+    /// Writes these bytes to the next receive buffer, and says that it wrote so many.
+    fn fill(&mut self, bytes: &[u8], written: usize) {
+        let mut slices = Vec::new();
+        let mut translator = self.memory.translator();
+        let chain = self.receive.take_writable(&mut translator, u32::MAX, &mut slices).unwrap();
+        let chain = chain.expect("the guest has posted a buffer");
+        assert_eq!(chain.bytes, RECEIVE_BUFFER);
+        assert_eq!(WriteCursor::new(&slices).write(bytes.into()), bytes.len());
+        self.receive.give_back(chain, written as u32);
+    }
+
+    /// Delivers a frame, in as many buffers as it takes.
+    fn deliver(&mut self, header: NetHeader, frame: &[u8]) {
+        let buffers = (self.header_size + frame.len()).div_ceil(RECEIVE_BUFFER as usize) as u16;
+        let header = NetHeader { num_buffers: buffers, ..header }.to_bytes();
+        let bytes = [&header[..self.header_size], frame].concat();
+        for part in bytes.chunks(RECEIVE_BUFFER as usize) {
+            self.fill(part, part.len());
+        }
+        let _ = self.receive.publish();
+    }
+}
+
+fn frame(len: usize, seed: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 7 + seed * 13) as u8).collect()
+}
+
+const HEADER: NetHeader = NetHeader {
+    flags: NetHeader::NEEDS_CSUM,
+    gso_type: NetHeader::GSO_TCPV4,
+    hdr_len: 54,
+    gso_size: 1448,
+    csum_start: 34,
+    csum_offset: 16,
+    num_buffers: 0,
+};
+
+#[test]
+fn frames_go_out_with_their_header_round_after_round() {
+    for features in [Features::NONE, Features::VERSION_1, MODERN, MODERN | Features::EVENT_IDX] {
+        let (mut driver, mut device) = pair(features);
+        for round in 0..50 {
+            let lens = [14, 60, 1514, driver.max_frame()];
+            for len in lens {
+                assert!(driver.send(HEADER, &frame(len, round)).unwrap());
+            }
+            assert!(device.take().is_none(), "nothing is shown before it is published");
+            let _ = driver.publish_transmit();
+            assert_eq!(driver.in_flight(), lens.len());
+            for len in lens {
+                assert_eq!(device.take(), Some((HEADER, frame(len, round))));
+            }
+            assert_eq!(driver.reclaim().unwrap(), lens.len());
+            assert_eq!(driver.in_flight(), 0);
+        }
+    }
+}
+
+#[test]
+fn a_full_ring_takes_no_frame_and_loses_none() {
+    let (mut driver, mut device) = pair(MODERN);
+    for seed in 0..RING.into() {
+        assert!(driver.send(HEADER, &frame(60, seed)).unwrap());
+    }
+    assert!(!driver.send(HEADER, &frame(60, 99)).unwrap());
+    let _ = driver.publish_transmit();
+    assert_eq!(driver.reclaim().unwrap(), 0);
+    assert_eq!(device.take(), Some((HEADER, frame(60, 0))));
+    assert_eq!(driver.reclaim().unwrap(), 1);
+    assert!(driver.send(HEADER, &frame(60, 8)).unwrap());
+    assert!(!driver.send(HEADER, &frame(60, 99)).unwrap());
+    let _ = driver.publish_transmit();
+    for seed in 1..=8 {
+        assert_eq!(device.take(), Some((HEADER, frame(60, seed))));
+    }
+    assert_eq!(device.take(), None);
+}
+
+#[test]
+fn a_frame_too_long_is_an_error_and_costs_no_buffer() {
+    let (mut driver, _device) = pair(MODERN);
+    let most = driver.max_frame();
+    assert_eq!(most, 16 * 1024 - 12);
+    let error = driver.send(HEADER, &frame(most + 1, 0)).unwrap_err();
+    let says = "a frame of 16373 bytes does not fit a transmit buffer, which takes 16372";
+    assert_eq!(error.to_string(), says);
+    assert_eq!(driver.in_flight(), 0);
+}
+
+#[test]
+fn frames_come_in_round_after_round() {
+    for features in [Features::NONE, Features::VERSION_1, MODERN, MODERN | Features::EVENT_IDX] {
+        let (mut driver, mut device) = pair(features);
+        let largest = RECEIVE_BUFFER as usize - NetHeader::size(features);
+        for round in 0..50 {
+            let lens = [14, 60, 1514, largest];
+            lens.iter().for_each(|len| device.deliver(HEADER, &frame(*len, round)));
+            for len in lens {
+                let received = driver.receive(|Received { header, frame }| {
+                    (NetHeader { num_buffers: 0, ..header }, frame.to_vec())
+                });
+                let (header, came) = received.unwrap().expect("a frame came");
+                assert_eq!(came, frame(len, round));
+                let size = NetHeader::size(features);
+                assert_eq!(header.to_bytes()[..size], HEADER.to_bytes()[..size]);
+            }
+            assert!(driver.receive(|_| ()).unwrap().is_none());
+            let _ = driver.publish_receive();
+        }
+    }
+}
+
+#[test]
+fn a_frame_is_put_together_from_its_buffers() {
+    let (mut driver, mut device) = pair(MODERN);
+    let all = usize::from(RING) * RECEIVE_BUFFER as usize - NetHeader::SIZE;
+    for (round, len) in [2036, 2037, 4084, 4085, 9014, all, 14, all].into_iter().enumerate() {
+        device.deliver(NetHeader::default(), &frame(len, round));
+        let came = driver.receive(|received| received.frame.to_vec()).unwrap();
+        assert!(came.as_deref() == Some(&frame(len, round)), "{len}");
+        let _ = driver.publish_receive();
+    }
+}
+
+#[test]
+fn a_device_that_did_not_agree_to_merge_is_not_believed_to() {
+    let (mut driver, mut device) = pair(Features::VERSION_1);
+    let header = NetHeader { num_buffers: 2, ..NetHeader::default() }.to_bytes();
+    let bytes = [&header[..], &frame(60, 1)].concat();
+    device.fill(&bytes, bytes.len());
+    device.fill(&bytes, bytes.len());
+    let _ = device.receive.publish();
+    for _ in 0..2 {
+        let came = driver.receive(|received| received.frame.to_vec()).unwrap();
+        assert_eq!(came, Some(frame(60, 1)));
+    }
+}
+
+#[test]
+fn a_device_that_lies_is_found_out() {
+    let mut says = Vec::new();
+    let whole = |num_buffers| {
+        let header = NetHeader { num_buffers, ..NetHeader::default() }.to_bytes();
+        [&header[..], &frame(60, 1)].concat()
+    };
+    for (num_buffers, written) in [(1, 2049), (1, 11), (1, 0), (0, 72), (2, 72), (65535, 72)] {
+        let (mut driver, mut device) = pair(MODERN);
+        device.fill(&whole(num_buffers), written);
+        let _ = device.receive.publish();
+        says.push(driver.receive(|_| ()).unwrap_err().to_string());
+    }
+    let expected = [
+        "the back end wrote 2049 bytes to a receive buffer of 2048",
+        "the back end wrote 11 bytes to a receive buffer of 2048",
+        "the back end wrote 0 bytes to a receive buffer of 2048",
+        "the back end delivered a frame in 0 buffers, of which 1 came",
+        "the back end delivered a frame in 2 buffers, of which 1 came",
+        "the back end delivered a frame in 65535 buffers, of which 1 came",
+    ];
+    assert_eq!(says, expected);
+
+    // Rings that break their own rules: a chain used twice, more used than there is.
+    let (mut driver, mut device) = pair(MODERN);
+    assert!(driver.send(HEADER, &frame(60, 1)).unwrap());
+    assert!(driver.send(HEADER, &frame(60, 2)).unwrap());
+    let _ = driver.publish_transmit();
+    let mut translator = device.memory.translator();
+    let chain = device.transmit.take_readable(&mut translator, 0, &mut Vec::new()).unwrap();
+    let chain = chain.expect("the guest has sent a frame");
+    device.transmit.give_back(chain, 0);
+    device.transmit.give_back(chain, 0);
+    let _ = device.transmit.publish();
+    let error = driver.reclaim().unwrap_err();
+    assert!(error.to_string().starts_with("the back end broke a rule of the ring: "), "{error}");
+    (0..5).for_each(|_| device.transmit.give_back(chain, 0));
+    let _ = device.transmit.publish();
+    assert!(matches!(driver.reclaim(), Err(DriverError::Device(Violation::UsedIndex { .. }))));
+}
+
+#[test]
+fn kicks_and_calls_happen_when_they_are_asked_for() {
+    for features in [MODERN, MODERN | Features::EVENT_IDX] {
+        let (mut driver, mut device) = pair(features);
+        let send = |driver: &mut NetDriver| {
+            assert!(driver.send(HEADER, &frame(60, 1)).unwrap());
+            driver.publish_transmit()
+        };
+        assert!(!send(&mut driver), "the device polls");
+        device.take().unwrap();
+        assert!(!device.transmit.enable_kicks().unwrap());
+        assert!(send(&mut driver), "the device sleeps");
+        device.take().unwrap();
+
+        let deliver = |device: &mut Device| {
+            let header = NetHeader { num_buffers: 1, ..NetHeader::default() }.to_bytes();
+            device.fill(&[&header[..], &frame(60, 1)].concat(), 72);
+            device.receive.publish()
+        };
+        // The first publication of a device with EVENT_IDX calls in any case.
+        let _ = deliver(&mut device);
+        assert!(!deliver(&mut device), "the driver polls");
+        assert!(driver.enable_calls(), "do not wait: frames are there");
+        while driver.receive(|_| ()).unwrap().is_some() {}
+        assert!(!driver.enable_calls());
+        assert!(deliver(&mut device), "the driver waits");
+        driver.receive(|_| ()).unwrap();
+        driver.disable_calls();
+        assert!(!deliver(&mut device));
+    }
+}
+
+#[test]
+fn a_frame_costs_no_allocation() {
+    let (mut driver, mut device) = pair(MODERN);
+    let large = frame(9014, 1);
+    let mut counts = Vec::new();
+    for _ in 0..5 {
+        let sending = allocation_counter::measure(|| {
+            assert!(driver.send(HEADER, &large).unwrap());
+            let _ = driver.publish_transmit();
+        });
+        let (header, came) = device.take().unwrap();
+        device.deliver(header, &came);
+        let receiving = allocation_counter::measure(|| {
+            driver.reclaim().unwrap();
+            assert!(driver.receive(|received| received.frame == large).unwrap().unwrap());
+            let _ = driver.publish_receive();
+        });
+        counts.push(sending.count_total + receiving.count_total);
+    }
+    assert!(counts[0] > 0, "nothing is counted at all");
+    assert_eq!(counts[1..], [0; 4]);
+}
