@@ -33,7 +33,7 @@
 //! The device is latched: its rings are not touched any more, whoever sends to it is told that the
 //! receiver is down, and `publish` reports the violation, once.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use engine::{
@@ -41,6 +41,7 @@ use engine::{
     Selection,
 };
 use memory::{GuestMemory, ReadSlice, Translator, WriteCursor, WriteSlice, recycle_writable};
+use sys::notify::Notifier;
 use thiserror::Error;
 use vhost_user::{Device, RingSetup};
 use virtqueue::Violation;
@@ -53,6 +54,10 @@ use crate::frame::{MAX_FRAME, Preparation, complete_checksum, prepare};
 /// How long a receiver may take nothing before it counts as gone, in nanoseconds. A guest whose
 /// processor is busy elsewhere for a scheduler's slice or two is not gone.
 pub const PATIENCE: u64 = 20_000_000;
+
+/// Bytes of frames after which a burst takes no more: one sender of large frames does not keep the
+/// others waiting for long.
+const BYTE_BUDGET: u64 = 512 * 1024;
 
 /// What a guest is offered. It depends on nothing that may change while the switch runs, or guests
 /// could neither migrate nor reconnect.
@@ -72,7 +77,7 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::GUEST_TSO6)
     .union(Features::GUEST_ECN);
 
-/// Descriptors that a guest may make us read in one burst, on each of its rings, before the burst
+/// Descriptors that a guest may make us read in one breath, on each of its rings, before its turn
 /// ends: so that one which cuts its buffers into crumbs costs the others no time. Guests that post
 /// buffers of a sane size never come near.
 const DESCRIPTOR_BUDGET: usize = 8 * 1024;
@@ -143,16 +148,13 @@ impl Ring {
         Self { queue, setup: setup.clone() }
     }
 
-    fn call(&self) {
-        call(&self.setup.call);
-    }
-}
-
-fn call(descriptor: &Option<Arc<OwnedFd>>) {
-    if let Some(descriptor) = descriptor {
-        // The descriptor does not block. Whatever goes wrong with it is the guest's loss: a counter
-        // that is full means that it was called already.
-        let _ = rustix::io::write(descriptor, &1u64.to_ne_bytes());
+    fn call(&self, notifier: &mut Option<Notifier>) {
+        let Some(descriptor) = &self.setup.call else { return };
+        // Whatever goes wrong with the descriptor is the guest's loss.
+        match notifier {
+            Some(notifier) => drop(notifier.signal(descriptor.as_fd())),
+            None => drop(rustix::io::write(descriptor, &1u64.to_ne_bytes())),
+        }
     }
 }
 
@@ -207,7 +209,12 @@ pub struct VhostUserPort {
     /// A fault happened: the rings are not to be touched until the guest is gone.
     latched: bool,
     counters: Counters,
+    /// Calls drivers in a way that cannot block. None where the kernel lacks that: then a front end
+    /// that means harm can stop us by a call descriptor that blocks.
+    notifier: Option<Notifier>,
     announcement: Option<Box<[u8]>>,
+    /// Descriptors of the receive ring that may still be read in this breath.
+    receive_budget: usize,
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
     private: Vec<u8>,
@@ -231,7 +238,9 @@ impl VhostUserPort {
             fault: None,
             latched: false,
             counters: Counters::default(),
+            notifier: Notifier::new().ok(),
             announcement: None,
+            receive_budget: DESCRIPTOR_BUDGET,
             chains: Vec::new(),
             slices: Vec::new(),
             private: Vec::new(),
@@ -251,7 +260,7 @@ impl VhostUserPort {
         let mut positions = Vec::new();
         for (number, ring) in old.iter_mut().flat_map(Active::rings) {
             if !self.latched && ring.queue.publish() {
-                ring.call();
+                ring.call(&mut self.notifier);
             }
             let next = setup(number);
             if next.is_none_or(|next| next.start != ring.setup.start) {
@@ -319,7 +328,7 @@ impl VhostUserPort {
             if !was_called && !self.latched {
                 // A ring that starts, or a call that went to a descriptor that the guest had let
                 // go of already.
-                ring.call();
+                ring.call(&mut self.notifier);
             }
             *slot = Some(ring);
         }
@@ -409,22 +418,27 @@ fn pull<'m>(
     let limit = (MAX_FRAME + shape.header_size) as u32;
     let mut translator = memory.translator();
     let mut descriptors = 0;
+    let mut bytes = 0;
     for held in taken.iter_mut() {
         let start = burst.segments().len();
         let head = held.chain.head;
         held.chain = ring.queue.retake_readable(head, &mut translator, limit, burst.segments())?;
         held.frame = frame(burst, start, held.chain, shape, counters);
         descriptors += usize::from(held.chain.descriptors);
+        bytes += held.chain.bytes;
     }
     let before = taken.len();
-    let has_room = |taken: &Vec<Taken>, burst: &Burst<'_>, descriptors| {
-        taken.len() < BURST && !burst.is_full() && descriptors < DESCRIPTOR_BUDGET
-    };
-    while listen && has_room(taken, burst, descriptors) {
+    while listen
+        && taken.len() < BURST
+        && !burst.is_full()
+        && descriptors < DESCRIPTOR_BUDGET
+        && bytes < BYTE_BUDGET
+    {
         let start = burst.segments().len();
         let chain = ring.queue.take_readable(&mut translator, limit, burst.segments())?;
         let Some(chain) = chain else { break };
         descriptors += usize::from(chain.descriptors);
+        bytes += chain.bytes;
         let frame = if ring.setup.enabled {
             frame(burst, start, chain, shape, counters)
         } else {
@@ -644,7 +658,7 @@ impl App for VhostUserPort {
             translator: memory.translator(),
             chains: &mut self.chains,
             slices: std::mem::take(&mut self.slices),
-            budget: DESCRIPTOR_BUDGET,
+            budget: self.receive_budget,
         };
         let shape = Shape { features: *features, header_size: *header_size };
         let mut full = false;
@@ -701,6 +715,7 @@ impl App for VhostUserPort {
                 }
             }
         }
+        self.receive_budget = gather.budget;
         self.slices = recycle_writable(gather.slices);
         if let Some(fault) = fault {
             self.latch(fault);
@@ -708,6 +723,7 @@ impl App for VhostUserPort {
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
+        self.receive_budget = DESCRIPTOR_BUDGET;
         if let Some(fault) = self.fault.take() {
             return Err(fault.into());
         }
@@ -716,7 +732,7 @@ impl App for VhostUserPort {
         }
         for (_, ring) in self.active.iter_mut().flat_map(Active::rings) {
             if ring.queue.publish() {
-                ring.call();
+                ring.call(&mut self.notifier);
             }
         }
         Ok(())

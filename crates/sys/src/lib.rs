@@ -4,4 +4,5 @@
     reason = "ioctls take structures that only their own documentation describes"
 )]
 
+pub mod notify;
 pub mod tun;

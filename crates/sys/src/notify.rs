@@ -1,0 +1,177 @@
+//! Signalling an eventfd that somebody else controls, without ever blocking.
+//!
+//! `write` to an eventfd blocks when its counter is full, unless the descriptor is non-blocking. Both
+//! are properties of the open file, which the peer that gave it to us still holds: it can fill the
+//! counter and make the file blocking at any time, and our thread would hang in the next write.
+//! The kernel itself signals eventfds in a way that never blocks, for one when an asynchronous
+//! operation ends. So we submit an operation that ends at once, a poll of a descriptor of our own
+//! that is always ready, and name the peer's eventfd as the one to be signalled.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+/// Operations that may have ended and not been collected.
+const EVENTS: usize = 64;
+
+/// `io_context_t` of the kernel: an address that is not ours to look behind.
+type Context = libc::c_ulong;
+
+/// `struct iocb` of linux/aio_abi.h.
+#[repr(C)]
+struct Operation {
+    data: u64,
+    #[cfg(target_endian = "little")]
+    key: u32,
+    rw_flags: i32,
+    #[cfg(target_endian = "big")]
+    key: u32,
+    opcode: u16,
+    priority: i16,
+    descriptor: u32,
+    buffer: u64,
+    bytes: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    result_descriptor: u32,
+}
+
+/// `IOCB_CMD_POLL`: `buffer` holds the events to poll for.
+const POLL: u16 = 5;
+/// `IOCB_FLAG_RESFD`: signal `result_descriptor` at the end.
+const SIGNAL: u32 = 1;
+
+/// `struct io_event`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Ended {
+    data: u64,
+    operation: u64,
+    result: i64,
+    result2: i64,
+}
+
+/// Signals eventfds.
+#[derive(Debug)]
+pub struct Notifier {
+    context: Context,
+    ready: OwnedFd,
+    uncollected: usize,
+}
+
+impl Notifier {
+    /// Makes a notifier. Fails when the kernel has no asynchronous I/O, or none left.
+    pub fn new() -> io::Result<Self> {
+        let ready = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let mut context: Context = 0;
+        // SAFETY: io_setup writes the context's address, and it must be 0 before.
+        let result =
+            unsafe { libc::syscall(libc::SYS_io_setup, EVENTS as libc::c_long, &raw mut context) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { context, ready, uncollected: 0 })
+    }
+
+    /// Adds one to the eventfd's counter, if that is possible; never blocks. An error says that it
+    /// is no eventfd.
+    pub fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+        if self.uncollected == EVENTS {
+            self.collect();
+        }
+        let mut operation = Operation {
+            data: 0,
+            key: 0,
+            rw_flags: 0,
+            opcode: POLL,
+            priority: 0,
+            descriptor: self.ready.as_raw_fd() as u32,
+            buffer: libc::POLLIN as u64,
+            bytes: 0,
+            offset: 0,
+            reserved: 0,
+            flags: SIGNAL,
+            result_descriptor: descriptor.as_raw_fd() as u32,
+        };
+        let mut operations = [&raw mut operation];
+        // SAFETY: the context is ours; the kernel copies the one operation and keeps no pointer.
+        let result = unsafe {
+            libc::syscall(libc::SYS_io_submit, self.context, 1 as libc::c_long, &raw mut operations)
+        };
+        if result == 1 {
+            self.uncollected += 1;
+            return Ok(());
+        }
+        Err(io::Error::last_os_error())
+    }
+
+    /// Takes what has ended off the kernel's list, without waiting.
+    fn collect(&mut self) {
+        let mut ended = [Ended::default(); EVENTS];
+        let no_time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the kernel writes up to EVENTS entries, and there are as many.
+        unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                self.context,
+                0 as libc::c_long,
+                EVENTS as libc::c_long,
+                ended.as_mut_ptr(),
+                &raw const no_time,
+            )
+        };
+        self.uncollected = 0;
+    }
+}
+
+impl Drop for Notifier {
+    fn drop(&mut self) {
+        // SAFETY: the context is ours, and nobody uses it afterwards.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    fn count(descriptor: &OwnedFd) -> u64 {
+        let mut bytes = [0; 8];
+        rustix::io::read(descriptor, &mut bytes).map_or(0, |_| u64::from_ne_bytes(bytes))
+    }
+
+    #[test]
+    fn signals_are_counted() {
+        let mut notifier = Notifier::new().unwrap();
+        let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        for _ in 0..3 * EVENTS {
+            notifier.signal(event.as_fd()).unwrap();
+        }
+        assert_eq!(count(&event), 3 * EVENTS as u64);
+        assert_eq!(count(&event), 0);
+    }
+
+    #[test]
+    fn a_full_counter_of_a_blocking_descriptor_does_not_block() {
+        let mut notifier = Notifier::new().unwrap();
+        let event = eventfd(0, EventfdFlags::empty()).unwrap();
+        rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        for _ in 0..2 * EVENTS {
+            notifier.signal(event.as_fd()).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_eventfd_is_refused() {
+        let mut notifier = Notifier::new().unwrap();
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        assert!(notifier.signal(writer.as_fd()).is_err());
+        let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        notifier.signal(event.as_fd()).unwrap();
+        assert_eq!(count(&event), 1);
+    }
+}
