@@ -31,7 +31,8 @@ pub(crate) unsafe fn copy_summed(source: *const u8, destination: *mut u8, len: u
         // SAFETY: the caller vouches for both ranges, which hold as many blocks; AVX2 is there.
         unsafe { x86::blocks_avx2(source, destination, blocks) }
     } else {
-        // SAFETY: the caller vouches for both ranges, which hold as many blocks.
+        // SAFETY: the caller vouches for both ranges, which hold as many blocks; every x86-64 has
+        // SSE2.
         unsafe { x86::blocks_sse2(source, destination, blocks) }
     };
     let done = blocks * x86::BLOCK;
@@ -56,14 +57,16 @@ mod x86 {
     macro_rules! blocks {
         (
             $(#[$attribute:meta])*
-            $name:ident, $vector:ty, $count:literal, $register:ident, $move:literal,
+            $name:ident, $feature:literal, $vector:ty, $count:literal, $register:ident, $move:literal,
             $zero:ident, $fill:ident, $and:ident, $shift:ident, $add:ident
         ) => {
             $(#[$attribute])*
             ///
             /// # Safety
             ///
-            /// As for [`copy_summed`](super::copy_summed), for so many blocks.
+            /// As for [`copy_summed`](super::copy_summed), for so many blocks, on a processor that has
+            /// these vectors.
+            #[target_feature(enable = $feature)]
             pub(super) unsafe fn $name(source: *const u8, destination: *mut u8, blocks: usize) -> u64 {
                 const SIZE: usize = size_of::<$vector>();
                 const { assert!(SIZE * $count == BLOCK) };
@@ -104,22 +107,20 @@ mod x86 {
 
     blocks! {
         /// By 16-byte vectors, which every x86-64 has.
-        blocks_sse2, __m128i, 4, xmm_reg, "movups",
+        blocks_sse2, "sse2", __m128i, 4, xmm_reg, "movups",
         _mm_setzero_si128, _mm_set1_epi64x, _mm_and_si128, _mm_srli_epi64, _mm_add_epi64
     }
 
     blocks! {
         /// By 32-byte vectors.
-        #[target_feature(enable = "avx2")]
-        blocks_avx2, __m256i, 2, ymm_reg, "vmovups",
+        blocks_avx2, "avx2", __m256i, 2, ymm_reg, "vmovups",
         _mm256_setzero_si256, _mm256_set1_epi64x, _mm256_and_si256, _mm256_srli_epi64,
         _mm256_add_epi64
     }
 
     blocks! {
         /// By 64-byte vectors.
-        #[target_feature(enable = "avx512f")]
-        blocks_avx512, __m512i, 1, zmm_reg, "vmovups",
+        blocks_avx512, "avx512f", __m512i, 1, zmm_reg, "vmovups",
         _mm512_setzero_si512, _mm512_set1_epi64, _mm512_and_si512, _mm512_srli_epi64,
         _mm512_add_epi64
     }

@@ -24,16 +24,17 @@ impl Sum {
 
     /// Adds the bytes that follow those already added.
     pub fn add(&mut self, piece: &[u8]) {
-        // Eight bytes a step into lanes that are wide enough for their carries: nothing to chase
-        // from one step to the next, so the compiler turns it into vectors.
-        let (blocks, rest) = piece.as_chunks::<64>();
-        let mut lanes = [0; 8];
+        // Four sums that do not wait for each other. Each is an addition and an addition of its
+        // carry for eight bytes, and ends far from its own limit.
+        let (blocks, rest) = piece.as_chunks::<32>();
+        let mut sums = [0u128; 4];
         for block in blocks {
-            for (lane, word) in lanes.iter_mut().zip(block.as_chunks::<8>().0) {
-                *lane += halves(u64::from_ne_bytes(*word));
+            for (sum, word) in sums.iter_mut().zip(block.as_chunks::<8>().0) {
+                *sum += u128::from(u64::from_ne_bytes(*word));
             }
         }
-        let mut sum: u64 = lanes.iter().sum();
+        let total: u128 = sums.iter().sum();
+        let mut sum = halves(total as u64) + (total >> 64) as u64;
         let (words, tail) = rest.as_chunks::<8>();
         sum += words.iter().map(|word| halves(u64::from_ne_bytes(*word))).sum::<u64>();
         let mut last = [0; 8];
@@ -47,17 +48,22 @@ impl Sum {
     /// Adds the sum of the bytes that follow those already added.
     #[inline]
     pub const fn append(&mut self, next: Self) {
-        let folded = fold(next.words);
-        // Starting in the middle of a word swaps the bytes of every word that follows.
-        let aligned = if self.odd { folded.swap_bytes() } else { folded };
-        self.words += aligned as u64;
+        self.add_word(fold(next.words));
         self.odd ^= next.odd;
     }
 
     /// Adds two bytes: a number as protocols write it.
     #[inline]
     pub const fn add_number(&mut self, number: u16) {
-        self.append(Self { words: number.to_be() as u64, odd: false });
+        self.add_word(number.to_be());
+    }
+
+    /// Adds a word of two bytes in memory order.
+    #[inline]
+    const fn add_word(&mut self, word: u16) {
+        // Starting in the middle of a word swaps the bytes of every word that follows.
+        let aligned = if self.odd { word.swap_bytes() } else { word };
+        self.words += aligned as u64;
     }
 
     /// The checksum: the complement of the sum. Store it with `to_be_bytes`.

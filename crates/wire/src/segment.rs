@@ -286,9 +286,7 @@ impl Segments {
         sum.add(headers.get(transport_at..header_len).unwrap_or_default());
         sum.add_number(pseudo);
         // Less the length that the pseudo header had; a segment adds its own.
-        let [high, low] = halves((ip_end - transport_at) as u32);
-        sum.add_number(!high);
-        sum.add_number(!low);
+        halves((ip_end - transport_at) as u32).into_iter().for_each(|half| sum.add_number(!half));
 
         let payload_len = ip_end - header_len;
         let segment_len = usize::from(segmentation.size);
@@ -312,14 +310,14 @@ impl Segments {
     }
 
     /// Segments in all; at least one.
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         // The size was validated not to be 0.
         self.payload_len.div_ceil(self.segment_len.max(1)).max(1)
     }
 
-    /// Segments that are still to come.
-    pub fn remaining(&self) -> usize {
-        self.count() - self.next
+    /// Bytes of headers that each segment has, which are those of the frame.
+    pub fn header_len(&self) -> usize {
+        self.header_len
     }
 
     /// What the IP length field says of a segment with so much payload.
@@ -372,7 +370,7 @@ impl Segments {
                     flags &= !(TCP_FIN | TCP_PSH);
                 }
                 let sequence = sequence.wrapping_add(from as u32);
-                halves(sequence).map(|half| sum.add_number(half));
+                halves(sequence).into_iter().for_each(|half| sum.add_number(half));
                 sum.add_number(flags.into());
                 self.put(transport_at + field::TCP_SEQUENCE, sequence.to_be_bytes());
                 self.put(transport_at + field::TCP_FLAGS, [flags]);
@@ -400,6 +398,11 @@ impl<'a> Segment<'a> {
     /// Where the payload lies in the original frame.
     pub fn payload(&self) -> Range<usize> {
         self.payload.clone()
+    }
+
+    /// Bytes of payload.
+    pub fn payload_len(&self) -> usize {
+        self.payload.len()
     }
 
     /// Bytes of headers, which come before the payload.
