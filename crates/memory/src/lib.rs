@@ -46,5 +46,5 @@ pub use io::{WRITE_SLICES_MAX, write_vectored};
 pub use shared::SharedMemory;
 pub use sigbus::poison_epoch;
 pub use slice::{ReadCursor, ReadSlice, WriteCursor, WriteSlice, recycle, recycle_writable};
-pub use table::{Fault, GuestMemory, MAX_REGIONS, MapError, RegionRequest, Translator};
+pub use table::{Fault, GuestMemory, MAX_REGIONS, MAX_SIZE, MapError, RegionRequest, Translator};
 pub use words::{Word, Words};

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::ptr::{self, NonNull};
 
-use rustix::fs::{FileType, fstat, fstatfs};
+use rustix::fs::{fcntl_get_seals, fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::sigbus;
@@ -36,10 +36,12 @@ impl Mapping {
     /// Maps `size` bytes at `offset` of `file`; closes the file afterwards.
     pub(crate) fn new(file: OwnedFd, offset: u64, size: u64) -> Result<Self, MapError> {
         let end = offset.checked_add(size).ok_or(MapError::Overflow)?;
-        let stat = fstat(&file).map_err(|error| MapError::Io("fstat", error.into()))?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(MapError::NotAFile);
+        // First of all: only shmem and hugetlbfs know seals, and for every other file the calls below,
+        // or a later touch of its pages, may wait for whoever serves its file system.
+        if fcntl_get_seals(&file).is_err() {
+            return Err(MapError::NotMemory);
         }
+        let stat = fstat(&file).map_err(|error| MapError::Io("fstat", error.into()))?;
         let file_size = u64::try_from(stat.st_size).unwrap_or(0);
         if file_size < end {
             return Err(MapError::FileTooShort { file_size, needed: end });
@@ -87,8 +89,8 @@ impl Mapping {
         self.size
     }
 
-    /// Whether no page of `[offset, offset + len)` holds anything yet: nobody that shares the file
-    /// has touched it. False when the kernel does not tell.
+    /// Whether no page of `[offset, offset + len)` is in memory: nobody that shares the file has
+    /// touched it yet, or it was swapped out. False when the kernel does not tell.
     pub(crate) fn is_untouched(&self, offset: usize, len: usize) -> bool {
         let page = rustix::param::page_size();
         // Of huge pages the kernel tells only which ones we have touched ourselves.

@@ -25,9 +25,8 @@ use std::mem::MaybeUninit;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Mappings that can be alive at once: eight ports at the protocol's ceiling of 509 regions each,
-/// or thousands of ordinary ones.
-const SLOTS: usize = 4096;
+/// Mappings that can be alive at once: 128 ports at the ceiling of 509 regions each.
+const SLOTS: usize = 65_536;
 
 struct Slot {
     taken: AtomicBool,

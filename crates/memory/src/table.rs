@@ -14,6 +14,10 @@ use crate::{FrontEndAddress, GuestAddress, ReadSlice, Word, Words, WriteSlice};
 /// front ends have been tried with.
 pub const MAX_REGIONS: usize = 509;
 
+/// Most bytes in a table: a front end that shares sparse files could otherwise use up our address
+/// space, and with it everybody else's.
+pub const MAX_SIZE: u64 = 1 << 40;
+
 /// A region as a front end describes it (vhost-user, "Memory region description").
 #[derive(Debug)]
 pub struct RegionRequest {
@@ -59,11 +63,14 @@ pub enum MapError {
         /// As the request named it.
         size: u64,
     },
-    /// The descriptor is a pipe, a socket, a device...
+    /// The descriptor is a file on a disk or of a FUSE server, a pipe, a socket, a device...
     #[error(
-        "a memory region's descriptor is not a file with a size: share memory by memfd, shm or hugetlbfs"
+        "a memory region's descriptor is not memory: share it by memfd, in /dev/shm or on hugetlbfs"
     )]
-    NotAFile,
+    NotMemory,
+    /// More than [`MAX_SIZE`] bytes in all.
+    #[error("more than {} GiB of memory", MAX_SIZE >> 30)]
+    TooLarge,
     /// The file ends before the region does.
     #[error("a memory region needs {needed:#x} bytes of a file that has {file_size:#x}")]
     FileTooShort {
@@ -101,6 +108,9 @@ impl Region {
         let RegionRequest { guest, size, front_end, offset, file } = request;
         if size == 0 {
             return Err(MapError::Empty);
+        }
+        if size > MAX_SIZE {
+            return Err(MapError::TooLarge);
         }
         guest.checked_add(size).ok_or(MapError::Overflow)?;
         front_end.checked_add(size).ok_or(MapError::Overflow)?;
@@ -181,6 +191,10 @@ impl GuestMemory {
     }
 
     fn checked(mut regions: Vec<Region>) -> Result<Self, MapError> {
+        let size = regions.iter().try_fold(0u64, |sum, region| sum.checked_add(region.size()));
+        if size.is_none_or(|size| size > MAX_SIZE) {
+            return Err(MapError::TooLarge);
+        }
         // Ends cannot overflow: each region was checked when it was mapped.
         regions.sort_by_key(|region| region.front_end);
         for pair in regions.windows(2) {
@@ -229,7 +243,8 @@ impl GuestMemory {
         Ok(GuestAddress(region.guest + (address.0 - region.front_end)))
     }
 
-    /// Whether nobody has written to any page of these bytes yet. Of a ring that its driver says is
+    /// Whether no page of these bytes is in memory: nobody has written to it yet, or it was swapped
+    /// out. Of a ring that its driver says is
     /// ready, that means that the driver writes to other memory than we see. False when the range is
     /// not in one region, or the kernel does not tell.
     pub fn is_untouched(&self, address: GuestAddress, len: u64) -> bool {
@@ -240,6 +255,23 @@ impl GuestMemory {
                 region.mapping.is_untouched(offset, len as usize)
             })
         })
+    }
+
+    /// Whether all of these bytes are zero. False when they are not all in the table.
+    pub fn is_zero(&self, address: GuestAddress, len: u64) -> bool {
+        let mut private = [0; 4096];
+        let mut translator = self.translator();
+        let mut at = 0;
+        while at < len {
+            let count = (len - at).min(private.len() as u64);
+            let piece = private.get_mut(..count as usize).unwrap_or_default();
+            let start = GuestAddress(address.0.saturating_add(at));
+            if translator.copy_to(start, piece).is_err() || piece.iter().any(|byte| *byte != 0) {
+                return false;
+            }
+            at += count;
+        }
+        true
     }
 
     /// `len` atomics at `address`, for the fields of a ring: inside one region, and aligned.

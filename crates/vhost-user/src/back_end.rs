@@ -17,9 +17,9 @@
 //! ```text
 //! step = session.handle(message)?
 //! if let Some(device) = &step.device:
-//!     hand it to the worker; wait until the worker has swapped it in and says at which index it
-//!     left each ring that is gone or restarted
-//!     session.stopped(ring, index) for each of these
+//!     hand it to the worker; wait until the worker has swapped it in and says at which position
+//!     it left each ring that is gone or restarted
+//!     session.stopped(ring, position) for each of these
 //! if let Some(reply) = session.answer(step): send it
 //! ```
 //!
@@ -31,8 +31,11 @@
 //! * A ring starts with SET_VRING_KICK and not with the first kick: its driver may have filled it
 //!   long before. It stops with GET_VRING_BASE, with a reset, when its memory goes away, and when a
 //!   running ring is told another size, base or address; then the next SET_VRING_KICK starts it.
-//! * A ring starts at the used index that is in memory, whatever base was offered: a switch completes in
-//!   order, so what lies between was not processed. Taking the base would lose these buffers.
+//! * A ring starts behind the last chain that was used, whatever base was offered: a switch completes
+//!   in order, so what lies between was not processed. Taking the base would lose these buffers. A
+//!   split ring's used index is in memory, a packed ring's is the upper half of its base.
+//! * Sizes and bases are judged when a ring is to run: before, it need not be known whether it will be
+//!   a packed one, which may have any size, and whose base has two halves.
 //! * DRIVER_OK is not waited for. QEMU starts a ring only once its guest's driver is ready, sends
 //!   DRIVER_OK last, and other front ends never do.
 //! * SET_VRING_ENABLE counts before SET_FEATURES too: QEMU restores enabled rings first. A ring
@@ -48,10 +51,10 @@ mod device;
 mod ring;
 mod violation;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use memory::{FrontEndAddress, GuestAddress, GuestMemory, MAX_REGIONS, RegionRequest};
+use memory::{FrontEndAddress, GuestAddress, GuestMemory, MAX_REGIONS, MapError, RegionRequest};
 use wire::ethernet::MacAddress;
 use wire::vhost_user::{
     Answer, FrontEndRequest, Gate, MAX_RINGS, MemoryRegion, Payload, ProtocolFeatures,
@@ -60,11 +63,12 @@ use wire::vhost_user::{
 use wire::virtio::Features;
 
 pub use device::{Device, RingSetup};
+pub use ring::RingFault;
 use ring::{Addresses, Ring};
-pub use ring::{Area, RingFault};
 pub use violation::{Notice, Violation};
 
 use crate::connection::Message;
+use crate::descriptor;
 
 /// The smallest MTU that IPv4 works with (RFC 791).
 const MIN_MTU: u64 = 68;
@@ -191,10 +195,14 @@ impl Session {
     pub fn handle(&mut self, message: Message) -> Result<Step, Violation> {
         let Message { header, payload, descriptors } = message;
         if header.reply {
+            descriptor::close(descriptors);
             return Err(Violation::Reply { number: header.request });
         }
         let outcome = match FrontEndRequest::from_number(header.request) {
-            None => self.refuse(Notice::Unknown { number: header.request }),
+            None => {
+                descriptor::close(descriptors);
+                self.refuse(Notice::Unknown { number: header.request })
+            }
             Some(request) => self.request(request, &payload, descriptors)?,
         };
         // Asked after the request: SET_PROTOCOL_FEATURES may itself be acknowledged.
@@ -220,12 +228,12 @@ impl Session {
         })
     }
 
-    /// The worker let go of this ring with `index` as the next available entry to process.
-    pub fn stopped(&mut self, ring: usize, index: u16) {
+    /// The worker let go of this ring at `position`.
+    pub fn stopped(&mut self, ring: usize, position: u32) {
         if let Some(ring) = self.rings.get_mut(ring)
             && !ring.is_running()
         {
-            ring.position = Some(index);
+            ring.position = Some(position);
         }
     }
 
@@ -236,7 +244,7 @@ impl Session {
             Pending::Message(message) => Some(message),
             Pending::VringBase(index) => {
                 let next = self.rings.get(index).map_or(0, Ring::next);
-                let state = VringState { index: index as u32, num: next.into() };
+                let state = VringState { index: index as u32, num: next };
                 let payload = Payload::VringState(state).encode();
                 Some(Message::reply_to(FrontEndRequest::GetVringBase.number(), payload))
             }
@@ -257,17 +265,21 @@ impl Session {
             Gate::Protocol(features) => self.protocol.contains(features),
         };
         if !open {
+            descriptor::close(descriptors);
             return match message.answer {
                 // Its sender waits for a reply that we do not have.
                 Answer::Reply(_) => Err(Violation::NotNegotiated { request }),
                 Answer::Acknowledgement => Ok(self.refuse(Notice::NotNegotiated { request })),
             };
         }
-        message
-            .check(payload.len(), descriptors.len())
-            .map_err(|fault| Violation::Form { request, fault })?;
-        let payload =
-            Payload::decode(message.payload, payload).ok_or(Violation::Payload { request })?;
+        if let Err(fault) = message.check(payload.len(), descriptors.len()) {
+            descriptor::close(descriptors);
+            return Err(Violation::Form { request, fault });
+        }
+        let Some(payload) = Payload::decode(message.payload, payload) else {
+            descriptor::close(descriptors);
+            return Err(Violation::Payload { request });
+        };
         self.dispatch(request, payload, descriptors)
     }
 
@@ -296,7 +308,11 @@ impl Session {
             (R::AddMemReg, Payload::SingleRegion(region)) => {
                 self.add_memory_region(&region, descriptors)?;
             }
-            (R::RemMemReg, Payload::SingleRegion(region)) => self.remove_memory_region(&region)?,
+            (R::RemMemReg, Payload::SingleRegion(region)) => {
+                // Some front ends pass the file once more.
+                descriptor::close(descriptors);
+                self.remove_memory_region(&region)?;
+            }
 
             (R::SetVringNum, Payload::VringState(state)) => self.set_vring_num(state)?,
             (R::SetVringAddr, Payload::VringAddress(address)) => self.set_vring_addr(address)?,
@@ -326,7 +342,10 @@ impl Session {
             (R::NetSetMtu, Payload::U64(mtu)) => return Ok(self.set_mtu(mtu)),
             (R::SendRarp, Payload::U64(value)) => return Ok(self.send_rarp(value)),
 
-            _ => return Ok(self.refuse(Notice::NotServed { request })),
+            _ => {
+                descriptor::close(descriptors);
+                return Ok(self.refuse(Notice::NotServed { request }));
+            }
         }
         Ok(Outcome::Done)
     }
@@ -363,6 +382,7 @@ impl Session {
         regions: &[MemoryRegion],
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), Violation> {
+        let descriptors = memory_files(FrontEndRequest::SetMemTable, descriptors)?;
         if regions.is_empty() {
             return Err(Violation::NotShared);
         }
@@ -384,7 +404,7 @@ impl Session {
         region: &MemoryRegion,
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), Violation> {
-        for file in descriptors {
+        for file in memory_files(FrontEndRequest::AddMemReg, descriptors)? {
             let memory = self.memory.with(request(region, file)).map_err(|source| {
                 Violation::Memory { request: FrontEndRequest::AddMemReg, source }
             })?;
@@ -408,7 +428,7 @@ impl Session {
     fn replace_memory(&mut self, memory: GuestMemory) {
         self.memory = Arc::new(memory);
         for (index, ring) in self.rings.iter_mut().enumerate() {
-            if let Err(fault) = ring.move_to(&self.memory) {
+            if let Err(fault) = ring.move_to(&self.memory, self.acked) {
                 self.notices.push(Notice::RingLost { ring: index, fault });
             }
         }
@@ -423,7 +443,7 @@ impl Session {
     fn set_vring_num(&mut self, state: VringState) -> Result<(), Violation> {
         let VringState { index, num: size } = state;
         let ring = self.ring(FrontEndRequest::SetVringNum, index)?;
-        if !size.is_power_of_two() || size > u32::from(wire::split::MAX_SIZE) {
+        if size == 0 || size > u32::from(wire::split::MAX_SIZE) {
             return Err(Violation::RingSize { ring: index, size });
         }
         ring.set_size(size);
@@ -442,9 +462,7 @@ impl Session {
 
     fn set_vring_base(&mut self, state: VringState) -> Result<(), Violation> {
         let VringState { index, num: base } = state;
-        let ring = self.ring(FrontEndRequest::SetVringBase, index)?;
-        let base = u16::try_from(base).map_err(|_| Violation::RingBase { ring: index, base })?;
-        ring.set_base(base);
+        self.ring(FrontEndRequest::SetVringBase, index)?.set_base(base);
         Ok(())
     }
 
@@ -527,7 +545,7 @@ impl Session {
         if !ring.enabled.unwrap_or(automatic) {
             return Ok(());
         }
-        match ring.run(&self.memory) {
+        match ring.run(&self.memory, self.acked) {
             Ok(()) => Ok(()),
             Err(_) if self.memory.region_count() == 0 => Err(Violation::NotShared),
             Err(fault) => Err(Violation::Ring { ring: index, fault }),
@@ -540,7 +558,7 @@ impl Session {
         let automatic = !self.acked.contains(Features::PROTOCOL_FEATURES);
         for ring in &mut self.rings {
             // A ring that cannot run yet is not a fault: the rest may follow.
-            let _ = ring.run(&self.memory);
+            let _ = ring.run(&self.memory, self.acked);
         }
         let features = self.acked.without(Features::PROTOCOL_FEATURES);
         let device = Device {
@@ -556,6 +574,18 @@ impl Session {
         let retired = std::mem::replace(&mut self.device, device.clone());
         (Some(device), Some(retired))
     }
+}
+
+/// These descriptors, if all of them are memory. Others are not even mapped.
+fn memory_files(
+    request: FrontEndRequest,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Vec<OwnedFd>, Violation> {
+    if descriptors.iter().all(|file| descriptor::is_memory(file.as_fd())) {
+        return Ok(descriptors);
+    }
+    descriptor::close(descriptors);
+    Err(Violation::Memory { request, source: MapError::NotMemory })
 }
 
 fn request(region: &MemoryRegion, file: OwnedFd) -> RegionRequest {

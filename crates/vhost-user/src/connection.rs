@@ -15,7 +15,7 @@
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -24,6 +24,8 @@ use rustix::net::{
 };
 use thiserror::Error;
 use wire::vhost_user::{Header, HeaderError, MAX_DESCRIPTORS};
+
+use crate::descriptor;
 
 /// The most messages that wait for a peer that does not read.
 const MAX_OUTGOING: usize = 16;
@@ -198,11 +200,6 @@ impl Connection {
         Ok(true)
     }
 
-    /// Whether something waits for the socket to be writable.
-    pub fn wants_write(&self) -> bool {
-        !self.outgoing.is_empty()
-    }
-
     /// Bytes of the message at hand that have come.
     fn received(&self) -> usize {
         match &self.partial {
@@ -264,12 +261,16 @@ impl Connection {
         let truncated = received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
         // The buffer is rounded up and may have room for one more.
         if truncated || arrived.len() > MAX_DESCRIPTORS {
+            descriptor::close(arrived);
             return Err(ConnectionError::TooManyDescriptors);
         }
         match first {
             Some(descriptors) => *descriptors = arrived,
             None if arrived.is_empty() => {}
-            None => return Err(ConnectionError::StrayDescriptors),
+            None => {
+                descriptor::close(arrived);
+                return Err(ConnectionError::StrayDescriptors);
+            }
         }
         *filled += received.bytes;
         Ok(received.bytes)
@@ -287,16 +288,17 @@ fn send_some(socket: &OwnedFd, message: &Outgoing) -> Result<usize, Errno> {
     sendmsg(socket, &[rest], &mut control, SendFlags::NOSIGNAL)
 }
 
-impl AsFd for Connection {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let (Partial::Header { descriptors, .. } | Partial::Payload { descriptors, .. }) =
+            &mut self.partial;
+        descriptor::close(descriptors.drain(..));
     }
 }
 
-/// For runtimes that wait on raw descriptors.
-impl AsRawFd for Connection {
-    fn as_raw_fd(&self) -> RawFd {
-        self.socket.as_raw_fd()
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

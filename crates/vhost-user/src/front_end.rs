@@ -127,15 +127,15 @@ impl Region<'_> {
 /// A ring to set up.
 #[derive(Clone, Copy, Debug)]
 pub struct RingConfig<'a> {
-    /// Entries, a power of two up to 32768.
+    /// Entries, up to 32768; of a split ring, a power of two.
     pub size: u16,
-    /// The available entry to process first.
-    pub base: u16,
-    /// The descriptor table.
+    /// Where the device goes on, as [`virtqueue::DeviceQueue::position`] says it.
+    pub base: u32,
+    /// The descriptor table, or the packed ring's descriptors.
     pub descriptors: FrontEndAddress,
-    /// The available ring.
+    /// The available ring, or the packed ring's driver event structure.
     pub available: FrontEndAddress,
-    /// The used ring.
+    /// The used ring, or the packed ring's device event structure.
     pub used: FrontEndAddress,
     /// Where the driver kicks; `None` asks the back end to poll.
     pub kick: Option<BorrowedFd<'a>>,

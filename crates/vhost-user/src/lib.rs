@@ -11,6 +11,7 @@
 
 pub mod back_end;
 mod connection;
+mod descriptor;
 mod front_end;
 
 pub use back_end::{Device, RingSetup};

@@ -98,8 +98,17 @@ fn regions_are_checked_against_overflow_overlap_and_the_file() {
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
     assert!(matches!(
         map(RegionRequest { file: reader, ..request(0, PAGE, 0) }),
-        MapError::NotAFile
+        MapError::NotMemory
     ));
+    let on_disk = std::fs::File::open("/proc/self/exe").unwrap();
+    assert!(matches!(
+        map(RegionRequest { file: on_disk.into(), ..request(0, PAGE, 0) }),
+        MapError::NotMemory
+    ));
+    assert!(matches!(map(request(0, MAX_SIZE + PAGE, 0)), MapError::TooLarge));
+    let half = MAX_SIZE / 2;
+    let halves = [request(0, half, 0), request(half, half + PAGE, half)];
+    assert!(matches!(GuestMemory::map(halves).err().unwrap(), MapError::TooLarge));
 
     let two = |a, b| GuestMemory::map([a, b]).err().unwrap();
     assert!(matches!(
@@ -222,4 +231,8 @@ fn memory_that_nobody_wrote_to_is_told_apart() {
     assert!(!memory.is_untouched(GuestAddress(0x1_0000), 16), "pages count whole");
     assert!(memory.is_untouched(GuestAddress(0x1_1000), PAGE));
     assert!(!memory.is_untouched(GuestAddress(0), 1), "outside");
+    assert!(!memory.is_zero(GuestAddress(0x1_0000), PAGE));
+    assert!(memory.is_zero(GuestAddress(0x1_0801), 2 * PAGE - 0x801));
+    assert!(!memory.is_zero(GuestAddress(0x1_0801), 2 * PAGE), "not all there");
+    assert!(!memory.is_zero(GuestAddress(u64::MAX), 2), "outside");
 }

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use memory::GuestMemory;
-use virtqueue::split::Layout;
+use virtqueue::Layout;
 use wire::virtio::Features;
 
 /// A device as the worker must see it from now on. Replaced whole, never edited.
@@ -24,8 +24,8 @@ pub struct Device {
 pub struct RingSetup {
     /// Where it is.
     pub layout: Layout,
-    /// The available entry to process first.
-    pub base: u16,
+    /// Where it goes on, as [`virtqueue::DeviceQueue::position`] says it.
+    pub base: u32,
     /// Names this start of the ring; no two starts in this process have the same. While it stays,
     /// the worker keeps its position in the ring and exchanges only the rest.
     pub start: u64,

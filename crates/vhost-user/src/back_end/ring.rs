@@ -1,18 +1,17 @@
 //! One ring, from the first thing that is said about it until it runs.
 
-use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memory::{Fault, FrontEndAddress, GuestMemory};
-use rustix::fs::{FileType, fstat};
+use memory::{Fault, FrontEndAddress, GuestAddress, GuestMemory};
 use thiserror::Error;
-use virtqueue::split::{Layout, LayoutError};
-use wire::split::{available_ring_size, descriptor_table_size, used_ring_size};
+use virtqueue::{Area, Layout, LayoutError};
 use wire::vhost_user::FrontEndRequest;
+use wire::virtio::Features;
 
 use super::{RingSetup, Violation};
+use crate::descriptor;
 
 /// Gives every start of a ring its own name, over all sessions.
 static STARTS: AtomicU64 = AtomicU64::new(1);
@@ -33,9 +32,9 @@ pub(super) struct Ring {
     /// What SET_VRING_ENABLE said last.
     pub enabled: Option<bool>,
     /// Where the worker left the ring.
-    pub position: Option<u16>,
-    /// The available entry to process first, as SET_VRING_BASE said.
-    base: Option<u16>,
+    pub position: Option<u32>,
+    /// Where the ring stands, as SET_VRING_BASE said.
+    base: Option<u32>,
     size: Option<u32>,
     addresses: Option<Addresses>,
     /// SET_VRING_KICK came, and nothing since has stopped the ring.
@@ -47,29 +46,8 @@ pub(super) struct Ring {
 
 struct Running {
     layout: Layout,
-    base: u16,
+    base: u32,
     start: u64,
-}
-
-/// One of a ring's three areas.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Area {
-    /// The descriptor table.
-    Descriptors,
-    /// The available ring.
-    Available,
-    /// The used ring.
-    Used,
-}
-
-impl fmt::Display for Area {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Descriptors => "descriptor table",
-            Self::Available => "available ring",
-            Self::Used => "used ring",
-        })
-    }
 }
 
 /// Why a ring cannot run where the front end placed it.
@@ -78,8 +56,8 @@ pub enum RingFault {
     /// An area is not in the shared memory.
     #[error("{area}: {fault}; all of the guest's memory must be shared (share=on)")]
     Memory {
-        /// Which.
-        area: Area,
+        /// Which of the three.
+        area: &'static str,
         /// Where it was said to be.
         fault: Fault,
     },
@@ -89,6 +67,19 @@ pub enum RingFault {
          add share=on to the memory backend (QEMU: -object memory-backend-file,share=on)"
     )]
     Untouched,
+    /// A base that is no place in this ring.
+    #[error(
+        "SET_VRING_BASE gives it the base {base:#x}, no place in a {format} ring of {size} \
+         (vhost-user, \"VHOST_USER_SET_VRING_BASE\")"
+    )]
+    Base {
+        /// As given.
+        base: u32,
+        /// Split or packed.
+        format: &'static str,
+        /// Entries in the ring.
+        size: u16,
+    },
     /// The areas are there but cannot be a ring.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -135,7 +126,7 @@ impl Ring {
 
     /// SET_VRING_BASE. A running ring has moved on from whatever base it was told, so any base is
     /// another one.
-    pub(super) fn set_base(&mut self, base: u16) {
+    pub(super) fn set_base(&mut self, base: u32) {
         if self.is_running() {
             self.stop();
         }
@@ -143,24 +134,33 @@ impl Ring {
         self.position = None;
     }
 
-    /// The available entry to process next, for GET_VRING_BASE.
-    pub(super) fn next(&self) -> u16 {
+    /// Where the ring stands, for GET_VRING_BASE.
+    pub(super) fn next(&self) -> u32 {
         self.position.or(self.base).unwrap_or(0)
     }
 
     /// Runs the ring if everything is known. An error when everything is, but makes no ring.
-    pub(super) fn run(&mut self, memory: &GuestMemory) -> Result<(), RingFault> {
-        if self.is_running() || !self.started || self.base.is_none() {
-            return Ok(());
-        }
-        let Some(layout) = self.layout(memory)? else {
+    pub(super) fn run(
+        &mut self,
+        memory: &GuestMemory,
+        features: Features,
+    ) -> Result<(), RingFault> {
+        let Some(base) = self.base.filter(|_| self.started && !self.is_running()) else {
             return Ok(());
         };
-        if self.is_untouched(memory) {
+        let Some(layout) = self.layout(memory, features)? else {
+            return Ok(());
+        };
+        if self.is_untouched(memory, features) {
             return Err(RingFault::Untouched);
         }
-        // What lies between the used index and an offered base was never completed.
-        let base = layout.used_index();
+        let is_packed = matches!(layout, Layout::Packed(_));
+        // What lies between the last chain that was used and an offered base was never completed.
+        let base = layout.resume(base).ok_or(RingFault::Base {
+            base,
+            format: if is_packed { "packed" } else { "split" },
+            size: layout.size(),
+        })?;
         let start = STARTS.fetch_add(1, Ordering::Relaxed);
         self.running = Some(Running { layout, base, start });
         self.position = None;
@@ -168,12 +168,16 @@ impl Ring {
     }
 
     /// Finds the ring in changed memory. An error when it was running and cannot go on.
-    pub(super) fn move_to(&mut self, memory: &GuestMemory) -> Result<(), RingFault> {
+    pub(super) fn move_to(
+        &mut self,
+        memory: &GuestMemory,
+        features: Features,
+    ) -> Result<(), RingFault> {
         if !self.is_running() {
             return Ok(());
         }
         // Stays started: it runs again should its memory come back.
-        let moved = self.layout(memory);
+        let moved = self.layout(memory, features);
         match (moved, &mut self.running) {
             (Ok(Some(layout)), Some(running)) => running.layout = layout,
             (moved, _) => {
@@ -185,33 +189,38 @@ impl Ring {
     }
 
     /// The ring's place in guest memory, when size and addresses are known.
-    fn layout(&self, memory: &GuestMemory) -> Result<Option<Layout>, RingFault> {
-        let (Some(size), Some(addresses)) = (self.size, self.addresses) else {
+    fn layout(
+        &self,
+        memory: &GuestMemory,
+        features: Features,
+    ) -> Result<Option<Layout>, RingFault> {
+        let Some(areas) = self.areas(features) else {
             return Ok(None);
         };
-        let entries = u16::try_from(size).map_err(|_| LayoutError::Size(size))?;
-        let place = |area, address, bytes| {
-            let translated = memory.translate(address, bytes);
-            translated.map_err(|fault| RingFault::Memory { area, fault })
-        };
-        let descriptors =
-            place(Area::Descriptors, addresses.descriptors, descriptor_table_size(entries))?;
-        let available = place(Area::Available, addresses.available, available_ring_size(entries))?;
-        let used = place(Area::Used, addresses.used, used_ring_size(entries))?;
-        Ok(Some(Layout::new(memory, size, descriptors, available, used)?))
+        let mut places = [GuestAddress(0); 3];
+        for (place, (area, address)) in places.iter_mut().zip(areas) {
+            *place = memory
+                .translate(address, area.size)
+                .map_err(|fault| RingFault::Memory { area: area.name, fault })?;
+        }
+        let [descriptors, available, used] = places;
+        let size = self.size.unwrap_or(0);
+        Ok(Some(Layout::new(memory, features, size, descriptors, available, used)?))
+    }
+
+    /// The ring's areas and where they are to be, when size and addresses are known.
+    fn areas(&self, features: Features) -> Option<[(Area, FrontEndAddress); 3]> {
+        let Addresses { descriptors, available, used } = self.addresses?;
+        // Whatever is more is refused by SET_VRING_NUM.
+        let size = u16::try_from(self.size?).ok()?;
+        let [one, two, three] = Layout::areas(features, size);
+        Some([(one, descriptors), (two, available), (three, used)])
     }
 
     /// Whether nobody has written to any of the ring's pages. To be asked before we touch them.
-    fn is_untouched(&self, memory: &GuestMemory) -> bool {
-        let (Some(size), Some(addresses)) = (self.size, self.addresses) else { return false };
-        let entries = u16::try_from(size).unwrap_or(0);
-        [
-            (addresses.descriptors, descriptor_table_size(entries)),
-            (addresses.available, available_ring_size(entries)),
-            (addresses.used, used_ring_size(entries)),
-        ]
-        .into_iter()
-        .all(|(address, len)| {
+    fn is_untouched(&self, memory: &GuestMemory, features: Features) -> bool {
+        let areas = self.areas(features).into_iter().flatten();
+        areas.map(|(area, address)| (address, area.size)).all(|(address, len)| {
             memory.translate(address, len).is_ok_and(|address| memory.is_untouched(address, len))
         })
     }
@@ -230,20 +239,20 @@ impl Ring {
     }
 }
 
-/// Takes over a kick, call or error descriptor. The worker reads and writes it between frames, so
-/// it must be of a kind that never blocks: a file on a slow disk, or on a disk that the peer
-/// serves, would stop every port.
+/// Takes over a kick, call or error descriptor. The worker waits for it and signals it between
+/// frames, so it must be an eventfd: of anything else nobody knows how it behaves.
 pub(super) fn event_descriptor(
     request: FrontEndRequest,
     ring: u32,
     descriptor: OwnedFd,
 ) -> Result<Arc<OwnedFd>, Violation> {
-    let failed = |source: rustix::io::Errno| Violation::Descriptor { source: source.into() };
-    // Eventfds, like the kernel's other anonymous objects, are of no file type.
-    let kind = FileType::from_raw_mode(fstat(&descriptor).map_err(failed)?.st_mode);
-    if !matches!(kind, FileType::Unknown) {
+    if !descriptor::is_eventfd(descriptor.as_fd()) {
+        let kind = descriptor::kind(descriptor.as_fd());
+        descriptor::close([descriptor]);
         return Err(Violation::NotAnEventDescriptor { request, ring, kind });
     }
-    rustix::io::ioctl_fionbio(&descriptor, true).map_err(failed)?;
+    // Where calls are plain writes, so that an honest front end's full counter does not block them.
+    rustix::io::ioctl_fionbio(&descriptor, true)
+        .map_err(|source| Violation::Descriptor { source: source.into() })?;
     Ok(Arc::new(descriptor))
 }

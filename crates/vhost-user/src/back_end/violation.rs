@@ -1,7 +1,6 @@
 //! What a front end can do wrong, in words for the operator.
 
 use memory::MapError;
-use rustix::fs::FileType;
 use thiserror::Error;
 use wire::ethernet::MacAddress;
 use wire::vhost_user::{FormFault, FrontEndRequest, ProtocolFeatures};
@@ -110,25 +109,14 @@ pub enum Violation {
     },
     /// A ring of a size that does not exist.
     #[error(
-        "SET_VRING_NUM gives ring {ring} a size of {size}, not a power of two up to 32768 \
-         (virtio 1.3, 2.7)"
+        "SET_VRING_NUM gives ring {ring} a size of {size}, not from 1 to 32768 \
+         (virtio 1.3, 2.7 and 2.8)"
     )]
     RingSize {
         /// The ring.
         ring: u32,
         /// Its size, in entries.
         size: u32,
-    },
-    /// A base that is no index.
-    #[error(
-        "SET_VRING_BASE gives ring {ring} the base {base}, more than 16 bits \
-         (vhost-user, \"VHOST_USER_SET_VRING_BASE\")"
-    )]
-    RingBase {
-        /// The ring.
-        ring: u32,
-        /// Its base.
-        base: u32,
     },
     /// Neither on nor off.
     #[error(
@@ -157,7 +145,7 @@ pub enum Violation {
     },
     /// A descriptor that could block us.
     #[error(
-        "{request} for ring {ring} carries a {kind:?}, not an eventfd \
+        "{request} for ring {ring} carries {kind}, not an eventfd \
          (vhost-user, \"VHOST_USER_SET_VRING_KICK\")"
     )]
     NotAnEventDescriptor {
@@ -166,7 +154,7 @@ pub enum Violation {
         /// The ring.
         ring: u32,
         /// What it is instead.
-        kind: FileType,
+        kind: String,
     },
     /// A descriptor that the kernel does not let us use.
     #[error("a ring's file descriptor cannot be used: {source}")]
