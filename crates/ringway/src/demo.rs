@@ -3,7 +3,7 @@
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -13,11 +13,20 @@ use tokio::task::spawn_blocking;
 use wire::ethernet::{EtherType, HEADER_SIZE, MacAddress};
 use wire::virtio::NetHeader;
 
+use crate::Stop;
 use crate::config::{
     Config, DEFAULT_IDLE_SPIN, DEFAULT_LOG, DEFAULT_MTU, DEFAULT_SOCKET_MODE, PortConfig, PortKind,
     SocketRole,
 };
 use crate::switch::Switch;
+
+/// Set when the demonstration is to end at once.
+static STOPPING: AtomicBool = AtomicBool::new(false);
+
+/// The time, unless it is time to stop: then the end of all of it.
+fn now_or(end: Instant) -> Instant {
+    if STOPPING.load(Ordering::Relaxed) { end + LOST } else { Instant::now() }
+}
 
 /// Bytes of the frames that are sent, without the Ethernet checksum.
 const SIZES: [usize; 4] = [64, 512, 1514, 9014];
@@ -37,7 +46,7 @@ const LOST: Duration = Duration::from_secs(1);
 const REDRAW: Duration = Duration::from_millis(100);
 
 /// Runs the demonstration, about `seconds` long.
-pub async fn demo(seconds: u64) -> anyhow::Result<()> {
+pub async fn demo(seconds: u64, stop: &mut Stop) -> anyhow::Result<()> {
     let mut out = std::io::stdout();
     let directory = tempfile::Builder::new().prefix("ringway-demo-").tempdir()?;
     let sockets = ["vm1", "vm2"].map(|name| directory.path().join(format!("{name}.sock")));
@@ -51,9 +60,17 @@ pub async fn demo(seconds: u64) -> anyhow::Result<()> {
          vhost-user, as QEMU would, and send frames to each other.\n",
         ready.as_secs_f64() * 1000.0
     )?;
-    let result = measure(&switch, &sockets, Duration::from_secs(seconds)).await;
+    let total = Duration::from_secs(seconds);
+    let result = tokio::select! {
+        result = measure(&switch, &sockets, total) => result.map(|()| true),
+        () = stop.asked() => Ok(false),
+    };
+    // The guests' threads look at this between two frames.
+    STOPPING.store(true, Ordering::Relaxed);
     switch.stop().await?;
-    result?;
+    if !result? {
+        return Ok(());
+    }
     writeln!(out, "\n{}", attach_help())?;
     Ok(())
 }
@@ -197,7 +214,7 @@ fn send_and_receive(
     let window = (WINDOW / guest.driver().receive_buffers(template.len())).max(1) as u64;
     let counter = HEADER_SIZE..HEADER_SIZE + 8;
     loop {
-        let now = Instant::now();
+        let now = now_or(until);
         let mut count = 0;
         let mut expected = tally.received;
         while count < BATCH {
@@ -254,7 +271,7 @@ async fn round_trip(
     let until = Instant::now() + time;
     let [a, b] = ADDRESSES;
     let echo = spawn_blocking(move || -> Result<Guest, GuestError> {
-        while Instant::now() < until {
+        while now_or(until) < until {
             if let Some(mut frame) = two.driver().receive(|received| received.frame.to_vec())? {
                 let (addresses, _) = frame.split_at_mut(12);
                 addresses.rotate_left(6);
@@ -269,12 +286,12 @@ async fn round_trip(
     let ping = spawn_blocking(move || -> anyhow::Result<(Guest, Vec<Duration>)> {
         let frame = frame(a, b, SIZES[0]);
         let mut times = Vec::new();
-        while Instant::now() + QUIET < until {
+        while now_or(until) + QUIET < until {
             let sent = Instant::now();
             one.driver().send(NetHeader::default(), &frame)?;
             one.flush();
             while one.driver().receive(|_| ())?.is_none() {
-                if sent.elapsed() > LOST {
+                if now_or(until) > sent + LOST {
                     bail!("a frame did not come back within {} s", LOST.as_secs());
                 }
                 std::thread::yield_now();

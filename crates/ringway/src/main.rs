@@ -11,7 +11,7 @@ mod switch;
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -51,9 +51,12 @@ fn run(config: &Config) -> anyhow::Result<()> {
     runtime()?.block_on(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
-        let switch = Switch::start(config)?;
+        let mut switch = Switch::start(config)?;
         tracing::info!(ports = config.ports.len(), "ready");
-        stop.asked().await;
+        tokio::select! {
+            () = stop.asked() => {}
+            () = switch.failed() => bail!("the worker has stopped by itself: that is a bug"),
+        }
         switch.stop().await
     })
 }
@@ -61,13 +64,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
 /// Runs the demonstration, or until it is told to stop.
 fn show(seconds: u64) -> anyhow::Result<()> {
     log_to_stderr(DEFAULT_LOG);
-    runtime()?.block_on(async {
-        let mut stop = Stop::new()?;
-        tokio::select! {
-            result = demo::demo(seconds) => result,
-            () = stop.asked() => Ok(()),
-        }
-    })
+    runtime()?.block_on(async { demo::demo(seconds, &mut Stop::new()?).await })
 }
 
 /// The signals that end the program.

@@ -19,6 +19,10 @@ use wire::vhost_user::FrontEndRequest;
 
 use crate::sharing;
 
+/// What is logged of one connection about requests that were refused and forgiven: a front end
+/// could send them without end.
+const NOTICES: usize = 16;
+
 /// A vhost-user port, as control sees it.
 pub struct Port {
     pub name: String,
@@ -46,6 +50,9 @@ pub enum Ended {
     /// The guest broke the rules of virtio.
     #[error("{0}")]
     Guest(Fault),
+    /// A bug of ours took the port down.
+    #[error("the port has failed")]
+    Failed,
     /// We are stopping.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -54,7 +61,12 @@ pub enum Ended {
 impl Ended {
     /// Whether the peer did something that somebody should know of.
     pub fn is_fault(&self) -> bool {
-        !matches!(self, Self::Closed | Self::Stopped(_))
+        match self {
+            // It was killed, most likely.
+            Self::Connection(ConnectionError::CutOff { .. } | ConnectionError::Gone) => false,
+            Self::Connection(_) | Self::FrontEnd(_) | Self::Guest(_) => true,
+            Self::Closed | Self::Failed | Self::Stopped(_) => false,
+        }
     }
 }
 
@@ -65,8 +77,8 @@ impl Port {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
-        if let Err(stopped) = self.link_down().await {
-            return stopped.into();
+        if let Err(failed) = self.link_down().await {
+            return failed;
         }
         // The worker reported whatever the guest did before it let go of it. A front end may well
         // have been quicker to leave than we were to hear of that.
@@ -79,6 +91,7 @@ impl Port {
     async fn converse(&mut self, socket: UnixStream) -> Result<Infallible, Ended> {
         let mut socket = Socket::new(socket)?;
         let mut session = Session::new(self.offer);
+        let mut notices = NOTICES;
         loop {
             let message = tokio::select! {
                 message = socket.receive() => message?,
@@ -92,9 +105,10 @@ impl Port {
                 return Err(Violation::NotShared.into());
             }
             let step = session.handle(message)?;
-            for notice in &step.notices {
+            for notice in step.notices.iter().take(notices) {
                 tracing::info!(port = self.name, "{notice}");
             }
+            notices = notices.saturating_sub(step.notices.len());
             if let Some(device) = &step.device {
                 let swapped = self.swap(Some(device.clone())).await?;
                 for (ring, index) in &swapped.positions {
@@ -117,16 +131,17 @@ impl Port {
     }
 
     /// Has the worker let go of the guest, and the bridge forget its addresses.
-    async fn link_down(&self) -> Result<(), Stopped> {
+    async fn link_down(&self) -> Result<(), Ended> {
         self.swap(None).await?;
         let (bridge, number) = self.bridge;
         let forget = move |bridge: &mut Bridge, _: &Poller| bridge.link_down(number);
         // None: the bridge failed, and knows no addresses any more.
-        self.on_worker(move |worker| worker.with(bridge, forget)).await.map(|_| ())
+        self.on_worker(move |worker| worker.with(bridge, forget)).await?;
+        Ok(())
     }
 
     /// Has the worker take over `device`, and waits until it did. The old one is dropped here.
-    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Swapped, Stopped> {
+    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Swapped, Ended> {
         self.on_port(move |port, poller| port.swap(device.as_deref(), poller)).await
     }
 
@@ -134,10 +149,9 @@ impl Port {
     async fn on_port<R: Send + 'static>(
         &self,
         command: impl FnOnce(&mut VhostUserPort, &Poller) -> R + Send + 'static,
-    ) -> Result<R, Stopped> {
+    ) -> Result<R, Ended> {
         let app = self.app;
-        // None: the app failed, which is reported as such; the port is gone for good.
-        self.on_worker(move |worker| worker.with(app, command)).await?.ok_or(Stopped)
+        self.on_worker(move |worker| worker.with(app, command)).await?.ok_or(Ended::Failed)
     }
 
     async fn on_worker<R: Send + 'static>(

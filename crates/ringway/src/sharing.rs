@@ -48,9 +48,12 @@ mod tests {
 
     use super::*;
 
-    const PRIVATE: &str = "7f0000000000-7f0010000000 rw-p 00000000 00:01 4242   /memfd:ram (deleted)\n";
-    const SHARED: &str = "7f2000000000-7f2010000000 rw-s 00000000 00:01 4242   /memfd:ram (deleted)\n";
-    const OTHER: &str = "7f4000000000-7f4000001000 rw-p 00000000 00:01 4243\n7f5-7f6 r--p 0 00:01 4242\n";
+    const PRIVATE: &str =
+        "7f0000000000-7f0010000000 rw-p 00000000 00:01 4242   /memfd:ram (deleted)\n";
+    const SHARED: &str =
+        "7f2000000000-7f2010000000 rw-s 00000000 00:01 4242   /memfd:ram (deleted)\n";
+    const OTHER: &str =
+        "7f4000000000-7f4000001000 rw-p 00000000 00:01 4243\n7f5-7f6 r--p 0 00:01 4242\n";
 
     #[test]
     fn only_a_file_that_is_never_shared_is_private() {

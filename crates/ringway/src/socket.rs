@@ -4,16 +4,22 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use nix::unistd::Group;
 use rustix::fs::{FlockOperation, Gid, Mode, OFlags, chmod, chown, flock, open};
+use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+
+/// How long to wait for another switch that is about to listen in the same directory.
+const LOCK_LIMIT: Duration = Duration::from_millis(500);
+const LOCK_RETRY: Duration = Duration::from_millis(5);
 
 /// Front ends that may wait to be accepted.
 const BACKLOG: i32 = 16;
@@ -51,7 +57,7 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<
     let directory = directory.unwrap_or(Path::new("."));
     let lock = open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
         .with_context(|| format!("cannot open the directory {}", directory.display()))?;
-    flock(&lock, FlockOperation::LockExclusive)
+    lock_soon(&lock)
         .with_context(|| format!("cannot lock the directory {}", directory.display()))?;
     remove_stale(path)?;
 
@@ -70,6 +76,31 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<
     Ok(Listener { socket: UnixListener::from(socket), _file: file })
 }
 
+/// Takes the lock, if whoever has it gives it up soon: switches hold it for an instant, but anyone
+/// who may read the directory can hold it for ever.
+fn lock_soon(directory: &OwnedFd) -> io::Result<()> {
+    let deadline = Instant::now() + LOCK_LIMIT;
+    loop {
+        match flock(directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err(Errno::WOULDBLOCK) => {
+                return Err(io::Error::other("another program holds its lock"));
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Connects, unless that would have to wait.
+fn try_connect(path: &Path) -> Result<OwnedFd, Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
 fn remove_stale(path: &Path) -> anyhow::Result<()> {
     let file = match fs::symlink_metadata(path) {
         Ok(file) => file,
@@ -79,18 +110,17 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
     if !file.file_type().is_socket() {
         bail!("there is a file that is not a socket: remove it, or choose another path");
     }
-    match UnixStream::connect(path) {
-        Ok(peer) => bail!("in use by {}", holder(peer)),
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).context("cannot remove the stale socket")
-        }
+    match try_connect(path) {
+        Ok(peer) => bail!("in use by {}", holder(&peer)),
+        Err(Errno::AGAIN) => bail!("in use by a process that accepts no connections"),
+        Err(Errno::CONNREFUSED) => fs::remove_file(path).context("cannot remove the stale socket"),
         Err(error) => Err(error).context("cannot tell whether the socket there is alive"),
     }
 }
 
 /// Who listens at the other end, for people.
-fn holder(peer: UnixStream) -> String {
-    match socket_peercred(OwnedFd::from(peer)) {
+fn holder(peer: &OwnedFd) -> String {
+    match socket_peercred(peer) {
         Ok(credentials) => {
             let process = credentials.pid.as_raw_nonzero();
             let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
@@ -117,6 +147,8 @@ fn group_id(group: &str) -> anyhow::Result<Gid> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     fn listen(path: &Path) -> anyhow::Result<Listener> {
@@ -155,6 +187,28 @@ mod tests {
             "{error}"
         );
         UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_that_somebody_keeps_locked_is_an_error_and_no_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = fs::File::open(directory.path()).unwrap();
+        flock(&held, FlockOperation::LockExclusive).unwrap();
+        let error = listen(&directory.path().join("vm.sock")).unwrap_err();
+        assert!(format!("{error:#}").contains("another program holds its lock"), "{error:#}");
+        drop(held);
+        listen(&directory.path().join("vm.sock")).unwrap();
+    }
+
+    #[test]
+    fn a_listener_that_does_not_accept_is_alive() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let _alive = listen(&path).unwrap();
+        let waiting: Vec<_> = std::iter::from_fn(|| try_connect(&path).ok()).collect();
+        assert!(!waiting.is_empty());
+        let error = listen(&path).unwrap_err().to_string();
+        assert_eq!(error, "in use by a process that accepts no connections");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
@@ -34,6 +34,8 @@ pub struct Switch {
     worker: Arc<WorkerHandle>,
     names: Vec<(AppId, String)>,
     tasks: Vec<JoinHandle<()>>,
+    /// Ends when the worker does.
+    events: Option<JoinHandle<()>>,
 }
 
 /// Where a vhost-user port's connections come from.
@@ -79,7 +81,7 @@ impl Switch {
             Settings { mode: config.mode, idle_spin: config.idle_spin, cpus: config.cpus.clone() };
         let worker = Worker::start("worker0", graph, settings, pass_on)
             .context("cannot start the worker")?;
-        let mut switch = Self { worker: Arc::new(worker), names, tasks: Vec::new() };
+        let mut switch = Self { worker: Arc::new(worker), names, tasks: Vec::new(), events: None };
 
         for (Guest { name, app, number, source, offer }, faults) in sessions {
             let worker = switch.worker.clone();
@@ -93,8 +95,17 @@ impl Switch {
             });
         }
         let names = switch.names.iter().cloned().collect();
-        switch.tasks.push(tokio::spawn(report_events(incoming, names)));
+        switch.events = Some(tokio::spawn(report_events(incoming, names)));
         Ok(switch)
+    }
+
+    /// Waits until the worker ends by itself, which it should not.
+    pub async fn failed(&mut self) {
+        match &mut self.events {
+            // It reports for as long as the worker could have something to say.
+            Some(events) => drop(events.await),
+            None => std::future::pending().await,
+        }
     }
 
     /// What each app counted so far, and how busy the worker was.
@@ -117,10 +128,9 @@ impl Switch {
         if let Ok(report) = self.report().await {
             report.log();
         }
-        for task in &self.tasks {
+        let tasks = self.tasks.drain(..).chain(self.events.take());
+        for task in tasks {
             task.abort();
-        }
-        for task in self.tasks.drain(..) {
             // An error says that it was aborted, or panicked, which was reported.
             let _ = task.await;
         }
@@ -212,21 +222,28 @@ async fn accept(mut port: Port, listener: UnixListener, _file: Listener) {
         let ended = tokio::select! {
             ended = serve(&mut port, socket) => ended,
             // Never ends; turns others away while this front end is here.
-            never = refuse(&name, &listener) => match never {},
+            never = refuse(&name, "one is connected", &listener) => match never {},
         };
-        if penalty.after(&port.name, &ended).await.is_err() {
-            return;
+        let Some(wait) = penalty.after(&port.name, &ended) else { return };
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            never = refuse(&name, "the last one broke the rules", &listener) => match never {},
         }
     }
 }
 
-async fn refuse(port: &str, listener: &UnixListener) -> Infallible {
+/// Turns front ends away, so that they know, rather than to let them wait.
+async fn refuse(port: &str, why: &str, listener: &UnixListener) -> Infallible {
+    let mut said = false;
     loop {
         match listener.accept().await {
-            Ok(_) => tracing::warn!(port, "refused a second front end: one is connected"),
+            Ok(_) if said => {}
+            Ok(_) => tracing::warn!(port, "refused a front end: {why}"),
             Err(error) => tracing::error!(port, "cannot accept a front end: {error}"),
         }
-        tokio::time::sleep(RETRY_SLOWEST).await;
+        said = true;
+        // Not more often than a person could read.
+        tokio::time::sleep(RETRY_FIRST).await;
     }
 }
 
@@ -239,9 +256,8 @@ async fn connect(mut port: Port, path: PathBuf) {
             Ok(socket) => {
                 retry = RETRY_FIRST;
                 let ended = serve(&mut port, socket).await;
-                if penalty.after(&port.name, &ended).await.is_err() {
-                    return;
-                }
+                let Some(wait) = penalty.after(&port.name, &ended) else { return };
+                tokio::time::sleep(wait).await;
             }
             Err(error) => {
                 if retry == RETRY_FIRST {
@@ -259,31 +275,41 @@ async fn serve(port: &mut Port, socket: UnixStream) -> Ended {
     port.serve(socket).await
 }
 
-/// The wait of a peer that broke the rules, longer each time.
+/// The wait of a peer that broke the rules: longer each time, until it has behaved for a while.
 struct Penalty {
     next: Duration,
+    since: Instant,
 }
 
 impl Penalty {
     fn new() -> Self {
-        Self { next: PENALTY_FIRST }
+        Self { next: PENALTY_FIRST, since: Instant::now() }
     }
 
-    /// Says how a connection ended, and waits if it has to. An error means that we are stopping.
-    async fn after(&mut self, port: &str, ended: &Ended) -> Result<(), ()> {
+    /// Says how a connection ended, and how long its peer has to wait now. None: nobody will be
+    /// served any more.
+    fn after(&mut self, port: &str, ended: &Ended) -> Option<Duration> {
+        if self.since.elapsed() > PENALTY_MOST {
+            self.next = PENALTY_FIRST;
+        }
+        self.since = Instant::now();
         match ended {
-            Ended::Stopped(_) => return Err(()),
+            Ended::Stopped(_) => None,
+            Ended::Failed => {
+                tracing::error!(port, "the port is out of service");
+                None
+            }
             ended if ended.is_fault() => {
                 tracing::error!(port, "disconnected the front end: {ended}");
-                tokio::time::sleep(self.next).await;
+                let wait = self.next;
                 self.next = (2 * self.next).min(PENALTY_MOST);
+                Some(wait)
             }
             ended => {
                 tracing::info!(port, "front end {ended}");
-                self.next = PENALTY_FIRST;
+                Some(Duration::ZERO)
             }
         }
-        Ok(())
     }
 }
 
