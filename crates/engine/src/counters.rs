@@ -32,6 +32,8 @@ drop_reasons! {
     TooLong = "too_long",
     /// The virtio-net header asks for what is not there or was not negotiated.
     BadHeader = "bad_header",
+    /// The frame is to be segmented, but its own headers are not what its virtio-net header says.
+    BadSegmentation = "bad_segmentation",
     /// The source address is a group's.
     BadSource = "bad_source",
     /// To 01:80:C2:00:00:0x, which bridges keep to themselves.
@@ -50,8 +52,6 @@ drop_reasons! {
     ReceiverFull = "receiver_full",
     /// The receiver's buffers are too small for the frame, and may not be merged.
     BufferTooSmall = "buffer_too_small",
-    /// The frame is to be segmented, and the receiver did not negotiate that.
-    NeedsSegmentation = "needs_segmentation",
     /// The kernel refused the frame.
     Refused = "refused",
     /// The app that the frame was given to has failed.

@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use memory::{Fault, GuestAddress, GuestMemory, WriteCursor, WriteSlice, recycle_writable};
 use thiserror::Error;
-use virtqueue::Violation;
-use virtqueue::split::{Buffer, DriverQueue, Form, Layout, LayoutError};
+use virtqueue::{Buffer, DriverQueue, Form, Layout, LayoutError, Violation};
 use wire::virtio::{Features, NetHeader};
 
 use crate::layout::{MemoryLayout, RECEIVE_BUFFER, RingAddresses, TRANSMIT_BUFFER};
@@ -81,7 +80,7 @@ impl NetDriver {
         let ring = |addresses: RingAddresses| {
             let RingAddresses { descriptors, available, used } = addresses;
             let size = layout.ring_size.into();
-            let layout = Layout::new(&memory, size, descriptors, available, used)?;
+            let layout = Layout::new(&memory, features, size, descriptors, available, used)?;
             Ok::<_, DriverError>(DriverQueue::new(layout, features, None))
         };
         let mut driver = Self {

@@ -13,6 +13,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
 use vhost_user::{FrontEnd, FrontEndError, Region, RingConfig};
+use virtqueue::Layout;
 use wire::vhost_user::ProtocolFeatures;
 use wire::virtio::Features;
 
@@ -82,7 +83,7 @@ impl Guest {
         let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::MQ;
         let agreed = front_end.negotiate(Features::VERSION_1, options.features, protocol)?;
 
-        let layout = MemoryLayout::new(GUEST_START, options.ring_size);
+        let layout = MemoryLayout::new(GUEST_START, agreed.features, options.ring_size);
         let shared = SharedMemory::create("guest", layout.size)?;
         front_end.set_memory_table(&[Region {
             guest: GUEST_START,
@@ -112,7 +113,7 @@ impl Guest {
             let RingAddresses { descriptors, available, used } = addresses;
             let config = RingConfig {
                 size: layout.ring_size,
-                base: 0,
+                base: Layout::first_position(agreed.features),
                 descriptors: front_end_address(descriptors),
                 available: front_end_address(available),
                 used: front_end_address(used),

@@ -1,7 +1,8 @@
 //! Where an embedded guest keeps its rings and buffers.
 
 use memory::GuestAddress;
-use wire::split::{available_ring_size, descriptor_table_size, used_ring_size};
+use virtqueue::Layout;
+use wire::virtio::Features;
 
 /// Bytes of a receive buffer: a frame of the usual MTU fits one, larger ones take several.
 pub(crate) const RECEIVE_BUFFER: u64 = 2048;
@@ -13,11 +14,11 @@ const PAGE: u64 = 4096;
 /// The areas of one ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RingAddresses {
-    /// The descriptor table.
+    /// The descriptor table, or the packed ring's descriptors.
     pub descriptors: GuestAddress,
-    /// The available ring.
+    /// The available ring, or the packed ring's driver event structure.
     pub available: GuestAddress,
-    /// The used ring.
+    /// The used ring, or the packed ring's device event structure.
     pub used: GuestAddress,
 }
 
@@ -39,17 +40,17 @@ pub struct MemoryLayout {
 
 impl MemoryLayout {
     /// Lays everything out from guest address `start` on.
-    pub fn new(start: GuestAddress, ring_size: u16) -> Self {
+    pub fn new(start: GuestAddress, features: Features, ring_size: u16) -> Self {
         let mut next = start.0;
         let mut area = |size: u64| {
             let at = next.next_multiple_of(PAGE);
             next = at + size;
             GuestAddress(at)
         };
-        let mut ring = || RingAddresses {
-            descriptors: area(descriptor_table_size(ring_size)),
-            available: area(available_ring_size(ring_size)),
-            used: area(used_ring_size(ring_size)),
+        let mut ring = || {
+            let areas = Layout::areas(features, ring_size);
+            let [descriptors, available, used] = areas.map(|part| area(part.size));
+            RingAddresses { descriptors, available, used }
         };
         let (receive, transmit) = (ring(), ring());
         let receive_buffers = area(u64::from(ring_size) * RECEIVE_BUFFER);
@@ -63,15 +64,18 @@ impl MemoryLayout {
 mod tests {
     use memory::{FrontEndAddress, GuestMemory, RegionRequest, SharedMemory};
     use std::os::fd::AsFd;
-    use virtqueue::split::Layout;
 
     use super::*;
 
     #[test]
     fn rings_and_buffers_of_every_size_lie_in_memory_and_beside_each_other() {
-        for size in (0..16).map(|power| 1u16 << power) {
+        let formats = [Features::NONE, Features::RING_PACKED];
+        let sizes = (0..16).map(|power| 1u16 << power);
+        for (features, size) in
+            sizes.flat_map(|size| formats.map(|format| (format, size))).chain([(formats[1], 3)])
+        {
             let start = GuestAddress(0x4000_0000);
-            let layout = MemoryLayout::new(start, size);
+            let layout = MemoryLayout::new(start, features, size);
             let shared = SharedMemory::create("layout", layout.size).unwrap();
             let memory = GuestMemory::map([RegionRequest {
                 guest: start,
@@ -84,10 +88,9 @@ mod tests {
             let mut areas = Vec::new();
             for RingAddresses { descriptors, available, used } in [layout.receive, layout.transmit]
             {
-                Layout::new(&memory, size.into(), descriptors, available, used).unwrap();
-                areas.push((descriptors.0, descriptor_table_size(size)));
-                areas.push((available.0, available_ring_size(size)));
-                areas.push((used.0, used_ring_size(size)));
+                Layout::new(&memory, features, size.into(), descriptors, available, used).unwrap();
+                let parts = Layout::areas(features, size).map(|area| area.size);
+                areas.extend([descriptors.0, available.0, used.0].into_iter().zip(parts));
             }
             areas.push((layout.receive_buffers.0, u64::from(size) * RECEIVE_BUFFER));
             areas.push((layout.transmit_buffers.0, u64::from(size) * TRANSMIT_BUFFER));

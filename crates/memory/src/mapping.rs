@@ -21,8 +21,6 @@ pub(crate) struct Mapping {
     size: usize,
     base: NonNull<u8>,
     base_size: usize,
-    /// Bytes of a page of the file.
-    block: usize,
     guard: sigbus::Registration,
 }
 
@@ -76,7 +74,7 @@ impl Mapping {
         };
         // SAFETY: `lead` is less than a block and `lead + size <= base_size`.
         let start = unsafe { base.add(lead) };
-        Ok(Self { start, size, base, base_size, block: block as usize, guard })
+        Ok(Self { start, size, base, base_size, guard })
     }
 
     /// The first byte of the region.
@@ -87,30 +85,6 @@ impl Mapping {
     /// Bytes from [`Self::start`] that may be touched.
     pub(crate) fn size(&self) -> usize {
         self.size
-    }
-
-    /// Whether no page of `[offset, offset + len)` is in memory: nobody that shares the file has
-    /// touched it yet, or it was swapped out. False when the kernel does not tell.
-    pub(crate) fn is_untouched(&self, offset: usize, len: usize) -> bool {
-        let page = rustix::param::page_size();
-        // Of huge pages the kernel tells only which ones we have touched ourselves.
-        if self.block > page {
-            return false;
-        }
-        let lead = self.start.as_ptr().addr() - self.base.as_ptr().addr();
-        let first = (lead + offset) / page * page;
-        let end = (lead + offset + len).min(self.base_size);
-        let mut resident = vec![0u8; end.saturating_sub(first).div_ceil(page)];
-        if resident.is_empty() {
-            return false;
-        }
-        // SAFETY: `first` is less than the mapping's size.
-        let start = unsafe { self.base.add(first) };
-        // SAFETY: the kernel writes one byte for each page of the range, and there are as many.
-        let result = unsafe {
-            libc::mincore(start.as_ptr().cast(), end - first, resident.as_mut_ptr().cast())
-        };
-        result == 0 && resident.iter().all(|page| page & 1 == 0)
     }
 
     /// Whether the file shrank under this mapping and somebody noticed.

@@ -267,4 +267,39 @@ mod tests {
             }
         }
     }
+
+    /// A second fetch of any byte would show as a sum of other bytes than those that arrived.
+    #[test]
+    fn the_sum_is_that_of_what_was_written_while_the_source_changes() {
+        use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+        use std::time::{Duration, Instant};
+
+        const LIMIT: Duration = Duration::from_secs(20);
+        // Blocks and every size of word.
+        let source: Vec<AtomicU8> = (0..64 + 15).map(|_| AtomicU8::new(0)).collect();
+        let done = AtomicBool::new(false);
+        let start = Instant::now();
+        let mut mixed = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut value = 0u8;
+                while !done.load(Ordering::Relaxed) && start.elapsed() < LIMIT {
+                    value = value.wrapping_add(1);
+                    source.iter().for_each(|byte| byte.store(value, Ordering::Relaxed));
+                }
+            });
+            let mut is_right = true;
+            while is_right && mixed < 1000 && start.elapsed() < LIMIT {
+                let mut copy = vec![0; source.len()];
+                // SAFETY: both hold so many bytes; those of the source are atomics.
+                let sum =
+                    unsafe { copy_summed(source.as_ptr().cast(), copy.as_mut_ptr(), source.len()) };
+                is_right = sum.finish() == definition(&copy);
+                mixed += usize::from(copy.iter().any(|byte| *byte != copy[0]));
+            }
+            done.store(true, Ordering::Relaxed);
+            assert!(is_right, "a sum over bytes that were not written");
+        });
+        assert!(mixed > 0, "no copy was raced with in {LIMIT:?}");
+    }
 }

@@ -243,37 +243,6 @@ impl GuestMemory {
         Ok(GuestAddress(region.guest + (address.0 - region.front_end)))
     }
 
-    /// Whether no page of these bytes is in memory: nobody has written to it yet, or it was swapped
-    /// out. Of a ring that its driver says is
-    /// ready, that means that the driver writes to other memory than we see. False when the range is
-    /// not in one region, or the kernel does not tell.
-    pub fn is_untouched(&self, address: GuestAddress, len: u64) -> bool {
-        let region = self.search(address.0).and_then(|index| self.regions.get(index));
-        region.is_some_and(|region| {
-            region.offset(address.0).is_some_and(|offset| {
-                let len = len.min(region.size() - offset as u64);
-                region.mapping.is_untouched(offset, len as usize)
-            })
-        })
-    }
-
-    /// Whether all of these bytes are zero. False when they are not all in the table.
-    pub fn is_zero(&self, address: GuestAddress, len: u64) -> bool {
-        let mut private = [0; 4096];
-        let mut translator = self.translator();
-        let mut at = 0;
-        while at < len {
-            let count = (len - at).min(private.len() as u64);
-            let piece = private.get_mut(..count as usize).unwrap_or_default();
-            let start = GuestAddress(address.0.saturating_add(at));
-            if translator.copy_to(start, piece).is_err() || piece.iter().any(|byte| *byte != 0) {
-                return false;
-            }
-            at += count;
-        }
-        true
-    }
-
     /// `len` atomics at `address`, for the fields of a ring: inside one region, and aligned.
     pub fn words<T: Word>(&self, address: GuestAddress, len: usize) -> Result<Words<T>, Fault> {
         let bytes = len.saturating_mul(size_of::<T>());

@@ -2,6 +2,8 @@
 
 mod backlog;
 mod frame;
+pub mod offload;
+mod taken;
 pub mod tap;
 pub mod vhost_user;
 

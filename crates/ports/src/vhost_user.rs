@@ -37,19 +37,19 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use engine::{
-    App, BURST, Burst, Counters, DropReason, Fault, Lease, Outcome, Outcomes, Outputs, Poller,
-    Selection,
+    App, BURST, Burst, Counters, DropReason, Fault, Frame, Lease, Outcomes, Outputs, Poller,
+    Selection, Traffic,
 };
 use memory::{GuestMemory, ReadSlice, Translator, WriteCursor, WriteSlice, recycle_writable};
-use sys::notify::Notifier;
 use thiserror::Error;
 use vhost_user::{Device, RingSetup};
-use virtqueue::Violation;
-use virtqueue::split::{Chain, DeviceQueue};
+use virtqueue::{Chain, DeviceQueue, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use crate::backlog::Backlog;
-use crate::frame::{MAX_FRAME, Preparation, complete_checksum, prepare};
+use crate::frame::MAX_FRAME;
+use crate::offload::{Delivery, Outgoing};
+use crate::taken::Taken;
 
 /// How long a receiver may take nothing before it counts as gone, in nanoseconds. A guest whose
 /// processor is busy elsewhere for a scheduler's slice or two is not gone.
@@ -148,21 +148,12 @@ impl Ring {
         Self { queue, setup: setup.clone() }
     }
 
-    fn call(&self, notifier: &mut Option<Notifier>) {
-        let Some(descriptor) = &self.setup.call else { return };
-        // Whatever goes wrong with the descriptor is the guest's loss.
-        match notifier {
-            Some(notifier) => drop(notifier.signal(descriptor.as_fd())),
-            None => drop(rustix::io::write(descriptor, &1u64.to_ne_bytes())),
+    fn call(&self) {
+        if let Some(descriptor) = &self.setup.call {
+            // Whatever goes wrong with the descriptor is the guest's loss.
+            let _ = sys::notify::signal(descriptor.as_fd());
         }
     }
-}
-
-/// A chain of the transmit ring that was not given back yet.
-struct Taken {
-    chain: Chain,
-    /// The frame of the current burst that was made of it, if it made one.
-    frame: Option<u8>,
 }
 
 /// A receiver that had no room.
@@ -187,7 +178,7 @@ pub struct Swapped {
     /// The device that was, to be dropped by control: its memory unmapped, its descriptors closed.
     pub old: Option<Retired>,
     /// Where each ring stands that was stopped by this swap, by its number.
-    pub positions: Vec<(usize, u16)>,
+    pub positions: Vec<(usize, u32)>,
 }
 
 /// A device that the worker does not use any more.
@@ -198,7 +189,7 @@ pub struct Retired {
 /// The port.
 pub struct VhostUserPort {
     active: Option<Active>,
-    taken: Vec<Taken>,
+    taken: Taken,
     /// A held frame made way: something moved.
     moved: bool,
     backlog: Backlog,
@@ -209,15 +200,12 @@ pub struct VhostUserPort {
     /// A fault happened: the rings are not to be touched until the guest is gone.
     latched: bool,
     counters: Counters,
-    /// Calls drivers in a way that cannot block. None where the kernel lacks that: then a front end
-    /// that means harm can stop us by a call descriptor that blocks.
-    notifier: Option<Notifier>,
     announcement: Option<Box<[u8]>>,
     /// Descriptors of the receive ring that may still be read in this breath.
     receive_budget: usize,
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
-    private: Vec<u8>,
+    ends: Vec<End>,
 }
 
 impl Default for VhostUserPort {
@@ -231,19 +219,18 @@ impl VhostUserPort {
     pub fn new() -> Self {
         Self {
             active: None,
-            taken: Vec::with_capacity(BURST),
+            taken: Taken::new(),
             moved: false,
             backlog: Backlog::default(),
             full: None,
             fault: None,
             latched: false,
             counters: Counters::default(),
-            notifier: Notifier::new().ok(),
             announcement: None,
             receive_budget: DESCRIPTOR_BUDGET,
             chains: Vec::new(),
             slices: Vec::new(),
-            private: Vec::new(),
+            ends: Vec::new(),
         }
     }
 
@@ -255,12 +242,17 @@ impl VhostUserPort {
     /// After a fault the port stays down until it is given no device.
     pub fn swap(&mut self, device: Option<&Device>, poller: &Poller) -> Swapped {
         let mut old = self.active.take();
-        self.drain(old.as_mut());
         let setup = |number: usize| device?.rings.get(number)?.as_ref();
+        let transmit = old.as_ref().and_then(|old| old.transmit.as_ref());
+        if transmit
+            .is_none_or(|ring| setup(TRANSMIT).is_none_or(|next| next.start != ring.setup.start))
+        {
+            self.drain(old.as_mut());
+        }
         let mut positions = Vec::new();
         for (number, ring) in old.iter_mut().flat_map(Active::rings) {
             if !self.latched && ring.queue.publish() {
-                ring.call(&mut self.notifier);
+                ring.call();
             }
             let next = setup(number);
             if next.is_none_or(|next| next.start != ring.setup.start) {
@@ -283,17 +275,17 @@ impl VhostUserPort {
         Swapped { old: old.map(|active| Retired { _active: active }), positions }
     }
 
-    /// Gives back all chains that were taken: a ring stops, or moves, with nothing outstanding.
+    /// Gives back all chains that were taken: a ring stops with nothing outstanding.
     /// Frames that were held are dropped.
     fn drain(&mut self, active: Option<&mut Active>) {
         let ring = active.and_then(|active| active.transmit.as_mut()).filter(|_| !self.latched);
-        let Some(ring) = ring else {
-            self.taken.clear();
-            return;
-        };
-        for taken in self.taken.drain(..) {
-            self.counters.drop(DropReason::ReceiverFull);
-            ring.queue.give_back(taken.chain, 0);
+        let taken = self.taken.drain();
+        let Some(ring) = ring else { return };
+        for (chain, is_held) in taken {
+            if is_held {
+                self.counters.drop(DropReason::ReceiverFull);
+            }
+            ring.queue.give_back(chain, 0);
         }
     }
 
@@ -328,7 +320,7 @@ impl VhostUserPort {
             if !was_called && !self.latched {
                 // A ring that starts, or a call that went to a descriptor that the guest had let
                 // go of already.
-                ring.call(&mut self.notifier);
+                ring.call();
             }
             *slot = Some(ring);
         }
@@ -411,7 +403,7 @@ fn pull<'m>(
     shape: Shape,
     memory: &'m GuestMemory,
     burst: &mut Burst<'m>,
-    taken: &mut Vec<Taken>,
+    taken: &mut Taken,
     counters: &mut Counters,
     listen: bool,
 ) -> Result<usize, Violation> {
@@ -419,13 +411,19 @@ fn pull<'m>(
     let mut translator = memory.translator();
     let mut descriptors = 0;
     let mut bytes = 0;
-    for held in taken.iter_mut() {
+    for held in taken.held() {
         let start = burst.segments().len();
-        let head = held.chain.head;
-        held.chain = ring.queue.retake_readable(head, &mut translator, limit, burst.segments())?;
-        held.frame = frame(burst, start, held.chain, shape, counters);
-        descriptors += usize::from(held.chain.descriptors);
-        bytes += held.chain.bytes;
+        let held_bytes = held.bytes();
+        if held_bytes <= limit.into() {
+            for piece in held.pieces {
+                translator
+                    .read(piece.address, piece.len, burst.segments())
+                    .map_err(Violation::from)?;
+            }
+        }
+        *held.frame = frame(burst, start, held_bytes, shape, counters);
+        descriptors += usize::from(held.descriptors);
+        bytes += held_bytes;
     }
     let before = taken.len();
     while listen
@@ -440,7 +438,7 @@ fn pull<'m>(
         descriptors += usize::from(chain.descriptors);
         bytes += chain.bytes;
         let frame = if ring.setup.enabled {
-            frame(burst, start, chain, shape, counters)
+            frame(burst, start, chain.bytes, shape, counters)
         } else {
             burst.segments().truncate(start);
             counters.drop(DropReason::SenderDisabled);
@@ -449,22 +447,22 @@ fn pull<'m>(
         if frame.is_some() {
             counters.received.count(chain.bytes as usize - shape.header_size);
         }
-        taken.push(Taken { chain, frame });
+        taken.push(chain, frame);
     }
     Ok(taken.len() - before)
 }
 
-/// Makes a frame of a chain whose segments were appended to the burst from `start` on. Counts it as
-/// dropped when that cannot be.
+/// Makes a frame of a chain of `bytes`, whose segments were appended to the burst from `start` on.
+/// Counts it as dropped when that cannot be.
 #[inline]
 fn frame(
     burst: &mut Burst<'_>,
     start: usize,
-    chain: Chain,
+    bytes: u64,
     Shape { features, header_size }: Shape,
     counters: &mut Counters,
 ) -> Option<u8> {
-    let len = chain.bytes.saturating_sub(header_size as u64);
+    let len = bytes.saturating_sub(header_size as u64);
     if len < wire::ethernet::HEADER_SIZE as u64 || len > MAX_FRAME as u64 {
         burst.segments().truncate(start);
         let short = len < wire::ethernet::HEADER_SIZE as u64;
@@ -498,8 +496,11 @@ fn read_header(segments: &[ReadSlice<'_>], size: usize) -> NetHeader {
 
 /// Why a frame was not delivered.
 enum Undelivered {
+    /// There are not enough buffers for now.
     Full,
-    TooSmall,
+    /// Not even an empty ring has buffers for all of its segments; some were delivered.
+    Cut,
+    Dropped(DropReason),
     Fault(GuestFault),
 }
 
@@ -514,37 +515,74 @@ struct Gather<'s, 'm> {
     translator: Translator<'m>,
     chains: &'s mut Vec<Chain>,
     slices: Vec<WriteSlice<'m>>,
+    ends: &'s mut Vec<End>,
     budget: usize,
 }
 
+/// Where the buffers of one frame end, in the lists of chains and of slices.
+struct End {
+    chains: usize,
+    slices: usize,
+}
+
 impl Gather<'_, '_> {
-    /// Copies one frame into the receiver's next buffers.
+    /// Delivers a frame, in whatever form the receiver takes it: first buffers are gathered for all
+    /// that has to arrive, then it is written. So a frame that is cut into segments arrives whole or
+    /// waits whole, unless not even an empty ring has room for all of it.
     #[inline]
     fn deliver(
         &mut self,
         queue: &mut DeviceQueue,
-        Shape { features, header_size }: Shape,
-        offload: &Offload,
-        parts: (&[u8], &[ReadSlice<'_>]),
-        len: usize,
+        shape: Shape,
+        frame: Frame<'_>,
+        sent: &mut Traffic,
     ) -> Result<(), Undelivered> {
-        let (head, body) = parts;
-        let total = (header_size + len) as u64;
-        let mergeable = features.contains(Features::MRG_RXBUF);
+        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
         self.chains.clear();
         self.slices.clear();
+        self.ends.clear();
+        let gathered = delivery.try_each_len(|len| self.gather(queue, shape, len));
+        let cut = match gathered {
+            Ok(()) => false,
+            // There is nothing left to wait for.
+            Err(Undelivered::Full) if self.chains.len() >= queue.size().into() => true,
+            Err(undelivered) => {
+                queue.untake(self.chains);
+                return Err(undelivered);
+            }
+        };
+
+        let (mut chains, mut slices) = (0, 0);
+        for end in self.ends.drain(..) {
+            let Some(outgoing) = delivery.next() else { break };
+            let chains_of = self.chains.get(chains..end.chains).unwrap_or_default();
+            let slices_of = self.slices.get(slices..end.slices).unwrap_or_default();
+            (chains, slices) = (end.chains, end.slices);
+            sent.count(outgoing.len);
+            write(queue, shape.header_size, chains_of, slices_of, outgoing);
+        }
+        queue.untake(self.chains.get(chains..).unwrap_or_default());
+        if cut { Err(Undelivered::Cut) } else { Ok(()) }
+    }
+
+    /// Gathers buffers for a header and `len` bytes.
+    #[inline]
+    fn gather(
+        &mut self,
+        queue: &mut DeviceQueue,
+        Shape { features, header_size }: Shape,
+        len: usize,
+    ) -> Result<(), Undelivered> {
+        let total = (header_size + len) as u64;
+        let mergeable = features.contains(Features::MRG_RXBUF);
         let mut room = 0;
         while room < total {
             let missing = (total - room) as u32;
-            let chain = if self.budget == 0 {
-                None
-            } else {
-                queue.take_writable(&mut self.translator, missing, &mut self.slices)?
-            };
-            let Some(chain) = chain else {
-                queue.untake(self.chains.len() as u16);
+            if self.budget == 0 {
                 return Err(Undelivered::Full);
-            };
+            }
+            let taken = queue.take_writable(&mut self.translator, missing, &mut self.slices)?;
+            let Some(chain) = taken else { return Err(Undelivered::Full) };
             self.chains.push(chain);
             self.budget = self.budget.saturating_sub(chain.descriptors.into());
             if chain.bytes < header_size as u64 {
@@ -552,25 +590,32 @@ impl Gather<'_, '_> {
             }
             room += chain.bytes;
             if !mergeable && room < total {
-                queue.untake(1);
-                return Err(Undelivered::TooSmall);
+                return Err(Undelivered::Dropped(DropReason::BufferTooSmall));
             }
         }
-
-        let header = offload.header(self.chains.len() as u16).to_bytes();
-        let mut cursor = WriteCursor::new(&self.slices);
-        cursor.write(header.get(..header_size).unwrap_or(&header).into());
-        cursor.write(head.into());
-        for segment in body {
-            cursor.write(*segment);
-        }
-        let mut left = total;
-        for chain in self.chains.drain(..) {
-            let written = chain.bytes.min(left);
-            left -= written;
-            queue.give_back(chain, written as u32);
-        }
+        self.ends.push(End { chains: self.chains.len(), slices: self.slices.len() });
         Ok(())
+    }
+}
+
+/// Writes a frame into the buffers that were gathered for it, and gives them back.
+#[inline]
+fn write(
+    queue: &mut DeviceQueue,
+    header_size: usize,
+    chains: &[Chain],
+    slices: &[WriteSlice<'_>],
+    frame: Outgoing<'_>,
+) {
+    let mut left = (header_size + frame.len) as u64;
+    let header = frame.offload.header(chains.len() as u16).to_bytes();
+    let mut cursor = WriteCursor::new(slices);
+    cursor.write(header.get(..header_size).unwrap_or(&header).into());
+    frame.write(cursor);
+    for chain in chains {
+        let written = chain.bytes.min(left);
+        left -= written;
+        queue.give_back(*chain, written as u32);
     }
 }
 
@@ -624,18 +669,18 @@ impl App for VhostUserPort {
         if self.taken.is_empty() || self.latched || is_announcement {
             return;
         }
-        let Some(ring) = self.active.as_mut().and_then(|active| active.transmit.as_mut()) else {
+        let Some(Active { memory, features, transmit: Some(ring), .. }) = &mut self.active else {
             return;
         };
-        let held_before = self.taken.len();
-        self.taken.retain(|taken| {
-            let outcome = taken.frame.map_or(Outcome::Done, |frame| outcomes.get(frame.into()));
-            if outcome == Outcome::Done {
-                ring.queue.give_back(taken.chain, 0);
+        let in_order = features.contains(Features::IN_ORDER);
+        let translator = &mut memory.translator();
+        match self.taken.settle(&mut ring.queue, in_order, translator, &outcomes) {
+            Ok(settled) => {
+                self.moved = settled.moved;
+                self.counters[DropReason::ReceiverFull] += settled.lost;
             }
-            outcome == Outcome::Held
-        });
-        self.moved = self.taken.len() < held_before;
+            Err(violation) => self.latch(GuestFault::transmit(violation)),
+        }
     }
 
     fn push(
@@ -658,6 +703,7 @@ impl App for VhostUserPort {
             translator: memory.translator(),
             chains: &mut self.chains,
             slices: std::mem::take(&mut self.slices),
+            ends: &mut self.ends,
             budget: self.receive_budget,
         };
         let shape = Shape { features: *features, header_size: *header_size };
@@ -668,36 +714,15 @@ impl App for VhostUserPort {
                 self.counters.drop(DropReason::ReceiverDown);
                 continue;
             }
-            let frame = burst.frame(index);
-            let len = frame.len;
             // Later frames wait behind one that is held: their order is the sender's.
             let delivered = if full {
                 Err(Undelivered::Full)
             } else {
-                match prepare(&frame.offload, *features) {
-                    Err(reason) => {
-                        self.counters.drop(reason);
-                        continue;
-                    }
-                    Ok(Preparation::None) => {
-                        let parts = (frame.head, frame.body);
-                        gather.deliver(&mut ring.queue, shape, &frame.offload, parts, len)
-                    }
-                    Ok(Preparation::CompleteChecksum) => {
-                        if !complete_checksum(&frame, &mut self.private) {
-                            self.counters.drop(DropReason::BadHeader);
-                            continue;
-                        }
-                        let parts = (&self.private[..], &[][..]);
-                        gather.deliver(&mut ring.queue, shape, &Offload::NONE, parts, len)
-                    }
-                }
+                let sent = &mut self.counters.sent;
+                gather.deliver(&mut ring.queue, shape, burst.frame(index), sent)
             };
             match delivered {
-                Ok(()) => {
-                    self.counters.sent.count(len);
-                    self.full = None;
-                }
+                Ok(()) => self.full = None,
                 Err(Undelivered::Full) => {
                     full = true;
                     let available = ring.queue.available().unwrap_or(0);
@@ -708,7 +733,11 @@ impl App for VhostUserPort {
                         self.counters.drop(DropReason::ReceiverFull);
                     }
                 }
-                Err(Undelivered::TooSmall) => self.counters.drop(DropReason::BufferTooSmall),
+                Err(Undelivered::Cut) => {
+                    full = true;
+                    self.counters.drop(DropReason::ReceiverFull);
+                }
+                Err(Undelivered::Dropped(reason)) => self.counters.drop(reason),
                 Err(Undelivered::Fault(what)) => {
                     self.counters.drop(DropReason::ReceiverDown);
                     fault = Some(what);
@@ -732,7 +761,7 @@ impl App for VhostUserPort {
         }
         for (_, ring) in self.active.iter_mut().flat_map(Active::rings) {
             if ring.queue.publish() {
-                ring.call(&mut self.notifier);
+                ring.call();
             }
         }
         Ok(())

@@ -13,7 +13,6 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
-use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -48,7 +47,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Runs a switch until it is told to stop.
 fn run(config: &Config) -> anyhow::Result<()> {
     log_to_stderr(config.log);
-    runtime()?.block_on(async {
+    on_runtime(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
         let mut switch = Switch::start(config)?;
@@ -64,7 +63,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
 /// Runs the demonstration, or until it is told to stop.
 fn show(seconds: u64) -> anyhow::Result<()> {
     log_to_stderr(DEFAULT_LOG);
-    runtime()?.block_on(async { demo::demo(seconds, &mut Stop::new()?).await })
+    on_runtime(async { demo::demo(seconds, &mut Stop::new()?).await })
 }
 
 /// The signals that end the program.
@@ -90,9 +89,14 @@ impl Stop {
     }
 }
 
-fn runtime() -> anyhow::Result<Runtime> {
+/// Runs the control plane: one thread, and a few that may wait.
+fn on_runtime(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().context("cannot start the control plane")
+    let runtime = builder.enable_all().build().context("cannot start the control plane")?;
+    let result = runtime.block_on(main);
+    // Whoever still waits may wait for ever.
+    runtime.shutdown_background();
+    result
 }
 
 fn log_to_stderr(level: LevelFilter) {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use apps::bridge::Bridge;
 use apps::bridge::table::PortNumber;
@@ -13,11 +14,16 @@ use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
 use wire::vhost_user::FrontEndRequest;
 
 use crate::sharing;
+
+/// How long to ask the kernel whether a front end's memory is really shared.
+const SHARING_LIMIT: Duration = Duration::from_millis(500);
 
 /// What is logged of one connection about requests that were refused and forgiven: a front end
 /// could send them without end.
@@ -101,7 +107,7 @@ impl Port {
                 return Err(Ended::Closed);
             };
             tracing::trace!(port = self.name, ?message, "received");
-            if socket.is_private_memory(&message) {
+            if socket.is_private_memory(&message).await {
                 return Err(Violation::NotShared.into());
             }
             let step = session.handle(message)?;
@@ -180,13 +186,19 @@ impl Socket {
         Ok(Self { connection, peer, readiness })
     }
 
-    /// Whether `message` hands over memory of which the front end keeps a copy of its own.
-    fn is_private_memory(&self, message: &Message) -> bool {
+    /// Whether `message` hands over memory of which the front end keeps a copy of its own. Asked of
+    /// the kernel by a thread that may wait: the answer takes a lock of the front end's.
+    async fn is_private_memory(&self, message: &Message) -> bool {
         use FrontEndRequest::{AddMemReg, SetMemTable};
         let hands_over = [SetMemTable, AddMemReg].map(FrontEndRequest::number);
-        let files = message.descriptors.iter().map(AsFd::as_fd);
-        hands_over.contains(&message.header.request)
-            && self.peer.is_some_and(|peer| sharing::is_private(peer, files))
+        let Some(peer) = self.peer else { return false };
+        if !hands_over.contains(&message.header.request) {
+            return false;
+        }
+        let files = message.descriptors.iter().filter_map(sharing::memory_file).collect();
+        let is_private = spawn_blocking(move || sharing::is_private(peer, files));
+        // No answer is no reason to refuse anybody.
+        timeout(SHARING_LIMIT, is_private).await.is_ok_and(|is_private| is_private.unwrap_or(false))
     }
 
     /// The next message; none when the front end is gone. May be cancelled.

@@ -5,21 +5,33 @@
 //! tells the difference, and a switch that knows no better waits for frames for ever. The kernel
 //! knows: it lists each mapping of a process as shared or private.
 
-use std::fs;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
 
-use rustix::fs::{fstat, major, minor};
+use rustix::fs::{fcntl_get_seals, fstat, major, minor};
+
+/// Most of a process's list of mappings that is read.
+const LIST_MAX: u64 = 4 << 20;
+
+/// A file of memory, to ask about. None for any other file: even to ask for its name might mean to
+/// wait for whoever serves it.
+pub fn memory_file(file: &OwnedFd) -> Option<OwnedFd> {
+    fcntl_get_seals(file).ok()?;
+    file.try_clone().ok()
+}
 
 /// Whether `process` has one of these files mapped, and only for itself. False when that cannot be
 /// told: the process is another user's, or the memory that of yet another process.
-pub fn is_private<'a>(process: i32, files: impl IntoIterator<Item = BorrowedFd<'a>>) -> bool {
-    let Ok(mappings) = fs::read_to_string(format!("/proc/{process}/maps")) else { return false };
-    let is_private = |file: BorrowedFd<'_>| {
-        let Ok(file) = fstat(file) else { return false };
-        let device = (major(file.st_dev), minor(file.st_dev));
-        is_mapped_privately(&mappings, device, file.st_ino)
-    };
-    files.into_iter().any(|file| is_private(file.as_fd()))
+pub fn is_private(process: i32, files: Vec<OwnedFd>) -> bool {
+    let Ok(list) = File::open(format!("/proc/{process}/maps")) else { return false };
+    let mut mappings = String::new();
+    if list.take(LIST_MAX).read_to_string(&mut mappings).is_err() {
+        return false;
+    }
+    files.iter().filter_map(|file| fstat(file).ok()).any(|file| {
+        is_mapped_privately(&mappings, (major(file.st_dev), minor(file.st_dev)), file.st_ino)
+    })
 }
 
 /// Whether a file is mapped writable in `mappings` (proc_pid_maps(5)), but never shared.
@@ -44,6 +56,8 @@ fn is_mapped_privately(mappings: &str, device: (u32, u32), inode: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use memory::SharedMemory;
 
     use super::*;
@@ -73,8 +87,10 @@ mod tests {
     #[test]
     fn a_file_that_nobody_has_mapped_is_not_private() {
         let memory = SharedMemory::create("ram", 4096).unwrap();
+        let file = || vec![memory_file(&memory.as_fd().try_clone_to_owned().unwrap()).unwrap()];
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(!is_private(own, [memory.as_fd()]));
-        assert!(!is_private(-1, [memory.as_fd()]), "no such process");
+        assert!(!is_private(own, file()));
+        assert!(!is_private(-1, file()), "no such process");
+        assert!(memory_file(&File::open("/proc/self/exe").unwrap().into()).is_none());
     }
 }

@@ -156,8 +156,13 @@ impl Report {
                 .map(|(reason, count)| format!("{} {count}", reason.name()))
                 .collect();
             let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
-            let (received, sent) = (counters.received.frames, counters.sent.frames);
-            tracing::info!("{name}: {received} frames received, {sent} sent, dropped: {drops}");
+            match (counters.received.frames, counters.sent.frames) {
+                // An app without an outside counts only what it drops.
+                (0, 0) => tracing::info!("{name}: dropped: {drops}"),
+                (received, sent) => tracing::info!(
+                    "{name}: {received} frames received, {sent} sent, dropped: {drops}"
+                ),
+            }
         }
     }
 }
@@ -220,6 +225,7 @@ async fn accept(mut port: Port, listener: UnixListener, _file: Listener) {
         };
         let name = port.name.clone();
         let ended = tokio::select! {
+            biased;
             ended = serve(&mut port, socket) => ended,
             // Never ends; turns others away while this front end is here.
             never = refuse(&name, "one is connected", &listener) => match never {},

@@ -7,6 +7,7 @@
 //! operation ends. So we submit an operation that ends at once, a poll of a descriptor of our own
 //! that is always ready, and name the peer's eventfd as the one to be signalled.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -53,17 +54,33 @@ struct Ended {
     result2: i64,
 }
 
+thread_local! {
+    /// Each thread has its own, since the kernel takes milliseconds to take one down.
+    static NOTIFIER: RefCell<Option<Notifier>> = RefCell::new(Notifier::new().ok());
+}
+
+/// Adds one to an eventfd's counter, if that is possible; never blocks. An error says that it is no
+/// eventfd.
+///
+/// Where the kernel has no asynchronous I/O, or none left, this is a plain write, which whoever
+/// shares the descriptor can make block.
+pub fn signal(descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    NOTIFIER.with_borrow_mut(|notifier| match notifier {
+        Some(notifier) => notifier.signal(descriptor),
+        None => Ok(rustix::io::write(descriptor, &1u64.to_ne_bytes()).map(|_| ())?),
+    })
+}
+
 /// Signals eventfds.
 #[derive(Debug)]
-pub struct Notifier {
+struct Notifier {
     context: Context,
     ready: OwnedFd,
     uncollected: usize,
 }
 
 impl Notifier {
-    /// Makes a notifier. Fails when the kernel has no asynchronous I/O, or none left.
-    pub fn new() -> io::Result<Self> {
+    fn new() -> io::Result<Self> {
         let ready = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut context: Context = 0;
         // SAFETY: io_setup writes the context's address, and it must be 0 before.
@@ -75,9 +92,7 @@ impl Notifier {
         Ok(Self { context, ready, uncollected: 0 })
     }
 
-    /// Adds one to the eventfd's counter, if that is possible; never blocks. An error says that it
-    /// is no eventfd.
-    pub fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         if self.uncollected == EVENTS {
             self.collect();
         }

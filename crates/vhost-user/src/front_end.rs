@@ -262,8 +262,8 @@ impl FrontEnd {
     pub fn set_up_ring(&mut self, ring: u8, config: RingConfig<'_>) -> Result<(), FrontEndError> {
         use FrontEndRequest as R;
         let index = u32::from(ring);
-        let state = |num: u16| Payload::VringState(VringState { index, num: num.into() });
-        self.tell(R::SetVringNum, state(config.size), &[])?;
+        let state = |num| Payload::VringState(VringState { index, num });
+        self.tell(R::SetVringNum, state(config.size.into()), &[])?;
         self.tell(R::SetVringBase, state(config.base), &[])?;
         let address = VringAddress {
             index,

@@ -6,20 +6,21 @@ pub struct Sum {
     /// Sum of 16-bit words in host order: the sum is the same in either order, up to a final swap
     /// (RFC 1071, section 2 (B)). Each addition adds less than 2^16, so it never overflows.
     words: u64,
-    /// An odd number of bytes went in: the next piece starts in the middle of a word.
-    odd: bool,
+    /// Bytes that went in. After an odd number of them, the next piece starts in the middle of a
+    /// word.
+    len: usize,
 }
 
 impl Sum {
     /// The sum of nothing.
     pub const fn new() -> Self {
-        Self { words: 0, odd: false }
+        Self { words: 0, len: 0 }
     }
 
     /// A sum that was made elsewhere, over `len` bytes: of the bytes as words of 16, 32 or 64 bits
     /// in host order, the last one filled up with zeros.
     pub const fn from_words(words: u64, len: usize) -> Self {
-        Self { words: fold(words) as u64, odd: len % 2 == 1 }
+        Self { words: fold(words) as u64, len }
     }
 
     /// Adds the bytes that follow those already added.
@@ -49,20 +50,21 @@ impl Sum {
     #[inline]
     pub const fn append(&mut self, next: Self) {
         self.add_word(fold(next.words));
-        self.odd ^= next.odd;
+        self.len = self.len.wrapping_add(next.len);
     }
 
     /// Adds two bytes: a number as protocols write it.
     #[inline]
     pub const fn add_number(&mut self, number: u16) {
         self.add_word(number.to_be());
+        self.len = self.len.wrapping_add(2);
     }
 
     /// Adds a word of two bytes in memory order.
     #[inline]
     const fn add_word(&mut self, word: u16) {
         // Starting in the middle of a word swaps the bytes of every word that follows.
-        let aligned = if self.odd { word.swap_bytes() } else { word };
+        let aligned = if self.len % 2 == 1 { word.swap_bytes() } else { word };
         self.words += aligned as u64;
     }
 

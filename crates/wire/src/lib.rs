@@ -6,6 +6,7 @@
 mod bits;
 pub mod checksum;
 pub mod ethernet;
+pub mod flow;
 pub mod rarp;
 pub mod segment;
 pub mod split;

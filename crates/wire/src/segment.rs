@@ -207,7 +207,7 @@ pub struct Segments {
 /// One segment, which still lacks its checksum.
 #[derive(Debug)]
 pub struct Segment<'a> {
-    header: &'a mut [u8],
+    header: &'a [u8],
     checksum_at: usize,
     sum: Sum,
     payload: Range<usize>,
@@ -227,7 +227,7 @@ impl Segments {
     ) -> Result<Self, SegmentFault> {
         let mut headers = [0; MAX_HEADERS];
         let looked_at = head.len().min(MAX_HEADERS).min(frame_len);
-        headers.iter_mut().zip(head).take(looked_at).for_each(|(to, from)| *to = *from);
+        headers.iter_mut().zip(head).for_each(|(to, from)| *to = *from);
         let mut fields = Fields { bytes: &mut headers, looked_at };
 
         let (ethertype, network_at) = fields.ethernet()?;
@@ -320,6 +320,12 @@ impl Segments {
         self.header_len
     }
 
+    /// Bytes of each segment, headers included, in order.
+    pub fn frame_lens(&self) -> impl Iterator<Item = usize> + use<> {
+        let (headers, payload, each) = (self.header_len, self.payload_len, self.segment_len);
+        (0..self.count()).map(move |number| headers + each.min(payload - number * each))
+    }
+
     /// What the IP length field says of a segment with so much payload.
     fn ip_length(&self, payload: usize) -> usize {
         let counted_from = match self.network {
@@ -330,6 +336,7 @@ impl Segments {
     }
 
     /// The next segment. It borrows the headers, so it has to be done with before the one after it.
+    #[inline]
     #[expect(clippy::should_implement_trait, reason = "an Iterator's items cannot borrow from it")]
     pub fn next(&mut self) -> Option<Segment<'_>> {
         let number = self.next;
@@ -381,7 +388,7 @@ impl Segments {
             }
         }
         Some(Segment {
-            header: self.headers.get_mut(..self.header_len).unwrap_or_default(),
+            header: self.headers.get(..self.header_len).unwrap_or_default(),
             checksum_at: transport_at + self.transport.checksum_field(),
             sum,
             payload: self.header_len + from..self.header_len + to,
@@ -394,7 +401,7 @@ impl Segments {
     }
 }
 
-impl<'a> Segment<'a> {
+impl Segment<'_> {
     /// Where the payload lies in the original frame.
     pub fn payload(&self) -> Range<usize> {
         self.payload.clone()
@@ -405,17 +412,25 @@ impl<'a> Segment<'a> {
         self.payload.len()
     }
 
-    /// Bytes of headers, which come before the payload.
-    pub fn header_len(&self) -> usize {
-        self.header.len()
+    /// The headers, in which only the checksum of the transport header is still missing.
+    pub fn header(&self) -> &[u8] {
+        self.header
     }
 
-    /// The finished headers, given the sum over the payload as it was copied.
-    pub fn header(self, payload: Sum) -> &'a [u8] {
+    /// Where in the headers that checksum goes.
+    pub fn checksum_at(&self) -> usize {
+        self.checksum_at
+    }
+
+    /// The checksum, given the sum over the payload as it was copied.
+    ///
+    /// It is not written to the headers here: a copy of them, by wide loads right after a store of
+    /// two bytes, would have to wait for that store.
+    #[inline]
+    pub fn checksum(&self, payload: Sum) -> [u8; 2] {
         let mut sum = self.sum;
         sum.append(payload);
-        put(self.header, self.checksum_at, field_value(&sum).to_be_bytes());
-        self.header
+        field_value(&sum).to_be_bytes()
     }
 }
 
@@ -488,8 +503,6 @@ impl Fields<'_> {
         let ip_len = ip_length(self.number(at + field::IPV4_TOTAL_LENGTH)?.into(), 0, room)?;
         let identification = self.number(at + field::IPV4_IDENTIFICATION)?;
         let [protocol] = self.get(at + field::IPV4_PROTOCOL)?;
-        // The last byte, so that it is known that all were read.
-        let [_] = self.get(at + header_len - 1)?;
         self.clear::<2>(at + field::IPV4_TOTAL_LENGTH);
         self.clear::<2>(at + field::IPV4_IDENTIFICATION);
         self.clear::<2>(at + field::IPV4_CHECKSUM);

@@ -5,17 +5,17 @@
 
 use engine::{AppId, Event, Graph, Poller};
 use ports::vhost_user::{PATIENCE, VhostUserPort};
-use virtqueue::split::Form;
+use virtqueue::Form;
 use wire::ethernet::HEADER_SIZE;
 use wire::virtio::{Features, NetHeader, Offload};
 
 use crate::Reached;
 use crate::formats::completed_by_definition;
 use crate::guest::{AREA, Guest};
-use crate::input::Input;
+use crate::input::{Input, chosen};
 
-/// The features that decide over a frame's form.
-const CHOICE: [Features; 18] = [
+/// The features that decide over a ring's and a frame's form.
+const CHOICE: [Features; 20] = [
     Features::VERSION_1,
     Features::MRG_RXBUF,
     Features::INDIRECT_DESC,
@@ -34,6 +34,8 @@ const CHOICE: [Features; 18] = [
     Features::HOST_USO,
     Features::GUEST_USO4,
     Features::GUEST_USO6,
+    Features::RING_PACKED,
+    Features::IN_ORDER,
 ];
 
 /// Frames with arbitrary headers between two guests with arbitrary features.
@@ -77,23 +79,21 @@ struct World {
     reached: Reached,
 }
 
-fn features(input: &mut Input<'_>) -> Features {
-    let bits = input.u32();
-    let chosen = |(bit, feature): (usize, &Features)| match bits & 1 << bit {
-        0 => Features::NONE,
-        _ => *feature,
+/// A guest with any features, as a session hands them over.
+fn guest(input: &mut Input<'_>) -> Guest {
+    let size = input.u8();
+    let features = chosen(&CHOICE, input.u32());
+    let features = features.without(features.missing_dependencies());
+    let size = match features.contains(Features::RING_PACKED) {
+        true => 1 + u16::from(size % 24),
+        false => 1 << (size % 5),
     };
-    let all = CHOICE.iter().enumerate().map(chosen);
-    let features = all.fold(Features::NONE, |all, feature| all | feature);
-    // As a session hands it over.
-    features.without(features.missing_dependencies())
+    Guest::new(features, size)
 }
 
 impl World {
     fn new(input: &mut Input<'_>) -> Self {
-        let size = 1 << input.below(5);
-        let sender = Guest::new(features(input), size);
-        let receiver = Guest::new(features(input), 1 << input.below(5));
+        let [sender, receiver] = [(); 2].map(|()| guest(input));
         let mut graph = Graph::new();
         let poller = Poller::new().expect("a poller");
         let ports = [&sender, &receiver].map(|guest| {
@@ -218,6 +218,15 @@ impl World {
         if can_take {
             assert!(frame == original, "other bytes than were sent");
             self.reached.note("delivered");
+            for (name, feature) in
+                [("packed", Features::RING_PACKED), ("in order", Features::IN_ORDER)]
+            {
+                if self.sender.features.contains(feature)
+                    && self.receiver.features.contains(feature)
+                {
+                    self.reached.note(name);
+                }
+            }
         } else {
             let partial = offload.checksum.expect("something to be done to it");
             assert_eq!(offload.segmentation, None, "not segmented");

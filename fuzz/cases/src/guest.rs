@@ -1,4 +1,4 @@
-//! A guest that keeps the rules of rings: what it sends and posts is up to the input, how it does
+//! A guest that keeps the rules of rings, split or packed: what it sends and posts is up to the input, how it does
 //! so is not.
 //!
 //! ```text
@@ -18,8 +18,7 @@ use memory::{
     FrontEndAddress, GuestAddress, GuestMemory, ReadSlice, RegionRequest, SharedMemory, WriteCursor,
 };
 use vhost_user::{Device, RingSetup};
-use virtqueue::split::{Buffer, DriverQueue, Form, IndirectTables, Layout, Used};
-use wire::split::{available_ring_size, descriptor_table_size, used_ring_size};
+use virtqueue::{Buffer, DriverQueue, Form, IndirectTables, Layout, Used};
 use wire::virtio::{Features, NetHeader};
 
 const BASE: u64 = 0x10_0000;
@@ -36,23 +35,25 @@ const BEHIND: usize = 32;
 /// Where the parts of a ring are.
 #[derive(Clone, Copy)]
 struct Places {
-    descriptors: u64,
-    available: u64,
-    used: u64,
+    /// Descriptors, available, used, as [`Layout::areas`] has them.
+    ring: [u64; 3],
     tables: u64,
     areas: u64,
     end: u64,
 }
 
 impl Places {
-    fn new(start: u64, size: u16) -> Self {
-        let descriptors = start.next_multiple_of(PAGE);
-        let available = descriptors + descriptor_table_size(size);
-        let used = (available + available_ring_size(size)).next_multiple_of(4);
-        let tables = (used + used_ring_size(size)).next_multiple_of(16);
+    fn new(start: u64, features: Features, size: u16) -> Self {
+        let mut end = start.next_multiple_of(PAGE);
+        let ring = Layout::areas(features, size).map(|area| {
+            let start = end.next_multiple_of(area.alignment);
+            end = start + area.size;
+            start
+        });
+        let tables = end.next_multiple_of(16);
         let areas = (tables + IndirectTables::size(size, TABLE)).next_multiple_of(PAGE);
         let end = areas + u64::from(size) * u64::from(AREA);
-        Self { descriptors, available, used, tables, areas, end }
+        Self { ring, tables, areas, end }
     }
 
     fn area(&self, number: u32) -> u64 {
@@ -75,16 +76,10 @@ struct Ring {
 impl Ring {
     fn new(memory: &GuestMemory, places: Places, size: u16, features: Features) -> Self {
         static STARTS: AtomicU64 = AtomicU64::new(1);
-        let at = GuestAddress;
-        let layout = Layout::new(
-            memory,
-            size.into(),
-            at(places.descriptors),
-            at(places.available),
-            at(places.used),
-        );
+        let [descriptors, available, used] = places.ring.map(GuestAddress);
+        let layout = Layout::new(memory, features, size.into(), descriptors, available, used);
         let layout = layout.expect("a ring in the memory");
-        let tables = IndirectTables::new(memory, at(places.tables), size, TABLE);
+        let tables = IndirectTables::new(memory, GuestAddress(places.tables), size, TABLE);
         let tables = tables.expect("tables in the memory");
         Self {
             queue: DriverQueue::new(layout.clone(), features, Some(tables)),
@@ -134,8 +129,8 @@ pub struct Guest {
 
 impl Guest {
     pub fn new(features: Features, ring_size: u16) -> Self {
-        let receive = Places::new(BASE, ring_size);
-        let transmit = Places::new(receive.end, ring_size);
+        let receive = Places::new(BASE, features, ring_size);
+        let transmit = Places::new(receive.end, features, ring_size);
         let file = SharedMemory::create("fuzz guest", transmit.end - BASE).expect("a memory file");
         let borders = [receive.areas + BORDER, transmit.areas + BORDER];
         let starts = [BASE, borders[0], borders[1]];
@@ -162,7 +157,7 @@ impl Guest {
         let setup = |ring: &Ring| {
             Some(RingSetup {
                 layout: ring.layout.clone(),
-                base: 0,
+                base: Layout::first_position(self.features),
                 start: ring.start,
                 enabled: true,
                 kick: None,
@@ -203,9 +198,12 @@ impl Guest {
         let before = ring.with_device.len();
         while let Some(used) = ring.queue.reap().expect("a device that keeps the rules") {
             assert_eq!(used.written, 0, "written to a buffer that is only to be read");
-            // Not in order when frames to one receiver are held and others are done.
             let known = ring.with_device.iter().position(|(area, _)| *area == used.token);
-            ring.with_device.remove(known.expect("a chain that the device has"));
+            let index = known.expect("a chain that the device has");
+            // Otherwise frames to one receiver may be held while others are done.
+            let in_order = self.features.contains(Features::IN_ORDER);
+            assert!(index == 0 || !in_order, "buffers are used in order");
+            ring.with_device.remove(index);
             ring.free.push(used.token);
         }
         before - ring.with_device.len()

@@ -4,6 +4,8 @@
 //! sequence of bytes is a program, a prefix of a program is one, and a change to one byte changes
 //! little.
 
+use wire::virtio::Features;
+
 /// Most steps in a program: a bound on the time that one input takes.
 pub const MAX_STEPS: usize = 100;
 
@@ -68,4 +70,11 @@ impl<'a> Input<'a> {
         *steps += 1;
         Some(self.below(limit))
     }
+}
+
+/// Those of some features whose bits are set, the first one's lowest.
+pub fn chosen(choice: &[Features], bits: u32) -> Features {
+    let is_chosen = |(bit, _): &(usize, &Features)| bits >> bit & 1 == 1;
+    let chosen = choice.iter().enumerate().filter(is_chosen);
+    chosen.fold(Features::NONE, |all, (_, feature)| all | *feature)
 }

@@ -8,8 +8,8 @@
 //! | case | the bytes are | who is hostile |
 //! | --- | --- | --- |
 //! | [`session`] | vhost-user messages with descriptors, and writes to the shared memory | front end, guest |
-//! | [`split_device`] | ring memory and the device's operations on it | driver |
-//! | [`split_driver`] | ring memory and the driver's operations on it | device |
+//! | [`device`] | a ring's format and memory, and the device's operations on it | driver |
+//! | [`driver`] | a ring's format and memory, and the driver's operations on it | device |
 //! | [`frame`] | features, frames with headers, receive buffers | neither: all rules of rings are kept |
 //! | [`memory`] | region tables, and accesses through them | front end |
 //! | [`formats`] | what the parsers read | everybody |
@@ -18,23 +18,24 @@
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
 //! stale without a word when the code that reads them changes.
 
+mod device;
+mod driver;
 mod formats;
 mod frame;
 mod guest;
 mod input;
 mod reached;
 mod regions;
+mod ring_memory;
 mod session;
-mod split_device;
-mod split_driver;
 
+pub use device::device;
+pub use driver::driver;
 pub use formats::formats;
 pub use frame::frame;
 pub use reached::Reached;
 pub use regions::memory;
 pub use session::session;
-pub use split_device::split_device;
-pub use split_driver::split_driver;
 
 /// A case.
 pub type Case = fn(&[u8]) -> Reached;
@@ -42,8 +43,8 @@ pub type Case = fn(&[u8]) -> Reached;
 /// Every case, by the name of its fuzz target and of its corpus.
 pub const CASES: &[(&str, Case)] = &[
     ("session", session),
-    ("split_device", split_device),
-    ("split_driver", split_driver),
+    ("device", device),
+    ("driver", driver),
     ("frame", frame),
     ("memory", memory),
     ("formats", formats),

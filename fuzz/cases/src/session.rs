@@ -17,6 +17,8 @@
 //! * In the end no descriptor and no mapping is left behind. They are counted for the process, so
 //!   no other case may run beside this one.
 
+mod message;
+
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -25,7 +27,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use engine::{App, AppId, Event, Graph, Poller};
 use ports::vhost_user::{FEATURES, PATIENCE, VhostUserPort};
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, fcntl_setfl, ftruncate, memfd_create};
 use rustix::io::{Errno, pwrite, read};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -34,14 +36,15 @@ use rustix::net::{
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use vhost_user::back_end::{self, Offer, Session};
 use vhost_user::{Connection, Incoming, Message};
-use virtqueue::split::Form;
+use virtqueue::{Form, Layout, packed};
 use wire::split::Descriptor;
 use wire::vhost_user::{
     Answer, FrontEndRequest as R, Header, MemoryRegion, Payload, ProtocolFeatures, RingDescriptor,
-    Shape, VringAddress, VringState,
+    Shape, VringState,
 };
 use wire::virtio::{Features, NetHeader};
 
+use self::message::{Kind, Said, address};
 use crate::Reached;
 use crate::guest::Guest;
 use crate::input::Input;
@@ -56,9 +59,15 @@ const AVAILABLE: u64 = 0x800;
 const USED: u64 = 0x1000;
 /// What a ring's size is, unless the input says otherwise.
 const RING_SIZE: u16 = 16;
+/// Descriptors that are written, some of which are outside of the ring.
+const DESCRIBED: usize = 20;
 
-const OFFER: Offer =
-    Offer { features: FEATURES, protocol: Offer::PROTOCOL, queue_pairs: 1, max_mtu: 9000 };
+const OFFER: Offer = Offer {
+    features: FEATURES.union(Features::RING_PACKED).union(Features::IN_ORDER),
+    protocol: Offer::PROTOCOL,
+    queue_pairs: 1,
+    max_mtu: 9000,
+};
 
 /// One virtual machine monitor's whole conversation, several times if need be.
 pub fn session(data: &[u8]) -> Reached {
@@ -113,8 +122,8 @@ impl Resources {
 struct Files {
     /// Written to, as a driver writes to its rings.
     main: OwnedFd,
-    /// As large, and never written to.
-    untouched: OwnedFd,
+    /// As large, and not where the guest writes.
+    other: OwnedFd,
     /// A page.
     small: OwnedFd,
     empty: OwnedFd,
@@ -130,6 +139,8 @@ struct Call {
     due: VecDeque<(u32, usize)>,
     /// Bytes that came and are no whole answer yet.
     answers: Vec<u8>,
+    /// Event descriptors with a full counter: whoever writes to them blocks.
+    full: Vec<OwnedFd>,
 }
 
 struct World {
@@ -144,11 +155,16 @@ struct World {
     faulted: bool,
     /// The front end does not read its answers.
     is_silent: bool,
-    /// The available indices that the hostile guest has shown.
+    /// The hostile guest thinks that its rings are packed.
+    is_packed: bool,
+    /// Descriptors that it puts into a packed ring, where a split one would refer to them.
+    described: [[packed::Descriptor; DESCRIBED]; 2],
+    /// How many entries it has made available.
     offered: [u16; 2],
     guest: Guest,
     sent: usize,
     reaped: usize,
+    sent_to_hostile: u64,
     reached: Reached,
 }
 
@@ -161,7 +177,7 @@ impl World {
         };
         let files = Files {
             main: file("fuzz main", SIZE, MemfdFlags::CLOEXEC),
-            untouched: file("fuzz untouched", SIZE, MemfdFlags::CLOEXEC),
+            other: file("fuzz other", SIZE, MemfdFlags::CLOEXEC),
             small: file("fuzz small", 4096, MemfdFlags::CLOEXEC),
             empty: file("fuzz empty", 0, MemfdFlags::CLOEXEC),
         };
@@ -187,10 +203,13 @@ impl World {
             call: None,
             faulted: false,
             is_silent: false,
+            is_packed: false,
+            described: Default::default(),
             offered: [0; 2],
             guest,
             sent: 0,
             reaped: 0,
+            sent_to_hostile: 0,
             reached: Reached::default(),
         }
     }
@@ -199,7 +218,7 @@ impl World {
         self.graph.get(self.hostile).expect("the port is alive")
     }
 
-    fn swap(&mut self, device: Option<&back_end::Device>) -> Vec<(usize, u16)> {
+    fn swap(&mut self, device: Option<&back_end::Device>) -> Vec<(usize, u32)> {
         let Self { graph, poller, .. } = self;
         let port: &mut VhostUserPort = graph.get(self.hostile).expect("the port is alive");
         port.swap(device, poller).positions
@@ -220,6 +239,7 @@ impl World {
                 session: Session::new(OFFER),
                 due: VecDeque::new(),
                 answers: Vec::new(),
+                full: Vec::new(),
             }
         })
     }
@@ -234,8 +254,16 @@ impl World {
 
     /// All that a front end says to bring a device up.
     fn handshake(&mut self, input: &mut Input<'_>) {
-        let features = FEATURES.0 & !u64::from(input.u16()) | Features::PROTOCOL_FEATURES.0;
-        let file = if input.rarely() { Kind::Untouched } else { Kind::Main };
+        let features = OFFER.features.0 & !u64::from(input.u16()) | Features::PROTOCOL_FEATURES.0;
+        let choice = input.u8();
+        let file = if choice >= 0xf0 { Kind::Other } else { Kind::Main };
+        let mut features = Features(features);
+        for (bit, feature) in [(1, Features::RING_PACKED), (2, Features::IN_ORDER)] {
+            if choice & bit == 0 {
+                features = features.without(feature);
+            }
+        }
+        self.is_packed = features.contains(Features::RING_PACKED);
         let region = MemoryRegion {
             guest_address: GUEST,
             size: SIZE,
@@ -244,7 +272,7 @@ impl World {
         };
         let mut script = vec![
             (R::SetProtocolFeatures, Payload::U64(Offer::PROTOCOL.0), None),
-            (R::SetFeatures, Payload::U64(features), None),
+            (R::SetFeatures, Payload::U64(features.0), None),
             (R::SetMemTable, Payload::MemoryTable(vec![region]), Some(file)),
         ];
         for ring in 0..2 {
@@ -253,7 +281,7 @@ impl World {
                 Payload::RingDescriptor(RingDescriptor { ring: ring as u8, attached: true });
             script.extend([
                 (R::SetVringNum, state(RING_SIZE.into()), None),
-                (R::SetVringBase, state(0), None),
+                (R::SetVringBase, state(Layout::first_position(features)), None),
                 (R::SetVringAddr, Payload::VringAddress(address(ring)), None),
                 (R::SetVringKick, event.clone(), Some(Kind::Event)),
                 (R::SetVringCall, event, Some(Kind::Event)),
@@ -271,48 +299,8 @@ impl World {
         self.reached.note("handshake");
     }
 
-    /// One message, more or less right.
     fn message(&mut self, input: &mut Input<'_>) {
-        let number = match input.u8() {
-            number @ 0..0xf0 => u32::from(number % 46),
-            _ => input.u32(),
-        };
-        let table = R::from_number(number).map(R::message);
-        let shape = table.map_or(Shape::U64, |message| message.payload);
-        let mut payload = payload(shape, input);
-        match input.u8() {
-            0..0xe8 => {}
-            0xe8..0xf0 => _ = payload.pop(),
-            0xf0..0xf8 => payload.push(0),
-            _ => payload.resize(usize::from(input.u16()), 0xff),
-        }
-        let mut header = Header::request(number, input.bool(), payload.len() as u32);
-        header.reply = input.u8() == 0xff;
-        let mut bytes = header.encode().to_vec();
-        if input.u8() == 0xff {
-            // Any flags.
-            bytes[4..8].copy_from_slice(&input.array::<4>());
-        }
-        bytes.extend(payload);
-
-        let (least, most) = table.map_or((0, 2), |message| message.descriptors);
-        let usual = match number {
-            5 => bytes.get(12).map_or(0, |regions| usize::from(*regions).min(most)),
-            _ => (least..=most).last().unwrap_or(0),
-        };
-        let count = match input.u8() {
-            0..0xd0 => usual,
-            count => usize::from(count % 10),
-        };
-        let is_memory = [5, 37, 38].contains(&number);
-        let kinds: Vec<Kind> = (0..count)
-            .map(|_| match input.u8() {
-                0..0xb0 if is_memory => Kind::Main,
-                0..0xb0 => Kind::Event,
-                kind => Kind::ALL[usize::from(kind) % Kind::ALL.len()],
-            })
-            .collect();
-        let cut = input.rarely().then(|| input.u8().into());
+        let Said { bytes, kinds, cut } = Said::read(input);
         self.say(&bytes, &kinds, cut);
     }
 
@@ -321,14 +309,15 @@ impl World {
         let event = |flags| eventfd(0, flags | EventfdFlags::CLOEXEC).expect("an event");
         match kind {
             Kind::Main => clone(&self.files.main),
-            Kind::Untouched => clone(&self.files.untouched),
+            Kind::Other => clone(&self.files.other),
             Kind::Small => clone(&self.files.small),
             Kind::Empty => clone(&self.files.empty),
             Kind::Event => event(EventfdFlags::empty()),
             Kind::FullEvent => {
-                let event = event(EventfdFlags::NONBLOCK);
+                let event = event(EventfdFlags::empty());
                 let full = (u64::MAX - 1).to_ne_bytes();
                 rustix::io::write(&event, &full).expect("an empty counter");
+                self.call().full.push(event.try_clone().expect("a descriptor"));
                 event
             }
             Kind::Pipe => rustix::pipe::pipe().expect("a pipe").0,
@@ -357,6 +346,10 @@ impl World {
                     return false;
                 }
             }
+        }
+        // Whatever the program made of them, the front end has them block again.
+        for event in &self.call().full {
+            fcntl_setfl(event, OFlags::empty()).expect("flags of an event");
         }
         if !self.is_silent {
             self.listen();
@@ -403,7 +396,8 @@ impl World {
                 call.session.stopped(ring, index);
             }
             if device.rings.iter().flatten().count() == 2 {
-                self.reached.note("two rings run");
+                let packed = device.features.contains(Features::RING_PACKED);
+                self.reached.note(if packed { "two packed rings run" } else { "two rings run" });
             }
         }
         if let Some(event) = step.event.take() {
@@ -516,9 +510,9 @@ impl World {
 
     /// Writes a descriptor of a ring, or of a table among the buffers.
     fn describe(&mut self, input: &mut Input<'_>) {
-        let ring = u64::from(input.bool());
-        let index = u64::from(input.u8() % 20);
-        let table = if input.rarely() { 2 * RING_SPACE } else { ring * RING_SPACE };
+        let ring = usize::from(input.bool());
+        let index = usize::from(input.u8()) % DESCRIBED;
+        let is_table = input.rarely();
         let address = match input.below(16) {
             0..=9 => GUEST + 2 * RING_SPACE + u64::from(input.u16()) % (SIZE - 2 * RING_SPACE),
             10..=12 => GUEST + 2 * RING_SPACE,
@@ -540,25 +534,63 @@ impl World {
             flags => flags.into(),
         };
         let next = u16::from(input.u8() % 17);
-        let descriptor = Descriptor { address, length, flags, next };
-        let bytes = descriptor.to_words().map(u64::to_le_bytes);
-        self.write(table + index * Descriptor::SIZE, bytes.as_flattened());
+        let descriptor = packed::Descriptor { address, length, id: next, flags };
+        let words = match self.is_packed {
+            true => descriptor.to_words(),
+            false => Descriptor { address, length, flags, next }.to_words(),
+        };
+        let table = if is_table { 2 } else { ring as u64 };
+        if self.is_packed && !is_table {
+            self.described[ring][index] = descriptor;
+        } else {
+            let at = table * RING_SPACE + index as u64 * Descriptor::SIZE;
+            self.write(at, words.map(u64::to_le_bytes).as_flattened());
+        }
     }
 
-    /// Makes chains available.
+    /// Makes chains available, and says when to be called.
     fn offer(&mut self, input: &mut Input<'_>) {
         let ring = input.below(2);
-        let start = ring as u64 * RING_SPACE + AVAILABLE;
         let count = if input.rarely() { input.u16() } else { 1 + input.below(6) as u16 };
         for _ in 0..count.min(RING_SIZE) {
+            let head = input.u8() % 17;
             let slot = self.offered[ring] % RING_SIZE;
-            let head = u16::from(input.u8() % 17);
-            self.write(start + 4 + 2 * u64::from(slot), &head.to_le_bytes());
+            if self.is_packed {
+                self.offer_packed(ring, slot, self.described[ring][usize::from(head)]);
+            } else {
+                let at = ring as u64 * RING_SPACE + AVAILABLE + 4 + 2 * u64::from(slot);
+                self.write(at, &u16::from(head).to_le_bytes());
+            }
             self.offered[ring] = self.offered[ring].wrapping_add(1);
         }
         self.offered[ring] = self.offered[ring].wrapping_add(count.saturating_sub(RING_SIZE));
-        let flags = u16::from(input.rarely());
-        self.write(start, &[flags.to_le_bytes(), self.offered[ring].to_le_bytes()].concat());
+        let event = if input.rarely() { 1 + u16::from(input.u8() & 1) } else { 0 };
+        let offered = self.offered[ring];
+        // Of a packed ring, the entry at whose use to be called, and whether that counts.
+        let words = if self.is_packed {
+            [offered % RING_SIZE | u16::from(Self::wrap(offered)) << 15, event]
+        } else {
+            [event, offered]
+        };
+        let start = ring as u64 * RING_SPACE + AVAILABLE;
+        self.write(start, words.map(u16::to_le_bytes).as_flattened());
+    }
+
+    /// A packed ring's wrap counter, after so many entries.
+    fn wrap(entries: u16) -> bool {
+        (entries / RING_SIZE).is_multiple_of(2)
+    }
+
+    fn offer_packed(&self, ring: usize, slot: u16, mut descriptor: packed::Descriptor) {
+        use packed::Descriptor;
+        let mark = match Self::wrap(self.offered[ring]) {
+            true => Descriptor::AVAIL,
+            false => Descriptor::USED,
+        };
+        descriptor.flags = descriptor.flags & !(Descriptor::AVAIL | Descriptor::USED) | mark;
+        let bytes = descriptor.to_words().map(u64::to_le_bytes);
+        let at = ring as u64 * RING_SPACE + u64::from(slot) * Descriptor::SIZE;
+        self.write(at, bytes.as_flattened());
     }
 
     fn scribble(&mut self, input: &mut Input<'_>) {
@@ -594,10 +626,13 @@ impl World {
         while let Some(received) = self.guest.receive() {
             assert!(received.frame.len() >= wire::ethernet::HEADER_SIZE);
             assert_eq!(received.header.flags, 0, "offloads that the guest did not ask for");
-            self.reached.note("frame from the guest");
+            let what = if self.is_packed { "frame from packed" } else { "frame from split" };
+            self.reached.note(what);
         }
-        if self.graph.counters(self.hostile).sent.frames > 0 {
-            self.reached.note("frame to the guest");
+        let sent = self.graph.counters(self.hostile).sent.frames;
+        if sent > self.sent_to_hostile {
+            self.sent_to_hostile = sent;
+            self.reached.note(if self.is_packed { "frame to packed" } else { "frame to split" });
         }
     }
 
@@ -623,134 +658,6 @@ impl World {
         assert_eq!(outstanding, 0, "the other guest's chains do not come back");
         assert_eq!(self.sent, self.reaped);
     }
-}
-
-/// What a front end may pass.
-#[derive(Clone, Copy)]
-enum Kind {
-    Main,
-    Untouched,
-    Small,
-    Empty,
-    Event,
-    /// An event whose counter is full: to write to it would block.
-    FullEvent,
-    Pipe,
-    PipeEnd,
-    /// The front end's own end of the connection.
-    Socket,
-    Timer,
-    Epoll,
-}
-
-impl Kind {
-    const ALL: [Self; 11] = [
-        Self::Main,
-        Self::Untouched,
-        Self::Small,
-        Self::Empty,
-        Self::Event,
-        Self::FullEvent,
-        Self::Pipe,
-        Self::PipeEnd,
-        Self::Socket,
-        Self::Timer,
-        Self::Epoll,
-    ];
-}
-
-/// Where a ring lies, when the input does not say otherwise.
-fn address(index: u32) -> VringAddress {
-    let at = FRONT_END + u64::from(index) * RING_SPACE;
-    VringAddress {
-        index,
-        flags: 0,
-        descriptors: at,
-        used: at + USED,
-        available: at + AVAILABLE,
-        log: 0,
-    }
-}
-
-/// A payload that may well be right.
-fn payload(shape: Shape, input: &mut Input<'_>) -> Vec<u8> {
-    let index = match input.u8() {
-        index @ 0..0xf0 => u32::from(index % 2),
-        index => u32::from(index % 4) << 7,
-    };
-    let payload = match shape {
-        Shape::U64 => Payload::U64(match input.below(8) {
-            0 => FEATURES.0,
-            1 => FEATURES.0 | Features::PROTOCOL_FEATURES.0,
-            2 => FEATURES.0 & input.u64(),
-            3 => Offer::PROTOCOL.0 & u64::from(input.u32()),
-            4 => Offer::PROTOCOL.0,
-            5..=6 => input.u16().into(),
-            _ => input.u64(),
-        }),
-        Shape::VringState => {
-            let num = match input.below(8) {
-                0..=2 => input.below(2) as u32,
-                3..=4 => 1 << (input.u8() % 17),
-                5 => RING_SIZE.into(),
-                6 => input.u16().into(),
-                _ => input.u32(),
-            };
-            Payload::VringState(VringState { index, num })
-        }
-        Shape::VringAddress => {
-            let mut address = address(index);
-            for field in [&mut address.descriptors, &mut address.available, &mut address.used] {
-                *field = match input.u8() {
-                    0..0xd0 => *field,
-                    0xd0..0xf0 => FRONT_END + u64::from(input.u16()),
-                    _ => input.u64(),
-                };
-            }
-            Payload::VringAddress(address)
-        }
-        Shape::RingDescriptor => {
-            let attached = input.u8() < 0xe0;
-            Payload::RingDescriptor(RingDescriptor { ring: index as u8, attached })
-        }
-        Shape::MemoryTable => {
-            let count = match input.u8() {
-                0..0xa0 => 1,
-                count => usize::from(count % 9),
-            };
-            let region = |number| region(number, input);
-            Payload::MemoryTable((0..count as u64).map(region).collect())
-        }
-        Shape::SingleRegion => Payload::SingleRegion(region(input.u8() as u64 % 3, input)),
-        shape => return vec![0; shape.sizes().0],
-    };
-    payload.encode()
-}
-
-fn region(number: u64, input: &mut Input<'_>) -> MemoryRegion {
-    let offset = number * SIZE;
-    let mut region = MemoryRegion {
-        guest_address: GUEST + offset,
-        size: SIZE,
-        user_address: FRONT_END + offset,
-        mmap_offset: 0,
-    };
-    if input.u8() < 0xa0 {
-        return region;
-    }
-    let field = match input.below(4) {
-        0 => &mut region.guest_address,
-        1 => &mut region.size,
-        2 => &mut region.user_address,
-        _ => &mut region.mmap_offset,
-    };
-    *field = match input.below(4) {
-        0 => field.wrapping_add(input.u16().into()),
-        1 => field.wrapping_sub(input.u16().into()),
-        2 => input.u16().into(),
-        _ => input.u64(),
-    };
-    region
 }
 
 /// Sends as much as goes, with the descriptors. Returns how much that is.

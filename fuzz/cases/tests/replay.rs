@@ -61,8 +61,11 @@ fn session() {
         "session",
         &[
             "two rings run",
-            "frame from the guest",
-            "frame to the guest",
+            "two packed rings run",
+            "frame from split",
+            "frame to split",
+            "frame from packed",
+            "frame to packed",
             "guest fault",
             // What ends a connection.
             "CutOff",
@@ -77,7 +80,6 @@ fn session() {
             "RegionDescriptors",
             "Reply",
             "Ring",
-            "RingBase",
             "RingDescriptor",
             "RingEnable",
             "RingIndex",
@@ -99,13 +101,22 @@ fn session() {
 }
 
 #[test]
-fn split_device() {
+fn device() {
     passes(
-        "split_device",
+        "device",
         &[
+            "split",
+            "packed",
             "chain",
+            "packed table",
             "huge",
+            "out of order",
+            "packed out of order",
+            "packed batch",
+            "call",
+            "no call",
             "AvailableIndex",
+            "ChainOverrun",
             "ChainTooLong",
             "Head",
             "IndirectLength",
@@ -115,13 +126,17 @@ fn split_device() {
             "Next",
             "ReadableAfterWritable",
             "ReadableReceiveBuffer",
+            "Withdrawn",
         ],
     );
 }
 
 #[test]
-fn split_driver() {
-    passes("split_driver", &["used", "UsedId", "UsedIndex"]);
+fn driver() {
+    passes(
+        "driver",
+        &["split", "packed", "used", "packed used", "kick", "no kick", "UsedId", "UsedIndex"],
+    );
 }
 
 #[test]
@@ -130,6 +145,8 @@ fn frame() {
         "frame",
         &[
             "delivered",
+            "packed",
+            "in order",
             "completed",
             "merged",
             "segmentation",
@@ -140,7 +157,7 @@ fn frame() {
             "receiver_full",
             "receiver_down",
             "buffer_too_small",
-            "needs_segmentation",
+            "bad_segmentation",
         ],
     );
 }
@@ -165,7 +182,7 @@ fn memory() {
             "GuestOverlap",
             "FrontEndOverlap",
             "Unknown",
-            "NotAFile",
+            "NotMemory",
             "FileTooShort",
         ],
     );

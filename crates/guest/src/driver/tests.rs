@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use memory::{FrontEndAddress, ReadSlice, RegionRequest, SharedMemory};
-use virtqueue::split::DeviceQueue;
+use virtqueue::DeviceQueue;
 
 use super::*;
 
@@ -20,7 +20,7 @@ struct Device {
 }
 
 fn pair(features: Features) -> (NetDriver, Device) {
-    let layout = MemoryLayout::new(START, RING);
+    let layout = MemoryLayout::new(START, features, RING);
     let shared = SharedMemory::create("driver", layout.size).unwrap();
     let map = || {
         GuestMemory::map([RegionRequest {
@@ -34,8 +34,8 @@ fn pair(features: Features) -> (NetDriver, Device) {
     };
     let memory = map();
     let queue = |RingAddresses { descriptors, available, used }| {
-        let layout = Layout::new(&memory, RING.into(), descriptors, available, used).unwrap();
-        DeviceQueue::new(layout, features, 0)
+        let layout = Layout::new(&memory, features, RING.into(), descriptors, available, used);
+        DeviceQueue::new(layout.unwrap(), features, Layout::first_position(features))
     };
     let (receive, transmit) = (queue(layout.receive), queue(layout.transmit));
     let mut driver = NetDriver::new(Arc::new(map()), layout, features).unwrap();

@@ -222,17 +222,3 @@ fn mappings_and_descriptors_are_given_back() {
     drop(kept);
     assert_eq!(count(), 0);
 }
-
-#[test]
-fn memory_that_nobody_wrote_to_is_told_apart() {
-    let memory = adjacent();
-    assert!(memory.is_untouched(GuestAddress(0x1_0000), PAGE));
-    write(&memory, 0x1_0800, b"x").unwrap();
-    assert!(!memory.is_untouched(GuestAddress(0x1_0000), 16), "pages count whole");
-    assert!(memory.is_untouched(GuestAddress(0x1_1000), PAGE));
-    assert!(!memory.is_untouched(GuestAddress(0), 1), "outside");
-    assert!(!memory.is_zero(GuestAddress(0x1_0000), PAGE));
-    assert!(memory.is_zero(GuestAddress(0x1_0801), 2 * PAGE - 0x801));
-    assert!(!memory.is_zero(GuestAddress(0x1_0801), 2 * PAGE), "not all there");
-    assert!(!memory.is_zero(GuestAddress(u64::MAX), 2), "outside");
-}

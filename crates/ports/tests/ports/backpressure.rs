@@ -260,28 +260,20 @@ fn a_held_frame_is_read_again_and_trusted_no_more_than_before() {
     world.guests[0].send(&frame(0, 1, 70, 2));
     world.guests[0].send(&frame(0, 1, 80, 3));
     world.breathe();
-    // The first has a bad header now, the second is too short, the third another one.
+    // The first has a bad header now, the third is another one. Where they are was noted: what the
+    // descriptors say now does not matter.
     let at = |index| world.guests[0].transmit.places.area(index);
-    let (first, second, third) = (at(0), at(1), at(2));
+    let (first, third) = (at(0), at(2));
     let bad = NetHeader { flags: NetHeader::NEEDS_CSUM, ..NetHeader::default() };
     world.guests[0].write(first, &bad.to_bytes());
-    let descriptor = |address, length| Descriptor { address, length, ..Descriptor::default() };
-    world.guests[0].describe(TRANSMIT, 1, descriptor(second, 20));
-    world.guests[0].describe(TRANSMIT, 2, descriptor(third, 12 + 90));
-    world.guests[0].write(third + 12, &frame(0, 1, 90, 4));
-    world.guests[1].post_many(1);
-    world.breathe();
-    assert_eq!(world.guests[1].frames(), [frame(0, 1, 90, 4)]);
-    assert_eq!(world.guests[0].reap(), 3);
-    world.assert_drops(0, &[(DropReason::TooShort, 1), (DropReason::BadHeader, 1)]);
-
-    world.guests[0].send(&frame(0, 1, 60, 5));
-    world.breathe();
+    world.guests[0].write(third + 12, &frame(0, 1, 80, 4));
     let outside = Descriptor { address: u64::MAX, length: 100, ..Descriptor::default() };
     (0..RING).for_each(|index| world.guests[0].describe(TRANSMIT, index, outside));
+    world.guests[1].post_many(2);
     world.breathe();
-    let fault = world.fault(0);
-    assert!(fault.starts_with("transmit ring: buffer: "), "{fault}");
+    assert_eq!(world.guests[1].frames(), [frame(0, 1, 70, 2), frame(0, 1, 80, 4)]);
+    assert_eq!(world.guests[0].reap(), 3);
+    world.assert_drops(0, &[(DropReason::BadHeader, 1)]);
 }
 
 #[test]

@@ -1,10 +1,10 @@
 //! Frames pass byte for byte, whatever the rings look like.
 
-use engine::DropReason;
+use engine::{App, DropReason};
 use wire::virtio::{Features, NetHeader};
 
 use crate::guest::{CUTS, Cut, Guest, RECEIVE, TRANSMIT};
-use crate::world::{RING, World, frame, modern};
+use crate::world::{MODERN, RING, World, frame, modern};
 
 /// 64 KiB of IP behind an Ethernet header with two tags.
 const LONGEST: usize = 65535 + 14 + 8;
@@ -258,4 +258,24 @@ fn a_port_that_is_linked_nowhere_gives_its_chains_back() {
     assert_eq!(world.guests[2].reap(), 70);
     assert_eq!(world.guests[2].used_index(TRANSMIT), 70);
     world.assert_drops(2, &[(DropReason::NoDestination, 70)]);
+}
+
+#[test]
+fn a_ring_that_is_armed_is_looked_at_once_more() {
+    for events in [Features::NONE, Features::EVENT_IDX] {
+        let mut world = World::pair([guest(MODERN | events, Cut::Whole), modern()]);
+        world.guests[1].post_many(2);
+        world.run_until_asleep();
+        // Between the last look and the sleep.
+        world.guests[0].send(&frame(0, 1, 60, 0));
+        assert!(world.port(0).arm());
+        world.port(0).disarm();
+        world.breathe();
+        assert_eq!(world.guests[1].frames().len(), 1);
+        while world.breathe() {}
+        assert!(!world.port(0).arm());
+        assert!(world.guests[0].wants_kick(TRANSMIT), "while the switch sleeps");
+        world.port(0).disarm();
+        assert!(!world.guests[0].wants_kick(RECEIVE), "it is not full");
+    }
 }

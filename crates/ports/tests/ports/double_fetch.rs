@@ -131,7 +131,7 @@ fn an_offload_that_was_checked_is_the_one_that_is_done() {
     };
     let fate = |world: &World| {
         let bad = world.counters(0)[DropReason::BadHeader];
-        [bad, world.counters(1)[DropReason::NeedsSegmentation]]
+        [bad, world.counters(1)[DropReason::BadSegmentation]]
     };
     let (mut arrived, mut round, mut fates) = (0, 0, [0; 2]);
     meanwhile(scribble, || {
@@ -222,7 +222,7 @@ fn rings_in_motion_harm_their_guest_alone() {
             assert_eq!(port, WILD, "{fault}");
             faults += 1;
             world.swap(WILD, None);
-            let bases = [bases.next() as u16, bases.next() as u16];
+            let bases = [(); 2].map(|()| (bases.next() as u16).into());
             world.guests[WILD].restart(bases);
             world.plug(WILD);
         }

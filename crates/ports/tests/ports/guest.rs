@@ -20,7 +20,7 @@ use memory::{
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user::{Device, RingSetup};
-use virtqueue::split::{Buffer, DriverQueue, Form, IndirectTables, Layout};
+use virtqueue::{Buffer, DriverQueue, Form, IndirectTables, Layout, Used};
 use wire::split::{
     AVAILABLE_ENTRY_SIZE, Descriptor, RING_ENTRIES, RING_FLAGS, RING_INDEX, USED_ENTRY_SIZE,
     available_event_offset, available_ring_size, descriptor_table_size, used_ring_size,
@@ -105,10 +105,10 @@ impl Places {
         self.areas + u64::from(number) * u64::from(AREA)
     }
 
-    fn layout(&self, memory: &GuestMemory, size: u16) -> Layout {
+    fn layout(&self, memory: &GuestMemory, features: Features, size: u16) -> Layout {
         let [descriptors, available, used] =
             [self.descriptors, self.available, self.used].map(GuestAddress);
-        Layout::new(memory, size.into(), descriptors, available, used).unwrap()
+        Layout::new(memory, features, size.into(), descriptors, available, used).unwrap()
     }
 }
 
@@ -157,7 +157,7 @@ pub struct Ring {
     pub call: Event,
     /// Numbers this start of the ring.
     pub start: u64,
-    pub base: u16,
+    pub base: u32,
     pub enabled: bool,
     pub runs: bool,
     /// Buffer areas that no chain uses.
@@ -175,7 +175,8 @@ impl Ring {
     fn new(memory: &GuestMemory, places: Places, size: u16, features: Features) -> Self {
         let tables = GuestAddress(places.tables);
         let tables = IndirectTables::new(memory, tables, size, TABLE).unwrap();
-        let mut queue = DriverQueue::new(places.layout(memory, size), features, Some(tables));
+        let layout = places.layout(memory, features, size);
+        let mut queue = DriverQueue::new(layout, features, Some(tables));
         // Calls at each publication, so that they can be counted; with EVENT_IDX see `reap`.
         let _ = queue.enable_calls();
         Self {
@@ -185,7 +186,7 @@ impl Ring {
             kick: Event::new(),
             call: Event::new(),
             start: next_start(),
-            base: 0,
+            base: Layout::first_position(features),
             enabled: true,
             runs: true,
             free: (0..u32::from(size)).rev().collect(),
@@ -220,9 +221,9 @@ impl Ring {
         start
     }
 
-    fn setup(&self, memory: &GuestMemory) -> Option<RingSetup> {
+    fn setup(&self, memory: &GuestMemory, features: Features) -> Option<RingSetup> {
         self.runs.then(|| RingSetup {
-            layout: self.places.layout(memory, self.size),
+            layout: self.places.layout(memory, features, self.size),
             base: self.base,
             start: self.start,
             enabled: self.enabled,
@@ -279,7 +280,8 @@ impl Guest {
     /// The device, as a back end would hand it over, with its own view of the memory.
     pub fn device(&self) -> Device {
         let memory = Arc::new(map(&self.file, self.size, self.borders));
-        let rings = vec![self.receive.setup(&memory), self.transmit.setup(&memory)];
+        let rings = [&self.receive, &self.transmit];
+        let rings = rings.map(|ring| ring.setup(&memory, self.features)).into();
         Device { memory, features: self.features, rings }
     }
 
@@ -294,7 +296,7 @@ impl Guest {
     }
 
     /// Has both rings start again, at these positions, with all that is in them.
-    pub fn restart(&mut self, bases: [u16; 2]) {
+    pub fn restart(&mut self, bases: [u32; 2]) {
         for (ring, base) in [&mut self.receive, &mut self.transmit].into_iter().zip(bases) {
             ring.start = next_start();
             ring.base = base;
@@ -399,7 +401,7 @@ impl Guest {
         self.received().into_iter().map(|received| received.frame).collect()
     }
 
-    fn take_back(&mut self, used: virtqueue::split::Used) -> (Vec<u8>, bool) {
+    fn take_back(&mut self, used: Used) -> (Vec<u8>, bool) {
         let (area, len) = self.receive.with_device.pop_front().expect("an outstanding buffer");
         assert_eq!(used.token, area, "buffers are used in order");
         self.receive.free.push(area);

@@ -20,6 +20,7 @@ fn traffic(world: &mut World, seed: usize) {
     world.guests[2].post_many(1);
     world.guests[0].send(&frame(0, HOSTILE, 100, seed));
     world.guests[0].send(&frame(0, 2, 60, seed));
+    world.guests[0].send(&frame(0, HOSTILE, 100, seed + 100));
     world.breathe();
     assert_eq!(world.guests[2].frames(), [frame(0, 2, 60, seed)], "a bystander got its frame");
 }
@@ -208,7 +209,7 @@ fn each_violation_takes_its_own_port_down_and_is_reported_once() {
     for Attack { name, features, ring, says, act } in attacks() {
         let mut world = hostile(features);
         // Something has passed before, in both directions.
-        world.guests[HOSTILE].post_many(1);
+        world.guests[HOSTILE].post_many(2);
         traffic(&mut world, 1);
         world.guests[HOSTILE].frames();
         world.guests[0].reap();
@@ -223,12 +224,19 @@ fn each_violation_takes_its_own_port_down_and_is_reported_once() {
 
         // Down: its rings are left alone, and its senders are told.
         traffic(&mut world, 2);
+        if ring == RECEIVE {
+            world.guests[0].post_many(1);
+            world.guests[HOSTILE].send(&frame(HOSTILE, 0, 77, 2));
+        }
         let down = world.counters(HOSTILE)[DropReason::ReceiverDown];
         for seed in 3..6 {
             traffic(&mut world, seed);
         }
         assert_eq!(BOTH.map(|ring| world.guests[HOSTILE].used_index(ring)), used, "{name}");
-        assert_eq!(world.counters(HOSTILE)[DropReason::ReceiverDown], down + 3, "{name}");
+        assert_eq!(world.counters(HOSTILE)[DropReason::ReceiverDown], down + 6, "{name}");
+        assert!(world.guests[0].frames().is_empty(), "{name}: nor is it listened to");
+        let to_it = world.counters(HOSTILE).sent.frames + down + 6;
+        assert_eq!(to_it, 2 * 6, "{name}: each frame to it has one fate");
         world.guests[0].reap();
         assert_eq!(world.guests[0].transmit.outstanding(), 0, "{name}: nothing is held for it");
         assert!(!world.port(HOSTILE).is_up(), "{name}");
@@ -237,14 +245,15 @@ fn each_violation_takes_its_own_port_down_and_is_reported_once() {
         world.guests[HOSTILE].reset();
         world.plug(HOSTILE);
         traffic(&mut world, 6);
-        assert_eq!(world.counters(HOSTILE)[DropReason::ReceiverDown], down + 4, "{name}");
+        assert_eq!(world.counters(HOSTILE)[DropReason::ReceiverDown], down + 8, "{name}");
         world.swap(HOSTILE, None);
         world.plug(HOSTILE);
-        world.guests[HOSTILE].post_many(1);
+        world.guests[HOSTILE].post_many(2);
         world.guests[0].post_many(1);
         world.guests[HOSTILE].send(&frame(HOSTILE, 0, 99, 7));
         traffic(&mut world, 7);
-        assert_eq!(world.guests[HOSTILE].frames(), [frame(0, HOSTILE, 100, 7)], "{name}");
+        let expected = [7, 107].map(|seed| frame(0, HOSTILE, 100, seed));
+        assert_eq!(world.guests[HOSTILE].frames(), expected, "{name}");
         assert_eq!(world.guests[0].frames(), [frame(HOSTILE, 0, 99, 7)], "{name}");
         assert!(world.faults.is_empty(), "{name}: {:?}", world.faults);
     }
@@ -302,10 +311,9 @@ fn odd_chains_that_are_legal_cost_nothing() {
     world.guests[HOSTILE].set_available(RECEIVE, 1, 0);
     world.guests[HOSTILE].set_available_index(RECEIVE, 2);
     traffic(&mut world, 1);
-    traffic(&mut world, 2);
     assert_eq!(world.guests[HOSTILE].used(RECEIVE, 2), [(0, 112), (0, 112)]);
     let arrived = world.guests[HOSTILE].read(receive.buffer + 12, 100);
-    assert_eq!(arrived, frame(0, HOSTILE, 100, 2));
+    assert_eq!(arrived, frame(0, HOSTILE, 100, 101));
     assert!(world.faults.is_empty());
 }
 
@@ -337,7 +345,7 @@ fn memory_that_is_taken_away_takes_its_own_port_down() {
         [|guest| guest.send(&frame(HOSTILE, 0, 3000, 1)), |guest| guest.post_many(3), |_| ()];
     for prepare in prepare {
         let mut world = hostile(Features::EVENT_IDX);
-        world.guests[HOSTILE].post_many(1);
+        world.guests[HOSTILE].post_many(2);
         traffic(&mut world, 1);
         world.guests[HOSTILE].frames();
         prepare(&mut world.guests[HOSTILE]);
@@ -357,7 +365,7 @@ fn memory_that_is_taken_away_takes_its_own_port_down() {
         world.plug(HOSTILE);
         world.guests[HOSTILE].post_many(1);
         traffic(&mut world, 6);
-        assert_eq!(world.guests[HOSTILE].frames(), [frame(0, HOSTILE, 100, 6)]);
+        assert_eq!(world.guests[HOSTILE].frames(), [frame(0, HOSTILE, 100, 6)], "the first");
     }
 }
 

@@ -3,6 +3,7 @@
 mod allocation;
 mod announce;
 mod backpressure;
+mod blocking;
 mod delivery;
 mod double_fetch;
 mod guest;

@@ -139,7 +139,7 @@ fn a_sum_of_zero_is_sent_as_all_ones() {
 }
 
 #[test]
-fn a_segmentation_that_the_receiver_lacks_is_counted() {
+fn a_segmentation_that_does_not_fit_its_frame_is_counted() {
     let lacks = |feature| TAKES_ALL.without(feature);
     for (header, receiver) in [
         (TSO4, lacks(Features::GUEST_TSO4)),
@@ -154,9 +154,68 @@ fn a_segmentation_that_the_receiver_lacks_is_counted() {
         world.guests[0].send(&frame(0, 1, 1500, 1));
         world.breathe();
         assert_eq!(world.guests[1].frames(), [frame(0, 1, 1500, 1)]);
-        world.assert_drops(1, &[(DropReason::NeedsSegmentation, 1)]);
+        world.assert_drops(1, &[(DropReason::BadSegmentation, 1)]);
         assert_eq!(world.guests[0].reap(), 2);
     }
+}
+
+/// A TCP segment over IPv4 of this much payload, as a guest with all offloads leaves it.
+fn large_segment(payload: usize) -> Vec<u8> {
+    let mut bytes = frame(0, 1, 54 + payload, 0);
+    bytes[12..14].copy_from_slice(&[8, 0]);
+    let mut ip = [0x45, 0, 0, 0, 0, 7, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    ip[2..4].copy_from_slice(&(40 + payload as u16).to_be_bytes());
+    bytes[14..34].copy_from_slice(&ip);
+    bytes[34..54]
+        .copy_from_slice(&[0, 1, 0, 2, 0, 0, 1, 0, 0, 0, 0, 0, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+    let pseudo = [&ip[12..20], &[0, 6], &(20 + payload as u16).to_be_bytes()].concat();
+    bytes[50..52].copy_from_slice(&sum(&pseudo).to_be_bytes());
+    bytes
+}
+
+#[test]
+fn what_the_receiver_cannot_segment_arrives_in_segments() {
+    let header = NetHeader { gso_size: 1000, ..TSO4 };
+    let sent = large_segment(2500);
+    for receiver in [MODERN, TAKES_ALL.without(Features::GUEST_TSO4)] {
+        let mut world = pair(SENDS_ALL, receiver);
+        world.guests[0].send_with(header, &sent);
+        world.breathe();
+        let frames = world.guests[1].frames();
+        assert_eq!(world.guests[0].reap(), 1);
+        let mut payload = Vec::new();
+        for (number, frame) in frames.iter().enumerate() {
+            assert_eq!(sum(&frame[14..34]), 0xffff, "the header's checksum");
+            let len = (frame.len() - 34) as u16;
+            let pseudo = [&frame[26..34], &[0, 6], &len.to_be_bytes(), &frame[34..]].concat();
+            assert_eq!(sum(&pseudo), 0xffff, "the segment's checksum");
+            let sequence = u32::from_be_bytes([frame[38], frame[39], frame[40], frame[41]]);
+            assert_eq!(sequence as usize, 256 + 1000 * number);
+            assert_eq!(frame[47] & 8 != 0, number == 2, "PSH comes last");
+            payload.extend_from_slice(&frame[54..]);
+        }
+        assert_eq!(frames.len(), 3);
+        assert_eq!(payload, sent[54..]);
+    }
+}
+
+#[test]
+fn segments_wait_until_there_is_room_for_all() {
+    let mut world = World::pair([
+        Guest::new(SENDS_ALL, Cut::Whole, RING),
+        Guest::new(MODERN, Cut::Whole, RING),
+    ]);
+    let header = NetHeader { gso_size: 1000, ..TSO4 };
+    world.guests[0].send_with(header, &large_segment(2500));
+    world.guests[1].post_many(2);
+    world.breathe();
+    assert!(world.guests[1].frames().is_empty());
+    assert_eq!(world.guests[0].reap(), 0, "it is held");
+    world.guests[1].post_many(1);
+    world.breathe();
+    assert_eq!(world.guests[1].frames().len(), 3);
+    assert_eq!(world.guests[0].reap(), 1);
+    world.assert_drops(1, &[]);
 }
 
 /// Sends a frame of 100 bytes with this header.

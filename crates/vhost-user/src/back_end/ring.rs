@@ -61,12 +61,6 @@ pub enum RingFault {
         /// Where it was said to be.
         fault: Fault,
     },
-    /// The driver says that the ring is ready, and nobody has written to its memory.
-    #[error(
-        "nobody has written to its memory, so the guest must be using other memory than it shares: \
-         add share=on to the memory backend (QEMU: -object memory-backend-file,share=on)"
-    )]
-    Untouched,
     /// A base that is no place in this ring.
     #[error(
         "SET_VRING_BASE gives it the base {base:#x}, no place in a {format} ring of {size} \
@@ -151,9 +145,6 @@ impl Ring {
         let Some(layout) = self.layout(memory, features)? else {
             return Ok(());
         };
-        if self.is_untouched(memory, features) {
-            return Err(RingFault::Untouched);
-        }
         let is_packed = matches!(layout, Layout::Packed(_));
         // What lies between the last chain that was used and an offered base was never completed.
         let base = layout.resume(base).ok_or(RingFault::Base {
@@ -215,14 +206,6 @@ impl Ring {
         let size = u16::try_from(self.size?).ok()?;
         let [one, two, three] = Layout::areas(features, size);
         Some([(one, descriptors), (two, available), (three, used)])
-    }
-
-    /// Whether nobody has written to any of the ring's pages. To be asked before we touch them.
-    fn is_untouched(&self, memory: &GuestMemory, features: Features) -> bool {
-        let areas = self.areas(features).into_iter().flatten();
-        areas.map(|(area, address)| (address, area.size)).all(|(address, len)| {
-            memory.translate(address, len).is_ok_and(|address| memory.is_untouched(address, len))
-        })
     }
 
     /// What the worker is told, when the ring runs. `automatic`: enabled unless told otherwise.

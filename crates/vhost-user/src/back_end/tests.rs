@@ -30,6 +30,10 @@ const ACKED: Features = FEATURES.union(Features::PROTOCOL_FEATURES);
 pub(crate) const OFFER: Offer =
     Offer { features: FEATURES, protocol: Offer::PROTOCOL, queue_pairs: 1, max_mtu: 9000 };
 
+/// With packed rings.
+const PACKED_OFFER: Offer =
+    Offer { features: OFFER.features.union(Features::RING_PACKED), ..OFFER };
+
 /// The guest's memory as the front end sees it, and its size.
 const USER: u64 = 0x7f00_0000_0000;
 const SIZE: u64 = 0x10_0000;
@@ -45,7 +49,7 @@ struct Harness {
     memory: SharedMemory,
     device: Arc<Device>,
     /// The index at which the stand-in for the worker leaves every ring.
-    position: u16,
+    position: u32,
     notices: Vec<Notice>,
     event: Option<Event>,
 }
@@ -211,6 +215,18 @@ fn addresses(index: u32) -> Payload {
         descriptors: at,
         used: at + 0x3000,
         available: at + 0x2000,
+        log: 0,
+    })
+}
+
+/// Where a ring of any size has room, and no other ring.
+fn large_addresses(index: u32) -> Payload {
+    Payload::VringAddress(VringAddress {
+        index,
+        flags: 0,
+        descriptors: USER,
+        used: USER + 0xA_0000,
+        available: USER + 0x8_0000,
         log: 0,
     })
 }

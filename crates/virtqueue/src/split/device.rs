@@ -1,38 +1,31 @@
 //! The device side: takes chains, gives them back used.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::Ordering;
 
-use memory::{GuestAddress, ReadSlice, Translator, WriteSlice};
+use memory::{ReadSlice, Translator, WriteSlice};
 use wire::split::{Descriptor, NO_INTERRUPT, NO_NOTIFY, event_crossed};
 use wire::virtio::Features;
 
-use super::layout::{ENTRIES, FLAGS, INDEX, Layout, load, store};
-use crate::Violation;
-
-/// A chain that the device holds. It has to be given back, once, by [`DeviceQueue::give_back`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use = "a chain that is not given back is lost to the driver"]
-pub struct Chain {
-    /// The index of its first descriptor, by which the driver knows it.
-    pub head: u16,
-    /// Bytes in the chain's descriptors of the direction that was asked for. May exceed what was
-    /// translated, where a limit was given.
-    pub bytes: u64,
-    /// Descriptors in the chain, those of no bytes included: what it cost to read.
-    pub descriptors: u16,
-}
+use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
+use crate::chain::{Pieces, Readable, Visitor, Writable, table_entries, table_words};
+use crate::fields::{Fields, Mapped, RingMemory};
+use crate::{Chain, Piece, Violation};
 
 /// The device side of a split ring.
-pub struct DeviceQueue {
-    layout: Layout,
+pub struct DeviceQueue<M: RingMemory = Mapped> {
+    layout: Layout<M>,
     indirect: bool,
     event_index: bool,
+    in_order: bool,
     /// The next available entry to take.
     next_available: u16,
     /// The available index as last read.
     available: u16,
     /// The next used entry to write.
     next_used: u16,
+    /// Where the used entry goes that stands for the next chain given back. It is behind
+    /// `next_used` while one entry stands for several chains.
+    batch: u16,
     /// The used index that the driver can see.
     published: u16,
     /// The used index at the last decision on a call; none after a start, when the driver's
@@ -42,19 +35,21 @@ pub struct DeviceQueue {
     kicks_suppressed: bool,
 }
 
-impl DeviceQueue {
+impl<M: RingMemory> DeviceQueue<M> {
     /// A queue that goes on at index `base` of both rings: everything before was used.
     ///
     /// The caller should scan it once without waiting for a kick, and call once: the driver may
     /// have been told of neither by whoever served the ring before.
-    pub fn new(layout: Layout, features: Features, base: u16) -> Self {
+    pub fn new(layout: Layout<M>, features: Features, base: u16) -> Self {
         let queue = Self {
             layout,
             indirect: features.contains(Features::INDIRECT_DESC),
             event_index: features.contains(Features::EVENT_IDX),
+            in_order: features.contains(Features::IN_ORDER),
             next_available: base,
             available: base,
             next_used: base,
+            batch: base,
             published: base,
             evaluated: None,
             kicks_suppressed: true,
@@ -66,7 +61,7 @@ impl DeviceQueue {
     /// Goes on under another layout of the same size: the ring's memory was mapped anew. Nothing
     /// about its position changes, but kicks are off until [`Self::enable_kicks`], as after a
     /// start.
-    pub fn relocate(&mut self, layout: Layout) {
+    pub fn relocate(&mut self, layout: Layout<M>) {
         debug_assert_eq!(layout.size(), self.size());
         self.layout = layout;
         self.kicks_suppressed = true;
@@ -78,9 +73,9 @@ impl DeviceQueue {
         if self.event_index {
             // As far behind as can be: the driver will not cross it for 65535 chains.
             let behind = self.next_available.wrapping_sub(1);
-            store(&self.layout.available_event, 0, behind, Ordering::Relaxed);
+            self.layout.available_event.store(0, behind, Ordering::Relaxed);
         } else {
-            store(&self.layout.used, FLAGS, NO_NOTIFY, Ordering::Relaxed);
+            self.layout.used.store(FLAGS, NO_NOTIFY, Ordering::Relaxed);
         }
     }
 
@@ -140,47 +135,10 @@ impl DeviceQueue {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        let chain = self.readable(head, translator, limit, slices)?;
-        self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(chain))
-    }
-
-    /// Reads a chain that was taken before and not given back once more: its descriptors are
-    /// fetched and checked afresh.
-    pub fn retake_readable<'m>(
-        &self,
-        head: u16,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<ReadSlice<'m>>,
-    ) -> Result<Chain, Violation> {
-        self.readable(head, translator, limit, slices)
-    }
-
-    #[inline]
-    fn readable<'m>(
-        &self,
-        head: u16,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<ReadSlice<'m>>,
-    ) -> Result<Chain, Violation> {
-        let mut bytes = 0u64;
-        let mut writable = false;
-        let descriptors = self.walk(head, translator, |translator, descriptor| {
-            if descriptor.is_writable() {
-                writable = true;
-                return Ok(());
-            }
-            if writable {
-                return Err(Violation::ReadableAfterWritable);
-            }
-            let room = u64::from(limit).saturating_sub(bytes).min(u64::from(descriptor.length));
-            translator.read(GuestAddress(descriptor.address), room as u32, slices)?;
-            bytes += u64::from(descriptor.length);
-            Ok(())
-        })?;
-        Ok(Chain { head, bytes, descriptors })
+        let mut readable = Readable::new(slices, limit);
+        let descriptors = self.walk(head, translator, &mut readable)?;
+        let Readable { bytes, is_read_only, .. } = readable;
+        Ok(Some(self.taken(head, descriptors, bytes, is_read_only)))
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
@@ -197,23 +155,35 @@ impl DeviceQueue {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        let mut bytes = 0u64;
-        let descriptors = self.walk(head, translator, |translator, descriptor| {
-            if !descriptor.is_writable() {
-                return Err(Violation::ReadableReceiveBuffer);
-            }
-            let room = u64::from(limit).saturating_sub(bytes).min(u64::from(descriptor.length));
-            translator.write(GuestAddress(descriptor.address), room as u32, slices)?;
-            bytes += u64::from(descriptor.length);
-            Ok(())
-        })?;
-        self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain { head, bytes, descriptors }))
+        let mut writable = Writable::new(slices, limit);
+        let descriptors = self.walk(head, translator, &mut writable)?;
+        let bytes = writable.bytes;
+        Ok(Some(self.taken(head, descriptors, bytes, false)))
     }
 
-    /// Puts back the last `count` chains taken, as if they had not been: they are still available.
-    /// None of them may have been given back.
-    pub fn untake(&mut self, count: u16) {
+    /// Moves on by a chain.
+    #[inline]
+    fn taken(&mut self, head: u16, descriptors: u16, bytes: u64, is_read_only: bool) -> Chain {
+        let start = self.next_available;
+        self.next_available = start.wrapping_add(1);
+        Chain { bytes, descriptors, id: head, start, slots: 1, is_read_only }
+    }
+
+    /// Appends where the device-readable bytes of a chain are that was taken; see
+    /// [`crate::DeviceQueue::pieces`].
+    pub fn pieces(
+        &self,
+        chain: Chain,
+        translator: &mut Translator<'_>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Violation> {
+        self.walk(chain.id, translator, &mut Pieces::new(pieces)).map(|_| ())
+    }
+
+    /// Puts back the last chains taken, as if they had not been: they are still available. None
+    /// taken since the first of them may have been given back.
+    pub fn untake(&mut self, chains: &[Chain]) {
+        let count = chains.len() as u16;
         debug_assert!(count <= self.outstanding());
         self.next_available = self.next_available.wrapping_sub(count.min(self.outstanding()));
     }
@@ -226,7 +196,7 @@ impl DeviceQueue {
         }
         let size = self.size();
         let slot = usize::from(self.next_available & (size - 1));
-        let head = load(&self.layout.available, ENTRIES + slot, Ordering::Relaxed);
+        let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
         if head >= size {
             return Err(Violation::Head { head, size });
         }
@@ -239,17 +209,19 @@ impl DeviceQueue {
         &self,
         head: u16,
         translator: &mut Translator<'m>,
-        mut visit: impl FnMut(&mut Translator<'m>, Descriptor) -> Result<(), Violation>,
+        visitor: &mut impl Visitor<'m>,
     ) -> Result<u16, Violation> {
         let size = self.size();
         let mut at = head;
         for count in 1..=size {
-            let descriptor = descriptor(&self.layout.descriptors, at.into())
-                .ok_or(Violation::Next { next: at, size: size.into() })?;
-            if descriptor.is_indirect() {
-                return self.walk_indirect(descriptor, count - 1, translator, visit);
+            if at >= size {
+                return Err(Violation::Next { next: at, size: size.into() });
             }
-            visit(translator, descriptor)?;
+            let descriptor = self.descriptor(at);
+            if descriptor.is_indirect() {
+                return self.walk_indirect(descriptor, count - 1, translator, visitor);
+            }
+            visitor.visit(translator, descriptor.into())?;
             if !descriptor.has_next() {
                 return Ok(count);
             }
@@ -258,13 +230,21 @@ impl DeviceQueue {
         Err(Violation::ChainTooLong { size })
     }
 
+    /// Reads one descriptor of the ring's own table, once.
+    #[inline]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let at = 2 * usize::from(index);
+        let words = [at, at + 1].map(|at| self.layout.descriptors.load(at, Ordering::Relaxed));
+        Descriptor::from_words(words)
+    }
+
     /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it.
     fn walk_indirect<'m>(
         &self,
         referrer: Descriptor,
         before: u16,
         translator: &mut Translator<'m>,
-        mut visit: impl FnMut(&mut Translator<'m>, Descriptor) -> Result<(), Violation>,
+        visitor: &mut impl Visitor<'m>,
     ) -> Result<u16, Violation> {
         let size = self.size();
         if !self.indirect {
@@ -273,22 +253,18 @@ impl DeviceQueue {
         if referrer.has_next() {
             return Err(Violation::IndirectMisplaced);
         }
-        let len = referrer.length;
-        let entries = len / Descriptor::SIZE as u32;
-        if entries == 0 || !len.is_multiple_of(Descriptor::SIZE as u32) || entries > size.into() {
-            return Err(Violation::IndirectLength { len, size });
-        }
+        let entries = table_entries(referrer.length, size)?;
         let mut at = 0u16;
         for count in before..size {
-            if u32::from(at) >= entries {
-                return Err(Violation::Next { next: at, size: entries });
+            if at >= entries {
+                return Err(Violation::Next { next: at, size: entries.into() });
             }
-            let offset = u64::from(at) * Descriptor::SIZE;
-            let descriptor = table_descriptor(translator, referrer.address, offset)?;
+            let words = table_words(translator, referrer.address, at)?;
+            let descriptor = Descriptor::from_words(words);
             if descriptor.is_indirect() {
                 return Err(Violation::IndirectMisplaced);
             }
-            visit(translator, descriptor)?;
+            visitor.visit(translator, descriptor.into())?;
             if !descriptor.has_next() {
                 return Ok(count + 1);
             }
@@ -301,12 +277,15 @@ impl DeviceQueue {
     /// after [`Self::publish`].
     #[inline]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
-        let slot = 2 * usize::from(self.next_used & (self.size() - 1));
-        if let Some([id, len]) = self.layout.used_entries.get(slot..slot + 2) {
-            id.store(u32::from(chain.head).to_le(), Ordering::Relaxed);
-            len.store(written.to_le(), Ordering::Relaxed);
-        }
+        debug_assert!(!self.in_order || chain.start == self.next_used, "not in order");
+        let at = 2 * usize::from(self.batch & (self.size() - 1));
+        self.layout.used_entries.store(at, chain.id.into(), Ordering::Relaxed);
+        self.layout.used_entries.store(at + 1, written, Ordering::Relaxed);
         self.next_used = self.next_used.wrapping_add(1);
+        // With IN_ORDER the next chain's entry may replace that of one without anything written.
+        if !(self.in_order && chain.is_read_only) {
+            self.batch = self.next_used;
+        }
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
@@ -317,14 +296,15 @@ impl DeviceQueue {
         if self.published == self.next_used {
             return false;
         }
-        store(&self.layout.used, INDEX, self.next_used, Ordering::Release);
+        self.layout.used.store(INDEX, self.next_used, Ordering::Release);
         self.published = self.next_used;
+        self.batch = self.next_used;
         // Our index before their event word; see the module's text.
-        fence(Ordering::SeqCst);
+        M::fence();
         if !self.event_index {
-            return load(&self.layout.available, FLAGS, Ordering::Relaxed) & NO_INTERRUPT == 0;
+            return self.layout.available.load(FLAGS, Ordering::Relaxed) & NO_INTERRUPT == 0;
         }
-        let event = load(&self.layout.available, self.layout.used_event(), Ordering::Relaxed);
+        let event = self.layout.available.load(self.layout.used_event(), Ordering::Relaxed);
         match self.evaluated.replace(self.next_used) {
             Some(old) => event_crossed(event, self.next_used, old),
             None => true,
@@ -345,39 +325,14 @@ impl DeviceQueue {
     /// than it knows of must not sleep either when [`Self::available`] grew by this.
     pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
         if self.event_index {
-            store(&self.layout.available_event, 0, self.available, Ordering::Relaxed);
+            self.layout.available_event.store(0, self.available, Ordering::Relaxed);
         } else if self.kicks_suppressed {
-            store(&self.layout.used, FLAGS, 0, Ordering::Relaxed);
+            self.layout.used.store(FLAGS, 0, Ordering::Relaxed);
         }
         self.kicks_suppressed = false;
         // Our event word before their index; see the module's text.
-        fence(Ordering::SeqCst);
+        M::fence();
         self.refresh()?;
         Ok(self.available != self.next_available)
     }
-}
-
-/// Reads one descriptor of the ring's own table, once.
-#[inline]
-fn descriptor(table: &[AtomicU64], index: usize) -> Option<Descriptor> {
-    let [address, rest] = table.get(2 * index..2 * index + 2)? else {
-        return None;
-    };
-    let words = [address.load(Ordering::Relaxed), rest.load(Ordering::Relaxed)];
-    Some(Descriptor::from_words(words.map(u64::from_le)))
-}
-
-/// Reads one descriptor of an indirect table, once. A table has no alignment and may lie across
-/// regions.
-fn table_descriptor(
-    translator: &mut Translator<'_>,
-    table: u64,
-    offset: u64,
-) -> Result<Descriptor, Violation> {
-    // A table at the very end of the address space is outside of any region, wrapped or not.
-    let address = GuestAddress(table.saturating_add(offset));
-    let mut bytes = [0; Descriptor::SIZE as usize];
-    translator.copy_to(address, &mut bytes)?;
-    let (words, _) = bytes.as_chunks();
-    Ok(Descriptor::from_words([words[0], words[1]].map(u64::from_le_bytes)))
 }

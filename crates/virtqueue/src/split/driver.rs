@@ -1,121 +1,81 @@
 //! The driver side: offers chains, reaps them used. What an embedded guest and the tests run.
 
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
-use memory::{Fault, GuestAddress, GuestMemory, Words};
-use thiserror::Error;
 use wire::split::{Descriptor, NO_INTERRUPT, NO_NOTIFY, event_crossed};
 use wire::virtio::Features;
 
-use super::layout::{ENTRIES, FLAGS, INDEX, Layout, load, store};
-use crate::Violation;
-
-/// One buffer of a chain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Where it is.
-    pub address: GuestAddress,
-    /// Bytes.
-    pub len: u32,
-    /// Whether the device writes it; otherwise it reads it.
-    pub writable: bool,
-}
-
-/// How a chain is laid out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// One descriptor of the ring a buffer.
-    Direct,
-    /// This many direct descriptors, then one that refers to a table with the rest. With 0, the
-    /// whole chain is in the table.
-    Indirect(u16),
-}
-
-/// A chain that the device has used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Used {
-    /// As given to [`DriverQueue::add`].
-    pub token: u32,
-    /// Bytes that the device says it wrote.
-    pub written: u32,
-}
-
-/// There are not enough free descriptors, or the chain is too long for the ring or for an indirect
-/// table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("the virtqueue has no room for the chain")]
-pub struct Full;
-
-/// Memory for indirect tables: one for each descriptor of the ring, `entries` long.
-pub struct IndirectTables {
-    address: GuestAddress,
-    entries: u16,
-    words: Words<AtomicU64>,
-}
-
-impl IndirectTables {
-    /// Bytes that tables for a ring of `size` take.
-    pub fn size(size: u16, entries: u16) -> u64 {
-        u64::from(size) * u64::from(entries) * Descriptor::SIZE
-    }
-
-    /// Tables at `address`, [`Self::size`] bytes long.
-    pub fn new(
-        memory: &GuestMemory,
-        address: GuestAddress,
-        size: u16,
-        entries: u16,
-    ) -> Result<Self, Fault> {
-        let words = memory.words(address, (Self::size(size, entries) / 8) as usize)?;
-        Ok(Self { address, entries, words })
-    }
-}
+use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
+use crate::driver::write_words;
+use crate::fields::{Fields, Mapped, RingMemory};
+use crate::{Buffer, Form, Full, IndirectTables, Used, Violation};
 
 /// What the driver remembers of a descriptor; the ring's copy is the device's to read and, if it is
 /// hostile, to ignore.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Slot {
     /// The next descriptor of the same chain.
     next: Option<u16>,
-    /// The token of the chain that starts here, while the device holds it.
-    token: Option<u32>,
+    /// The chain that starts here, while the device holds it.
+    chain: Option<Outstanding>,
+}
+
+/// A chain that the device holds.
+#[derive(Clone, Copy)]
+struct Outstanding {
+    token: u32,
+    /// The available index that it was added at.
+    index: u16,
+    /// Bytes that the device may write to it.
+    writable: u32,
 }
 
 /// The driver side of a split ring.
-pub struct DriverQueue {
-    layout: Layout,
-    tables: Option<IndirectTables>,
+pub struct DriverQueue<M: RingMemory = Mapped> {
+    layout: Layout<M>,
+    tables: Option<IndirectTables<M>>,
     event_index: bool,
+    in_order: bool,
     slots: Box<[Slot]>,
-    free: Vec<u16>,
+    /// Descriptors, the next one to use first. With IN_ORDER they are used in the order of the ring.
+    free: VecDeque<u16>,
     /// The next available entry to write.
     next_available: u16,
     /// The available index that the device can see.
     published: u16,
     /// The next used entry to read.
     next_used: u16,
+    /// With IN_ORDER, the first descriptor of the chain that was added first.
+    oldest: u16,
+    /// With IN_ORDER, the last chain that a used entry stands for, and the bytes written to it,
+    /// while chains before that are being reaped.
+    batch: Option<(u16, u32)>,
 }
 
-impl DriverQueue {
+impl<M: RingMemory> DriverQueue<M> {
     /// A queue at the start of a ring whose memory is zero. With INDIRECT_DESC negotiated, `tables`
     /// makes [`Form::Indirect`] possible.
-    pub fn new(layout: Layout, features: Features, tables: Option<IndirectTables>) -> Self {
+    pub fn new(layout: Layout<M>, features: Features, tables: Option<IndirectTables<M>>) -> Self {
         let size = layout.size();
         Self {
             tables: tables.filter(|_| features.contains(Features::INDIRECT_DESC)),
             event_index: features.contains(Features::EVENT_IDX),
-            slots: vec![Slot { next: None, token: None }; size.into()].into_boxed_slice(),
-            free: (0..size).rev().collect(),
+            in_order: features.contains(Features::IN_ORDER),
+            slots: vec![Slot::default(); size.into()].into_boxed_slice(),
+            free: (0..size).collect(),
             next_available: 0,
             published: 0,
             next_used: 0,
+            oldest: 0,
+            batch: None,
             layout,
         }
     }
 
     /// Moves a queue that has not been used to index `base`, as if so many chains had come and gone.
     #[cfg(test)]
-    pub(super) fn start_at(&mut self, base: u16) {
+    pub(crate) fn start_at(&mut self, base: u16) {
         self.next_available = base;
         self.published = base;
         self.next_used = base;
@@ -145,7 +105,7 @@ impl DriverQueue {
         };
         let (direct, indirect) = chain.split_at(direct);
         let descriptors = direct.len() + usize::from(!indirect.is_empty());
-        let room = self.tables.as_ref().map_or(0, |tables| tables.entries.into());
+        let room = self.tables.as_ref().map_or(0, IndirectTables::entries);
         // However it is laid out, a chain may not be longer than the ring (virtio 1.3, 2.7.5.3.1).
         let longest = self.size().into();
         if chain.is_empty()
@@ -156,36 +116,35 @@ impl DriverQueue {
             return Err(Full);
         }
 
-        // From the last descriptor to the first, so that each knows its successor.
-        let mut next = None;
+        let head = self.free.front().copied().ok_or(Full)?;
+        for (position, buffer) in direct.iter().enumerate() {
+            self.link(position, descriptors, describe(buffer));
+        }
         if !indirect.is_empty() {
-            let at = self.free.pop().ok_or(Full)?;
-            let table = self.write_table(at, indirect);
-            self.link(at, table, next);
-            next = Some(at);
+            let table = self.write_table(self.free[descriptors - 1], indirect);
+            self.link(descriptors - 1, descriptors, table);
         }
-        for buffer in direct.iter().rev() {
-            let at = self.free.pop().ok_or(Full)?;
-            self.link(at, describe(buffer), next);
-            next = Some(at);
-        }
-        let head = next.ok_or(Full)?;
-        self.slots[usize::from(head)].token = Some(token);
+        self.free.drain(..descriptors);
+        let writable = Buffer::writable_bytes(chain);
+        let index = self.next_available;
+        self.slots[usize::from(head)].chain = Some(Outstanding { token, index, writable });
 
-        let entry = ENTRIES + usize::from(self.next_available & (self.size() - 1));
-        store(&self.layout.available, entry, head, Ordering::Relaxed);
-        self.next_available = self.next_available.wrapping_add(1);
+        let entry = ENTRIES + usize::from(index & (self.size() - 1));
+        self.layout.available.store(entry, head, Ordering::Relaxed);
+        self.next_available = index.wrapping_add(1);
         Ok(())
     }
 
-    /// Writes a descriptor of the ring, chained to `next`.
-    fn link(&mut self, at: u16, mut descriptor: Descriptor, next: Option<u16>) {
+    /// Writes the descriptor at `position` of a chain that takes the first `count` free ones.
+    fn link(&mut self, position: usize, count: usize, mut descriptor: Descriptor) {
+        let at = self.free[position];
+        let next = (position + 1 < count).then(|| self.free[position + 1]);
         if let Some(next) = next {
             descriptor.flags |= Descriptor::NEXT;
             descriptor.next = next;
         }
-        write(&self.layout.descriptors, at.into(), descriptor);
-        self.slots[usize::from(at)] = Slot { next, token: None };
+        write_words(&self.layout.descriptors, at.into(), descriptor.to_words());
+        self.slots[usize::from(at)] = Slot { next, chain: None };
     }
 
     /// Fills the table that belongs to descriptor `at`, and returns the descriptor of it.
@@ -193,21 +152,17 @@ impl DriverQueue {
         let Some(tables) = &self.tables else {
             return Descriptor::default();
         };
-        let first = usize::from(at) * usize::from(tables.entries);
-        for (index, buffer) in chain.iter().enumerate() {
+        let entries = chain.iter().zip(1u16..).map(|(buffer, next)| {
             let mut descriptor = describe(buffer);
-            if index + 1 < chain.len() {
+            if usize::from(next) < chain.len() {
                 descriptor.flags |= Descriptor::NEXT;
-                descriptor.next = index as u16 + 1;
+                descriptor.next = next;
             }
-            write(&tables.words, first + index, descriptor);
-        }
-        Descriptor {
-            address: tables.address.0 + first as u64 * Descriptor::SIZE,
-            length: chain.len() as u32 * Descriptor::SIZE as u32,
-            flags: Descriptor::INDIRECT,
-            next: 0,
-        }
+            descriptor.to_words()
+        });
+        let address = tables.write(at, entries);
+        let length = chain.len() as u32 * Descriptor::SIZE as u32;
+        Descriptor { address, length, flags: Descriptor::INDIRECT, next: 0 }
     }
 
     /// Publishes all chains added since the last time. Returns whether the device wants a kick
@@ -219,15 +174,15 @@ impl DriverQueue {
         if old == new {
             return false;
         }
-        store(&self.layout.available, INDEX, new, Ordering::Release);
+        self.layout.available.store(INDEX, new, Ordering::Release);
         self.published = new;
         // Our index before their event word; see the module's text.
-        fence(Ordering::SeqCst);
+        M::fence();
         if self.event_index {
-            let event = load(&self.layout.available_event, 0, Ordering::Relaxed);
+            let event = self.layout.available_event.load(0, Ordering::Relaxed);
             event_crossed(event, new, old)
         } else {
-            load(&self.layout.used, FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0
+            self.layout.used.load(FLAGS, Ordering::Relaxed) & NO_NOTIFY == 0
         }
     }
 
@@ -244,24 +199,65 @@ impl DriverQueue {
             let taken = self.next_used;
             return Err(Violation::UsedIndex { found, taken, outstanding });
         }
-        let slot = 2 * usize::from(self.next_used & (self.size() - 1));
-        let [id, written] = [slot, slot + 1].map(|at| {
-            self.layout
-                .used_entries
-                .get(at)
-                .map_or(0, |word| u32::from_le(word.load(Ordering::Relaxed)))
-        });
-        let unknown = Violation::UsedId { id };
-        let head = u16::try_from(id).map_err(|_| unknown)?;
-        let first = self.slots.get_mut(usize::from(head)).ok_or(unknown)?;
-        let token = first.token.take().ok_or(unknown)?;
-        let mut at = Some(head);
-        while let Some(index) = at {
-            self.free.push(index);
-            at = self.slots[usize::from(index)].next.take();
-        }
+        let (head, written) =
+            if self.in_order { self.next_of_batch(ready)? } else { self.used_entry(ready)? };
+        let Outstanding { token, .. } = self.free_chain(head)?;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(Some(Used { token, written }))
+    }
+
+    /// The next used entry: a chain that the device holds, and the bytes written to it. `ready` of
+    /// them are used.
+    fn used_entry(&self, ready: u16) -> Result<(u16, u32), Violation> {
+        let at = 2 * usize::from(self.next_used & (self.size() - 1));
+        let [id, written] =
+            [at, at + 1].map(|at| self.layout.used_entries.load(at, Ordering::Relaxed));
+        let head = u16::try_from(id).map_err(|_| Violation::UsedId { id })?;
+        let chain = self.outstanding_at(head)?;
+        // With IN_ORDER it stands for all up to this chain, and all of these have to be used.
+        if self.in_order && chain.index.wrapping_sub(self.next_used) >= ready {
+            return Err(Violation::UsedId { id });
+        }
+        Ok((head, written))
+    }
+
+    fn outstanding_at(&self, head: u16) -> Result<Outstanding, Violation> {
+        let slot = self.slots.get(usize::from(head));
+        slot.and_then(|slot| slot.chain).ok_or(Violation::UsedId { id: head.into() })
+    }
+
+    /// With IN_ORDER, the chain that is next in order, `ready` of which are used. An entry names the
+    /// last chain that it stands for; those before were used completely.
+    fn next_of_batch(&mut self, ready: u16) -> Result<(u16, u32), Violation> {
+        let (last, written) = match self.batch.take() {
+            Some(batch) => batch,
+            None => self.used_entry(ready)?,
+        };
+        let head = self.oldest;
+        if head == last {
+            return Ok((head, written));
+        }
+        self.batch = Some((last, written));
+        Ok((head, self.outstanding_at(head)?.writable))
+    }
+
+    /// Frees a chain's descriptors.
+    fn free_chain(&mut self, head: u16) -> Result<Outstanding, Violation> {
+        let unknown = Violation::UsedId { id: head.into() };
+        let slot = self.slots.get_mut(usize::from(head)).ok_or(unknown)?;
+        let chain = slot.chain.take().ok_or(unknown)?;
+        let mut at = Some(head);
+        while let Some(index) = at {
+            if self.in_order {
+                self.free.push_back(index);
+                self.oldest = (index + 1) & (self.size() - 1);
+            } else {
+                // The one that was used last is the one most likely still in a cache.
+                self.free.push_front(index);
+            }
+            at = self.slots[usize::from(index)].next.take();
+        }
+        Ok(chain)
     }
 
     /// Says that no calls are wanted.
@@ -270,9 +266,9 @@ impl DriverQueue {
             // As far behind as can be: the device will not cross it for 65535 chains.
             let event = self.layout.used_event();
             let behind = self.next_used.wrapping_sub(1);
-            store(&self.layout.available, event, behind, Ordering::Relaxed);
+            self.layout.available.store(event, behind, Ordering::Relaxed);
         } else {
-            store(&self.layout.available, FLAGS, NO_INTERRUPT, Ordering::Relaxed);
+            self.layout.available.store(FLAGS, NO_INTERRUPT, Ordering::Relaxed);
         }
     }
 
@@ -281,12 +277,12 @@ impl DriverQueue {
     pub fn enable_calls(&mut self) -> bool {
         if self.event_index {
             let event = self.layout.used_event();
-            store(&self.layout.available, event, self.next_used, Ordering::Relaxed);
+            self.layout.available.store(event, self.next_used, Ordering::Relaxed);
         } else {
-            store(&self.layout.available, FLAGS, 0, Ordering::Relaxed);
+            self.layout.available.store(FLAGS, 0, Ordering::Relaxed);
         }
         // Our event word before their index; see the module's text.
-        fence(Ordering::SeqCst);
+        M::fence();
         self.layout.used_index() != self.next_used
     }
 }
@@ -294,11 +290,4 @@ impl DriverQueue {
 fn describe(buffer: &Buffer) -> Descriptor {
     let flags = if buffer.writable { Descriptor::WRITE } else { 0 };
     Descriptor { address: buffer.address.0, length: buffer.len, flags, next: 0 }
-}
-
-fn write(table: &[AtomicU64], index: usize, descriptor: Descriptor) {
-    let words = descriptor.to_words();
-    for (word, value) in table.iter().skip(2 * index).zip(words) {
-        word.store(value.to_le(), Ordering::Relaxed);
-    }
 }

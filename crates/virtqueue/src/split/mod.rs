@@ -29,14 +29,22 @@
 //! * A chain has at most as many descriptors as the ring has entries, its indirect table included.
 //! * Used entries are written as chains complete, and published together by
 //!   [`DeviceQueue::publish`].
+//!
+//! # IN_ORDER
+//!
+//! Chains that have nothing to be written share one used entry, from the first of them up to a
+//! publication: it is written over again with each further chain. The used index moves on by all of
+//! them, and the entries that were passed over hold what they held.
+//!
+//! The driver uses its descriptors in the order of the ring, so that it knows which chain is next
+//! without being told.
 
 mod device;
 mod driver;
 mod layout;
-
 #[cfg(test)]
 mod tests;
 
-pub use device::{Chain, DeviceQueue};
-pub use driver::{Buffer, DriverQueue, Form, Full, IndirectTables, Used};
-pub use layout::{Layout, LayoutError};
+pub use device::DeviceQueue;
+pub use driver::DriverQueue;
+pub use layout::Layout;

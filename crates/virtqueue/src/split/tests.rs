@@ -2,8 +2,5 @@ mod arbitrary;
 mod hostile_device;
 mod hostile_driver;
 mod layout;
-mod model;
 mod notification;
 mod ring;
-mod sleepers;
-mod soak;

@@ -140,6 +140,32 @@ fn a_ring_resumes_at_the_used_index() {
 }
 
 #[test]
+fn a_packed_ring_resumes_where_its_base_says_that_using_had_got_to() {
+    // Both halves equal; no upper half; what was taken and not used.
+    for (base, resumed) in [
+        (0x8000_8000, 0x8000_8000),
+        (0x8000, 0x8000_8000),
+        (5, 0x0005_0005),
+        (0, 0),
+        (0x8007_0003, 0x8007_8007),
+    ] {
+        let mut harness = Harness::with(PACKED_OFFER);
+        harness.tell(R::SetFeatures, Payload::U64((ACKED | Features::RING_PACKED).0), vec![]);
+        harness.share();
+        harness.tell(R::SetVringNum, state(0, 12), vec![]);
+        harness.tell(R::SetVringBase, state(0, base), vec![]);
+        assert_eq!(harness.base(0), base, "a ring that did not run");
+        harness.tell(R::SetVringAddr, addresses(0), vec![]);
+        harness.tell(R::SetVringKick, attached(0), vec![event()]);
+        let setup = harness.setup(0);
+        assert!(matches!(setup.layout, virtqueue::Layout::Packed(_)));
+        assert_eq!((setup.base, setup.layout.size()), (resumed, 12));
+        harness.position = 0x000B_000B;
+        assert_eq!(harness.base(0), 0x000B_000B);
+    }
+}
+
+#[test]
 fn telling_a_running_ring_something_else_stops_it() {
     let other = match addresses(0) {
         Payload::VringAddress(address) => {

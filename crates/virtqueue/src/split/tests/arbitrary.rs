@@ -15,10 +15,11 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use wire::split::Descriptor;
 use wire::virtio::Features;
 
-use super::ring::{fill, map};
-use crate::Violation;
-use crate::split::layout::{ENTRIES, INDEX, store};
-use crate::split::{Buffer, Chain, DeviceQueue, DriverQueue, Form, IndirectTables, Layout};
+use crate::fields::Fields;
+use crate::split::layout::{ENTRIES, INDEX};
+use crate::split::{DeviceQueue, DriverQueue, Layout};
+use crate::tests::bed::{fill, map};
+use crate::{Buffer, Chain, Form, IndirectTables, Violation};
 
 const START: u64 = 0x1000;
 /// Bytes of memory: ring areas, tables and buffers lie over each other as they like.
@@ -56,7 +57,7 @@ impl Setting {
         }
         for (slot, random) in (ENTRIES..ENTRIES + usize::from(self.size)).zip(&self.contents) {
             let head = (random >> 40) as u16 % (self.size + self.size.div_ceil(8));
-            store(&layout.available, slot, head, Ordering::Relaxed);
+            layout.available.store(slot, head, Ordering::Relaxed);
         }
         (memory, layout)
     }
@@ -125,7 +126,7 @@ enum Step {
     Scribble(u16, u64),
     TakeReadable(u32),
     TakeWritable(u32),
-    Retake(u16),
+    Pieces(usize),
     GiveBack(usize, u32),
     Untake(u16),
     Publish,
@@ -141,7 +142,7 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(at, random)| Step::Scribble(at, random)),
         6 => limit().prop_map(Step::TakeReadable),
         3 => limit().prop_map(Step::TakeWritable),
-        1 => prop_oneof![0u16..40, any::<u16>()].prop_map(Step::Retake),
+        1 => any::<usize>().prop_map(Step::Pieces),
         4 => (any::<usize>(), any::<u32>()).prop_map(|(at, written)| Step::GiveBack(at, written)),
         1 => (0u16..4).prop_map(Step::Untake),
         3 => Just(Step::Publish),
@@ -167,7 +168,7 @@ fn check(size: u16, limit: u32, lens: &[usize], taken: Result<Option<Chain>, Vio
     let bytes: usize = lens.iter().sum();
     assert!(bytes as u64 <= limit.into());
     if let Ok(Some(chain)) = taken {
-        assert!(chain.head < size);
+        assert!(chain.id < size);
         assert_eq!(bytes as u64, chain.bytes.min(limit.into()));
     }
 }
@@ -192,7 +193,7 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
             Step::Index(ahead) => {
                 let known = device.available().unwrap_or(0);
                 let index = device.position().wrapping_add(known).wrapping_add(ahead);
-                store(&layout.available, INDEX, index, Ordering::Release);
+                layout.available.store(INDEX, index, Ordering::Release);
             }
             Step::Scribble(at, random) => {
                 write(&memory, START + 16 * u64::from(at), nearly_right(random));
@@ -213,9 +214,12 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
                 // Over the ring itself, perhaps.
                 fill(&slices, &vec![0x01; lens.iter().sum::<usize>().min(8)]);
             }
-            Step::Retake(head) => {
-                let mut translator = memory.translator();
-                let _ = device.retake_readable(head, &mut translator, 4096, &mut Vec::new());
+            Step::Pieces(at) => {
+                if !held.is_empty() {
+                    let (chain, mut pieces) = (held[at % held.len()], Vec::new());
+                    let _ = device.pieces(chain, &mut memory.translator(), &mut pieces);
+                    assert!(pieces.len() <= size.into(), "{} pieces", pieces.len());
+                }
             }
             Step::GiveBack(at, written) => {
                 if !held.is_empty() {
@@ -226,9 +230,8 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
             }
             Step::Untake(count) => {
                 let count = untakeable.min(count.into());
-                device.untake(count as u16);
                 untakeable -= count;
-                held.truncate(held.len() - count);
+                device.untake(&held.split_off(held.len() - count));
             }
             Step::Publish => _ = device.publish(),
             Step::EnableKicks => _ = device.enable_kicks(),
@@ -245,7 +248,7 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
                 findings.kinds.insert(discriminant(&violation));
                 // Only a restart mends it: behind what was wrong.
                 let base = device.position().wrapping_add(1);
-                store(&layout.available, INDEX, base, Ordering::Release);
+                layout.available.store(INDEX, base, Ordering::Release);
                 device = DeviceQueue::new(layout.clone(), setting.features(), base);
                 held.clear();
                 untakeable = 0;
@@ -291,7 +294,7 @@ fn driver_runs(setting: &Setting, steps: &[(u16, u16, u64)]) -> usize {
         let _ = driver.publish();
         write(&memory, START + 16 * u64::from(choice % 64), nearly_right(*random));
         let index = layout.used_index().wrapping_add(*ahead);
-        store(&layout.used, INDEX, index, Ordering::Release);
+        layout.used.store(INDEX, index, Ordering::Release);
         // As many as there can be, and one more.
         for _ in 0..=size {
             match driver.reap() {

@@ -4,8 +4,8 @@ use memory::GuestAddress;
 use wire::virtio::Features;
 
 use super::ring::Ring;
-use crate::Violation;
-use crate::split::{Buffer, DriverQueue, Form, Full, Used};
+use crate::split::DriverQueue;
+use crate::{Buffer, Form, Full, Used, Violation};
 
 const SIZE: u16 = 8;
 
@@ -24,7 +24,7 @@ fn offering(ring: &Ring, base: u16, count: u32) -> (DriverQueue, Vec<u32>) {
     let heads = (0..count)
         .map(|_| {
             let taken = ring.take_writable(&mut device, 100).unwrap().unwrap();
-            taken.0.head.into()
+            taken.0.id.into()
         })
         .collect();
     (driver, heads)

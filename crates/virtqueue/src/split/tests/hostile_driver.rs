@@ -5,9 +5,10 @@ use memory::{GuestAddress, GuestMemory};
 use wire::split::Descriptor;
 use wire::virtio::Features;
 
-use super::ring::{AREA, BASE, BORDER, Ring, buffer, fill, map};
-use crate::Violation;
+use super::ring::{Ring, buffer};
 use crate::split::DeviceQueue;
+use crate::tests::bed::{AREA, BASE, BORDER, fill, map};
+use crate::{Piece, Violation};
 
 const SIZE: u16 = 8;
 const WRITE: u16 = Descriptor::WRITE;
@@ -172,7 +173,7 @@ mod available_ring {
         ring.set_available_entry(1, 0);
         for _ in 0..2 {
             let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
-            assert_eq!(chain.head, 0);
+            assert_eq!(chain.id, 0);
             device.give_back(chain, 0);
         }
         assert!(device.publish());
@@ -180,18 +181,24 @@ mod available_ring {
     }
 
     #[test]
-    fn a_chain_is_fetched_afresh_when_it_is_read_again() {
+    fn a_chain_is_fetched_afresh_to_note_where_it_is() {
         let (ring, mut device) = claim(0, 1);
         let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
-        ring.describe(0, buffer(ring.area(0), 10, WRITE, Some(1)));
-        let mut slices = Vec::new();
-        let mut again = |head| {
+        let pieces = || {
+            let mut pieces = Vec::new();
             let translator = &mut ring.memory.translator();
-            device.retake_readable(head, translator, 100, &mut slices)
+            device.pieces(chain, translator, &mut pieces).map(|()| pieces)
         };
-        assert_eq!(again(chain.head), Err(Violation::ReadableAfterWritable));
-        let beyond = Violation::Next { next: SIZE, size: SIZE.into() };
-        assert_eq!(again(SIZE), Err(beyond));
+        let piece = |address, len| Piece { address: GuestAddress(address), len };
+        assert_eq!(pieces(), Ok(vec![piece(ring.area(0), 10)]));
+        ring.describe(0, buffer(u64::MAX, 7, 0, Some(1)));
+        ring.describe(1, buffer(0, 0, 0, Some(2)));
+        ring.describe(2, buffer(1, 2, WRITE, None));
+        assert_eq!(pieces(), Ok(vec![piece(u64::MAX, 7)]), "not checked, for it may be too early");
+        ring.describe(0, buffer(ring.area(0), 10, WRITE, Some(1)));
+        assert_eq!(pieces(), Err(Violation::ReadableAfterWritable));
+        ring.describe(0, buffer(ring.area(0), 10, 0, Some(0)));
+        assert_eq!(pieces(), Err(Violation::ChainTooLong { size: SIZE }));
     }
 }
 

@@ -3,8 +3,9 @@
 use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
-use super::ring::{BASE, map};
-use crate::split::{DeviceQueue, Layout, LayoutError};
+use crate::LayoutError;
+use crate::split::{DeviceQueue, Layout};
+use crate::tests::bed::{BASE, map};
 
 const TABLE: &str = "descriptor table";
 const AVAILABLE: &str = "available ring";

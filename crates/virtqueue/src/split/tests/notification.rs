@@ -5,7 +5,8 @@ use wire::split::{NO_INTERRUPT, NO_NOTIFY};
 use wire::virtio::Features;
 
 use super::ring::{Ring, buffer};
-use crate::split::{Buffer, DeviceQueue, DriverQueue, Form};
+use crate::split::{DeviceQueue, DriverQueue};
+use crate::{Buffer, Form};
 
 const SIZE: u16 = 8;
 const EVENTS: Features = Features::EVENT_IDX;

@@ -1,0 +1,140 @@
+//! The chains of a transmit ring that were taken and not given back.
+//!
+//! A chain whose frame is held is read again in the next burst. Its descriptors cannot be asked for
+//! that: in a packed ring, whatever was given back since may lie over them. So where its bytes are is
+//! noted when the frame is first held, before anything is given back. All such notes are in one list,
+//! which is written anew after each burst with those that are still of use.
+
+use std::ops::Range;
+
+use engine::{BURST, Outcome, Outcomes};
+use memory::Translator;
+use virtqueue::{Chain, DeviceQueue, Piece, Violation};
+
+/// The chains, in ring order.
+pub(crate) struct Taken {
+    chains: Vec<TakenChain>,
+    pieces: Vec<Piece>,
+    /// Where the next list of pieces is written.
+    next_pieces: Vec<Piece>,
+}
+
+struct TakenChain {
+    chain: Chain,
+    /// The frame of the current burst that was made of it, if it made one.
+    frame: Option<u8>,
+    /// Its pieces, while its frame is held.
+    held: Option<Range<usize>>,
+}
+
+/// Pieces of a frame that is held, at the most: to read it again costs time in every breath.
+/// Drivers that mean well send a frame of 64 KiB in less than 20.
+const PIECES: usize = 64;
+
+/// How a burst ended for its sender.
+pub(crate) struct Settled {
+    /// Chains were given back.
+    pub(crate) moved: bool,
+    /// Frames that should have been held, and could not be.
+    pub(crate) lost: u64,
+}
+
+/// A chain whose frame is held.
+pub(crate) struct Held<'t> {
+    /// Descriptors that it took to know the pieces.
+    pub(crate) descriptors: u16,
+    /// Where its bytes are. Not checked.
+    pub(crate) pieces: &'t [Piece],
+    /// To be set to the frame of this burst that is made of it.
+    pub(crate) frame: &'t mut Option<u8>,
+}
+
+impl Held<'_> {
+    /// Bytes in all.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|piece| u64::from(piece.len)).sum()
+    }
+}
+
+impl Taken {
+    /// No chains, and memory for the usual number.
+    pub(crate) fn new() -> Self {
+        let pieces = || Vec::with_capacity(BURST);
+        Self { chains: Vec::with_capacity(BURST), pieces: pieces(), next_pieces: pieces() }
+    }
+
+    /// Chains.
+    pub(crate) fn len(&self) -> usize {
+        self.chains.len()
+    }
+
+    /// Whether there is none.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.chains.is_empty()
+    }
+
+    /// Adds a chain that was taken, and the frame that was made of it.
+    #[inline]
+    pub(crate) fn push(&mut self, chain: Chain, frame: Option<u8>) {
+        self.chains.push(TakenChain { chain, frame, held: None });
+    }
+
+    /// The chains whose frames were held, to make frames of this burst of them.
+    pub(crate) fn held(&mut self) -> impl Iterator<Item = Held<'_>> {
+        let pieces = &self.pieces;
+        self.chains.iter_mut().filter_map(|TakenChain { chain, frame, held }| {
+            let pieces = pieces.get(held.clone()?).unwrap_or_default();
+            Some(Held { descriptors: chain.descriptors, pieces, frame })
+        })
+    }
+
+    /// Gives back the chains whose frames were not held in the burst that ended. With `in_order`
+    /// only those before the first one that was. A frame of more than [`PIECES`] pieces cannot be
+    /// held.
+    pub(crate) fn settle(
+        &mut self,
+        queue: &mut DeviceQueue,
+        in_order: bool,
+        translator: &mut Translator<'_>,
+        outcomes: &Outcomes<'_>,
+    ) -> Result<Settled, Violation> {
+        let mut lost = 0;
+        self.next_pieces.clear();
+        for TakenChain { chain, frame, held } in &mut self.chains {
+            let outcome = frame.take().map_or(Outcome::Done, |frame| outcomes.get(frame.into()));
+            let known = held.take();
+            if outcome == Outcome::Held {
+                let start = self.next_pieces.len();
+                match known.and_then(|range| self.pieces.get(range)) {
+                    Some(pieces) => self.next_pieces.extend_from_slice(pieces),
+                    None => queue.pieces(*chain, translator, &mut self.next_pieces)?,
+                }
+                if self.next_pieces.len() - start > PIECES {
+                    self.next_pieces.truncate(start);
+                    lost += 1;
+                } else {
+                    *held = Some(start..self.next_pieces.len());
+                }
+            }
+        }
+        std::mem::swap(&mut self.pieces, &mut self.next_pieces);
+
+        let before = self.chains.len();
+        let mut is_behind = false;
+        self.chains.retain(|taken| {
+            let stays = taken.held.is_some() || is_behind;
+            is_behind |= stays && in_order;
+            if !stays {
+                queue.give_back(taken.chain, 0);
+            }
+            stays
+        });
+        Ok(Settled { moved: self.chains.len() < before, lost })
+    }
+
+    /// Takes all chains out, to give them back or to forget them, and says of each whether its frame
+    /// is held.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Chain, bool)> {
+        self.chains.drain(..).map(|taken| (taken.chain, taken.held.is_some()))
+    }
+}

@@ -1,0 +1,195 @@
+//! Chains: what a device takes from a ring, whatever the ring's format.
+
+use memory::{GuestAddress, ReadSlice, Translator, WriteSlice};
+use wire::split::Descriptor;
+
+use crate::Violation;
+
+/// A chain that the device holds. It has to be given back, once, to the queue that it was taken
+/// from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "a chain that is not given back is lost to the driver"]
+pub struct Chain {
+    /// Bytes in the chain's descriptors of the direction that was asked for. May exceed what was
+    /// translated, where a limit was given.
+    pub bytes: u64,
+    /// Descriptors in the chain, those of no bytes included: what it cost to read.
+    pub descriptors: u16,
+    /// By what the driver knows it: its first descriptor in a split ring, the buffer id in a packed
+    /// one.
+    pub(crate) id: u16,
+    /// Where the ring stood when it was taken.
+    pub(crate) start: u16,
+    /// How far the ring moves on by it: one entry of a split ring, its descriptors in a packed one.
+    pub(crate) slots: u16,
+    /// Nothing in it is to be written, so that there is nothing to say of it but that it was used.
+    pub(crate) is_read_only: bool,
+}
+
+impl Chain {
+    /// By what the driver knows it: its first descriptor in a split ring, the buffer id in a packed
+    /// one.
+    pub fn id(&self) -> u16 {
+        self.id
+    }
+}
+
+/// A buffer of a chain that is held, to be read later. The address was not checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it is.
+    pub address: GuestAddress,
+    /// Bytes.
+    pub len: u32,
+}
+
+/// A buffer, as its descriptor has it.
+#[derive(Clone, Copy)]
+pub(crate) struct Element {
+    pub(crate) address: u64,
+    pub(crate) len: u32,
+    pub(crate) is_writable: bool,
+}
+
+impl From<Descriptor> for Element {
+    #[inline]
+    fn from(descriptor: Descriptor) -> Self {
+        Self {
+            address: descriptor.address,
+            len: descriptor.length,
+            is_writable: descriptor.is_writable(),
+        }
+    }
+}
+
+/// Is shown the buffers of a chain, in order.
+pub(crate) trait Visitor<'m> {
+    fn visit(&mut self, translator: &mut Translator<'m>, element: Element)
+    -> Result<(), Violation>;
+}
+
+/// Takes what is to be read, and passes over what is to be written.
+pub(crate) struct Readable<'s, 'm> {
+    slices: &'s mut Vec<ReadSlice<'m>>,
+    limit: u32,
+    pub(crate) bytes: u64,
+    pub(crate) is_read_only: bool,
+}
+
+impl<'s, 'm> Readable<'s, 'm> {
+    #[inline]
+    pub(crate) fn new(slices: &'s mut Vec<ReadSlice<'m>>, limit: u32) -> Self {
+        Self { slices, limit, bytes: 0, is_read_only: true }
+    }
+}
+
+impl<'m> Visitor<'m> for Readable<'_, 'm> {
+    #[inline]
+    fn visit(
+        &mut self,
+        translator: &mut Translator<'m>,
+        element: Element,
+    ) -> Result<(), Violation> {
+        self.is_read_only &= !element.is_writable;
+        if element.is_writable {
+            return Ok(());
+        }
+        if !self.is_read_only {
+            return Err(Violation::ReadableAfterWritable);
+        }
+        let len = within(self.limit, self.bytes, element.len);
+        translator.read(GuestAddress(element.address), len, self.slices)?;
+        self.bytes += u64::from(element.len);
+        Ok(())
+    }
+}
+
+/// Takes what is to be written, and refuses all else.
+pub(crate) struct Writable<'s, 'm> {
+    slices: &'s mut Vec<WriteSlice<'m>>,
+    limit: u32,
+    pub(crate) bytes: u64,
+}
+
+impl<'s, 'm> Writable<'s, 'm> {
+    #[inline]
+    pub(crate) fn new(slices: &'s mut Vec<WriteSlice<'m>>, limit: u32) -> Self {
+        Self { slices, limit, bytes: 0 }
+    }
+}
+
+impl<'m> Visitor<'m> for Writable<'_, 'm> {
+    #[inline]
+    fn visit(
+        &mut self,
+        translator: &mut Translator<'m>,
+        element: Element,
+    ) -> Result<(), Violation> {
+        if !element.is_writable {
+            return Err(Violation::ReadableReceiveBuffer);
+        }
+        let len = within(self.limit, self.bytes, element.len);
+        translator.write(GuestAddress(element.address), len, self.slices)?;
+        self.bytes += u64::from(element.len);
+        Ok(())
+    }
+}
+
+/// How much of a buffer is within the limit, with `before` bytes ahead of it.
+#[inline]
+fn within(limit: u32, before: u64, len: u32) -> u32 {
+    u64::from(limit).saturating_sub(before).min(u64::from(len)) as u32
+}
+
+/// Notes what is to be read, to read it later.
+pub(crate) struct Pieces<'s> {
+    pieces: &'s mut Vec<Piece>,
+    is_read_only: bool,
+}
+
+impl<'s> Pieces<'s> {
+    pub(crate) fn new(pieces: &'s mut Vec<Piece>) -> Self {
+        Self { pieces, is_read_only: true }
+    }
+}
+
+impl<'m> Visitor<'m> for Pieces<'_> {
+    fn visit(&mut self, _: &mut Translator<'m>, element: Element) -> Result<(), Violation> {
+        self.is_read_only &= !element.is_writable;
+        if element.is_writable {
+            return Ok(());
+        }
+        if !self.is_read_only {
+            return Err(Violation::ReadableAfterWritable);
+        }
+        if element.len > 0 {
+            let address = GuestAddress(element.address);
+            self.pieces.push(Piece { address, len: element.len });
+        }
+        Ok(())
+    }
+}
+
+/// How many descriptors an indirect table of `len` bytes has, in a ring of `size`.
+pub(crate) fn table_entries(len: u32, size: u16) -> Result<u16, Violation> {
+    let entries = len / Descriptor::SIZE as u32;
+    if entries == 0 || !len.is_multiple_of(Descriptor::SIZE as u32) || entries > size.into() {
+        return Err(Violation::IndirectLength { len, size });
+    }
+    Ok(entries as u16)
+}
+
+/// Reads the words of a descriptor in an indirect table, once. A table has no alignment and may lie
+/// across regions.
+pub(crate) fn table_words(
+    translator: &mut Translator<'_>,
+    table: u64,
+    index: u16,
+) -> Result<[u64; 2], Violation> {
+    // A table at the very end of the address space is outside of any region, wrapped or not.
+    let address = table.saturating_add(u64::from(index) * Descriptor::SIZE);
+    let mut bytes = [0; Descriptor::SIZE as usize];
+    translator.copy_to(GuestAddress(address), &mut bytes)?;
+    let (words, _) = bytes.as_chunks();
+    Ok([words[0], words[1]].map(u64::from_le_bytes))
+}

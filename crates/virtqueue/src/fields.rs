@@ -1,0 +1,70 @@
+//! Where the fields of a ring are.
+//!
+//! The rings are written once, for any memory that can load and store little-endian fields in a
+//! given order. That is guest memory, [`Mapped`]; and in the tests of memory ordering it is memory
+//! that knows of every order in which another processor might see it.
+
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
+
+use memory::Words;
+
+/// An array of fields that the other side reads or writes at the same time.
+///
+/// Places are computed from a ring's checked size, so a miss is our bug; it reads as 0 and stores
+/// nothing, rather than costing a panic path in the hot loop.
+pub trait Fields<V>: Clone {
+    /// The value of field `at`.
+    fn load(&self, at: usize, order: Ordering) -> V;
+
+    /// Gives field `at` a value.
+    fn store(&self, at: usize, value: V, order: Ordering);
+}
+
+/// A kind of memory that rings can be in.
+pub trait RingMemory {
+    /// An array of 16-bit fields.
+    type U16: Fields<u16>;
+    /// An array of 32-bit fields.
+    type U32: Fields<u32>;
+    /// An array of 64-bit fields.
+    type U64: Fields<u64>;
+
+    /// A full fence: what was stored before it is seen by others before anything behind it is
+    /// loaded.
+    fn fence();
+}
+
+/// Guest memory.
+pub enum Mapped {}
+
+impl RingMemory for Mapped {
+    type U16 = Words<AtomicU16>;
+    type U32 = Words<AtomicU32>;
+    type U64 = Words<AtomicU64>;
+
+    #[inline]
+    fn fence() {
+        fence(Ordering::SeqCst);
+    }
+}
+
+macro_rules! fields {
+    ($($value:ty: $atomic:ty),*) => {$(
+        impl Fields<$value> for Words<$atomic> {
+            #[inline]
+            fn load(&self, at: usize, order: Ordering) -> $value {
+                debug_assert!(at < self.len());
+                self.get(at).map_or(0, |field| <$value>::from_le(field.load(order)))
+            }
+
+            #[inline]
+            fn store(&self, at: usize, value: $value, order: Ordering) {
+                debug_assert!(at < self.len());
+                if let Some(field) = self.get(at) {
+                    field.store(value.to_le(), order);
+                }
+            }
+        }
+    )*};
+}
+fields!(u16: AtomicU16, u32: AtomicU32, u64: AtomicU64);

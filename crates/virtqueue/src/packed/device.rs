@@ -1,0 +1,369 @@
+//! The device side: takes chains, gives them back used.
+
+use std::sync::atomic::Ordering;
+
+use memory::{ReadSlice, Translator, WriteSlice};
+use wire::virtio::Features;
+
+use super::format::{Descriptor, Event, Position};
+use super::layout::Layout;
+use crate::chain::{Element, Pieces, Readable, Visitor, Writable, table_entries, table_words};
+use crate::fields::{Fields, Mapped, RingMemory};
+use crate::{Chain, Piece, Violation};
+
+/// The device side of a packed ring.
+pub struct DeviceQueue<M: RingMemory = Mapped> {
+    layout: Layout<M>,
+    indirect: bool,
+    event_index: bool,
+    in_order: bool,
+    /// The next descriptor to take.
+    next_available: Position,
+    /// How many from there on were seen to be available.
+    known: u16,
+    /// Where using has got to.
+    next_used: Position,
+    /// Where the used descriptor goes that stands for the next chain given back. It is behind
+    /// `next_used` while one descriptor stands for several chains.
+    batch: Position,
+    /// Up to where the driver can see.
+    published: Position,
+    /// The second word of the used descriptor there, which is stored last.
+    first: u64,
+    /// Whether anything was published since a start: before, the driver's event structure may be
+    /// from another life.
+    has_published: bool,
+    /// Whether kicks are suppressed, to store that only when it changes.
+    kicks_suppressed: bool,
+}
+
+/// How much of the ring a chain takes.
+struct Extent {
+    id: u16,
+    slots: u16,
+    descriptors: u16,
+}
+
+impl<M: RingMemory> DeviceQueue<M> {
+    /// A queue that goes on at `position`, which is to be one of [`Layout::resume`]: everything
+    /// before was used.
+    ///
+    /// The caller should scan it once without waiting for a kick, and call once: the driver may
+    /// have been told of neither by whoever served the ring before.
+    pub fn new(layout: Layout<M>, features: Features, position: u32) -> Self {
+        let place = layout.resume(position).map(|place| Position::from_bits(place as u16));
+        debug_assert!(place.is_some(), "{position:#x} in a ring of {}", layout.size());
+        let place = place.unwrap_or(Position::FIRST);
+        let mut queue = Self {
+            layout,
+            indirect: features.contains(Features::INDIRECT_DESC),
+            event_index: features.contains(Features::EVENT_IDX),
+            in_order: features.contains(Features::IN_ORDER),
+            next_available: place,
+            known: 0,
+            next_used: place,
+            batch: place,
+            published: place,
+            first: 0,
+            has_published: false,
+            kicks_suppressed: false,
+        };
+        queue.disable_kicks();
+        queue
+    }
+
+    /// Goes on under another layout of the same size: the ring's memory was mapped anew. Nothing
+    /// about its position changes, but kicks are off until [`Self::enable_kicks`], as after a
+    /// start.
+    pub fn relocate(&mut self, layout: Layout<M>) {
+        debug_assert_eq!(layout.size(), self.size());
+        self.layout = layout;
+        self.kicks_suppressed = false;
+        self.disable_kicks();
+    }
+
+    /// Entries in the ring.
+    pub fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    /// Where a restart would go on, when nothing is outstanding: the next available descriptor in
+    /// the lower half, the next used one in the upper half.
+    pub fn position(&self) -> u32 {
+        u32::from(self.next_used.bits()) << 16 | u32::from(self.next_available.bits())
+    }
+
+    /// Descriptors taken and not given back.
+    #[inline]
+    pub fn outstanding(&self) -> u16 {
+        self.next_available.since(self.next_used, self.size())
+    }
+
+    /// How many descriptors are known to be available: 0 when there is nothing to take. Looks for
+    /// another one only when all known ones are gone.
+    #[inline]
+    pub fn available(&mut self) -> Result<u16, Violation> {
+        if self.known == 0 {
+            self.look();
+        }
+        Ok(self.known)
+    }
+
+    /// Looks at the first descriptor that is not known to be available.
+    #[inline]
+    fn look(&mut self) {
+        let size = self.size();
+        if self.outstanding() + self.known < size {
+            let place = self.next_available.advance(self.known, size);
+            let word = self.second_word(place.slot(), Ordering::Acquire);
+            self.known += u16::from(place.is_available(word));
+        }
+    }
+
+    #[inline]
+    fn second_word(&self, slot: u16, order: Ordering) -> u64 {
+        self.layout.descriptors.load(2 * usize::from(slot) + 1, order)
+    }
+
+    /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
+    /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
+    ///
+    /// On a violation nothing is taken, though slices may have been appended.
+    #[inline]
+    pub fn take_readable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<ReadSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        let Some(head) = self.peek()? else {
+            return Ok(None);
+        };
+        let mut readable = Readable::new(slices, limit);
+        let extent = self.walk_available(head, translator, &mut readable)?;
+        let Readable { bytes, is_read_only, .. } = readable;
+        Ok(Some(self.taken(extent, bytes, is_read_only)))
+    }
+
+    /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
+    /// `limit` as above.
+    ///
+    /// On a violation nothing is taken, though slices may have been appended.
+    #[inline]
+    pub fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        let Some(head) = self.peek()? else {
+            return Ok(None);
+        };
+        let mut writable = Writable::new(slices, limit);
+        let extent = self.walk_available(head, translator, &mut writable)?;
+        let bytes = writable.bytes;
+        Ok(Some(self.taken(extent, bytes, false)))
+    }
+
+    /// The second word of the next available descriptor.
+    #[inline]
+    fn peek(&mut self) -> Result<Option<u64>, Violation> {
+        if self.outstanding() == self.size() {
+            return Ok(None);
+        }
+        let slot = self.next_available.slot();
+        let word = self.second_word(slot, Ordering::Acquire);
+        if self.next_available.is_available(word) {
+            Ok(Some(word))
+        } else if self.known == 0 {
+            Ok(None)
+        } else {
+            Err(Violation::Withdrawn { slot })
+        }
+    }
+
+    /// Moves on by a chain.
+    #[inline]
+    fn taken(&mut self, extent: Extent, bytes: u64, is_read_only: bool) -> Chain {
+        let Extent { id, slots, descriptors } = extent;
+        let start = self.next_available;
+        self.next_available = start.advance(slots, self.size());
+        self.known = self.known.saturating_sub(slots);
+        Chain { bytes, descriptors, id, start: start.bits(), slots, is_read_only }
+    }
+
+    /// Appends where the device-readable bytes of a chain are that was taken; see
+    /// [`crate::DeviceQueue::pieces`].
+    pub fn pieces(
+        &self,
+        chain: Chain,
+        translator: &mut Translator<'_>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Violation> {
+        let slot = Position::from_bits(chain.start).slot();
+        let head = self.second_word(slot, Ordering::Relaxed);
+        self.walk(slot, head, chain.slots, translator, &mut Pieces::new(pieces)).map(|_| ())
+    }
+
+    /// Puts back the last chains taken, as if they had not been: they are still available. None
+    /// taken since the first of them may have been given back.
+    pub fn untake(&mut self, chains: &[Chain]) {
+        let slots = chains.iter().fold(0u16, |slots, chain| slots.saturating_add(chain.slots));
+        debug_assert!(slots <= self.outstanding());
+        let slots = slots.min(self.outstanding());
+        self.next_available = self.next_available.retreat(slots, self.size());
+        self.known += slots;
+    }
+
+    /// Walks the next available chain, whose head's second word was read.
+    #[inline]
+    fn walk_available<'m>(
+        &self,
+        head: u64,
+        translator: &mut Translator<'m>,
+        visitor: &mut impl Visitor<'m>,
+    ) -> Result<Extent, Violation> {
+        let room = self.size() - self.outstanding();
+        self.walk(self.next_available.slot(), head, room, translator, visitor)
+    }
+
+    /// Visits each descriptor of a chain that begins in `slot`, indirect ones included, in order.
+    /// It may take no more than `room` slots.
+    #[inline]
+    fn walk<'m>(
+        &self,
+        mut slot: u16,
+        head: u64,
+        room: u16,
+        translator: &mut Translator<'m>,
+        visitor: &mut impl Visitor<'m>,
+    ) -> Result<Extent, Violation> {
+        let size = self.size();
+        let mut second = head;
+        for count in 1..=room {
+            let first = self.layout.descriptors.load(2 * usize::from(slot), Ordering::Relaxed);
+            let descriptor = Descriptor::from_words([first, second]);
+            if descriptor.is_indirect() {
+                if count > 1 || descriptor.has_next() {
+                    return Err(Violation::IndirectMisplaced);
+                }
+                let descriptors = self.walk_indirect(descriptor, translator, visitor)?;
+                return Ok(Extent { id: descriptor.id, slots: 1, descriptors });
+            }
+            visitor.visit(translator, descriptor.into())?;
+            if !descriptor.has_next() {
+                return Ok(Extent { id: descriptor.id, slots: count, descriptors: count });
+            }
+            slot = if slot + 1 < size { slot + 1 } else { 0 };
+            // Visible since the head was: the driver makes that available last.
+            second = self.second_word(slot, Ordering::Relaxed);
+        }
+        Err(if room == size {
+            Violation::ChainTooLong { size }
+        } else {
+            Violation::ChainOverrun { room, size }
+        })
+    }
+
+    /// Visits the descriptors of an indirect table, one after the other. Of their flags only WRITE
+    /// means anything (virtio 1.3, 2.8.7).
+    fn walk_indirect<'m>(
+        &self,
+        referrer: Descriptor,
+        translator: &mut Translator<'m>,
+        visitor: &mut impl Visitor<'m>,
+    ) -> Result<u16, Violation> {
+        if !self.indirect {
+            return Err(Violation::IndirectNotNegotiated);
+        }
+        let entries = table_entries(referrer.length, self.size())?;
+        for index in 0..entries {
+            let words = table_words(translator, referrer.address, index)?;
+            visitor.visit(translator, Descriptor::from_words(words).into())?;
+        }
+        Ok(entries)
+    }
+
+    /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
+    /// after [`Self::publish`].
+    #[inline]
+    pub fn give_back(&mut self, chain: Chain, written: u32) {
+        debug_assert!(!self.in_order || chain.start == self.next_used.bits(), "not in order");
+        let wrote = if written > 0 { Descriptor::WRITE } else { 0 };
+        let flags = self.batch.used() | wrote;
+        let used = Descriptor { address: 0, length: written, id: chain.id, flags };
+        if self.batch == self.published {
+            self.first = used.second_word();
+        } else {
+            let at = 2 * usize::from(self.batch.slot()) + 1;
+            self.layout.descriptors.store(at, used.second_word(), Ordering::Relaxed);
+        }
+        self.next_used = self.next_used.advance(chain.slots, self.size());
+        // With IN_ORDER the next chain's descriptor may replace that of one without anything
+        // written, unless that is in the ring already.
+        let is_replaceable = self.in_order && chain.is_read_only && self.batch == self.published;
+        if !is_replaceable {
+            self.batch = self.next_used;
+        }
+    }
+
+    /// Publishes all chains given back since the last time. Returns whether the driver wants to be
+    /// called (virtio 1.3, 2.8.10).
+    #[inline]
+    #[must_use = "the driver may be waiting for the call"]
+    pub fn publish(&mut self) -> bool {
+        let size = self.size();
+        if self.published == self.next_used {
+            return false;
+        }
+        let at = 2 * usize::from(self.published.slot()) + 1;
+        self.layout.descriptors.store(at, self.first, Ordering::Release);
+        let count = self.next_used.since(self.published, size);
+        self.published = self.next_used;
+        self.batch = self.next_used;
+        // Our descriptor before their event structure; see the module's text.
+        M::fence();
+        let is_first = !std::mem::replace(&mut self.has_published, true);
+        match Event::from_word(self.layout.driver_event.load(0, Ordering::Relaxed)) {
+            Event::At(_) if is_first => true,
+            event => event.is_wanted(self.event_index, self.next_used, count, size),
+        }
+    }
+
+    /// Says that no kicks are wanted.
+    pub fn disable_kicks(&mut self) {
+        if !self.kicks_suppressed {
+            self.layout.device_event.store(0, Event::Never.to_word(), Ordering::Relaxed);
+        }
+        self.kicks_suppressed = true;
+    }
+
+    /// Asks for a kick at the next chain beyond those that are known, then looks once more: true when
+    /// there are chains to take, and a caller that takes any must not sleep. One that waits for more
+    /// than it knows of must not sleep either when [`Self::available`] grew by this.
+    pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
+        if self.event_index {
+            let place = self.next_available.advance(self.known, self.size());
+            let event = Event::At(place).to_word();
+            self.layout.device_event.store(0, event, Ordering::Relaxed);
+        } else if self.kicks_suppressed {
+            self.layout.device_event.store(0, Event::Always.to_word(), Ordering::Relaxed);
+        }
+        self.kicks_suppressed = false;
+        // Our event structure before their descriptor; see the module's text.
+        M::fence();
+        self.look();
+        Ok(self.known > 0)
+    }
+}
+
+impl From<Descriptor> for Element {
+    #[inline]
+    fn from(descriptor: Descriptor) -> Self {
+        Self {
+            address: descriptor.address,
+            len: descriptor.length,
+            is_writable: descriptor.is_writable(),
+        }
+    }
+}

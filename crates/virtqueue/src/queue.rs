@@ -1,0 +1,224 @@
+//! The queues of either format behind one interface.
+
+use memory::{ReadSlice, Translator, WriteSlice};
+use wire::virtio::Features;
+
+use crate::{
+    Buffer, Chain, Form, Full, IndirectTables, Layout, Piece, Used, Violation, packed, split,
+};
+
+/// The device side of a ring.
+pub enum DeviceQueue {
+    /// Of a split ring.
+    Split(split::DeviceQueue),
+    /// Of a packed ring.
+    Packed(packed::DeviceQueue),
+}
+
+/// The driver side of a ring.
+pub enum DriverQueue {
+    /// Of a split ring.
+    Split(split::DriverQueue),
+    /// Of a packed ring.
+    Packed(packed::DriverQueue),
+}
+
+/// Does the same with either queue.
+macro_rules! either {
+    ($self:ident, $queue:ident => $body:expr) => {
+        match $self {
+            Self::Split($queue) => $body,
+            Self::Packed($queue) => $body,
+        }
+    };
+}
+
+impl DeviceQueue {
+    /// A queue that goes on at `position`: everything before was used. See [`Layout::resume`].
+    ///
+    /// The caller should scan it once without waiting for a kick, and call once: the driver may
+    /// have been told of neither by whoever served the ring before.
+    pub fn new(layout: Layout, features: Features, position: u32) -> Self {
+        match layout {
+            Layout::Split(layout) => {
+                Self::Split(split::DeviceQueue::new(layout, features, position as u16))
+            }
+            Layout::Packed(layout) => {
+                Self::Packed(packed::DeviceQueue::new(layout, features, position))
+            }
+        }
+    }
+
+    /// Goes on under another layout of the same format and size: the ring's memory was mapped anew.
+    /// Nothing about its position changes, but kicks are off until [`Self::enable_kicks`], as after
+    /// a start.
+    pub fn relocate(&mut self, layout: Layout) {
+        match (self, layout) {
+            (Self::Split(queue), Layout::Split(layout)) => queue.relocate(layout),
+            (Self::Packed(queue), Layout::Packed(layout)) => queue.relocate(layout),
+            _ => debug_assert!(false, "a ring does not change its format"),
+        }
+    }
+
+    /// Entries in the ring.
+    pub fn size(&self) -> u16 {
+        either!(self, queue => queue.size())
+    }
+
+    /// Where a restart would go on, when nothing is outstanding: what vhost-user calls the ring's
+    /// base. Of a split ring, the next available entry. Of a packed one, the next available
+    /// descriptor in the lower half and the next used one in the upper half, each with its wrap
+    /// counter in the highest bit.
+    pub fn position(&self) -> u32 {
+        match self {
+            Self::Split(queue) => queue.position().into(),
+            Self::Packed(queue) => queue.position(),
+        }
+    }
+
+    /// Entries of the ring that were taken and not given back: chains of a split ring, descriptors
+    /// of a packed one.
+    pub fn outstanding(&self) -> u16 {
+        either!(self, queue => queue.outstanding())
+    }
+
+    /// Entries of the ring that are known to be available: none only when there is nothing to take.
+    /// Looks for more only when all known ones are gone, so that a busy driver's cache line is left
+    /// alone; [`Self::enable_kicks`] always looks.
+    #[inline]
+    pub fn available(&mut self) -> Result<u16, Violation> {
+        either!(self, queue => queue.available())
+    }
+
+    /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
+    /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
+    ///
+    /// On a violation nothing is taken, though slices may have been appended.
+    #[inline]
+    pub fn take_readable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<ReadSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        either!(self, queue => queue.take_readable(translator, limit, slices))
+    }
+
+    /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
+    /// `limit` as above.
+    ///
+    /// On a violation nothing is taken, though slices may have been appended.
+    #[inline]
+    pub fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        either!(self, queue => queue.take_writable(translator, limit, slices))
+    }
+
+    /// Appends where the device-readable bytes of a chain are that was taken, so that it can be read
+    /// later. Its descriptors are fetched afresh: the driver may have changed them meanwhile, and
+    /// what they say now need not be what they said.
+    ///
+    /// Only until anything is given back that was taken on this ring: in a packed ring that may lie
+    /// over the chain's descriptors.
+    pub fn pieces(
+        &self,
+        chain: Chain,
+        translator: &mut Translator<'_>,
+        pieces: &mut Vec<Piece>,
+    ) -> Result<(), Violation> {
+        either!(self, queue => queue.pieces(chain, translator, pieces))
+    }
+
+    /// Puts back the last chains taken, as if they had not been: they are still available. None
+    /// taken since the first of them may have been given back.
+    pub fn untake(&mut self, chains: &[Chain]) {
+        either!(self, queue => queue.untake(chains))
+    }
+
+    /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
+    /// after [`Self::publish`]. With IN_ORDER, the chain that was taken first has to go first.
+    #[inline]
+    pub fn give_back(&mut self, chain: Chain, written: u32) {
+        either!(self, queue => queue.give_back(chain, written))
+    }
+
+    /// Publishes all chains given back since the last time. Returns whether the driver wants to be
+    /// called.
+    #[inline]
+    #[must_use = "the driver may be waiting for the call"]
+    pub fn publish(&mut self) -> bool {
+        either!(self, queue => queue.publish())
+    }
+
+    /// Says that no kicks are wanted.
+    pub fn disable_kicks(&mut self) {
+        either!(self, queue => queue.disable_kicks())
+    }
+
+    /// Asks for a kick at the next chain beyond those that are known, then looks once more: true when
+    /// there are chains to take, and a caller that takes any must not sleep. One that waits for more
+    /// than it knows of must not sleep either when [`Self::available`] grew by this.
+    pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
+        either!(self, queue => queue.enable_kicks())
+    }
+}
+
+impl DriverQueue {
+    /// A queue at the start of a ring whose memory is zero. With INDIRECT_DESC negotiated, `tables`
+    /// make indirect chains possible.
+    pub fn new(layout: Layout, features: Features, tables: Option<IndirectTables>) -> Self {
+        match layout {
+            Layout::Split(layout) => Self::Split(split::DriverQueue::new(layout, features, tables)),
+            Layout::Packed(layout) => {
+                Self::Packed(packed::DriverQueue::new(layout, features, tables))
+            }
+        }
+    }
+
+    /// Entries in the ring.
+    pub fn size(&self) -> u16 {
+        either!(self, queue => queue.size())
+    }
+
+    /// Descriptors that are free.
+    pub fn free(&self) -> usize {
+        either!(self, queue => queue.free())
+    }
+
+    /// Chains that were added and not reaped.
+    pub fn outstanding(&self) -> u16 {
+        either!(self, queue => queue.outstanding())
+    }
+
+    /// Writes a chain into the ring; the device sees it after [`Self::publish`]. An empty chain
+    /// is refused as one that does not fit.
+    pub fn add(&mut self, chain: &[Buffer], form: Form, token: u32) -> Result<(), Full> {
+        either!(self, queue => queue.add(chain, form, token))
+    }
+
+    /// Publishes all chains added since the last time. Returns whether the device wants a kick.
+    #[must_use = "the device may be waiting for the kick"]
+    pub fn publish(&mut self) -> bool {
+        either!(self, queue => queue.publish())
+    }
+
+    /// Takes the next used chain and frees its descriptors.
+    pub fn reap(&mut self) -> Result<Option<Used>, Violation> {
+        either!(self, queue => queue.reap())
+    }
+
+    /// Says that no calls are wanted.
+    pub fn disable_calls(&mut self) {
+        either!(self, queue => queue.disable_calls())
+    }
+
+    /// Asks for a call at the next used chain, then looks once more: true when there already is
+    /// one, and the caller must not sleep.
+    pub fn enable_calls(&mut self) -> bool {
+        either!(self, queue => queue.enable_calls())
+    }
+}

@@ -1,0 +1,7 @@
+//! What is tested of both formats alike.
+
+pub mod bed;
+mod interleavings;
+mod model;
+mod sleepers;
+mod soak;

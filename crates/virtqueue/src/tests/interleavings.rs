@@ -1,0 +1,351 @@
+//! Both sides of a ring in every order in which two processors may see each other's loads and
+//! stores: loom goes through them, stale loads included, up to a number of preemptions.
+//!
+//! The sleeper blocks for good when its wake-up is lost, which loom reports as a deadlock. That the
+//! tests can see it is tested too: with a fence taken out of either side, or with a publication that
+//! is not ordered, they must fail.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use loom::model::Builder;
+use loom::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, fence};
+use loom::sync::{Condvar, Mutex};
+use loom::thread;
+use memory::{GuestAddress, GuestMemory};
+use wire::virtio::Features;
+
+use crate::fields::{Fields, RingMemory};
+use crate::{Buffer, Form, Piece, packed, split};
+
+/// Preemptions in one run. Two are enough for either side to be overtaken between a store and a load,
+/// and back.
+const PREEMPTIONS: usize = 2;
+
+/// Nothing is wrong with this side.
+const SOUND: u8 = 0;
+/// This side has no fences.
+const NO_FENCE: u8 = 1;
+/// This side orders neither its loads nor its stores.
+const RELAXED: u8 = 2;
+
+/// Memory under loom's eyes, as a side sees it that may be broken.
+enum Modelled<const BROKEN: u8> {}
+
+struct Array<A, const BROKEN: u8>(Arc<[A]>);
+
+impl<A, const BROKEN: u8> Clone for Array<A, BROKEN> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<const BROKEN: u8> RingMemory for Modelled<BROKEN> {
+    type U16 = Array<AtomicU16, BROKEN>;
+    type U32 = Array<AtomicU32, BROKEN>;
+    type U64 = Array<AtomicU64, BROKEN>;
+
+    fn fence() {
+        if BROKEN != NO_FENCE {
+            fence(Ordering::SeqCst);
+        }
+    }
+}
+
+macro_rules! fields {
+    ($($value:ty: $atomic:ty),*) => {$(
+        impl<const BROKEN: u8> Fields<$value> for Array<$atomic, BROKEN> {
+            fn load(&self, at: usize, order: Ordering) -> $value {
+                self.0[at].load(if BROKEN == RELAXED { Ordering::Relaxed } else { order })
+            }
+
+            fn store(&self, at: usize, value: $value, order: Ordering) {
+                let order = if BROKEN == RELAXED { Ordering::Relaxed } else { order };
+                self.0[at].store(value, order);
+            }
+        }
+    )*};
+}
+fields!(u16: AtomicU16, u32: AtomicU32, u64: AtomicU64);
+
+fn zeros<A: Default>(count: usize) -> Arc<[A]> {
+    (0..count).map(|_| A::default()).collect()
+}
+
+/// What an eventfd is to two processes.
+#[derive(Default)]
+struct Event {
+    signalled: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Event {
+    fn signal(&self) {
+        *self.signalled.lock().unwrap() = true;
+        self.changed.notify_one();
+    }
+
+    fn wait(&self) {
+        let mut signalled = self.signalled.lock().unwrap();
+        while !*signalled {
+            signalled = self.changed.wait(signalled).unwrap();
+        }
+        *signalled = false;
+    }
+}
+
+/// The buffer of chain `number`: each is another one.
+fn buffer(number: u32) -> Buffer {
+    Buffer { address: GuestAddress((0x100 + number).into()), len: 10 + number, writable: false }
+}
+
+/// Takes no bytes, for there is no memory, but checks that the chain is the one that was published.
+macro_rules! take {
+    ($device:ident, $number:expr) => {{
+        let memory = GuestMemory::empty();
+        let mut translator = memory.translator();
+        let taken = $device.take_readable(&mut translator, 0, &mut Vec::new()).unwrap();
+        taken.inspect(|chain| {
+            let mut pieces = Vec::new();
+            $device.pieces(*chain, &mut translator, &mut pieces).unwrap();
+            let Buffer { address, len, .. } = buffer($number);
+            assert_eq!(pieces, [Piece { address, len }]);
+            assert_eq!(chain.bytes, len.into());
+        })
+    }};
+}
+
+/// The tests of one format, given a pair of queues over the same zeros.
+macro_rules! tests {
+    ($name:ident, $format:ident, $pair:ident) => {
+        mod $name {
+            use super::*;
+            use crate::$format::{DeviceQueue, DriverQueue};
+
+            type Pair<const DRIVER: u8, const DEVICE: u8> =
+                (DriverQueue<Modelled<DRIVER>>, DeviceQueue<Modelled<DEVICE>>);
+
+            const CHAINS: u32 = 2;
+
+            fn add<const DRIVER: u8>(driver: &mut DriverQueue<Modelled<DRIVER>>, number: u32) {
+                driver.add(&[buffer(number)], Form::Direct, number).unwrap();
+            }
+
+            /// The device sleeps until it has had all chains.
+            fn kicked<const DRIVER: u8, const DEVICE: u8>(features: Features) {
+                let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(2, features);
+                let kick = Arc::new(Event::default());
+                let sleeper = thread::spawn({
+                    let kick = kick.clone();
+                    move || {
+                        let mut number = 0;
+                        while number < CHAINS {
+                            if take!(device, number).is_some() {
+                                number += 1;
+                            } else if !device.enable_kicks().unwrap() {
+                                kick.wait();
+                                device.disable_kicks();
+                            }
+                        }
+                    }
+                });
+                for number in 0..CHAINS {
+                    add(&mut driver, number);
+                    if driver.publish() {
+                        kick.signal();
+                    }
+                }
+                sleeper.join().unwrap();
+            }
+
+            /// The driver sleeps until it has all chains back.
+            fn called<const DRIVER: u8, const DEVICE: u8>(features: Features) {
+                let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(2, features);
+                let call = Arc::new(Event::default());
+                driver.disable_calls();
+                (0..CHAINS).for_each(|number| add(&mut driver, number));
+                let _ = driver.publish();
+                let sleeper = thread::spawn({
+                    let call = call.clone();
+                    move || {
+                        let mut number = 0;
+                        while number < CHAINS {
+                            if let Some(used) = driver.reap().unwrap() {
+                                assert_eq!(used.token, number);
+                                assert_eq!(used.written, 100 + number);
+                                number += 1;
+                            } else if !driver.enable_calls() {
+                                call.wait();
+                                driver.disable_calls();
+                            }
+                        }
+                    }
+                });
+                for number in 0..CHAINS {
+                    let chain = take!(device, number).expect("all were published");
+                    device.give_back(chain, 100 + number);
+                    if device.publish() {
+                        call.signal();
+                    }
+                }
+                sleeper.join().unwrap();
+            }
+
+            /// Both sleep, and the only descriptor goes to and fro.
+            fn to_and_fro<const DRIVER: u8, const DEVICE: u8>(features: Features) {
+                let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(1, features);
+                let events = Arc::new([Event::default(), Event::default()]);
+                driver.disable_calls();
+                let other = thread::spawn({
+                    let events = events.clone();
+                    move || {
+                        let [kick, call] = &*events;
+                        let mut number = 0;
+                        while number < CHAINS {
+                            if let Some(chain) = take!(device, number) {
+                                device.give_back(chain, 100 + number);
+                                if device.publish() {
+                                    call.signal();
+                                }
+                                number += 1;
+                            } else if !device.enable_kicks().unwrap() {
+                                kick.wait();
+                                device.disable_kicks();
+                            }
+                        }
+                    }
+                });
+                let [kick, call] = &*events;
+                for number in 0..CHAINS {
+                    add(&mut driver, number);
+                    if driver.publish() {
+                        kick.signal();
+                    }
+                    let used = loop {
+                        if let Some(used) = driver.reap().unwrap() {
+                            break used;
+                        }
+                        if !driver.enable_calls() {
+                            call.wait();
+                            driver.disable_calls();
+                        }
+                    };
+                    assert_eq!((used.token, used.written), (number, 100 + number));
+                }
+                other.join().unwrap();
+            }
+
+            fn each_way(test: impl Fn(Features)) {
+                for features in [Features::NONE, Features::EVENT_IDX] {
+                    test(features);
+                }
+            }
+
+            #[test]
+            fn no_kick_is_lost() {
+                each_way(|features| explore(move || kicked::<SOUND, SOUND>(features)));
+            }
+
+            #[test]
+            fn no_call_is_lost() {
+                each_way(|features| explore(move || called::<SOUND, SOUND>(features)));
+            }
+
+            #[test]
+            fn nothing_is_lost_to_and_fro() {
+                each_way(|features| explore(move || to_and_fro::<SOUND, SOUND>(features)));
+            }
+
+            #[test]
+            fn a_missing_fence_is_found() {
+                each_way(|features| {
+                    fails("the driver's, to kick", move || {
+                        kicked::<NO_FENCE, SOUND>(features);
+                    });
+                    fails("the device's, to be kicked", move || {
+                        kicked::<SOUND, NO_FENCE>(features);
+                    });
+                    fails("the driver's, to be called", move || {
+                        called::<NO_FENCE, SOUND>(features);
+                    });
+                    fails("the device's, to call", move || {
+                        called::<SOUND, NO_FENCE>(features);
+                    });
+                });
+            }
+
+            #[test]
+            fn a_missing_order_is_found() {
+                each_way(|features| {
+                    fails("the driver's, to publish", move || {
+                        kicked::<RELAXED, SOUND>(features);
+                    });
+                    fails("the device's, to take", move || {
+                        kicked::<SOUND, RELAXED>(features);
+                    });
+                });
+            }
+        }
+    };
+}
+tests!(in_a_split_ring, split, split_pair);
+tests!(in_a_packed_ring, packed, packed_pair);
+
+fn split_pair<const DRIVER: u8, const DEVICE: u8>(
+    size: u16,
+    features: Features,
+) -> (split::DriverQueue<Modelled<DRIVER>>, split::DeviceQueue<Modelled<DEVICE>>) {
+    let entries = usize::from(size);
+    let descriptors = zeros(2 * entries);
+    let available = zeros(3 + entries);
+    let used = zeros(2);
+    let used_entries = zeros(2 * entries);
+    let available_event = zeros(1);
+    macro_rules! layout {
+        () => {
+            split::Layout {
+                size,
+                descriptors: Array(descriptors.clone()),
+                available: Array(available.clone()),
+                used: Array(used.clone()),
+                used_entries: Array(used_entries.clone()),
+                available_event: Array(available_event.clone()),
+            }
+        };
+    }
+    let driver = split::DriverQueue::new(layout!(), features, None);
+    (driver, split::DeviceQueue::new(layout!(), features, 0))
+}
+
+fn packed_pair<const DRIVER: u8, const DEVICE: u8>(
+    size: u16,
+    features: Features,
+) -> (packed::DriverQueue<Modelled<DRIVER>>, packed::DeviceQueue<Modelled<DEVICE>>) {
+    let descriptors = zeros(2 * usize::from(size));
+    let driver_event = zeros(1);
+    let device_event = zeros(1);
+    macro_rules! layout {
+        () => {
+            packed::Layout {
+                size,
+                descriptors: Array(descriptors.clone()),
+                driver_event: Array(driver_event.clone()),
+                device_event: Array(device_event.clone()),
+            }
+        };
+    }
+    let driver = packed::DriverQueue::new(layout!(), features, None);
+    (driver, packed::DeviceQueue::new(layout!(), features, packed::FIRST_POSITION))
+}
+
+fn explore(test: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.check(test);
+}
+
+fn fails(what: &str, test: impl Fn() + Send + Sync + 'static) {
+    let outcome = catch_unwind(AssertUnwindSafe(|| explore(test)));
+    assert!(outcome.is_err(), "without this, nothing was lost: {what}");
+}
