@@ -30,6 +30,8 @@ drop_reasons! {
     TooShort = "too_short",
     /// Longer than 64 KiB and its headers.
     TooLong = "too_long",
+    /// Larger than the port's MTU.
+    OverMtu = "over_mtu",
     /// The virtio-net header asks for what is not there or was not negotiated.
     BadHeader = "bad_header",
     /// The frame is to be segmented, but its own headers are not what its virtio-net header says.

@@ -82,6 +82,9 @@ pub const FEATURES: Features = Features::VERSION_1
 /// buffers of a sane size never come near.
 const DESCRIPTOR_BUDGET: usize = 8 * 1024;
 
+/// Bytes of a frame around its payload: Ethernet, and up to two tags.
+const ETHERNET: usize = 14 + 2 * 4;
+
 /// The ring that we write: the guest receives.
 const RECEIVE: usize = 0;
 /// The ring that we read: the guest transmits.
@@ -203,6 +206,8 @@ pub struct VhostUserPort {
     announcement: Option<Box<[u8]>>,
     /// Descriptors of the receive ring that may still be read in this breath.
     receive_budget: usize,
+    /// Bytes of the largest frame that need not be segmented.
+    frame_limit: usize,
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
     ends: Vec<End>,
@@ -228,6 +233,7 @@ impl VhostUserPort {
             counters: Counters::default(),
             announcement: None,
             receive_budget: DESCRIPTOR_BUDGET,
+            frame_limit: MAX_FRAME,
             chains: Vec::new(),
             slices: Vec::new(),
             ends: Vec::new(),
@@ -327,6 +333,12 @@ impl VhostUserPort {
         next
     }
 
+    /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
+    /// directions, but for those that are yet to be segmented (virtio 1.3, 5.1.4.1).
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.frame_limit = usize::from(mtu) + ETHERNET;
+    }
+
     /// Has a frame sent into the switch as if the guest had sent it: an announcement after a
     /// migration.
     pub fn announce(&mut self, frame: Box<[u8]>) {
@@ -373,10 +385,6 @@ impl Active {
         receive.into_iter().chain(self.transmit.as_mut().map(|ring| (TRANSMIT, ring)))
     }
 
-    fn shape(&self) -> Shape {
-        Shape { features: self.features, header_size: self.header_size }
-    }
-
     /// Whether a file of this guest's was found shrunk. Looks only when one of anybody's was.
     #[inline]
     fn memory_is_gone(&mut self) -> bool {
@@ -394,6 +402,15 @@ impl Active {
 struct Shape {
     features: Features,
     header_size: usize,
+    frame_limit: usize,
+}
+
+impl Shape {
+    /// Whether a frame of `len` bytes is larger than the guest's MTU, and will not be segmented.
+    #[inline]
+    fn is_over_mtu(&self, len: usize, offload: &Offload) -> bool {
+        len > self.frame_limit && offload.segmentation.is_none()
+    }
 }
 
 /// Takes chains from the transmit ring into the burst: those of held frames first, then new ones.
@@ -459,9 +476,10 @@ fn frame(
     burst: &mut Burst<'_>,
     start: usize,
     bytes: u64,
-    Shape { features, header_size }: Shape,
+    shape: Shape,
     counters: &mut Counters,
 ) -> Option<u8> {
+    let Shape { features, header_size, .. } = shape;
     let len = bytes.saturating_sub(header_size as u64);
     if len < wire::ethernet::HEADER_SIZE as u64 || len > MAX_FRAME as u64 {
         burst.segments().truncate(start);
@@ -470,10 +488,14 @@ fn frame(
         return None;
     }
     let header = read_header(&burst.segments()[start..], header_size);
-    match burst.push(start, header_size, |len| header.offload(len, features)) {
+    let check = |len| {
+        let offload = header.offload(len, features).map_err(|_| DropReason::BadHeader)?;
+        if shape.is_over_mtu(len, &offload) { Err(DropReason::OverMtu) } else { Ok(offload) }
+    };
+    match burst.push(start, header_size, check) {
         Ok(index) => index.map(|index| index as u8),
-        Err(_) => {
-            counters.drop(DropReason::BadHeader);
+        Err(reason) => {
+            counters.drop(reason);
             None
         }
     }
@@ -537,6 +559,9 @@ impl Gather<'_, '_> {
         frame: Frame<'_>,
         sent: &mut Traffic,
     ) -> Result<(), Undelivered> {
+        if shape.is_over_mtu(frame.len, &frame.offload) {
+            return Err(Undelivered::Dropped(DropReason::OverMtu));
+        }
         let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
         self.chains.clear();
         self.slices.clear();
@@ -570,7 +595,7 @@ impl Gather<'_, '_> {
     fn gather(
         &mut self,
         queue: &mut DeviceQueue,
-        Shape { features, header_size }: Shape,
+        Shape { features, header_size, .. }: Shape,
         len: usize,
     ) -> Result<(), Undelivered> {
         let total = (header_size + len) as u64;
@@ -638,7 +663,8 @@ impl App for VhostUserPort {
             self.latch(GuestFault::MemoryGone);
             return true;
         }
-        let shape = active.shape();
+        let Active { features, header_size, .. } = *active;
+        let shape = Shape { features, header_size, frame_limit: self.frame_limit };
         let Some(ring) = &mut active.transmit else { return false };
         let moved = std::mem::take(&mut self.moved);
         if self.taken.is_empty() {
@@ -706,7 +732,8 @@ impl App for VhostUserPort {
             ends: &mut self.ends,
             budget: self.receive_budget,
         };
-        let shape = Shape { features: *features, header_size: *header_size };
+        let (features, header_size) = (*features, *header_size);
+        let shape = Shape { features, header_size, frame_limit: self.frame_limit };
         let mut full = false;
         let mut fault = None;
         for index in selection.iter() {

@@ -73,7 +73,8 @@ pub enum PortKind {
         path: PathBuf,
         /// Who makes the socket.
         socket: SocketRole,
-        /// The largest MTU that the front end may set (NET_SET_MTU), in bytes, at least 68.
+        /// The MTU, in bytes, at least 68: larger frames are dropped. The front end may set a smaller
+        /// one (NET_SET_MTU).
         mtu: u16,
     },
     /// A tap interface of the host.

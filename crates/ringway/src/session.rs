@@ -127,7 +127,10 @@ impl Port {
                     let frame = wire::rarp::announcement(station);
                     self.on_port(move |port, _| port.announce(frame.into())).await?;
                 }
-                Some(Event::Mtu(mtu)) => tracing::info!(port = self.name, mtu, "guest's MTU"),
+                Some(Event::Mtu(mtu)) => {
+                    tracing::info!(port = self.name, mtu, "guest's MTU");
+                    self.on_port(move |port, _| port.set_mtu(mtu)).await?;
+                }
                 None => {}
             }
             if let Some(answer) = session.answer(step) {
@@ -139,6 +142,8 @@ impl Port {
     /// Has the worker let go of the guest, and the bridge forget its addresses.
     async fn link_down(&self) -> Result<(), Ended> {
         self.swap(None).await?;
+        let mtu = self.offer.max_mtu;
+        self.on_port(move |port, _| port.set_mtu(mtu)).await?;
         let (bridge, number) = self.bridge;
         let forget = move |bridge: &mut Bridge, _: &Poller| bridge.link_down(number);
         // None: the bridge failed, and knows no addresses any more.

@@ -200,7 +200,9 @@ fn open(
                 queue_pairs: 1,
                 max_mtu: *mtu,
             };
-            let app = graph.add(name, VhostUserPort::new());
+            let mut app = VhostUserPort::new();
+            app.set_mtu(*mtu);
+            let app = graph.add(name, app);
             Ok((app, Some(Guest { name: name.clone(), app, number, source, offer })))
         }
         PortKind::Tap { interface } => {

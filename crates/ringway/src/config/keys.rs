@@ -60,7 +60,7 @@ pub const VHOST_USER: PortType = PortType {
         Key {
             name: "mtu",
             form: "68..65535",
-            about: "largest MTU, in bytes, that the front end may set [65535]",
+            about: "largest MTU, in bytes; the guest may have a smaller one [65535]",
         },
     ],
 };
