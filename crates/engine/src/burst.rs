@@ -6,7 +6,8 @@
 //! read the outcomes; segments cannot, by their lifetime.
 //!
 //! What was checked is what is sent: decisions are made on the head, and delivery writes the head
-//! and then copies the segments. No byte that influenced a decision is fetched twice.
+//! and then copies the segments. What a decision was based on is never read from the sender's
+//! memory again; a frame that is held is a new frame in the next burst, and decided on anew.
 
 use std::sync::Arc;
 

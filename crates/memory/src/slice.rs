@@ -67,7 +67,7 @@ impl<'m> ReadSlice<'m> {
         Self { len: self.len.min(count), ..*self }
     }
 
-    /// Copies as much as fits into private memory, each byte fetched once. Returns the count.
+    /// Copies as much as fits into private memory. Returns the count.
     #[inline]
     pub fn copy_to(&self, private: &mut [u8]) -> usize {
         let count = self.len.min(private.len());

@@ -309,7 +309,7 @@ impl<'m> Translator<'m> {
         })
     }
 
-    /// Copies `private.len()` bytes from `address`, each fetched once.
+    /// Copies `private.len()` bytes from `address`.
     #[inline]
     pub fn copy_to(&mut self, address: GuestAddress, private: &mut [u8]) -> Result<(), Fault> {
         let mut at = 0;
