@@ -71,7 +71,18 @@ fn without_any_of_them_and_long_rings() -> Result<()> {
     })
 }
 
-/// A receiver that checks checksums itself gets them complete from a sender that leaves them out.
+#[test]
+fn packed() -> Result<()> {
+    passes(|nic| nic.option("packed=on"))
+}
+
+#[test]
+fn packed_without_any_of_them() -> Result<()> {
+    passes(|nic| nic.option("packed=on,mrg_rxbuf=off,event_idx=off,indirect_desc=off"))
+}
+
+/// A receiver that takes neither partial checksums nor large frames gets complete ones, and segments, from a sender
+/// that leaves both to others.
 #[test]
 fn a_receiver_without_offloads() -> Result<()> {
     let switch = Switch::start(&PORTS)?;
@@ -85,11 +96,10 @@ fn a_receiver_without_offloads() -> Result<()> {
     for bit in [1, 7, 8, 9] {
         assert_eq!(features.as_bytes().get(bit), Some(&b'0'), "{features}");
     }
-    // The switch drops what it would have to segment, so the sender may leave out nothing but the checksum.
-    two.run("ethtool -K eth0 tso off gso off")?;
+    // The sender leaves everything to the switch: checksums, and segments too.
     let offloads = two.run("ethtool -k eth0")?;
     assert!(offloads.contains("tx-checksumming: on"), "{offloads}");
-    assert!(offloads.contains("tcp-segmentation-offload: off"), "{offloads}");
+    assert!(offloads.contains("tcp-segmentation-offload: on"), "{offloads}");
 
     ping_all(&two, "10.0.0.1", 3)?;
     traffic::udp_sweep(&two, &one, (v4(1), 7).into(), 1..=300)?;

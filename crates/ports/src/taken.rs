@@ -84,7 +84,7 @@ impl Taken {
         let pieces = &self.pieces;
         self.chains.iter_mut().filter_map(|TakenChain { chain, frame, held }| {
             let pieces = pieces.get(held.clone()?).unwrap_or_default();
-            Some(Held { descriptors: chain.descriptors, pieces, frame })
+            Some(Held { descriptors: chain.descriptors(), pieces, frame })
         })
     }
 

@@ -65,6 +65,9 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::ANY_LAYOUT)
     .union(Features::INDIRECT_DESC)
     .union(Features::EVENT_IDX)
+    .union(Features::RING_PACKED)
+    .union(Features::IN_ORDER)
+    .union(Features::ORDER_PLATFORM)
     .union(Features::MRG_RXBUF)
     .union(Features::MTU)
     .union(Features::GUEST_ANNOUNCE)
@@ -452,17 +455,17 @@ fn pull<'m>(
         let start = burst.segments().len();
         let chain = ring.queue.take_readable(&mut translator, limit, burst.segments())?;
         let Some(chain) = chain else { break };
-        descriptors += usize::from(chain.descriptors);
-        bytes += chain.bytes;
+        descriptors += usize::from(chain.descriptors());
+        bytes += chain.bytes();
         let frame = if ring.setup.enabled {
-            frame(burst, start, chain.bytes, shape, counters)
+            frame(burst, start, chain.bytes(), shape, counters)
         } else {
             burst.segments().truncate(start);
             counters.drop(DropReason::SenderDisabled);
             None
         };
         if frame.is_some() {
-            counters.received.count(chain.bytes as usize - shape.header_size);
+            counters.received.count(chain.bytes() as usize - shape.header_size);
         }
         taken.push(chain, frame);
     }
@@ -609,11 +612,11 @@ impl Gather<'_, '_> {
             let taken = queue.take_writable(&mut self.translator, missing, &mut self.slices)?;
             let Some(chain) = taken else { return Err(Undelivered::Full) };
             self.chains.push(chain);
-            self.budget = self.budget.saturating_sub(chain.descriptors.into());
-            if chain.bytes < header_size as u64 {
-                return Err(Undelivered::Fault(GuestFault::TinyBuffer { bytes: chain.bytes }));
+            self.budget = self.budget.saturating_sub(chain.descriptors().into());
+            if chain.bytes() < header_size as u64 {
+                return Err(Undelivered::Fault(GuestFault::TinyBuffer { bytes: chain.bytes() }));
             }
-            room += chain.bytes;
+            room += chain.bytes();
             if !mergeable && room < total {
                 return Err(Undelivered::Dropped(DropReason::BufferTooSmall));
             }
@@ -638,7 +641,7 @@ fn write(
     cursor.write(header.get(..header_size).unwrap_or(&header).into());
     frame.write(cursor);
     for chain in chains {
-        let written = chain.bytes.min(left);
+        let written = chain.bytes().min(left);
         left -= written;
         queue.give_back(*chain, written as u32);
     }

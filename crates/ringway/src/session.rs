@@ -69,7 +69,7 @@ impl Ended {
     pub fn is_fault(&self) -> bool {
         match self {
             // It was killed, most likely.
-            Self::Connection(ConnectionError::CutOff { .. } | ConnectionError::Gone) => false,
+            Self::Connection(ConnectionError::Gone) => false,
             Self::Connection(_) | Self::FrontEnd(_) | Self::Guest(_) => true,
             Self::Closed | Self::Failed | Self::Stopped(_) => false,
         }

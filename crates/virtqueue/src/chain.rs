@@ -1,5 +1,7 @@
 //! Chains: what a device takes from a ring, whatever the ring's format.
 
+use std::fmt;
+
 use memory::{GuestAddress, ReadSlice, Translator, WriteSlice};
 use wire::split::Descriptor;
 
@@ -7,14 +9,21 @@ use crate::Violation;
 
 /// A chain that the device holds. It has to be given back, once, to the queue that it was taken
 /// from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+///
+/// Two whole words, because it is moved about a lot: processors do not forward a store of one field
+/// to a load of several, and waiting for that costs as much as all else in taking a chain.
+#[derive(Clone, Copy, PartialEq, Eq)]
 #[must_use = "a chain that is not given back is lost to the driver"]
 pub struct Chain {
-    /// Bytes in the chain's descriptors of the direction that was asked for. May exceed what was
-    /// translated, where a limit was given.
-    pub bytes: u64,
-    /// Descriptors in the chain, those of no bytes included: what it cost to read.
-    pub descriptors: u16,
+    /// Bytes (at most 2^47) in the lower 48 bits, descriptors in the upper 16.
+    size: u64,
+    /// Id, start, slots, and 1 for a chain that is only to be read, of 16 bits each.
+    place: u64,
+}
+
+/// How a chain is told from others by its ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
     /// By what the driver knows it: its first descriptor in a split ring, the buffer id in a packed
     /// one.
     pub(crate) id: u16,
@@ -27,10 +36,49 @@ pub struct Chain {
 }
 
 impl Chain {
+    #[inline(always)]
+    pub(crate) fn new(place: Place, descriptors: u16, bytes: u64) -> Self {
+        let Place { id, start, slots, is_read_only } = place;
+        let [id, start, slots] = [id, start, slots].map(u64::from);
+        Self {
+            size: bytes | u64::from(descriptors) << 48,
+            place: id | start << 16 | slots << 32 | u64::from(is_read_only) << 48,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn place(self) -> Place {
+        let at = |shift: u32| (self.place >> shift) as u16;
+        Place { id: at(0), start: at(16), slots: at(32), is_read_only: at(48) != 0 }
+    }
+
+    /// Bytes in the chain's descriptors of the direction that was asked for. May exceed what was
+    /// translated, where a limit was given.
+    #[inline]
+    pub fn bytes(self) -> u64 {
+        self.size & ((1 << 48) - 1)
+    }
+
+    /// Descriptors in the chain, those of no bytes included: what it cost to read.
+    #[inline]
+    pub fn descriptors(self) -> u16 {
+        (self.size >> 48) as u16
+    }
+
     /// By what the driver knows it: its first descriptor in a split ring, the buffer id in a packed
     /// one.
-    pub fn id(&self) -> u16 {
-        self.id
+    pub fn id(self) -> u16 {
+        self.place().id
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain")
+            .field("bytes", &self.bytes())
+            .field("descriptors", &self.descriptors())
+            .field("place", &self.place())
+            .finish()
     }
 }
 
@@ -84,7 +132,7 @@ impl<'s, 'm> Readable<'s, 'm> {
 }
 
 impl<'m> Visitor<'m> for Readable<'_, 'm> {
-    #[inline]
+    #[inline(always)]
     fn visit(
         &mut self,
         translator: &mut Translator<'m>,
@@ -119,7 +167,7 @@ impl<'s, 'm> Writable<'s, 'm> {
 }
 
 impl<'m> Visitor<'m> for Writable<'_, 'm> {
-    #[inline]
+    #[inline(always)]
     fn visit(
         &mut self,
         translator: &mut Translator<'m>,

@@ -94,7 +94,7 @@ impl DeviceQueue {
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
+    #[inline(always)]
     pub fn take_readable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -108,7 +108,7 @@ impl DeviceQueue {
     /// `limit` as above.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
+    #[inline(always)]
     pub fn take_writable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -141,7 +141,7 @@ impl DeviceQueue {
 
     /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
     /// after [`Self::publish`]. With IN_ORDER, the chain that was taken first has to go first.
-    #[inline]
+    #[inline(always)]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
         either!(self, queue => queue.give_back(chain, written))
     }

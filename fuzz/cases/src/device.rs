@@ -151,14 +151,14 @@ impl<'r> Device<'r> {
             return Ok(());
         };
         let size = self.ring.size;
-        assert!((1..=size).contains(&chain.descriptors), "{} descriptors", chain.descriptors);
+        assert!((1..=size).contains(&chain.descriptors()), "{} descriptors", chain.descriptors());
         if self.ring.is_packed() {
-            assert!((1..=chain.descriptors).contains(&entries), "{entries} entries");
+            assert!((1..=chain.descriptors()).contains(&entries), "{entries} entries");
         } else {
             assert!(entries == 1 && chain.id() < size);
         }
-        reached.note(if chain.bytes > u64::from(u32::MAX) { "huge" } else { "chain" });
-        if self.ring.is_packed() && chain.descriptors > entries {
+        reached.note(if chain.bytes() > u64::from(u32::MAX) { "huge" } else { "chain" });
+        if self.ring.is_packed() && chain.descriptors() > entries {
             reached.note("packed table");
         }
         self.available = self.ring.advance(self.available, entries);
@@ -176,7 +176,7 @@ impl<'r> Device<'r> {
         assert!(lens.iter().all(|len| (1..=BYTES).contains(&(*len as u64))));
         assert!(bytes <= limit.into());
         if let Some(chain) = chain {
-            assert_eq!(bytes, chain.bytes.min(limit.into()));
+            assert_eq!(bytes, chain.bytes().min(limit.into()));
         }
     }
 
@@ -185,7 +185,7 @@ impl<'r> Device<'r> {
         let mut pieces = Vec::new();
         let mut translator = self.ring.memory().translator();
         assert_eq!(self.queue.pieces(chain, &mut translator, &mut pieces), Ok(()));
-        assert_eq!(pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>(), chain.bytes);
+        assert_eq!(pieces.iter().map(|piece| u64::from(piece.len)).sum::<u64>(), chain.bytes());
     }
 
     /// Reads a chain's descriptors again, whatever they say by now.

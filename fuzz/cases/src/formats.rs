@@ -2,9 +2,11 @@
 
 use wire::checksum::{PartialChecksum, Sum, complete};
 use wire::ethernet::{Ethernet, HEADER_SIZE, MacAddress};
+use wire::flow;
+use wire::segment::{MAX_HEADERS, Segments};
 use wire::split::{Descriptor, event_crossed};
 use wire::vhost_user::{BackEndRequest, FrontEndRequest, Header, MAX_PAYLOAD, Payload};
-use wire::virtio::{Features, NetHeader};
+use wire::virtio::{Features, NetHeader, Segmentation, SegmentationKind};
 
 use crate::Reached;
 use crate::input::Input;
@@ -22,14 +24,15 @@ const GUEST_TAKES: Features = Features::GUEST_CSUM
 pub fn formats(data: &[u8]) -> Reached {
     let mut reached = Reached::default();
     let mut input = Input::new(data);
-    match input.below(7) {
+    match input.below(8) {
         0 => ethernet(input.bytes(usize::MAX), &mut reached),
         1 => mac_address(input.bytes(usize::MAX), &mut reached),
         2 => message_header(input.array(), &mut reached),
         3 => payload(&mut input, &mut reached),
         4 => net_header(&mut input, &mut reached),
         5 => checksum(&mut input, &mut reached),
-        _ => ring_words(&mut input),
+        6 => ring_words(&mut input),
+        _ => segments(&mut input, &mut reached),
     }
     reached
 }
@@ -46,7 +49,7 @@ fn ethernet(frame: &[u8], reached: &mut Reached) {
     assert_eq!(rest, Some(frame.len() - len));
     assert_eq!(copy, frame, "what was read is what is written");
     assert!(header.write(&mut copy[..len - 1]).is_none());
-    let _ = (header.destination.is_multicast(), header.source.is_reserved());
+    let _ = (header.destination.is_multicast(), header.source.is_reserved(), flow::hash(frame));
     reached.note(if header.vlan.is_some() { "tagged" } else { "untagged" });
 }
 
@@ -173,4 +176,51 @@ fn ring_words(input: &mut Input<'_>) {
     let (event, old, count) = (input.u16(), input.u16(), input.u8());
     let walked = (0..count.into()).any(|step| old.wrapping_add(step) == event);
     assert_eq!(event_crossed(event, old.wrapping_add(count.into()), old), walked);
+}
+
+fn segments(input: &mut Input<'_>, reached: &mut Reached) {
+    let kind = input.pick(&[SegmentationKind::Tcp4, SegmentationKind::Tcp6, SegmentationKind::Udp]);
+    let size = input.u16().max(1);
+    let segmentation = Segmentation { kind, ecn: false, size, header_hint: 0 };
+    let checksum = PartialChecksum { start: input.u16(), offset: input.u16() };
+    let frame = input.bytes(usize::MAX);
+    let head = &frame[..frame.len().min(MAX_HEADERS)];
+    let mut segments = match Segments::plan(head, frame.len(), segmentation, checksum) {
+        Ok(segments) => segments,
+        Err(fault) => return reached.note_variant(&fault),
+    };
+    let header_len = segments.header_len();
+    let mut lens = segments.frame_lens();
+    let (count, start) = (segments.count(), usize::from(checksum.start));
+    let payload: usize = lens.by_ref().map(|len| len - header_len).sum();
+    let end = header_len + payload;
+    assert!(end <= frame.len());
+    let field = start + usize::from(checksum.offset);
+    let pseudo = u16::from_be_bytes([frame[field], frame[field + 1]]);
+
+    let mut lens = segments.frame_lens();
+    let mut at = header_len;
+    for number in 1..=count {
+        let segment = segments.next().expect("as many segments as there are said to be");
+        let range = segment.payload();
+        assert_eq!((range.start, Some(header_len + range.len())), (at, lens.next()));
+        assert!(range.len() == usize::from(size) || number == count && range.len() < size.into());
+        at = range.end;
+        let mut sum = Sum::new();
+        sum.add(&frame[range.clone()]);
+        let mut bytes = [segment.header(), &frame[range]].concat();
+        bytes[segment.checksum_at()..][..2].copy_from_slice(&segment.checksum(sum));
+        // As the frame's pseudo header says, but for the length.
+        let lens = [bytes.len() - start, end - start];
+        let pseudo = i64::from(pseudo) + lens[0] as i64 - lens[1] as i64;
+        let sum = i64::from(definition(&bytes[start..])) + pseudo;
+        assert_eq!(sum.rem_euclid(0xffff), 0, "a wrong checksum in segment {number}");
+        assert_eq!(flow::hash(&bytes), flow::hash(frame), "segments of one flow");
+    }
+    assert!(at == end && segments.next().is_none());
+    reached.note(match kind {
+        SegmentationKind::Tcp4 => "tcp4 segments",
+        SegmentationKind::Tcp6 => "tcp6 segments",
+        SegmentationKind::Udp => "udp segments",
+    });
 }

@@ -3,10 +3,14 @@
 //! Both keep the rules of rings. What they negotiated, what the sender says in its headers, how
 //! frames and receive buffers are cut, and when the switch breathes, is up to the input.
 
+use std::collections::VecDeque;
+
 use engine::{AppId, Event, Graph, Poller};
 use ports::vhost_user::{PATIENCE, VhostUserPort};
 use virtqueue::Form;
-use wire::ethernet::HEADER_SIZE;
+use wire::checksum::Sum;
+use wire::ethernet::{EtherType, HEADER_SIZE};
+use wire::segment::{MAX_HEADERS, Segments};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use crate::Reached;
@@ -73,6 +77,10 @@ struct World {
     delivered: usize,
     /// The number of the frame that came last.
     last: Option<usize>,
+    /// Its segments that have not come.
+    pending: VecDeque<Vec<u8>>,
+    /// Frames that came with all of their segments.
+    whole: usize,
     /// The receiver posted a buffer that cannot hold a header.
     may_fault: bool,
     has_faulted: bool,
@@ -114,6 +122,8 @@ impl World {
             given_back: 0,
             delivered: 0,
             last: None,
+            pending: VecDeque::new(),
+            whole: 0,
             may_fault: false,
             has_faulted: false,
             reached: Reached::default(),
@@ -151,7 +161,7 @@ impl World {
     }
 
     fn send(&mut self, input: &mut Input<'_>) {
-        let header = header(input);
+        let mut header = header(input);
         let len = match input.below(8) {
             0..=2 => usize::from(input.u8()),
             3..=6 => usize::from(input.u16() % 2048),
@@ -160,6 +170,9 @@ impl World {
         let seed = input.u8();
         let mut frame: Vec<u8> =
             (0..len).map(|at| (at as u8).wrapping_mul(37) ^ (at >> 8) as u8 ^ seed).collect();
+        if seed >= 0xc0 {
+            packet(&mut frame, &mut header, seed);
+        }
         // Known by a number where no checksum goes.
         let number = (self.sent.len() as u32).to_be_bytes();
         if let Some(place) = frame.get_mut(6..10) {
@@ -202,42 +215,51 @@ impl World {
     }
 
     fn check(&mut self, header: &NetHeader, frame: &[u8], buffers: u16) {
-        let number = frame[6..10].try_into().map(u32::from_be_bytes).expect("four bytes") as usize;
-        assert!(self.last < Some(number), "frames of one sender come in order, once");
-        self.last = Some(number);
         self.delivered += 1;
+        let number = frame[6..10].try_into().map(u32::from_be_bytes).expect("four bytes") as usize;
         let sent = &self.sent[number];
         let original = sent.frame.as_ref().expect("a frame");
         let offload = sent.header.offload(original.len(), self.sender.features);
         let offload = offload.expect("a header that asks for what may be asked for");
         let can_take = self.receiver.features.contains(offload.needs());
+        if self.last != Some(number) || self.pending.is_empty() {
+            assert!(self.last < Some(number), "frames of one sender come in order, once");
+            self.last = Some(number);
+            self.pending = match (can_take, offload.segmentation, offload.checksum) {
+                (true, ..) => [original.clone()].into(),
+                (false, Some(_), _) => segments(original, &offload),
+                (false, None, Some(partial)) => [completed_by_definition(original, partial)].into(),
+                (false, None, None) => unreachable!("something to be done to it"),
+            };
+        }
+        let expected = self.pending.pop_front().expect("as many frames as are made of one");
+        assert!(frame == expected, "other bytes than were sent");
+        self.whole += usize::from(self.pending.is_empty());
+
         let expected = if can_take { offload } else { Offload::NONE }.header(buffers);
         let is_legacy = self.receiver.header_size() == NetHeader::LEGACY_SIZE;
         let num_buffers = if is_legacy { 0 } else { buffers };
         assert_eq!(*header, NetHeader { num_buffers, ..expected });
-        if can_take {
-            assert!(frame == original, "other bytes than were sent");
-            self.reached.note("delivered");
-            for (name, feature) in
-                [("packed", Features::RING_PACKED), ("in order", Features::IN_ORDER)]
-            {
-                if self.sender.features.contains(feature)
-                    && self.receiver.features.contains(feature)
-                {
-                    self.reached.note(name);
-                }
+        self.note(&offload, can_take, buffers);
+    }
+
+    /// Notes how a frame was delivered.
+    fn note(&mut self, offload: &Offload, can_take: bool, buffers: u16) {
+        let both_have = |feature| {
+            [&self.sender, &self.receiver].into_iter().all(|guest| guest.features.contains(feature))
+        };
+        for (name, happened) in [
+            ("delivered", can_take),
+            ("packed", both_have(Features::RING_PACKED)),
+            ("in order", both_have(Features::IN_ORDER)),
+            ("merged", buffers > 1),
+            ("segmentation", can_take && offload.segmentation.is_some()),
+            ("segmented", !can_take && offload.segmentation.is_some()),
+            ("completed", !can_take && offload.segmentation.is_none()),
+        ] {
+            if happened {
+                self.reached.note(name);
             }
-        } else {
-            let partial = offload.checksum.expect("something to be done to it");
-            assert_eq!(offload.segmentation, None, "not segmented");
-            assert!(frame == completed_by_definition(original, partial), "a wrong checksum");
-            self.reached.note("completed");
-        }
-        if buffers > 1 {
-            self.reached.note("merged");
-        }
-        if offload.segmentation.is_some() {
-            self.reached.note("segmentation");
         }
     }
 
@@ -254,10 +276,11 @@ impl World {
             dropped += count as usize;
             self.reached.note(reason.name());
         }
-        let sent_on = counters[1].sent.frames as usize;
-        assert_eq!(sent_on + dropped, self.sent.len());
         // Those of the breath in which a port went down were not published.
+        let sent_on = counters[1].sent.frames as usize;
         assert!(self.delivered == sent_on || self.has_faulted);
+        // A frame of which some segments were delivered, and not all, is one that was dropped.
+        assert!(self.whole + dropped == self.sent.len() || self.has_faulted);
     }
 }
 
@@ -283,4 +306,65 @@ fn header(input: &mut Input<'_>) -> NetHeader {
         csum_offset: input.u8().into(),
         num_buffers: (kind >> 5).into(),
     }
+}
+
+/// Makes a frame a packet that may be segmented, and its header one that asks for that.
+fn packet(frame: &mut [u8], header: &mut NetHeader, choice: u8) {
+    let (ethertype, gso_type) = match choice & 3 {
+        0 | 3 => (EtherType::IPV4, NetHeader::GSO_TCPV4),
+        1 => (EtherType::IPV6, NetHeader::GSO_TCPV6),
+        _ => (EtherType::IPV4, NetHeader::GSO_UDP_L4),
+    };
+    let is_udp = gso_type == NetHeader::GSO_UDP_L4;
+    let protocol = if is_udp { 17 } else { 6 };
+    let network_len = if ethertype == EtherType::IPV4 { 20 } else { 40 };
+    let start = HEADER_SIZE + network_len;
+    let transport_len = frame.len().saturating_sub(start) as u16;
+    let Some((link, rest)) = frame.split_at_mut_checked(HEADER_SIZE) else { return };
+    let Some((network, transport)) = rest.split_at_mut_checked(network_len) else { return };
+    let Some(transport) = transport.first_chunk_mut::<20>() else { return };
+    link[12..].copy_from_slice(&ethertype.0.to_be_bytes());
+    // A length of 0 says that it is the frame's.
+    if ethertype == EtherType::IPV4 {
+        network[0] = 0x45;
+        network[2..4].fill(0);
+        network[6..8].fill(0);
+        network[9] = protocol;
+    } else {
+        network[0] = 0x60;
+        network[4..6].fill(0);
+        network[6] = protocol;
+    }
+    if is_udp {
+        transport[4..6].copy_from_slice(&transport_len.to_be_bytes());
+    } else {
+        transport[12] = 0x50;
+    }
+    *header = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        gso_type,
+        gso_size: header.gso_size.max(8),
+        csum_start: start as u16,
+        csum_offset: if is_udp { 6 } else { 16 },
+        ..*header
+    };
+}
+
+/// The segments of a frame, each with its checksum.
+fn segments(frame: &[u8], offload: &Offload) -> VecDeque<Vec<u8>> {
+    let segmentation = offload.segmentation.expect("something to segment");
+    let checksum = offload.checksum.expect("a checksum to complete");
+    let head = &frame[..frame.len().min(MAX_HEADERS)];
+    let segments = Segments::plan(head, frame.len(), segmentation, checksum);
+    let mut segments = segments.expect("a frame that was segmented");
+    let mut list = VecDeque::new();
+    while let Some(segment) = segments.next() {
+        let payload = &frame[segment.payload()];
+        let mut sum = Sum::new();
+        sum.add(payload);
+        let mut bytes = [segment.header(), payload].concat();
+        bytes[segment.checksum_at()..][..2].copy_from_slice(&segment.checksum(sum));
+        list.push_back(bytes);
+    }
+    list
 }

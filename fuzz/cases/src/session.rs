@@ -71,6 +71,10 @@ const OFFER: Offer = Offer {
 
 /// One virtual machine monitor's whole conversation, several times if need be.
 pub fn session(data: &[u8]) -> Reached {
+    // What the thread calls guests with is made for the first call, and stays.
+    let event = eventfd(0, EventfdFlags::CLOEXEC).expect("an event");
+    sys::notify::signal(event.as_fd()).expect("an event that is signalled");
+    drop(event);
     let before = Resources::count();
     let reached = run(data);
     assert_eq!(Resources::count(), before, "something was left behind");
@@ -568,7 +572,7 @@ impl World {
         let offered = self.offered[ring];
         // Of a packed ring, the entry at whose use to be called, and whether that counts.
         let words = if self.is_packed {
-            [offered % RING_SIZE | u16::from(Self::wrap(offered)) << 15, event]
+            [(offered % RING_SIZE) | (u16::from(Self::wrap(offered)) << 15), event]
         } else {
             [event, offered]
         };

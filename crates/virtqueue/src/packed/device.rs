@@ -7,7 +7,9 @@ use wire::virtio::Features;
 
 use super::format::{Descriptor, Event, Position};
 use super::layout::Layout;
-use crate::chain::{Element, Pieces, Readable, Visitor, Writable, table_entries, table_words};
+use crate::chain::{
+    Element, Pieces, Place, Readable, Visitor, Writable, table_entries, table_words,
+};
 use crate::fields::{Fields, Mapped, RingMemory};
 use crate::{Chain, Piece, Violation};
 
@@ -129,7 +131,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
+    #[inline(always)]
     pub fn take_readable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -149,7 +151,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// `limit` as above.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
+    #[inline(always)]
     pub fn take_writable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -188,8 +190,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Extent { id, slots, descriptors } = extent;
         let start = self.next_available;
         self.next_available = start.advance(slots, self.size());
-        self.known = self.known.saturating_sub(slots);
-        Chain { bytes, descriptors, id, start: start.bits(), slots, is_read_only }
+        if self.known > 0 {
+            self.known = self.known.saturating_sub(slots);
+        }
+        Chain::new(Place { id, start: start.bits(), slots, is_read_only }, descriptors, bytes)
     }
 
     /// Appends where the device-readable bytes of a chain are that was taken; see
@@ -200,15 +204,17 @@ impl<M: RingMemory> DeviceQueue<M> {
         translator: &mut Translator<'_>,
         pieces: &mut Vec<Piece>,
     ) -> Result<(), Violation> {
-        let slot = Position::from_bits(chain.start).slot();
+        let Place { start, slots, .. } = chain.place();
+        let slot = Position::from_bits(start).slot();
         let head = self.second_word(slot, Ordering::Relaxed);
-        self.walk(slot, head, chain.slots, translator, &mut Pieces::new(pieces)).map(|_| ())
+        self.walk(slot, head, slots, translator, &mut Pieces::new(pieces)).map(|_| ())
     }
 
     /// Puts back the last chains taken, as if they had not been: they are still available. None
     /// taken since the first of them may have been given back.
     pub fn untake(&mut self, chains: &[Chain]) {
-        let slots = chains.iter().fold(0u16, |slots, chain| slots.saturating_add(chain.slots));
+        let slots =
+            chains.iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
         debug_assert!(slots <= self.outstanding());
         let slots = slots.min(self.outstanding());
         self.next_available = self.next_available.retreat(slots, self.size());
@@ -229,7 +235,7 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Visits each descriptor of a chain that begins in `slot`, indirect ones included, in order.
     /// It may take no more than `room` slots.
-    #[inline]
+    #[inline(always)]
     fn walk<'m>(
         &self,
         mut slot: u16,
@@ -286,22 +292,23 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
     /// after [`Self::publish`].
-    #[inline]
+    #[inline(always)]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
-        debug_assert!(!self.in_order || chain.start == self.next_used.bits(), "not in order");
+        let Place { id, start, slots, is_read_only } = chain.place();
+        debug_assert!(!self.in_order || start == self.next_used.bits(), "not in order");
         let wrote = if written > 0 { Descriptor::WRITE } else { 0 };
         let flags = self.batch.used() | wrote;
-        let used = Descriptor { address: 0, length: written, id: chain.id, flags };
+        let used = Descriptor { address: 0, length: written, id, flags };
         if self.batch == self.published {
             self.first = used.second_word();
         } else {
             let at = 2 * usize::from(self.batch.slot()) + 1;
             self.layout.descriptors.store(at, used.second_word(), Ordering::Relaxed);
         }
-        self.next_used = self.next_used.advance(chain.slots, self.size());
+        self.next_used = self.next_used.advance(slots, self.size());
         // With IN_ORDER the next chain's descriptor may replace that of one without anything
         // written, unless that is in the ring already.
-        let is_replaceable = self.in_order && chain.is_read_only && self.batch == self.published;
+        let is_replaceable = self.in_order && is_read_only && self.batch == self.published;
         if !is_replaceable {
             self.batch = self.next_used;
         }

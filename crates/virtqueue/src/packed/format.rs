@@ -62,8 +62,10 @@ impl Descriptor {
 }
 
 /// A place in a packed ring: a slot, and the wrap counter of whoever has come to it.
+///
+/// Kept in 32 bits, as a split ring's indices are, for the same reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Position(u16);
+pub struct Position(u32);
 
 /// Where a ring stands that was never used, in both halves.
 pub const FIRST_POSITION: u32 = 0x8000_8000;
@@ -71,27 +73,27 @@ pub const FIRST_POSITION: u32 = 0x8000_8000;
 impl Position {
     const WRAP: u16 = 1 << 15;
     /// Where both sides begin.
-    pub const FIRST: Self = Self(Self::WRAP);
+    pub const FIRST: Self = Self::from_bits(Self::WRAP);
 
     /// From the slot in the lower 15 bits and the counter in the highest, as event structures and
     /// vhost-user have it.
     pub const fn from_bits(bits: u16) -> Self {
-        Self(bits)
+        Self(bits as u32)
     }
 
     /// As [`Self::from_bits`] takes it.
     pub const fn bits(self) -> u16 {
-        self.0
+        self.0 as u16
     }
 
     /// The slot.
     pub const fn slot(self) -> u16 {
-        self.0 & !Self::WRAP
+        self.bits() & !Self::WRAP
     }
 
     /// The wrap counter.
     pub const fn wrap(self) -> bool {
-        self.0 & Self::WRAP != 0
+        self.bits() & Self::WRAP != 0
     }
 
     /// The place `count` slots further on, at most one round of a ring of `size`.
@@ -101,9 +103,9 @@ impl Position {
         // At most 32767 and 32768.
         let slot = self.slot().wrapping_add(count);
         if slot < size {
-            Self(slot | self.0 & Self::WRAP)
+            Self::from_bits(slot | self.bits() & Self::WRAP)
         } else {
-            Self((slot - size) & !Self::WRAP | !self.0 & Self::WRAP)
+            Self::from_bits((slot - size) | !self.bits() & Self::WRAP)
         }
     }
 
@@ -114,7 +116,7 @@ impl Position {
         // Forward by what is missing to a round, which turns the counter over or does not, whereas
         // it should have stayed or been turned over.
         let place = self.advance(size - count, size);
-        Self(place.0 ^ Self::WRAP)
+        Self::from_bits(place.bits() ^ Self::WRAP)
     }
 
     /// How many slots this place is ahead of `earlier`, from which there is at most one round of a
@@ -177,7 +179,7 @@ impl Event {
     pub const fn from_word(word: u32) -> Self {
         match (word >> 16) as u16 & 3 {
             Self::NEVER => Self::Never,
-            Self::AT => Self::At(Position(word as u16)),
+            Self::AT => Self::At(Position::from_bits(word as u16)),
             _ => Self::Always,
         }
     }
@@ -187,7 +189,7 @@ impl Event {
         let (place, flags) = match self {
             Self::Always => (0, Self::ALWAYS),
             Self::Never => (0, Self::NEVER),
-            Self::At(place) => (place.0, Self::AT),
+            Self::At(place) => (place.bits(), Self::AT),
         };
         place as u32 | (flags as u32) << 16
     }

@@ -6,8 +6,9 @@ use memory::{ReadSlice, Translator, WriteSlice};
 use wire::split::{Descriptor, NO_INTERRUPT, NO_NOTIFY, event_crossed};
 use wire::virtio::Features;
 
+use super::index::Index;
 use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
-use crate::chain::{Pieces, Readable, Visitor, Writable, table_entries, table_words};
+use crate::chain::{Pieces, Place, Readable, Visitor, Writable, table_entries, table_words};
 use crate::fields::{Fields, Mapped, RingMemory};
 use crate::{Chain, Piece, Violation};
 
@@ -18,19 +19,19 @@ pub struct DeviceQueue<M: RingMemory = Mapped> {
     event_index: bool,
     in_order: bool,
     /// The next available entry to take.
-    next_available: u16,
+    next_available: Index,
     /// The available index as last read.
-    available: u16,
+    available: Index,
     /// The next used entry to write.
-    next_used: u16,
+    next_used: Index,
     /// Where the used entry goes that stands for the next chain given back. It is behind
     /// `next_used` while one entry stands for several chains.
-    batch: u16,
+    batch: Index,
     /// The used index that the driver can see.
-    published: u16,
+    published: Index,
     /// The used index at the last decision on a call; none after a start, when the driver's
     /// used_event may be from another life.
-    evaluated: Option<u16>,
+    evaluated: Option<Index>,
     /// Whether kicks are suppressed by flag, to store it only when it changes.
     kicks_suppressed: bool,
 }
@@ -41,6 +42,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// The caller should scan it once without waiting for a kick, and call once: the driver may
     /// have been told of neither by whoever served the ring before.
     pub fn new(layout: Layout<M>, features: Features, base: u16) -> Self {
+        let base = Index::new(base);
         let queue = Self {
             layout,
             indirect: features.contains(Features::INDIRECT_DESC),
@@ -72,7 +74,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     fn suppress_kicks(&self) {
         if self.event_index {
             // As far behind as can be: the driver will not cross it for 65535 chains.
-            let behind = self.next_available.wrapping_sub(1);
+            let behind = self.next_available.retreat(1).get();
             self.layout.available_event.store(0, behind, Ordering::Relaxed);
         } else {
             self.layout.used.store(FLAGS, NO_NOTIFY, Ordering::Relaxed);
@@ -86,12 +88,12 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Where a restart would go on, when nothing is outstanding: the next available entry.
     pub fn position(&self) -> u16 {
-        self.next_available
+        self.next_available.get()
     }
 
     /// Chains taken and not given back.
     pub fn outstanding(&self) -> u16 {
-        self.next_available.wrapping_sub(self.next_used)
+        self.next_available.since(self.next_used)
     }
 
     /// How many chains can be taken. Reads the index only when all known ones are gone, so that a
@@ -101,19 +103,19 @@ impl<M: RingMemory> DeviceQueue<M> {
         if self.available == self.next_available {
             self.refresh()?;
         }
-        Ok(self.available.wrapping_sub(self.next_available))
+        Ok(self.available.since(self.next_available))
     }
 
     fn refresh(&mut self) -> Result<(), Violation> {
-        let found = self.layout.available_index();
-        let ahead = found.wrapping_sub(self.next_used);
+        let found = Index::new(self.layout.available_index());
+        let ahead = found.since(self.next_used);
         // Both counted from the same place, so that an index that went backwards is seen as such
         // even while chains are outstanding.
-        let known = self.available.wrapping_sub(self.next_used);
+        let known = self.available.since(self.next_used);
         if ahead > self.size() || ahead < known {
             return Err(Violation::AvailableIndex {
-                found,
-                taken: self.next_available,
+                found: found.get(),
+                taken: self.next_available.get(),
                 size: self.size(),
             });
         }
@@ -125,7 +127,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
+    #[inline(always)]
     pub fn take_readable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -145,7 +147,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// `limit` as above.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
+    #[inline(always)]
     pub fn take_writable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -165,8 +167,9 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[inline]
     fn taken(&mut self, head: u16, descriptors: u16, bytes: u64, is_read_only: bool) -> Chain {
         let start = self.next_available;
-        self.next_available = start.wrapping_add(1);
-        Chain { bytes, descriptors, id: head, start, slots: 1, is_read_only }
+        self.next_available = start.advance(1);
+        let place = Place { id: head, start: start.get(), slots: 1, is_read_only };
+        Chain::new(place, descriptors, bytes)
     }
 
     /// Appends where the device-readable bytes of a chain are that was taken; see
@@ -177,7 +180,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         translator: &mut Translator<'_>,
         pieces: &mut Vec<Piece>,
     ) -> Result<(), Violation> {
-        self.walk(chain.id, translator, &mut Pieces::new(pieces)).map(|_| ())
+        self.walk(chain.id(), translator, &mut Pieces::new(pieces)).map(|_| ())
     }
 
     /// Puts back the last chains taken, as if they had not been: they are still available. None
@@ -185,7 +188,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     pub fn untake(&mut self, chains: &[Chain]) {
         let count = chains.len() as u16;
         debug_assert!(count <= self.outstanding());
-        self.next_available = self.next_available.wrapping_sub(count.min(self.outstanding()));
+        self.next_available = self.next_available.retreat(count.min(self.outstanding()));
     }
 
     /// The next available head.
@@ -195,7 +198,7 @@ impl<M: RingMemory> DeviceQueue<M> {
             return Ok(None);
         }
         let size = self.size();
-        let slot = usize::from(self.next_available & (size - 1));
+        let slot = self.next_available.slot(size);
         let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
         if head >= size {
             return Err(Violation::Head { head, size });
@@ -204,7 +207,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     }
 
     /// Visits each descriptor of a chain, indirect ones included, in order. Returns how many.
-    #[inline]
+    #[inline(always)]
     fn walk<'m>(
         &self,
         head: u16,
@@ -275,15 +278,16 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
     /// after [`Self::publish`].
-    #[inline]
+    #[inline(always)]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
-        debug_assert!(!self.in_order || chain.start == self.next_used, "not in order");
-        let at = 2 * usize::from(self.batch & (self.size() - 1));
-        self.layout.used_entries.store(at, chain.id.into(), Ordering::Relaxed);
+        let Place { id, start, is_read_only, .. } = chain.place();
+        debug_assert!(!self.in_order || start == self.next_used.get(), "not in order");
+        let at = 2 * self.batch.slot(self.size());
+        self.layout.used_entries.store(at, id.into(), Ordering::Relaxed);
         self.layout.used_entries.store(at + 1, written, Ordering::Relaxed);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.next_used = self.next_used.advance(1);
         // With IN_ORDER the next chain's entry may replace that of one without anything written.
-        if !(self.in_order && chain.is_read_only) {
+        if !(self.in_order && is_read_only) {
             self.batch = self.next_used;
         }
     }
@@ -296,7 +300,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         if self.published == self.next_used {
             return false;
         }
-        self.layout.used.store(INDEX, self.next_used, Ordering::Release);
+        self.layout.used.store(INDEX, self.next_used.get(), Ordering::Release);
         self.published = self.next_used;
         self.batch = self.next_used;
         // Our index before their event word; see the module's text.
@@ -306,7 +310,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
         let event = self.layout.available.load(self.layout.used_event(), Ordering::Relaxed);
         match self.evaluated.replace(self.next_used) {
-            Some(old) => event_crossed(event, self.next_used, old),
+            Some(old) => event_crossed(event, self.next_used.get(), old.get()),
             None => true,
         }
     }
@@ -325,7 +329,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// than it knows of must not sleep either when [`Self::available`] grew by this.
     pub fn enable_kicks(&mut self) -> Result<bool, Violation> {
         if self.event_index {
-            self.layout.available_event.store(0, self.available, Ordering::Relaxed);
+            self.layout.available_event.store(0, self.available.get(), Ordering::Relaxed);
         } else if self.kicks_suppressed {
             self.layout.used.store(FLAGS, 0, Ordering::Relaxed);
         }

@@ -41,6 +41,7 @@
 
 mod device;
 mod driver;
+mod index;
 mod layout;
 #[cfg(test)]
 mod tests;

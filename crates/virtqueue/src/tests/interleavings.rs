@@ -111,7 +111,7 @@ macro_rules! take {
             $device.pieces(*chain, &mut translator, &mut pieces).unwrap();
             let Buffer { address, len, .. } = buffer($number);
             assert_eq!(pieces, [Piece { address, len }]);
-            assert_eq!(chain.bytes, len.into());
+            assert_eq!(chain.bytes(), len.into());
         })
     }};
 }

@@ -327,8 +327,8 @@ impl<'r> World<'r> {
             self.known = self.between(self.taken, self.published);
         }
         let offer = self.available.pop_front().expect("a chain from nowhere");
-        assert_eq!(chain.bytes, u64::from(offer.total()));
-        assert_eq!(usize::from(chain.descriptors), offer.lens.len());
+        assert_eq!(chain.bytes(), u64::from(offer.total()));
+        assert_eq!(usize::from(chain.descriptors()), offer.lens.len());
         let entries = self.flavour.entries(offer.descriptors);
         self.held.push_back((offer, chain));
         self.untakeable += 1;

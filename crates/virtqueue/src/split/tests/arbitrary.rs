@@ -168,8 +168,8 @@ fn check(size: u16, limit: u32, lens: &[usize], taken: Result<Option<Chain>, Vio
     let bytes: usize = lens.iter().sum();
     assert!(bytes as u64 <= limit.into());
     if let Ok(Some(chain)) = taken {
-        assert!(chain.id < size);
-        assert_eq!(bytes as u64, chain.bytes.min(limit.into()));
+        assert!(chain.id() < size);
+        assert_eq!(bytes as u64, chain.bytes().min(limit.into()));
     }
 }
 

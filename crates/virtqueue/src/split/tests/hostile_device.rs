@@ -24,7 +24,7 @@ fn offering(ring: &Ring, base: u16, count: u32) -> (DriverQueue, Vec<u32>) {
     let heads = (0..count)
         .map(|_| {
             let taken = ring.take_writable(&mut device, 100).unwrap().unwrap();
-            taken.0.id.into()
+            taken.0.id().into()
         })
         .collect();
     (driver, heads)

@@ -28,13 +28,13 @@ fn judge(build: impl Fn(&Ring, u16)) -> Result<u64, Violation> {
             let mut take = || match flag {
                 0 => {
                     let taken = ring.take_readable(&mut device, u32::MAX)?.unwrap();
-                    assert_eq!(taken.0.bytes, taken.1.len() as u64);
-                    Ok(taken.0.bytes)
+                    assert_eq!(taken.0.bytes(), taken.1.len() as u64);
+                    Ok(taken.0.bytes())
                 }
                 _ => {
                     let taken = ring.take_writable(&mut device, u32::MAX)?.unwrap();
                     let room = taken.1.iter().map(|slice| slice.len() as u64).sum();
-                    assert_eq!(taken.0.bytes, room);
+                    assert_eq!(taken.0.bytes(), room);
                     Ok(room)
                 }
             };
@@ -173,7 +173,7 @@ mod available_ring {
         ring.set_available_entry(1, 0);
         for _ in 0..2 {
             let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
-            assert_eq!(chain.id, 0);
+            assert_eq!(chain.id(), 0);
             device.give_back(chain, 0);
         }
         assert!(device.publish());
@@ -272,7 +272,7 @@ mod chain {
             let taken = ring.take_readable(&mut device, 1000);
             let receive = ring.take_writable(&mut ring.device(Features::INDIRECT_DESC), 1000);
             assert_eq!(receive.err(), Some(Violation::ReadableReceiveBuffer));
-            taken.map(|taken| taken.unwrap().0.bytes)
+            taken.map(|taken| taken.unwrap().0.bytes())
         };
         let disordered = Err(Violation::ReadableAfterWritable);
 
@@ -318,7 +318,7 @@ mod chain {
         ring.offer(0, 1);
         let mut device = ring.device(Features::NONE);
         let (chain, bytes) = ring.take_readable(&mut device, 1000).unwrap().unwrap();
-        assert_eq!((chain.bytes, bytes.len()), (0, 0));
+        assert_eq!((chain.bytes(), bytes.len()), (0, 0));
     }
 }
 
@@ -602,7 +602,7 @@ mod limit {
         ring.offer(0, 1);
         let mut device = ring.device(Features::INDIRECT_DESC);
         let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
-        assert_eq!((chain.descriptors, chain.bytes), (5, 5));
+        assert_eq!((chain.descriptors(), chain.bytes()), (5, 5));
     }
 
     #[test]
@@ -627,7 +627,7 @@ mod limit {
                         (chain, slices.iter().map(|slice| slice.len()).sum())
                     }
                 };
-                assert_eq!(chain.bytes, 14 + u64::from(u32::MAX));
+                assert_eq!(chain.bytes(), 14 + u64::from(u32::MAX));
                 assert_eq!(room, translated);
             }
         }
@@ -655,7 +655,7 @@ mod limit {
         ring.offer(0, 1);
         let mut device = ring.device(Features::NONE);
         let (chain, bytes) = ring.take_readable(&mut device, AREA as u32).unwrap().unwrap();
-        assert_eq!(chain.bytes, 8 * u64::from(u32::MAX));
+        assert_eq!(chain.bytes(), 8 * u64::from(u32::MAX));
         assert_eq!(bytes.len(), AREA as usize);
     }
 }
