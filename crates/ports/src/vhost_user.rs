@@ -572,8 +572,8 @@ impl Gather<'_, '_> {
         let gathered = delivery.try_each_len(|len| self.gather(queue, shape, len));
         let cut = match gathered {
             Ok(()) => false,
-            // There is nothing left to wait for.
-            Err(Undelivered::Full) if self.chains.len() >= queue.size().into() => true,
+            // The whole ring is in our hands: there is nothing to wait for.
+            Err(Undelivered::Full) if self.descriptors() >= queue.size().into() => true,
             Err(undelivered) => {
                 queue.untake(self.chains);
                 return Err(undelivered);
@@ -591,6 +591,11 @@ impl Gather<'_, '_> {
         }
         queue.untake(self.chains.get(chains..).unwrap_or_default());
         if cut { Err(Undelivered::Cut) } else { Ok(()) }
+    }
+
+    /// Descriptors of the gathered buffers.
+    fn descriptors(&self) -> usize {
+        self.chains.iter().map(|chain| usize::from(chain.descriptors())).sum()
     }
 
     /// Gathers buffers for a header and `len` bytes.

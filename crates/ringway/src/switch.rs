@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
@@ -24,6 +24,8 @@ use crate::socket::{Listener, listen_at};
 /// How often a front end that does not listen yet is tried: at first, and at the slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// How long a front end waits for the one before it to be gone, before it is turned away.
+const GRACE: Duration = Duration::from_millis(100);
 /// How long a front end that broke the rules has to wait before it may try again: at first, and at
 /// the most. It bounds what a peer that does nothing else can make us log.
 const PENALTY_FIRST: Duration = Duration::from_secs(1);
@@ -216,42 +218,74 @@ fn open(
 /// Serves the front ends that connect, one at a time.
 async fn accept(mut port: Port, listener: UnixListener, _file: Listener) {
     let mut penalty = Penalty::new();
+    let queue = Queue { name: port.name.clone(), listener, waiting: Mutex::new(None) };
     loop {
-        let socket = match listener.accept().await {
-            Ok((socket, _)) => socket,
-            Err(error) => {
-                tracing::error!(port = port.name, "cannot accept a front end: {error}");
-                tokio::time::sleep(RETRY_SLOWEST).await;
-                continue;
-            }
-        };
-        let name = port.name.clone();
+        let socket = queue.next().await;
         let ended = tokio::select! {
             biased;
             ended = serve(&mut port, socket) => ended,
             // Never ends; turns others away while this front end is here.
-            never = refuse(&name, "one is connected", &listener) => match never {},
+            never = queue.refuse("one is connected") => match never {},
         };
         let Some(wait) = penalty.after(&port.name, &ended) else { return };
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            never = refuse(&name, "the last one broke the rules", &listener) => match never {},
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                never = queue.refuse("the last one broke the rules") => match never {},
+            }
         }
     }
 }
 
-/// Turns front ends away, so that they know, rather than to let them wait.
-async fn refuse(port: &str, why: &str, listener: &UnixListener) -> Infallible {
-    let mut said = false;
-    loop {
-        match listener.accept().await {
-            Ok(_) if said => {}
-            Ok(_) => tracing::warn!(port, "refused a front end: {why}"),
-            Err(error) => tracing::error!(port, "cannot accept a front end: {error}"),
+/// The front ends that want to be served by one port.
+struct Queue {
+    name: String,
+    listener: UnixListener,
+    /// One that came while another was served, and is not turned away yet.
+    waiting: Mutex<Option<UnixStream>>,
+}
+
+impl Queue {
+    /// The next front end to be served.
+    async fn next(&self) -> UnixStream {
+        let waiting = self.waiting().take();
+        match waiting {
+            Some(waiting) => waiting,
+            None => self.accept().await,
         }
-        said = true;
-        // Not more often than a person could read.
-        tokio::time::sleep(RETRY_FIRST).await;
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<UnixStream>> {
+        // A socket is as good after a panic as before.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn accept(&self) -> UnixStream {
+        loop {
+            match self.listener.accept().await {
+                Ok((socket, _)) => return socket,
+                Err(error) => {
+                    tracing::error!(port = self.name, "cannot accept a front end: {error}");
+                    tokio::time::sleep(RETRY_SLOWEST).await;
+                }
+            }
+        }
+    }
+
+    /// Turns front ends away, so that they know, rather than to let them wait for long. A front end
+    /// that was restarted may be here before we know that it was gone: that one gets its turn.
+    async fn refuse(&self, why: &str) -> Infallible {
+        let mut said = false;
+        loop {
+            let socket = self.accept().await;
+            self.waiting().replace(socket);
+            tokio::time::sleep(GRACE).await;
+            self.waiting().take();
+            if !said {
+                tracing::warn!(port = self.name, "refused a front end: {why}");
+                said = true;
+            }
+        }
     }
 }
 

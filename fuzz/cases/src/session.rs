@@ -62,12 +62,8 @@ const RING_SIZE: u16 = 16;
 /// Descriptors that are written, some of which are outside of the ring.
 const DESCRIBED: usize = 20;
 
-const OFFER: Offer = Offer {
-    features: FEATURES.union(Features::RING_PACKED).union(Features::IN_ORDER),
-    protocol: Offer::PROTOCOL,
-    queue_pairs: 1,
-    max_mtu: 9000,
-};
+const OFFER: Offer =
+    Offer { features: FEATURES, protocol: Offer::PROTOCOL, queue_pairs: 1, max_mtu: 9000 };
 
 /// One virtual machine monitor's whole conversation, several times if need be.
 pub fn session(data: &[u8]) -> Reached {
