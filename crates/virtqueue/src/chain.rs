@@ -1,4 +1,7 @@
 //! Chains: what a device takes from a ring, whatever the ring's format.
+//!
+//! What is done for each chain is always inlined, all the way from the caller to the last descriptor:
+//! returning a chain, or a refusal, through memory takes as long as reading a descriptor.
 
 use std::fmt;
 

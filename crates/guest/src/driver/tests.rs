@@ -68,7 +68,7 @@ impl Device {
         let mut translator = self.memory.translator();
         let chain = self.receive.take_writable(&mut translator, u32::MAX, &mut slices).unwrap();
         let chain = chain.expect("the guest has posted a buffer");
-        assert_eq!(chain.bytes, RECEIVE_BUFFER);
+        assert_eq!(chain.bytes(), RECEIVE_BUFFER);
         assert_eq!(WriteCursor::new(&slices).write(bytes.into()), bytes.len());
         self.receive.give_back(chain, written as u32);
     }

@@ -6,6 +6,7 @@ mod backpressure;
 mod blocking;
 mod delivery;
 mod double_fetch;
+mod formats;
 mod guest;
 mod hostile;
 mod offload;

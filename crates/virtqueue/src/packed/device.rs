@@ -117,7 +117,8 @@ impl<M: RingMemory> DeviceQueue<M> {
         let size = self.size();
         if self.outstanding() + self.known < size {
             let place = self.next_available.advance(self.known, size);
-            let word = self.second_word(place.slot(), Ordering::Acquire);
+            // Nothing else is read by it: taking looks again.
+            let word = self.second_word(place.slot(), Ordering::Relaxed);
             self.known += u16::from(place.is_available(word));
         }
     }
@@ -222,7 +223,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     }
 
     /// Walks the next available chain, whose head's second word was read.
-    #[inline]
+    #[inline(always)]
     fn walk_available<'m>(
         &self,
         head: u64,

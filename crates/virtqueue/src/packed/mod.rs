@@ -55,6 +55,8 @@ mod device;
 mod driver;
 mod format;
 mod layout;
+#[cfg(test)]
+mod tests;
 
 pub use device::DeviceQueue;
 pub use driver::DriverQueue;

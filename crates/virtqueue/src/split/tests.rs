@@ -1,6 +1,7 @@
 mod arbitrary;
 mod hostile_device;
 mod hostile_driver;
+mod in_order;
 mod layout;
 mod notification;
 mod ring;

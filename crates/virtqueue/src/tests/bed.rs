@@ -57,10 +57,6 @@ impl Bed {
         Self { memory, format, size, areas, tables, buffers }
     }
 
-    pub fn is_packed(&self) -> bool {
-        self.format.contains(PACKED)
-    }
-
     pub fn layout(&self) -> Layout {
         let [one, two, three] = self.areas;
         Layout::new(&self.memory, self.format, self.size.into(), one, two, three).unwrap()

@@ -19,9 +19,14 @@ use wire::virtio::Features;
 use crate::fields::{Fields, RingMemory};
 use crate::{Buffer, Form, Piece, packed, split};
 
-/// Preemptions in one run. Two are enough for either side to be overtaken between a store and a load,
-/// and back.
-const PREEMPTIONS: usize = 2;
+/// Preemptions in one run: enough for either side to be overtaken between a store and a load, and
+/// back, and then once more.
+const PREEMPTIONS: usize = 3;
+/// The same where each side does twice as much, which would take twenty times as long.
+const PREEMPTIONS_TO_AND_FRO: usize = 2;
+
+/// Chains in one run.
+const CHAINS: u32 = 2;
 
 /// Nothing is wrong with this side.
 const SOUND: u8 = 0;
@@ -95,6 +100,25 @@ impl Event {
     }
 }
 
+/// What is in the buffers, by chain: bytes that are neither atomic nor ordered by themselves.
+#[derive(Clone, Default)]
+struct Contents(Arc<[AtomicU32; CHAINS as usize]>);
+
+impl Contents {
+    fn set(&self, number: u32, value: u32) {
+        self.0[number as usize].store(value, Ordering::Relaxed);
+    }
+
+    #[track_caller]
+    fn check(&self, number: u32, value: u32) {
+        assert_eq!(self.0[number as usize].load(Ordering::Relaxed), value);
+    }
+}
+
+/// What the driver puts into a buffer, and the device instead.
+const QUESTION: u32 = 1;
+const ANSWER: u32 = 2;
+
 /// The buffer of chain `number`: each is another one.
 fn buffer(number: u32) -> Buffer {
     Buffer { address: GuestAddress((0x100 + number).into()), len: 10 + number, writable: false }
@@ -102,7 +126,7 @@ fn buffer(number: u32) -> Buffer {
 
 /// Takes no bytes, for there is no memory, but checks that the chain is the one that was published.
 macro_rules! take {
-    ($device:ident, $number:expr) => {{
+    ($device:ident, $contents:ident, $number:expr) => {{
         let memory = GuestMemory::empty();
         let mut translator = memory.translator();
         let taken = $device.take_readable(&mut translator, 0, &mut Vec::new()).unwrap();
@@ -112,6 +136,7 @@ macro_rules! take {
             let Buffer { address, len, .. } = buffer($number);
             assert_eq!(pieces, [Piece { address, len }]);
             assert_eq!(chain.bytes(), len.into());
+            $contents.check($number, QUESTION);
         })
     }};
 }
@@ -126,22 +151,26 @@ macro_rules! tests {
             type Pair<const DRIVER: u8, const DEVICE: u8> =
                 (DriverQueue<Modelled<DRIVER>>, DeviceQueue<Modelled<DEVICE>>);
 
-            const CHAINS: u32 = 2;
-
-            fn add<const DRIVER: u8>(driver: &mut DriverQueue<Modelled<DRIVER>>, number: u32) {
+            fn add<const DRIVER: u8>(
+                driver: &mut DriverQueue<Modelled<DRIVER>>,
+                contents: &Contents,
+                number: u32,
+            ) {
+                contents.set(number, QUESTION);
                 driver.add(&[buffer(number)], Form::Direct, number).unwrap();
             }
 
-            /// The device sleeps until it has had all chains.
-            fn kicked<const DRIVER: u8, const DEVICE: u8>(features: Features) {
+            /// The device sleeps until it has had all chains, which are published one by one or at
+            /// once.
+            fn kicked<const DRIVER: u8, const DEVICE: u8>(features: Features, at_once: bool) {
                 let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(2, features);
-                let kick = Arc::new(Event::default());
+                let (kick, contents) = (Arc::new(Event::default()), Contents::default());
                 let sleeper = thread::spawn({
-                    let kick = kick.clone();
+                    let (kick, contents) = (kick.clone(), contents.clone());
                     move || {
                         let mut number = 0;
                         while number < CHAINS {
-                            if take!(device, number).is_some() {
+                            if take!(device, contents, number).is_some() {
                                 number += 1;
                             } else if !device.enable_kicks().unwrap() {
                                 kick.wait();
@@ -151,29 +180,30 @@ macro_rules! tests {
                     }
                 });
                 for number in 0..CHAINS {
-                    add(&mut driver, number);
-                    if driver.publish() {
+                    add(&mut driver, &contents, number);
+                    if (!at_once || number + 1 == CHAINS) && driver.publish() {
                         kick.signal();
                     }
                 }
                 sleeper.join().unwrap();
             }
 
-            /// The driver sleeps until it has all chains back.
-            fn called<const DRIVER: u8, const DEVICE: u8>(features: Features) {
+            /// The driver sleeps until it has all chains back, likewise.
+            fn called<const DRIVER: u8, const DEVICE: u8>(features: Features, at_once: bool) {
                 let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(2, features);
-                let call = Arc::new(Event::default());
+                let (call, contents) = (Arc::new(Event::default()), Contents::default());
                 driver.disable_calls();
-                (0..CHAINS).for_each(|number| add(&mut driver, number));
+                (0..CHAINS).for_each(|number| add(&mut driver, &contents, number));
                 let _ = driver.publish();
                 let sleeper = thread::spawn({
-                    let call = call.clone();
+                    let (call, contents) = (call.clone(), contents.clone());
                     move || {
                         let mut number = 0;
                         while number < CHAINS {
                             if let Some(used) = driver.reap().unwrap() {
                                 assert_eq!(used.token, number);
                                 assert_eq!(used.written, 100 + number);
+                                contents.check(number, ANSWER);
                                 number += 1;
                             } else if !driver.enable_calls() {
                                 call.wait();
@@ -183,9 +213,10 @@ macro_rules! tests {
                     }
                 });
                 for number in 0..CHAINS {
-                    let chain = take!(device, number).expect("all were published");
+                    let chain = take!(device, contents, number).expect("all were published");
+                    contents.set(number, ANSWER);
                     device.give_back(chain, 100 + number);
-                    if device.publish() {
+                    if (!at_once || number + 1 == CHAINS) && device.publish() {
                         call.signal();
                     }
                 }
@@ -196,14 +227,16 @@ macro_rules! tests {
             fn to_and_fro<const DRIVER: u8, const DEVICE: u8>(features: Features) {
                 let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(1, features);
                 let events = Arc::new([Event::default(), Event::default()]);
+                let contents = Contents::default();
                 driver.disable_calls();
                 let other = thread::spawn({
-                    let events = events.clone();
+                    let (events, contents) = (events.clone(), contents.clone());
                     move || {
                         let [kick, call] = &*events;
                         let mut number = 0;
                         while number < CHAINS {
-                            if let Some(chain) = take!(device, number) {
+                            if let Some(chain) = take!(device, contents, number) {
+                                contents.set(number, ANSWER);
                                 device.give_back(chain, 100 + number);
                                 if device.publish() {
                                     call.signal();
@@ -218,7 +251,7 @@ macro_rules! tests {
                 });
                 let [kick, call] = &*events;
                 for number in 0..CHAINS {
-                    add(&mut driver, number);
+                    add(&mut driver, &contents, number);
                     if driver.publish() {
                         kick.signal();
                     }
@@ -232,59 +265,75 @@ macro_rules! tests {
                         }
                     };
                     assert_eq!((used.token, used.written), (number, 100 + number));
+                    contents.check(number, ANSWER);
                 }
                 other.join().unwrap();
             }
 
-            fn each_way(test: impl Fn(Features)) {
+            fn each_way(test: impl Fn(Features, bool)) {
                 for features in [Features::NONE, Features::EVENT_IDX] {
-                    test(features);
+                    for at_once in [false, true] {
+                        test(features, at_once);
+                    }
                 }
             }
 
             #[test]
             fn no_kick_is_lost() {
-                each_way(|features| explore(move || kicked::<SOUND, SOUND>(features)));
+                each_way(|features, at_once| {
+                    explore(PREEMPTIONS, move || kicked::<SOUND, SOUND>(features, at_once));
+                });
             }
 
             #[test]
             fn no_call_is_lost() {
-                each_way(|features| explore(move || called::<SOUND, SOUND>(features)));
+                each_way(|features, at_once| {
+                    explore(PREEMPTIONS, move || called::<SOUND, SOUND>(features, at_once));
+                });
             }
 
             #[test]
             fn nothing_is_lost_to_and_fro() {
-                each_way(|features| explore(move || to_and_fro::<SOUND, SOUND>(features)));
+                for features in [Features::NONE, Features::EVENT_IDX] {
+                    explore(PREEMPTIONS_TO_AND_FRO, move || to_and_fro::<SOUND, SOUND>(features));
+                }
             }
 
             #[test]
             fn a_missing_fence_is_found() {
-                each_way(|features| {
+                // One by one: a device calls unconditionally when it first publishes.
+                for features in [Features::NONE, Features::EVENT_IDX] {
                     fails("the driver's, to kick", move || {
-                        kicked::<NO_FENCE, SOUND>(features);
+                        kicked::<NO_FENCE, SOUND>(features, false);
                     });
                     fails("the device's, to be kicked", move || {
-                        kicked::<SOUND, NO_FENCE>(features);
+                        kicked::<SOUND, NO_FENCE>(features, false);
                     });
                     fails("the driver's, to be called", move || {
-                        called::<NO_FENCE, SOUND>(features);
+                        called::<NO_FENCE, SOUND>(features, false);
                     });
                     fails("the device's, to call", move || {
-                        called::<SOUND, NO_FENCE>(features);
+                        called::<SOUND, NO_FENCE>(features, false);
                     });
-                });
+                }
             }
 
             #[test]
             fn a_missing_order_is_found() {
-                each_way(|features| {
+                for features in [Features::NONE, Features::EVENT_IDX] {
                     fails("the driver's, to publish", move || {
-                        kicked::<RELAXED, SOUND>(features);
+                        kicked::<RELAXED, SOUND>(features, true);
                     });
                     fails("the device's, to take", move || {
-                        kicked::<SOUND, RELAXED>(features);
+                        kicked::<SOUND, RELAXED>(features, true);
                     });
-                });
+                    fails("the device's, to publish", move || {
+                        called::<SOUND, RELAXED>(features, true);
+                    });
+                    fails("the driver's, to reap", move || {
+                        called::<RELAXED, SOUND>(features, true);
+                    });
+                }
             }
         }
     };
@@ -339,13 +388,13 @@ fn packed_pair<const DRIVER: u8, const DEVICE: u8>(
     (driver, packed::DeviceQueue::new(layout!(), features, packed::FIRST_POSITION))
 }
 
-fn explore(test: impl Fn() + Send + Sync + 'static) {
+fn explore(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
     let mut builder = Builder::new();
-    builder.preemption_bound = Some(PREEMPTIONS);
+    builder.preemption_bound = Some(preemptions);
     builder.check(test);
 }
 
 fn fails(what: &str, test: impl Fn() + Send + Sync + 'static) {
-    let outcome = catch_unwind(AssertUnwindSafe(|| explore(test)));
+    let outcome = catch_unwind(AssertUnwindSafe(|| explore(PREEMPTIONS, test)));
     assert!(outcome.is_err(), "without this, nothing was lost: {what}");
 }

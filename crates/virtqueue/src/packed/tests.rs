@@ -1,0 +1,8 @@
+mod arbitrary;
+mod format;
+mod hostile_device;
+mod hostile_driver;
+mod in_order;
+mod layout;
+mod notification;
+mod ring;

@@ -1,0 +1,332 @@
+//! Arbitrary bytes in all of a ring's memory: no panic, bounded work, and never more descriptors
+//! outstanding than the ring has.
+//!
+//! Bytes that are quite arbitrary are refused at once, so most words are drawn from what is nearly
+//! right: flags that exist, addresses near the memory, marks of this round.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::mem::{Discriminant, discriminant};
+
+use memory::{GuestAddress, GuestMemory};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+use wire::virtio::Features;
+
+use crate::driver::write_words;
+use crate::packed::{Descriptor, DeviceQueue, DriverQueue, Layout, Position};
+use crate::tests::bed::{fill, map};
+use crate::{Buffer, Chain, Form, IndirectTables, Violation};
+
+const START: u64 = 0x1000;
+/// Bytes of memory: ring areas, tables and buffers lie over each other as they like.
+const BYTES: u64 = 1024;
+
+#[derive(Clone, Debug)]
+struct Setting {
+    size: u16,
+    /// Offsets of the three areas, in units of 16 bytes.
+    areas: [u16; 3],
+    features: u8,
+    base: u16,
+    /// Sixteen bytes each, all over the memory.
+    contents: Vec<u64>,
+}
+
+impl Setting {
+    fn features(&self) -> Features {
+        let choose = |bit: u8, feature| match self.features & bit {
+            0 => Features::NONE,
+            _ => feature,
+        };
+        choose(1, Features::INDIRECT_DESC) | choose(2, Features::EVENT_IDX)
+    }
+
+    fn base(&self) -> Position {
+        Position::FIRST.advance(self.base % self.size, self.size)
+    }
+
+    /// The memory in two regions, with a border at an odd place, and the ring in the first one.
+    fn place(&self) -> (GuestMemory, Layout) {
+        let border = START + 700 + 3;
+        let memory = map(&[(START, border), (border, START + BYTES)]);
+        let at = |area: u16| GuestAddress(START + 16 * u64::from(area));
+        let [ring, driver, device] = self.areas.map(at);
+        let layout = Layout::new(&memory, self.size.into(), ring, driver, device).unwrap();
+        for (at, random) in (START..).step_by(16).zip(&self.contents) {
+            write(&memory, at, nearly_right(*random));
+        }
+        (memory, layout)
+    }
+}
+
+fn write(memory: &GuestMemory, at: u64, descriptor: Descriptor) {
+    let mut slices = Vec::new();
+    let mut translator = memory.translator();
+    translator.write(GuestAddress(at), 16, &mut slices).unwrap();
+    let bytes = descriptor.to_words().map(u64::to_le_bytes);
+    fill(&slices, bytes.as_flattened());
+}
+
+/// A descriptor that may well pass, made of the bits of a number.
+fn nearly_right(random: u64) -> Descriptor {
+    let (choice, random) = (random % 256, random / 256);
+    let address = match choice {
+        0..160 => START + random % BYTES,
+        160..220 => START + random % (BYTES / 16) * 16,
+        220..230 => START - 20 + random % 40,
+        230..240 => START + BYTES - 20 + random % 40,
+        240..250 => u64::MAX - random % 40,
+        _ => random << 8,
+    };
+    let random = random >> 14;
+    let length = match choice % 16 {
+        0..10 => random % 50,
+        10..15 => random % 10 * 16,
+        _ => random,
+    };
+    let random = random >> 10;
+    let flags = match choice % 11 {
+        0..4 => random % 2,
+        4..8 => random % 8,
+        // AVAIL and USED, too.
+        8..10 => (random % 4) | ((random & 4) << 5) | ((random & 8) << 12),
+        _ => random,
+    };
+    let id = random >> 8;
+    Descriptor { address, length: length as u32, id: id as u16, flags: flags as u16 }
+}
+
+fn setting() -> impl Strategy<Value = Setting> {
+    // Wherever they begin, they end before the border.
+    let area = || 0u16..27;
+    let contents = proptest::collection::vec(any::<u64>(), (BYTES / 16) as usize);
+    (1u16..=16, [area(), area(), area()], any::<u8>(), any::<u16>(), contents).prop_map(
+        |(size, areas, features, base, contents)| Setting { size, areas, features, base, contents },
+    )
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Marks this many of the next descriptors as available, and leaves them else as they are.
+    Offer(u16),
+    /// Writes sixteen bytes, somewhere.
+    Scribble(u16, u64),
+    TakeReadable(u32),
+    TakeWritable(u32),
+    Pieces(usize),
+    GiveBack(usize, u32),
+    Untake(u16),
+    Publish,
+    EnableKicks,
+    DisableKicks,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let limit = || prop_oneof![4 => Just(4096), 1 => 0u32..50, 1 => any::<u32>()];
+    prop_oneof![
+        6 => (0u16..5).prop_map(Step::Offer),
+        2 => (0..(BYTES / 16) as u16, any::<u64>())
+            .prop_map(|(at, random)| Step::Scribble(at, random)),
+        6 => limit().prop_map(Step::TakeReadable),
+        3 => limit().prop_map(Step::TakeWritable),
+        1 => any::<usize>().prop_map(Step::Pieces),
+        4 => (any::<usize>(), any::<u32>()).prop_map(|(at, written)| Step::GiveBack(at, written)),
+        1 => (0u16..4).prop_map(Step::Untake),
+        3 => Just(Step::Publish),
+        1 => Just(Step::EnableKicks),
+        1 => Just(Step::DisableKicks),
+    ]
+}
+
+fn config(cases: u32) -> Config {
+    Config {
+        cases,
+        rng_seed: RngSeed::Fixed(1),
+        failure_persistence: None,
+        max_shrink_iters: 2000,
+        ..Config::default()
+    }
+}
+
+/// Checks what a chain was translated to: no more pieces than a chain of this ring can have (each
+/// buffer in both regions), no more bytes than asked for.
+fn check(size: u16, limit: u32, lens: &[usize], taken: Result<Option<Chain>, Violation>) {
+    assert!(lens.len() <= 2 * usize::from(size), "{} pieces", lens.len());
+    let bytes: usize = lens.iter().sum();
+    assert!(bytes as u64 <= limit.into());
+    if let Ok(Some(chain)) = taken {
+        assert!((1..=size).contains(&chain.descriptors()));
+        assert_eq!(bytes as u64, chain.bytes().min(limit.into()));
+    }
+}
+
+/// What the device found.
+#[derive(Default)]
+struct Findings {
+    chains: usize,
+    kinds: HashSet<Discriminant<Violation>>,
+}
+
+fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
+    let (memory, layout) = setting.place();
+    let size = setting.size;
+    let start =
+        |place: Position| DeviceQueue::new(layout.clone(), setting.features(), place.bits().into());
+    let mut device = start(setting.base());
+    let mut held: Vec<Chain> = Vec::new();
+    // How many of the last taken are all still held.
+    let mut untakeable = 0;
+    for step in steps {
+        let mut taken = Ok(None);
+        match *step {
+            Step::Offer(count) => {
+                let next = Position::from_bits(device.position() as u16);
+                for ahead in 0..count.min(size) {
+                    let place = next.advance(ahead, size);
+                    let mut slices = Vec::new();
+                    let at = START + 16 * u64::from(setting.areas[0] + place.slot());
+                    memory.translator().read(GuestAddress(at), 16, &mut slices).unwrap();
+                    let bytes = crate::tests::bed::gather(&slices);
+                    let (words, _) = bytes.as_chunks();
+                    let descriptor =
+                        Descriptor::from_words([words[0], words[1]].map(u64::from_le_bytes));
+                    let marks = Descriptor::AVAIL | Descriptor::USED;
+                    let flags = descriptor.flags & !marks | place.available();
+                    let words = Descriptor { flags, ..descriptor }.to_words();
+                    write_words(&layout.descriptors, place.slot().into(), words);
+                }
+            }
+            Step::Scribble(at, random) => {
+                write(&memory, START + 16 * u64::from(at), nearly_right(random));
+            }
+            Step::TakeReadable(limit) => {
+                let mut slices = Vec::new();
+                let mut translator = memory.translator();
+                taken = device.take_readable(&mut translator, limit, &mut slices);
+                let lens: Vec<_> = slices.iter().map(|slice| slice.len()).collect();
+                check(size, limit, &lens, taken);
+            }
+            Step::TakeWritable(limit) => {
+                let mut slices = Vec::new();
+                let mut translator = memory.translator();
+                taken = device.take_writable(&mut translator, limit, &mut slices);
+                let lens: Vec<_> = slices.iter().map(|slice| slice.len()).collect();
+                check(size, limit, &lens, taken);
+                // Over the ring itself, perhaps.
+                fill(&slices, &vec![0x01; lens.iter().sum::<usize>().min(8)]);
+            }
+            Step::Pieces(at) => {
+                if !held.is_empty() {
+                    let (chain, mut pieces) = (held[at % held.len()], Vec::new());
+                    let _ = device.pieces(chain, &mut memory.translator(), &mut pieces);
+                    assert!(pieces.len() <= size.into(), "{} pieces", pieces.len());
+                }
+            }
+            Step::GiveBack(at, written) => {
+                if !held.is_empty() {
+                    let at = at % held.len();
+                    untakeable = untakeable.min(held.len() - 1 - at);
+                    device.give_back(held.remove(at), written);
+                }
+            }
+            Step::Untake(count) => {
+                let count = untakeable.min(count.into());
+                untakeable -= count;
+                device.untake(&held.split_off(held.len() - count));
+            }
+            Step::Publish => _ = device.publish(),
+            Step::EnableKicks => _ = device.enable_kicks(),
+            Step::DisableKicks => device.disable_kicks(),
+        }
+        match taken {
+            Ok(None) => {}
+            Ok(Some(chain)) => {
+                held.push(chain);
+                untakeable += 1;
+                findings.chains += 1;
+            }
+            Err(violation) => {
+                findings.kinds.insert(discriminant(&violation));
+                // Only a restart mends it: behind what was wrong.
+                let place = Position::from_bits(device.position() as u16);
+                device = start(place.advance(1, size));
+                held.clear();
+                untakeable = 0;
+            }
+        }
+        assert!(device.outstanding() <= size);
+        assert_eq!(device.outstanding() == 0, held.is_empty());
+        assert!(device.available().unwrap() + device.outstanding() <= size);
+    }
+}
+
+#[test]
+fn device_survives_any_memory() {
+    let findings = RefCell::default();
+    let steps = proptest::collection::vec(step(), 1..60);
+    TestRunner::new(config(1000))
+        .run(&(setting(), steps), |(setting, steps)| {
+            device_runs(&setting, &steps, &mut findings.borrow_mut());
+            Ok(())
+        })
+        .unwrap();
+    // Otherwise the test would test little more than the first check.
+    let Findings { chains, kinds } = findings.into_inner();
+    assert!(chains > 500, "only {chains} chains were taken");
+    assert_eq!(kinds.len(), 9, "every violation of a driver");
+}
+
+/// Offers chains, and reaps whatever the ring claims; says how many it reaped.
+fn driver_runs(setting: &Setting, steps: &[(u16, u64)]) -> usize {
+    let (memory, layout) = setting.place();
+    let size = setting.size;
+    let tables = IndirectTables::new(&memory, GuestAddress(START), size, 4).ok();
+    let in_order = if setting.features & 4 == 0 { Features::NONE } else { Features::IN_ORDER };
+    let mut driver = DriverQueue::new(layout.clone(), setting.features() | in_order, tables);
+    let buffer = Buffer { address: GuestAddress(START), len: 1, writable: true };
+    let mut reaped = 0;
+    let mut next_used = Position::FIRST;
+    for (token, (choice, random)) in (0..).zip(steps) {
+        let form = if choice % 3 == 0 { Form::Direct } else { Form::Indirect(0) };
+        let chain = vec![buffer; usize::from(choice % 5)];
+        let _ = driver.add(&chain, form, token);
+        let _ = driver.publish();
+        write(&memory, START + 16 * u64::from(choice % 64), nearly_right(*random));
+        // A used descriptor, near to where one is awaited.
+        let place = next_used.advance((choice >> 6) % 2 % size, size);
+        let id = (random % (u64::from(size) + 1)) as u16;
+        let used = Descriptor { address: 0, length: *random as u32, id, flags: place.used() };
+        write_words(&layout.descriptors, place.slot().into(), used.to_words());
+        // As many as there can be, and one more.
+        for _ in 0..=size {
+            let free = driver.free();
+            match driver.reap() {
+                Ok(Some(used)) => {
+                    assert!(used.token <= token);
+                    next_used = next_used.advance((driver.free() - free) as u16, size);
+                    reaped += 1;
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let _ = driver.enable_calls();
+        driver.disable_calls();
+        assert!(driver.outstanding() <= size);
+        assert!(driver.free() + usize::from(driver.outstanding()) <= usize::from(size));
+    }
+    reaped
+}
+
+#[test]
+fn driver_survives_any_memory() {
+    let reaped = Cell::new(0);
+    let steps = proptest::collection::vec((any::<u16>(), any::<u64>()), 1..40);
+    TestRunner::new(config(1000))
+        .run(&(setting(), steps), |(setting, steps)| {
+            reaped.set(reaped.get() + driver_runs(&setting, &steps));
+            Ok(())
+        })
+        .unwrap();
+    assert!(reaped.get() > 100, "only {} were reaped", reaped.get());
+}
