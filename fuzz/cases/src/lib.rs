@@ -11,7 +11,7 @@
 //! | [`device`] | a ring's format and memory, and the device's operations on it | driver |
 //! | [`driver`] | a ring's format and memory, and the driver's operations on it | device |
 //! | [`frame`] | features, frames with headers, receive buffers | neither: all rules of rings are kept |
-//! | [`memory`] | region tables, and accesses through them | front end |
+//! | [`memory`](fn@memory) | region tables, and accesses through them | front end |
 //! | [`formats`] | what the parsers read | everybody |
 //! | [`canary`] | a word that must be found | nobody |
 //!

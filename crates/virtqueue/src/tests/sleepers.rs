@@ -1,4 +1,5 @@
-//! Two threads, one of which sleeps whenever its ring looks empty.
+//! Two threads, one of which sleeps whenever its ring looks empty: on this machine's processors and
+//! in guest memory, what `interleavings` does in every order that the language allows.
 //!
 //! This is where a missing fence shows: publisher and sleeper each store a word and then look at
 //! the other's, and without a fence between store and load both can miss. The sleeper then never
