@@ -1,19 +1,19 @@
 //! What the fuzzers run.
 //!
 //! Each case is a function from bytes to what they reached. It builds the part of the switch that
-//! it is about, reads the bytes as a program against it (see [`Input`](input::Input)), and panics
+//! it is about, reads the bytes as a program against it (see `Input`), and panics
 //! when an invariant is broken; the fuzzer searches for bytes that make it. The same functions run
 //! over every stored input in the ordinary tests.
 //!
 //! | case | the bytes are | who is hostile |
 //! | --- | --- | --- |
-//! | [`session`] | vhost-user messages with descriptors, and writes to the shared memory | front end, guest |
-//! | [`device`] | a ring's format and memory, and the device's operations on it | driver |
-//! | [`driver`] | a ring's format and memory, and the driver's operations on it | device |
-//! | [`frame`] | features, frames with headers, receive buffers | neither: all rules of rings are kept |
-//! | [`memory`](fn@memory) | region tables, and accesses through them | front end |
-//! | [`formats`] | what the parsers read | everybody |
-//! | [`canary`] | a word that must be found | nobody |
+//! | `session` | vhost-user messages with descriptors, and writes to the shared memory | front end, guest |
+//! | `device` | a ring's format and memory, and the device's operations on it | driver |
+//! | `driver` | a ring's format and memory, and the driver's operations on it | device |
+//! | `frame` | features, frames with headers, receive buffers | neither: all rules of rings are kept |
+//! | `memory` | region tables, and accesses through them | front end |
+//! | `formats` | what the parsers read | everybody |
+//! | `canary` | a word that must be found | nobody |
 //!
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
 //! stale without a word when the code that reads them changes.
