@@ -8,8 +8,8 @@
 //!
 //! *Out of the guest.* `pull` takes chains from the transmit ring (ring 1) and notes each in
 //! `taken`, in ring order, whether it made a frame or not. `reclaim` gives back the ones that are
-//! done. A frame whose receiver is full stays in `taken` and is read again, from its descriptors on,
-//! in the next breath: nothing that was decided about it is remembered.
+//! done. Of a frame whose receiver is full, `taken` remembers where its buffers are: in the next
+//! breath it is made anew of what is in them then, and nothing that was decided about it is kept.
 //!
 //! *Into the guest.* `push` gathers writable chains from the receive ring (ring 0) until the header
 //! and the frame fit, copies, and notes the used entries. All of them become visible together, in
