@@ -9,6 +9,8 @@
 
 pub mod table;
 
+use std::sync::Arc;
+
 use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
 use wire::ethernet::Ethernet;
 
@@ -19,9 +21,9 @@ pub const AGEING_SECONDS: u32 = 300;
 
 const NANOSECONDS: u64 = 1_000_000_000;
 
-/// The bridge.
+/// The bridge, or its part on one of several workers.
 pub struct Bridge {
-    table: Table,
+    table: Arc<Table>,
     /// What goes out by each port.
     outputs: Vec<Selection>,
     counters: Counters,
@@ -32,19 +34,24 @@ impl Bridge {
     /// guess.
     pub fn new(ports: PortNumber, key: [u64; 2]) -> Self {
         Self {
-            table: Table::new(key),
+            table: Arc::new(Table::new(key)),
             outputs: vec![Selection::default(); ports.into()],
             counters: Counters::default(),
         }
     }
 
-    /// Forgets what was learned on a port whose link went down: its stations may turn up elsewhere.
-    pub fn link_down(&mut self, port: PortNumber) {
-        self.table.forget_port(port);
+    /// A part of this bridge for another worker: what one learns, all know.
+    pub fn part(&self) -> Self {
+        Self {
+            table: self.table.clone(),
+            outputs: vec![Selection::default(); self.outputs.len()],
+            counters: Counters::default(),
+        }
     }
 
-    /// The addresses that are known.
-    pub fn table(&self) -> &Table {
+    /// The addresses that are known, to all parts and to whoever keeps this: any thread may have
+    /// them forgotten, when a port's link goes down and its stations may turn up elsewhere.
+    pub fn table(&self) -> &Arc<Table> {
         &self.table
     }
 

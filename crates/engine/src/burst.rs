@@ -173,7 +173,7 @@ impl<'b> Burst<'b> {
         self.len == self.records.len() || self.segments.len() >= ENOUGH_SEGMENTS
     }
 
-    /// The time of this breath, in nanoseconds since the worker's start.
+    /// The time of this breath, in nanoseconds since the workers' epoch.
     pub fn now(&self) -> u64 {
         self.now
     }

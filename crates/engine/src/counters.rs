@@ -1,7 +1,7 @@
 //! What an app counts. Counters are plain numbers, private to the worker while it breathes; control
 //! gets a copy between breaths, so that counting costs an addition and nothing else.
 
-use std::ops::{Index, IndexMut};
+use std::ops::{AddAssign, Index, IndexMut};
 
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
@@ -99,6 +99,19 @@ impl Counters {
     pub fn drops(&self) -> impl Iterator<Item = (DropReason, u64)> {
         let all = DropReason::ALL.iter().map(|reason| (*reason, self[*reason]));
         all.filter(|(_, count)| *count > 0)
+    }
+}
+
+/// What the parts of an app counted, together.
+impl AddAssign<&Self> for Counters {
+    fn add_assign(&mut self, other: &Self) {
+        for (sum, part) in [(&mut self.received, other.received), (&mut self.sent, other.sent)] {
+            sum.frames += part.frames;
+            sum.bytes += part.bytes;
+        }
+        for (reason, count) in other.drops() {
+            self[reason] += count;
+        }
     }
 }
 

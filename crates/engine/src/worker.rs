@@ -46,11 +46,19 @@ pub struct Settings {
     pub idle_spin: Duration,
     /// The processors to run on; any, when empty.
     pub cpus: Vec<usize>,
+    /// Since when the time of a breath counts. Workers whose apps share something have to have the
+    /// same.
+    pub epoch: Instant,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mode: Mode::default(), idle_spin: Duration::from_micros(50), cpus: Vec::new() }
+        Self {
+            mode: Mode::default(),
+            idle_spin: Duration::from_micros(50),
+            cpus: Vec::new(),
+            epoch: Instant::now(),
+        }
     }
 }
 
@@ -79,7 +87,6 @@ pub struct Worker {
     settings: Settings,
     events: Events,
     commands: Receiver<Command>,
-    started: Instant,
     load: Load,
     stopping: bool,
 }
@@ -143,7 +150,6 @@ impl Worker {
             settings,
             events,
             commands,
-            started: Instant::now(),
             load: Load::default(),
             stopping: false,
         };
@@ -225,9 +231,9 @@ impl Worker {
         }
     }
 
-    /// Nanoseconds since the start.
+    /// Nanoseconds since the epoch.
     fn now(&self) -> u64 {
-        self.started.elapsed().as_nanos() as u64
+        self.settings.epoch.elapsed().as_nanos() as u64
     }
 }
 

@@ -3,7 +3,6 @@
 mod backlog;
 mod frame;
 pub mod offload;
-mod taken;
 pub mod tap;
 pub mod vhost_user;
 

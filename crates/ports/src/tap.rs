@@ -10,6 +10,7 @@
 
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use engine::{
     App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcome, Outcomes, Outputs, Poller,
@@ -53,10 +54,11 @@ struct Filled {
     frame: Option<usize>,
 }
 
-/// The port.
+/// The port, or its part on one of several workers. One part reads; all write.
 pub struct TapPort {
-    tap: Tap,
-    /// [`FRAMES`] slots; out on lease while a burst borrows from it.
+    tap: Arc<Tap>,
+    /// [`FRAMES`] slots, or none in a part that does not read; out on lease while a burst borrows
+    /// from it.
     buffer: Box<[u8]>,
     /// The slots that hold a frame, in the order in which they were read.
     frames: Vec<Filled>,
@@ -77,10 +79,25 @@ impl TapPort {
     /// Attaches to the TAP interface `name`, or creates it.
     pub fn open(name: &str) -> Result<Self, TapError> {
         Ok(Self {
-            tap: Tap::open(name, NetHeader::SIZE)?,
             buffer: vec![0; FRAMES * SLOT].into_boxed_slice(),
             frames: Vec::with_capacity(FRAMES),
             free: (0..FRAMES).rev().collect(),
+            ..Self::writer(Arc::new(Tap::open(name, NetHeader::SIZE)?))
+        })
+    }
+
+    /// A part for another worker, which only writes: the kernel's frames come by one queue.
+    pub fn part(&self) -> Self {
+        Self::writer(self.tap.clone())
+    }
+
+    /// Without slots there is nothing to read into.
+    fn writer(tap: Arc<Tap>) -> Self {
+        Self {
+            tap,
+            buffer: Box::default(),
+            frames: Vec::new(),
+            free: Vec::new(),
             backlog: Backlog::default(),
             moved: false,
             next_read: 0,
@@ -88,7 +105,11 @@ impl TapPort {
             gone: false,
             slices: Vec::new(),
             counters: Counters::default(),
-        })
+        }
+    }
+
+    fn reads(&self) -> bool {
+        !self.free.is_empty() || !self.frames.is_empty()
     }
 
     /// Reads frames into free slots, until there is none of either. Returns how many.
@@ -96,7 +117,7 @@ impl TapPort {
         let before = self.frames.len();
         while let Some(slot) = self.free.pop() {
             let room = self.buffer.get_mut(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
-            match rustix::io::read(&self.tap, room) {
+            match rustix::io::read(&*self.tap, room) {
                 Ok(len) if len < NetHeader::SIZE + wire::ethernet::HEADER_SIZE => {
                     self.counters.drop(DropReason::TooShort);
                     self.free.push(slot);
@@ -219,7 +240,7 @@ impl App for TapPort {
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        poller.watch(&self.tap)
+        if self.reads() { poller.watch(&*self.tap) } else { Ok(()) }
     }
 
     fn counters(&self) -> &Counters {

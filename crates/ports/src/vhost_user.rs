@@ -2,18 +2,17 @@
 //!
 //! # How it works
 //!
-//! Control hands a whole [`Device`] over by [`VhostUserPort::swap`], between two breaths, and gets
-//! the old one back to unmap and close. A ring that is the same one as before keeps its position;
-//! any other starts at its base.
+//! A guest has one or more queue pairs: ring 2i is where it receives, ring 2i + 1 is where it
+//! transmits. A port has one part on each worker, and each pair has one worker that it belongs to,
+//! which exchanges its rings, and alone reads what is transmitted. Any worker delivers to any receive
+//! ring: those are shared by the parts, with a lock each.
 //!
-//! *Out of the guest.* `pull` takes chains from the transmit ring (ring 1) and notes each in
-//! `taken`, in ring order, whether it made a frame or not. `reclaim` gives back the ones that are
-//! done. Of a frame whose receiver is full, `taken` remembers where its buffers are: in the next
-//! breath it is made anew of what is in them then, and nothing that was decided about it is kept.
+//! Control hands a whole [`Device`] over by [`VhostUserPort::swap`], to all parts, each between two
+//! breaths of its worker, and gets the old one back to unmap and close. A ring that is the same one
+//! as before keeps its position; any other starts at its base.
 //!
-//! *Into the guest.* `push` gathers writable chains from the receive ring (ring 0) until the header
-//! and the frame fit, copies, and notes the used entries. All of them become visible together, in
-//! `publish`.
+//! *Out of the guest*: [`transmit`]. *Into the guest*: [`receive`]. Which pair a frame goes to is
+//! chosen by its flow: [`steering`].
 //!
 //! # Backpressure
 //!
@@ -30,34 +29,46 @@
 //!
 //! # A peer that breaks the rules
 //!
-//! The device is latched: its rings are not touched any more, whoever sends to it is told that the
-//! receiver is down, and `publish` reports the violation, once.
+//! The device is latched: no part touches its rings any more, whoever sends to it is told that the
+//! receiver is down, and the part that noticed reports the violation when it publishes, once.
 
-use std::os::fd::{AsFd, OwnedFd};
+mod fault;
+mod receive;
+mod ring;
+mod steering;
+mod taken;
+mod transmit;
+
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use engine::{
-    App, BURST, Burst, Counters, DropReason, Fault, Frame, Lease, Outcomes, Outputs, Poller,
-    Selection, Traffic,
+    App, BURST, Burst, Counters, DropReason, Fault, Lease, Outcomes, Outputs, Poller, Selection,
 };
-use memory::{GuestMemory, ReadSlice, Translator, WriteCursor, WriteSlice, recycle_writable};
-use thiserror::Error;
-use vhost_user::{Device, RingSetup};
-use virtqueue::{Chain, DeviceQueue, Violation};
-use wire::virtio::{Features, NetHeader, Offload};
+use memory::GuestMemory;
+use vhost_user::Device;
+use wire::virtio::{Features, Offload};
 
-use crate::backlog::Backlog;
+pub use fault::GuestFault;
+use receive::{Delivered, Receiver, Receivers, Scratch};
+pub use ring::Swapped;
+use ring::{Shape, setup};
+use steering::Steering;
+use transmit::Transmit;
+
 use crate::frame::MAX_FRAME;
-use crate::offload::{Delivery, Outgoing};
-use crate::taken::Taken;
+
+/// Queue pairs that a port serves at most: as many as there are ring numbers for in a message
+/// (vhost-user, "A vring index for a kick").
+pub const MAX_PAIRS: usize = 128;
+
+/// Workers that a switch may have at most.
+pub const MAX_WORKERS: usize = 64;
 
 /// How long a receiver may take nothing before it counts as gone, in nanoseconds. A guest whose
 /// processor is busy elsewhere for a scheduler's slice or two is not gone.
 pub const PATIENCE: u64 = 20_000_000;
-
-/// Bytes of frames after which a burst takes no more: one sender of large frames does not keep the
-/// others waiting for long.
-const BYTE_BUDGET: u64 = 512 * 1024;
 
 /// What a guest is offered. It depends on nothing that may change while the switch runs, or guests
 /// could neither migrate nor reconnect.
@@ -70,6 +81,7 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::ORDER_PLATFORM)
     .union(Features::MRG_RXBUF)
     .union(Features::MTU)
+    .union(Features::MQ)
     .union(Features::GUEST_ANNOUNCE)
     .union(Features::CSUM)
     .union(Features::HOST_TSO4)
@@ -80,312 +92,79 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::GUEST_TSO6)
     .union(Features::GUEST_ECN);
 
-/// Descriptors that a guest may make us read in one breath, on each of its rings, before its turn
-/// ends: so that one which cuts its buffers into crumbs costs the others no time. Guests that post
-/// buffers of a sane size never come near.
+/// Descriptors that a guest may make a worker read in one breath, to take frames and to deliver them,
+/// before its turn ends: so that one which cuts its buffers into crumbs costs the others no time.
+/// Guests that post buffers of a sane size never come near.
 const DESCRIPTOR_BUDGET: usize = 8 * 1024;
 
 /// Bytes of a frame around its payload: Ethernet, and up to two tags.
 const ETHERNET: usize = 14 + 2 * 4;
 
-/// The ring that we write: the guest receives.
-const RECEIVE: usize = 0;
-/// The ring that we read: the guest transmits.
-const TRANSMIT: usize = 1;
-
-/// What a guest did wrong.
-#[derive(Debug, Error)]
-pub enum GuestFault {
-    /// A virtqueue's rules were broken.
-    #[error("{ring} ring: {violation}")]
-    Ring {
-        /// `receive` or `transmit`.
-        ring: &'static str,
-        /// Which rule.
-        violation: Violation,
-    },
-    /// A receive buffer that cannot hold a header.
-    #[error(
-        "receive ring: a buffer of {bytes} bytes cannot hold the header (virtio 1.3, 5.1.6.3.1)"
-    )]
-    TinyBuffer {
-        /// Writable bytes in the chain.
-        bytes: u64,
-    },
-    /// The memory file shrank.
-    #[error("the guest's memory file was truncated while in use")]
-    MemoryGone,
-    /// A kick descriptor that cannot be waited for.
-    #[error("ring {ring}: the kick descriptor cannot be waited for: {error}")]
-    Kick {
-        /// Its number.
-        ring: usize,
-        /// What the kernel says.
-        error: std::io::Error,
-    },
+/// The ring of a pair that we write: the guest receives.
+fn receive_ring(pair: usize) -> usize {
+    2 * pair
 }
 
-impl GuestFault {
-    fn receive(violation: Violation) -> Self {
-        Self::Ring { ring: "receive", violation }
+/// The ring of a pair that we read: the guest transmits.
+fn transmit_ring(pair: usize) -> usize {
+    2 * pair + 1
+}
+
+/// The pairs that belong to one worker: `first`, and every so many further on.
+#[derive(Clone, Copy)]
+struct Share {
+    first: usize,
+    workers: usize,
+}
+
+impl Share {
+    /// In ascending order: each is at its place.
+    fn pairs(self) -> impl Iterator<Item = usize> {
+        (self.first..MAX_PAIRS).step_by(self.workers)
     }
 
-    fn transmit(violation: Violation) -> Self {
-        Self::Ring { ring: "transmit", violation }
+    /// The pair at a place.
+    fn pair(self, place: usize) -> usize {
+        self.first + place * self.workers
     }
 }
 
-/// A started ring.
-struct Ring {
-    queue: DeviceQueue,
-    setup: RingSetup,
+/// What the parts of a port have in common.
+struct Shared {
+    receivers: Receivers,
+    steering: Steering,
+    /// A fault happened: the rings are not to be touched until the guest is gone.
+    latched: AtomicBool,
+    /// A bit for each part that has a guest.
+    present: AtomicU64,
 }
 
-impl Ring {
-    /// Goes on from `previous`, when it is the same ring.
-    fn new(setup: &RingSetup, features: Features, previous: Option<Self>) -> Self {
-        let queue = match previous {
-            Some(mut ring) if ring.setup.start == setup.start => {
-                ring.queue.relocate(setup.layout.clone());
-                ring.queue
-            }
-            _ => DeviceQueue::new(setup.layout.clone(), features, setup.base),
-        };
-        Self { queue, setup: setup.clone() }
-    }
-
-    fn call(&self) {
-        if let Some(descriptor) = &self.setup.call {
-            // Whatever goes wrong with the descriptor is the guest's loss.
-            let _ = sys::notify::signal(descriptor.as_fd());
-        }
+impl Shared {
+    #[inline]
+    fn is_latched(&self) -> bool {
+        self.latched.load(Ordering::Acquire)
     }
 }
 
-/// A receiver that had no room.
-struct Full {
-    /// When that was found, if it has taken nothing since.
-    since: u64,
-    /// Chains that were available, too few for the frame at hand.
-    available: u16,
-}
-
+/// What a part knows of the guest.
 struct Active {
     memory: Arc<GuestMemory>,
     features: Features,
-    header_size: usize,
-    receive: Option<Ring>,
-    transmit: Option<Ring>,
+    /// The pairs whose receive rings are enabled, ascending.
+    enabled: Vec<u8>,
     poison_epoch: u64,
 }
 
-/// What a swap gives back to control.
-pub struct Swapped {
-    /// The device that was, to be dropped by control: its memory unmapped, its descriptors closed.
-    pub old: Option<Retired>,
-    /// Where each ring stands that was stopped by this swap, by its number.
-    pub positions: Vec<(usize, u32)>,
-}
-
-/// A device that the worker does not use any more.
-pub struct Retired {
-    _active: Active,
-}
-
-/// The port.
-pub struct VhostUserPort {
-    active: Option<Active>,
-    taken: Taken,
-    /// A held frame made way: something moved.
-    moved: bool,
-    backlog: Backlog,
-    /// Set while this receiver is full.
-    full: Option<Full>,
-    /// A fault to be reported.
-    fault: Option<GuestFault>,
-    /// A fault happened: the rings are not to be touched until the guest is gone.
-    latched: bool,
-    counters: Counters,
-    announcement: Option<Box<[u8]>>,
-    /// Descriptors of the receive ring that may still be read in this breath.
-    receive_budget: usize,
-    /// Bytes of the largest frame that need not be segmented.
-    frame_limit: usize,
-    chains: Vec<Chain>,
-    slices: Vec<WriteSlice<'static>>,
-    ends: Vec<End>,
-}
-
-impl Default for VhostUserPort {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl VhostUserPort {
-    /// A port without a guest.
-    pub fn new() -> Self {
+impl Active {
+    fn new(device: &Device) -> Self {
+        let is_enabled =
+            |pair: &usize| setup(device, receive_ring(*pair)).is_some_and(|ring| ring.enabled);
         Self {
-            active: None,
-            taken: Taken::new(),
-            moved: false,
-            backlog: Backlog::default(),
-            full: None,
-            fault: None,
-            latched: false,
-            counters: Counters::default(),
-            announcement: None,
-            receive_budget: DESCRIPTOR_BUDGET,
-            frame_limit: MAX_FRAME,
-            chains: Vec::new(),
-            slices: Vec::new(),
-            ends: Vec::new(),
-        }
-    }
-
-    /// Replaces the device. When this returns, nothing of the old one will be touched again.
-    ///
-    /// A new ring is scanned without waiting for a kick, and its driver called once: it may have
-    /// been told of neither by whoever served it before.
-    ///
-    /// After a fault the port stays down until it is given no device.
-    pub fn swap(&mut self, device: Option<&Device>, poller: &Poller) -> Swapped {
-        let mut old = self.active.take();
-        let setup = |number: usize| device?.rings.get(number)?.as_ref();
-        let transmit = old.as_ref().and_then(|old| old.transmit.as_ref());
-        if transmit
-            .is_none_or(|ring| setup(TRANSMIT).is_none_or(|next| next.start != ring.setup.start))
-        {
-            self.drain(old.as_mut());
-        }
-        let mut positions = Vec::new();
-        for (number, ring) in old.iter_mut().flat_map(Active::rings) {
-            if !self.latched && ring.queue.publish() {
-                ring.call();
-            }
-            let next = setup(number);
-            if next.is_none_or(|next| next.start != ring.setup.start) {
-                positions.push((number, ring.queue.position()));
-            }
-            if let Some(kick) = &ring.setup.kick
-                && next.is_none_or(|next| !same(&next.kick, &ring.setup.kick))
-            {
-                poller.unwatch(kick);
-            }
-        }
-        match device {
-            Some(device) => self.active = Some(self.adopt(device, old.as_mut(), poller)),
-            None => {
-                self.latched = false;
-                self.fault = None;
-            }
-        }
-        self.full = None;
-        Swapped { old: old.map(|active| Retired { _active: active }), positions }
-    }
-
-    /// Gives back all chains that were taken: a ring stops with nothing outstanding.
-    /// Frames that were held are dropped.
-    fn drain(&mut self, active: Option<&mut Active>) {
-        let ring = active.and_then(|active| active.transmit.as_mut()).filter(|_| !self.latched);
-        let taken = self.taken.drain();
-        let Some(ring) = ring else { return };
-        for (chain, is_held) in taken {
-            if is_held {
-                self.counters.drop(DropReason::ReceiverFull);
-            }
-            ring.queue.give_back(chain, 0);
-        }
-    }
-
-    /// Starts on a device, going on with those rings of the old one that are still the same.
-    fn adopt(&mut self, device: &Device, mut old: Option<&mut Active>, poller: &Poller) -> Active {
-        let mut next = Active {
             memory: device.memory.clone(),
             features: device.features,
-            header_size: NetHeader::size(device.features),
-            receive: None,
-            transmit: None,
+            enabled: (0..MAX_PAIRS).filter(is_enabled).map(|pair| pair as u8).collect(),
             poison_epoch: 0,
-        };
-        for (number, slot) in [(RECEIVE, &mut next.receive), (TRANSMIT, &mut next.transmit)] {
-            let previous = old.as_deref_mut().and_then(|old| old.slot(number)?.take());
-            let Some(setup) = device.rings.get(number).and_then(Option::as_ref) else {
-                continue;
-            };
-            let is_same = |of: fn(&RingSetup) -> &Option<Arc<OwnedFd>>| {
-                previous.as_ref().is_some_and(|ring| same(of(&ring.setup), of(setup)))
-            };
-            let was_watched = is_same(|setup| &setup.kick);
-            let was_called = is_same(|setup| &setup.call)
-                && previous.as_ref().is_some_and(|ring| ring.setup.start == setup.start);
-            if let Some(kick) = &setup.kick
-                && !was_watched
-                && let Err(error) = poller.watch(kick)
-            {
-                self.latch(GuestFault::Kick { ring: number, error });
-            }
-            let ring = Ring::new(setup, device.features, previous);
-            if !was_called && !self.latched {
-                // A ring that starts, or a call that went to a descriptor that the guest had let
-                // go of already.
-                ring.call();
-            }
-            *slot = Some(ring);
         }
-        next
-    }
-
-    /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
-    /// directions, but for those that are yet to be segmented (virtio 1.3, 5.1.4.1).
-    pub fn set_mtu(&mut self, mtu: u16) {
-        self.frame_limit = usize::from(mtu) + ETHERNET;
-    }
-
-    /// Has a frame sent into the switch as if the guest had sent it: an announcement after a
-    /// migration.
-    pub fn announce(&mut self, frame: Box<[u8]>) {
-        self.announcement = Some(frame);
-    }
-
-    /// Whether a guest is there that can receive.
-    pub fn is_up(&self) -> bool {
-        let receive = self.active.as_ref().and_then(|active| active.receive.as_ref());
-        !self.latched && receive.is_some_and(|ring| ring.setup.enabled)
-    }
-
-    /// Takes the port down: only the first fault is reported.
-    #[cold]
-    fn latch(&mut self, fault: GuestFault) {
-        if !self.latched {
-            self.latched = true;
-            // Rings in memory that was taken away read as zeros; what they seem to say is not it.
-            let gone = self.active.as_mut().is_some_and(Active::memory_is_gone);
-            self.fault = Some(if gone { GuestFault::MemoryGone } else { fault });
-        }
-    }
-}
-
-fn same(one: &Option<Arc<OwnedFd>>, other: &Option<Arc<OwnedFd>>) -> bool {
-    match (one, other) {
-        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
-        (None, None) => true,
-        _ => false,
-    }
-}
-
-impl Active {
-    fn slot(&mut self, number: usize) -> Option<&mut Option<Ring>> {
-        match number {
-            RECEIVE => Some(&mut self.receive),
-            TRANSMIT => Some(&mut self.transmit),
-            _ => None,
-        }
-    }
-
-    fn rings(&mut self) -> impl Iterator<Item = (usize, &mut Ring)> {
-        let receive = self.receive.as_mut().map(|ring| (RECEIVE, ring));
-        receive.into_iter().chain(self.transmit.as_mut().map(|ring| (TRANSMIT, ring)))
     }
 
     /// Whether a file of this guest's was found shrunk. Looks only when one of anybody's was.
@@ -400,262 +179,227 @@ impl Active {
     }
 }
 
-/// How a guest's frames look.
-#[derive(Clone, Copy)]
-struct Shape {
-    features: Features,
-    header_size: usize,
+/// A receive ring for which a frame of this worker's is held.
+struct Wait {
+    pair: usize,
+    /// What was available, too few for the frame.
+    available: u16,
+}
+
+/// The port, or its part on one of several workers.
+pub struct VhostUserPort {
+    shared: Arc<Shared>,
+    /// Which of the parts this is.
+    part: u32,
+    share: Share,
+    active: Option<Active>,
+    transmit: Transmit,
+    scratch: Scratch,
+    /// The receive rings that something was delivered to in this breath, a bit for each pair.
+    touched: u128,
+    waits: Vec<Wait>,
+    /// The kick descriptors that wake this worker, by ring.
+    kicks: Vec<(usize, Arc<OwnedFd>)>,
+    /// A fault to be reported.
+    fault: Option<GuestFault>,
+    counters: Counters,
+    announcement: Option<Box<[u8]>>,
+    /// Bytes of the largest frame that need not be segmented.
     frame_limit: usize,
 }
 
-impl Shape {
-    /// Whether a frame of `len` bytes is larger than the guest's MTU, and will not be segmented.
-    #[inline]
-    fn is_over_mtu(&self, len: usize, offload: &Offload) -> bool {
-        len > self.frame_limit && offload.segmentation.is_none()
+impl Default for VhostUserPort {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
-/// Takes chains from the transmit ring into the burst: those of held frames first, then new ones.
-/// Returns how many new ones.
-fn pull<'m>(
-    ring: &mut Ring,
-    shape: Shape,
-    memory: &'m GuestMemory,
-    burst: &mut Burst<'m>,
-    taken: &mut Taken,
-    counters: &mut Counters,
-    listen: bool,
-) -> Result<usize, Violation> {
-    let limit = (MAX_FRAME + shape.header_size) as u32;
-    let mut translator = memory.translator();
-    let mut descriptors = 0;
-    let mut bytes = 0;
-    for held in taken.held() {
-        let start = burst.segments().len();
-        let held_bytes = held.bytes();
-        if held_bytes <= limit.into() {
-            for piece in held.pieces {
-                translator
-                    .read(piece.address, piece.len, burst.segments())
-                    .map_err(Violation::from)?;
+impl VhostUserPort {
+    /// A port without a guest, for a switch with one worker.
+    pub fn new() -> Self {
+        Self::part(&Self::share(), 0, Share { first: 0, workers: 1 })
+    }
+
+    /// A port without a guest, in parts for so many workers, at most [`MAX_WORKERS`]. The part at
+    /// `first`, counted from 0 and around, has the first pair of queues: so that ports with one pair
+    /// each do not all have the same worker.
+    pub fn parts(workers: usize, first: usize) -> Vec<Self> {
+        let workers = workers.clamp(1, MAX_WORKERS);
+        let shared = Self::share();
+        let share = |part| Share { first: (part + workers - first % workers) % workers, workers };
+        (0..workers).map(|part| Self::part(&shared, part as u32, share(part))).collect()
+    }
+
+    fn share() -> Arc<Shared> {
+        Arc::new(Shared {
+            receivers: Receivers::new(MAX_PAIRS),
+            steering: Steering::new(),
+            latched: AtomicBool::new(false),
+            present: AtomicU64::new(0),
+        })
+    }
+
+    fn part(shared: &Arc<Shared>, part: u32, share: Share) -> Self {
+        Self {
+            shared: shared.clone(),
+            part,
+            share,
+            active: None,
+            transmit: Transmit::new(share),
+            scratch: Scratch::new(),
+            touched: 0,
+            waits: Vec::with_capacity(MAX_PAIRS),
+            kicks: Vec::new(),
+            fault: None,
+            counters: Counters::default(),
+            announcement: None,
+            frame_limit: MAX_FRAME,
+        }
+    }
+
+    /// Replaces the device. When this returned in all parts of the port, nothing of the old one will
+    /// be touched again.
+    ///
+    /// A new ring is scanned without waiting for a kick, and its driver called once: it may have
+    /// been told of neither by whoever served it before.
+    ///
+    /// After a fault the port stays down until all parts were given no device.
+    pub fn swap(&mut self, device: Option<&Device>, poller: &Poller) -> Swapped {
+        let mut swapped = Swapped::default();
+        if device.is_some() {
+            self.shared.present.fetch_or(1 << self.part, Ordering::AcqRel);
+        }
+        self.watch_kicks(device, poller, &mut swapped);
+        let is_latched = self.shared.is_latched();
+        for pair in self.share.pairs() {
+            self.shared.receivers.exchange(pair, |old| {
+                let previous = old.map(|Receiver { memory, ring, .. }| {
+                    swapped.retire(memory);
+                    ring
+                });
+                let number = receive_ring(pair);
+                let ring = swapped.exchange(number, previous, device, is_latched)?;
+                let device = device?;
+                Some(Receiver::new(device.memory.clone(), device.features, ring))
+            });
+        }
+        self.transmit.swap(device, is_latched, &mut swapped, &mut self.counters);
+        if let Some(old) = std::mem::replace(&mut self.active, device.map(Active::new)) {
+            swapped.retire(old.memory);
+        }
+        if device.is_none() {
+            self.fault = None;
+            let bit = 1 << self.part;
+            let others = self.shared.present.fetch_and(!bit, Ordering::AcqRel) & !bit;
+            if others == 0 {
+                self.shared.latched.store(false, Ordering::Release);
             }
         }
-        *held.frame = frame(burst, start, held_bytes, shape, counters);
-        descriptors += usize::from(held.descriptors);
-        bytes += held_bytes;
+        swapped
     }
-    let before = taken.len();
-    while listen
-        && taken.len() < BURST
-        && !burst.is_full()
-        && descriptors < DESCRIPTOR_BUDGET
-        && bytes < BYTE_BUDGET
-    {
-        let start = burst.segments().len();
-        let chain = ring.queue.take_readable(&mut translator, limit, burst.segments())?;
-        let Some(chain) = chain else { break };
-        descriptors += usize::from(chain.descriptors());
-        bytes += chain.bytes();
-        let frame = if ring.setup.enabled {
-            frame(burst, start, chain.bytes(), shape, counters)
-        } else {
-            burst.segments().truncate(start);
-            counters.drop(DropReason::SenderDisabled);
-            None
+
+    /// Has this worker woken by the kicks of the rings that it reads, and of all those that it may
+    /// have to wait for with a frame.
+    fn watch_kicks(&mut self, device: Option<&Device>, poller: &Poller, swapped: &mut Swapped) {
+        let kick = |number| setup(device?, number)?.kick.as_ref();
+        self.kicks.retain(|(number, watched)| {
+            let stays = kick(*number).is_some_and(|kick| Arc::ptr_eq(kick, watched));
+            if !stays {
+                poller.unwatch(watched);
+                swapped.retire(watched.clone());
+            }
+            stays
+        });
+        let numbers = (0..MAX_PAIRS).map(receive_ring).chain(self.share.pairs().map(transmit_ring));
+        for number in numbers {
+            let Some(kick) = kick(number) else { continue };
+            if self.kicks.iter().any(|(watched, _)| *watched == number) {
+                continue;
+            }
+            match poller.watch(kick) {
+                Ok(()) => self.kicks.push((number, kick.clone())),
+                Err(error) => self.latch(GuestFault::Kick { ring: number, error }),
+            }
+        }
+    }
+
+    /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
+    /// directions, but for those that are yet to be segmented (virtio 1.3, 5.1.4.1).
+    pub fn set_mtu(&mut self, mtu: u16) {
+        self.frame_limit = usize::from(mtu) + ETHERNET;
+    }
+
+    /// Has a frame sent into the switch as if the guest had sent it: an announcement after a
+    /// migration. For one of the parts to do.
+    pub fn announce(&mut self, frame: Box<[u8]>) {
+        self.announcement = Some(frame);
+    }
+
+    /// Whether a guest is there that can receive.
+    pub fn is_up(&self) -> bool {
+        let is_enabled = |active: &Active| !active.enabled.is_empty();
+        !self.shared.is_latched() && self.active.as_ref().is_some_and(is_enabled)
+    }
+
+    /// Takes the port down, on all workers: only the first fault is reported.
+    #[cold]
+    fn latch(&mut self, fault: GuestFault) {
+        if !self.shared.latched.swap(true, Ordering::AcqRel) {
+            // Rings in memory that was taken away read as zeros; what they seem to say is not it.
+            let gone = self.active.as_mut().is_some_and(Active::memory_is_gone);
+            self.fault = Some(if gone { GuestFault::MemoryGone } else { fault });
+        }
+    }
+
+    /// Delivers each frame to the pair that was chosen for it, all of one pair's together.
+    fn deliver_to(&mut self, pairs: &[u8; BURST], burst: &mut Burst<'_>, selection: &Selection) {
+        let pair_of = |index: usize| pairs.get(index).copied().unwrap_or_default();
+        let mut rest = *selection;
+        loop {
+            let Some(pair) = rest.iter().next().map(pair_of) else { return };
+            let (mut chosen, mut others) = (Selection::default(), Selection::default());
+            for index in rest.iter() {
+                let is_chosen = pair_of(index) == pair;
+                if is_chosen { &mut chosen } else { &mut others }.push(index);
+            }
+            self.deliver(pair.into(), burst, &chosen);
+            rest = others;
+        }
+    }
+
+    /// Delivers frames to the receive ring of a pair.
+    fn deliver(&mut self, pair: usize, burst: &mut Burst<'_>, selection: &Selection) {
+        let Some(mut receiver) = self.shared.receivers.lock(pair) else {
+            self.counters[DropReason::ReceiverDown] += selection.len() as u64;
+            return;
         };
-        if frame.is_some() {
-            counters.received.count(chain.bytes() as usize - shape.header_size);
-        }
-        taken.push(chain, frame);
-    }
-    Ok(taken.len() - before)
-}
-
-/// Makes a frame of a chain of `bytes`, whose segments were appended to the burst from `start` on.
-/// Counts it as dropped when that cannot be.
-#[inline]
-fn frame(
-    burst: &mut Burst<'_>,
-    start: usize,
-    bytes: u64,
-    shape: Shape,
-    counters: &mut Counters,
-) -> Option<u8> {
-    let Shape { features, header_size, .. } = shape;
-    let len = bytes.saturating_sub(header_size as u64);
-    if len < wire::ethernet::HEADER_SIZE as u64 || len > MAX_FRAME as u64 {
-        burst.segments().truncate(start);
-        let short = len < wire::ethernet::HEADER_SIZE as u64;
-        counters.drop(if short { DropReason::TooShort } else { DropReason::TooLong });
-        return None;
-    }
-    let header = read_header(&burst.segments()[start..], header_size);
-    let check = |len| {
-        let offload = header.offload(len, features).map_err(|_| DropReason::BadHeader)?;
-        if shape.is_over_mtu(len, &offload) { Err(DropReason::OverMtu) } else { Ok(offload) }
-    };
-    match burst.push(start, header_size, check) {
-        Ok(index) => index.map(|index| index as u8),
-        Err(reason) => {
-            counters.drop(reason);
-            None
+        let (scratch, counters) = (&mut self.scratch, &mut self.counters);
+        let delivered =
+            receiver.get().deliver(burst, selection, self.frame_limit, scratch, counters);
+        drop(receiver);
+        self.touched |= 1 << pair;
+        self.waits.retain(|wait| wait.pair != pair);
+        match delivered {
+            Ok(Delivered::All) => {}
+            Ok(Delivered::Held(available)) => self.waits.push(Wait { pair, available }),
+            Err(broken) => self.latch(broken.of(pair)),
         }
     }
 }
 
-/// Reads the virtio-net header once, however it is cut up.
-#[inline]
-fn read_header(segments: &[ReadSlice<'_>], size: usize) -> NetHeader {
-    let mut bytes = [0; NetHeader::SIZE];
-    let mut at = 0;
-    for segment in segments {
-        let room = bytes.get_mut(at..size).unwrap_or_default();
-        at += segment.copy_to(room);
-        if at >= size {
-            break;
-        }
-    }
-    NetHeader::from_bytes(&bytes)
-}
-
-/// Why a frame was not delivered.
-enum Undelivered {
-    /// There are not enough buffers for now.
-    Full,
-    /// Not even an empty ring has buffers for all of its segments; some were delivered.
-    Cut,
-    Dropped(DropReason),
-    Fault(GuestFault),
-}
-
-impl From<Violation> for Undelivered {
-    fn from(violation: Violation) -> Self {
-        Self::Fault(GuestFault::receive(violation))
-    }
-}
-
-/// Where a receiver's buffers are gathered; kept from frame to frame for its allocations.
-struct Gather<'s, 'm> {
-    translator: Translator<'m>,
-    chains: &'s mut Vec<Chain>,
-    slices: Vec<WriteSlice<'m>>,
-    ends: &'s mut Vec<End>,
-    budget: usize,
-}
-
-/// Where the buffers of one frame end, in the lists of chains and of slices.
-struct End {
-    chains: usize,
-    slices: usize,
-}
-
-impl Gather<'_, '_> {
-    /// Delivers a frame, in whatever form the receiver takes it: first buffers are gathered for all
-    /// that has to arrive, then it is written. So a frame that is cut into segments arrives whole or
-    /// waits whole, unless not even an empty ring has room for all of it.
-    #[inline]
-    fn deliver(
-        &mut self,
-        queue: &mut DeviceQueue,
-        shape: Shape,
-        frame: Frame<'_>,
-        sent: &mut Traffic,
-    ) -> Result<(), Undelivered> {
-        if shape.is_over_mtu(frame.len, &frame.offload) {
-            return Err(Undelivered::Dropped(DropReason::OverMtu));
-        }
-        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
-        self.chains.clear();
-        self.slices.clear();
-        self.ends.clear();
-        let gathered = delivery.try_each_len(|len| self.gather(queue, shape, len));
-        let cut = match gathered {
-            Ok(()) => false,
-            // The whole ring is in our hands: there is nothing to wait for.
-            Err(Undelivered::Full) if self.descriptors() >= queue.size().into() => true,
-            Err(undelivered) => {
-                queue.untake(self.chains);
-                return Err(undelivered);
-            }
-        };
-
-        let (mut chains, mut slices) = (0, 0);
-        for end in self.ends.drain(..) {
-            let Some(outgoing) = delivery.next() else { break };
-            let chains_of = self.chains.get(chains..end.chains).unwrap_or_default();
-            let slices_of = self.slices.get(slices..end.slices).unwrap_or_default();
-            (chains, slices) = (end.chains, end.slices);
-            sent.count(outgoing.len);
-            write(queue, shape.header_size, chains_of, slices_of, outgoing);
-        }
-        queue.untake(self.chains.get(chains..).unwrap_or_default());
-        if cut { Err(Undelivered::Cut) } else { Ok(()) }
-    }
-
-    /// Descriptors of the gathered buffers.
-    fn descriptors(&self) -> usize {
-        self.chains.iter().map(|chain| usize::from(chain.descriptors())).sum()
-    }
-
-    /// Gathers buffers for a header and `len` bytes.
-    #[inline]
-    fn gather(
-        &mut self,
-        queue: &mut DeviceQueue,
-        Shape { features, header_size, .. }: Shape,
-        len: usize,
-    ) -> Result<(), Undelivered> {
-        let total = (header_size + len) as u64;
-        let mergeable = features.contains(Features::MRG_RXBUF);
-        let mut room = 0;
-        while room < total {
-            let missing = (total - room) as u32;
-            if self.budget == 0 {
-                return Err(Undelivered::Full);
-            }
-            let taken = queue.take_writable(&mut self.translator, missing, &mut self.slices)?;
-            let Some(chain) = taken else { return Err(Undelivered::Full) };
-            self.chains.push(chain);
-            self.budget = self.budget.saturating_sub(chain.descriptors().into());
-            if chain.bytes() < header_size as u64 {
-                return Err(Undelivered::Fault(GuestFault::TinyBuffer { bytes: chain.bytes() }));
-            }
-            room += chain.bytes();
-            if !mergeable && room < total {
-                return Err(Undelivered::Dropped(DropReason::BufferTooSmall));
-            }
-        }
-        self.ends.push(End { chains: self.chains.len(), slices: self.slices.len() });
-        Ok(())
-    }
-}
-
-/// Writes a frame into the buffers that were gathered for it, and gives them back.
-#[inline]
-fn write(
-    queue: &mut DeviceQueue,
-    header_size: usize,
-    chains: &[Chain],
-    slices: &[WriteSlice<'_>],
-    frame: Outgoing<'_>,
-) {
-    let mut left = (header_size + frame.len) as u64;
-    let header = frame.offload.header(chains.len() as u16).to_bytes();
-    let mut cursor = WriteCursor::new(slices);
-    cursor.write(header.get(..header_size).unwrap_or(&header).into());
-    frame.write(cursor);
-    for chain in chains {
-        let written = chain.bytes().min(left);
-        left -= written;
-        queue.give_back(*chain, written as u32);
-    }
+/// The positions of the bits that are set, ascending.
+fn bits(mut set: u128) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let bit = set.trailing_zeros();
+        set &= set.checked_sub(1)?;
+        Some(bit as usize)
+    })
 }
 
 impl App for VhostUserPort {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
-        if self.latched {
-            return false;
+        if self.shared.is_latched() {
+            return self.fault.is_some();
         }
         // In a burst of its own, which `reclaim` knows by its lease.
         if let Some(announcement) = self.announcement.take() {
@@ -671,28 +415,14 @@ impl App for VhostUserPort {
             self.latch(GuestFault::MemoryGone);
             return true;
         }
-        let Active { features, header_size, .. } = *active;
-        let shape = Shape { features, header_size, frame_limit: self.frame_limit };
-        let Some(ring) = &mut active.transmit else { return false };
-        let moved = std::mem::take(&mut self.moved);
-        if self.taken.is_empty() {
-            match ring.queue.available() {
-                Ok(0) => return moved,
-                Ok(_) => {}
-                Err(violation) => {
-                    self.latch(GuestFault::transmit(violation));
-                    return true;
-                }
-            }
-        }
-        let plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
-        burst.limit_held(plan.hold);
-        let memory = lease.guest(&active.memory);
-        let (taken, counters) = (&mut self.taken, &mut self.counters);
-        match pull(ring, shape, memory, burst, taken, counters, plan.listen) {
-            Ok(new) => new > 0 || moved,
-            Err(violation) => {
-                self.latch(GuestFault::transmit(violation));
+        let shape = Shape::new(active.features, self.frame_limit);
+        // With one pair there is nothing to choose.
+        let steering = (active.enabled.len() > 1).then_some(&self.shared.steering);
+        let counters = &mut self.counters;
+        match self.transmit.pull(shape, &active.memory, steering, lease, burst, counters) {
+            Ok(busy) => busy,
+            Err(fault) => {
+                self.latch(fault);
                 true
             }
         }
@@ -700,20 +430,13 @@ impl App for VhostUserPort {
 
     fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
         let is_announcement = matches!(lease, Lease::Private(_));
-        if self.taken.is_empty() || self.latched || is_announcement {
+        if self.shared.is_latched() || is_announcement {
             return;
         }
-        let Some(Active { memory, features, transmit: Some(ring), .. }) = &mut self.active else {
-            return;
-        };
-        let in_order = features.contains(Features::IN_ORDER);
-        let translator = &mut memory.translator();
-        match self.taken.settle(&mut ring.queue, in_order, translator, &outcomes) {
-            Ok(settled) => {
-                self.moved = settled.moved;
-                self.counters[DropReason::ReceiverFull] += settled.lost;
-            }
-            Err(violation) => self.latch(GuestFault::transmit(violation)),
+        let Some(Active { memory, features, .. }) = &self.active else { return };
+        let reclaimed = self.transmit.reclaim(*features, memory, &outcomes, &mut self.counters);
+        if let Err(fault) = reclaimed {
+            self.latch(fault);
         }
     }
 
@@ -724,119 +447,90 @@ impl App for VhostUserPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
-        let active = self.active.as_mut().filter(|_| !self.latched);
-        let Some(Active { memory, features, header_size, receive: Some(ring), .. }) = active else {
-            self.counters[DropReason::ReceiverDown] += selection.len() as u64;
-            return;
+        let is_latched = self.shared.is_latched();
+        let enabled = match &self.active {
+            Some(active) if !is_latched => &active.enabled[..],
+            _ => &[],
         };
-        if !ring.setup.enabled {
-            self.counters[DropReason::ReceiverDown] += selection.len() as u64;
-            return;
-        }
-        let mut gather = Gather {
-            translator: memory.translator(),
-            chains: &mut self.chains,
-            slices: std::mem::take(&mut self.slices),
-            ends: &mut self.ends,
-            budget: self.receive_budget,
-        };
-        let (features, header_size) = (*features, *header_size);
-        let shape = Shape { features, header_size, frame_limit: self.frame_limit };
-        let mut full = false;
-        let mut fault = None;
-        for index in selection.iter() {
-            if fault.is_some() {
-                self.counters.drop(DropReason::ReceiverDown);
-                continue;
-            }
-            // Later frames wait behind one that is held: their order is the sender's.
-            let delivered = if full {
-                Err(Undelivered::Full)
-            } else {
-                let sent = &mut self.counters.sent;
-                gather.deliver(&mut ring.queue, shape, burst.frame(index), sent)
-            };
-            match delivered {
-                Ok(()) => self.full = None,
-                Err(Undelivered::Full) => {
-                    full = true;
-                    let available = ring.queue.available().unwrap_or(0);
-                    let full = self.full.get_or_insert(Full { since: burst.now(), available });
-                    full.available = available;
-                    let patient = burst.now() - full.since < PATIENCE;
-                    if !(patient && burst.hold(index)) {
-                        self.counters.drop(DropReason::ReceiverFull);
+        match *enabled {
+            [] => self.counters[DropReason::ReceiverDown] += selection.len() as u64,
+            [pair] => self.deliver(pair.into(), burst, selection),
+            _ => {
+                let mut pairs = [0; BURST];
+                for index in selection.iter() {
+                    let hash = wire::flow::hash(burst.frame(index).head);
+                    if let Some(pair) = pairs.get_mut(index) {
+                        *pair = self.shared.steering.choose(hash, enabled);
                     }
                 }
-                Err(Undelivered::Cut) => {
-                    full = true;
-                    self.counters.drop(DropReason::ReceiverFull);
-                }
-                Err(Undelivered::Dropped(reason)) => self.counters.drop(reason),
-                Err(Undelivered::Fault(what)) => {
-                    self.counters.drop(DropReason::ReceiverDown);
-                    fault = Some(what);
-                }
+                self.deliver_to(&pairs, burst, selection);
             }
-        }
-        self.receive_budget = gather.budget;
-        self.slices = recycle_writable(gather.slices);
-        if let Some(fault) = fault {
-            self.latch(fault);
         }
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        self.receive_budget = DESCRIPTOR_BUDGET;
+        self.scratch.budget = DESCRIPTOR_BUDGET;
         if let Some(fault) = self.fault.take() {
             return Err(fault.into());
         }
-        if self.latched {
+        let touched = std::mem::take(&mut self.touched);
+        if self.shared.is_latched() {
             return Ok(());
         }
-        for (_, ring) in self.active.iter_mut().flat_map(Active::rings) {
-            if ring.queue.publish() {
-                ring.call();
+        self.transmit.publish();
+        for pair in bits(touched) {
+            if let Some(mut receiver) = self.shared.receivers.lock(pair) {
+                receiver.get().ring.publish();
             }
         }
         Ok(())
     }
 
     fn arm(&mut self) -> bool {
-        let Some(active) = self.active.as_mut().filter(|_| !self.latched) else { return false };
-        let mut busy = self.moved || self.announcement.is_some();
-        if let Some(ring) = &mut active.transmit {
-            match ring.queue.enable_kicks() {
-                // Without a kick descriptor the ring has to be polled.
-                Ok(more) => busy |= more || ring.setup.kick.is_none(),
-                Err(violation) => {
-                    self.latch(GuestFault::transmit(violation));
-                    return true;
-                }
+        if self.shared.is_latched() {
+            return self.fault.is_some();
+        }
+        let mut busy = self.announcement.is_some();
+        let mut fault = None;
+        match self.transmit.arm() {
+            Ok(more) => busy |= more,
+            Err(found) => fault = Some(found),
+        }
+        for Wait { pair, available } in &self.waits {
+            let Some(mut receiver) = self.shared.receivers.lock(*pair) else { continue };
+            match receiver.get().arm(self.part, *available) {
+                Ok(more) => busy |= more,
+                Err(violation) => fault = Some(GuestFault::receive(*pair, violation)),
             }
         }
-        let (Some(full), Some(ring)) = (&self.full, &mut active.receive) else { return busy };
-        let armed = ring.queue.enable_kicks().and_then(|_| ring.queue.available());
-        match armed {
-            Ok(available) => busy || available > full.available || ring.setup.kick.is_none(),
-            Err(violation) => {
-                self.latch(GuestFault::receive(violation));
-                true
-            }
+        if let Some(fault) = fault {
+            self.latch(fault);
+            return true;
         }
+        busy
     }
 
     fn disarm(&mut self) {
-        let active = self.active.as_mut().filter(|_| !self.latched);
-        for (_, ring) in active.into_iter().flat_map(Active::rings) {
-            ring.queue.disable_kicks();
+        // A frame that is still held in the next breath waits anew.
+        let waits = self.waits.drain(..);
+        if self.shared.is_latched() {
+            return;
+        }
+        self.transmit.disarm();
+        for Wait { pair, .. } in waits {
+            if let Some(mut receiver) = self.shared.receivers.lock(pair) {
+                receiver.get().disarm(self.part);
+            }
         }
     }
 
     fn deadline(&self, now: u64) -> Option<u64> {
-        // After that what is held for this receiver is to be dropped.
-        let patience = self.full.as_ref().map(|full| full.since + PATIENCE);
-        let deadlines = patience.into_iter().chain(self.backlog.deadline());
+        // After that what is held for a receiver is to be dropped.
+        let patience = self
+            .waits
+            .iter()
+            .filter_map(|Wait { pair, .. }| self.shared.receivers.lock(*pair)?.get().deadline());
+        let deadlines = patience.chain(self.transmit.deadline());
         deadlines.filter(|deadline| *deadline > now).min()
     }
 

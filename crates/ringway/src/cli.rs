@@ -77,10 +77,14 @@ pub struct Run {
     /// Read settings and ports from a TOML file
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// How the worker waits for frames: adaptive, poll or interrupt [default: adaptive]
+    /// How a worker waits for frames: adaptive, poll or interrupt [default: adaptive]
     #[arg(long, value_name = "MODE")]
     pub mode: Option<String>,
-    /// CPUs the worker may run on, as 2 or 0-3,8 [default: any]
+    /// Threads that move frames, 1 to 64; the queue pairs of the ports are spread over them
+    /// [default: 1]
+    #[arg(long, value_name = "N")]
+    pub workers: Option<String>,
+    /// CPUs the workers may run on, as 2 or 0-3,8: at least one for each [default: any]
     #[arg(long, value_name = "LIST")]
     pub cpus: Option<String>,
     /// What to log to stderr: off, error, warn, info, debug or trace [default: warn]
@@ -100,6 +104,7 @@ impl Run {
         }
         let settings = [
             ("mode", &self.mode),
+            ("workers", &self.workers),
             ("cpus", &self.cpus),
             ("log", &self.log),
             ("idle-spin", &self.idle_spin),
@@ -150,8 +155,8 @@ mod tests {
     #[test]
     fn every_flag_of_run_reaches_the_configuration() {
         let Command::Run(run) = parse(
-            "ringway run --port host=tap:rw0 --mode poll --cpus 1 --log info --idle-spin 1ms \
-             --port other=tap:rw1",
+            "ringway run --port host=tap:rw0 --mode poll --workers 2 --cpus 1,3 --log info \
+             --idle-spin 1ms --port other=tap:rw1",
         )
         .command
         else {
@@ -159,7 +164,8 @@ mod tests {
         };
         let config = run.config().expect("the flags are valid");
         assert_eq!(config.mode, engine::Mode::Poll);
-        assert_eq!(config.cpus, [1]);
+        assert_eq!(config.workers, 2);
+        assert_eq!(config.cpus, [1, 3]);
         assert_eq!(config.log, tracing::level_filters::LevelFilter::INFO);
         assert_eq!(config.idle_spin, std::time::Duration::from_millis(1));
         let names: Vec<&str> = config.ports.iter().map(|port| port.name.as_str()).collect();
@@ -226,6 +232,7 @@ mod tests {
             "socket-mode=OCTAL",
             "socket-group=GROUP",
             "mtu=68..65535",
+            "queue-pairs=1..128",
             "tap:INTERFACE",
         ] {
             assert!(help.contains(word), "no {word} in {help}");

@@ -39,15 +39,21 @@ pub const DEFAULT_SOCKET_MODE: u32 = 0o660;
 /// The largest MTU a front end may set if `mtu` is not set: the largest there is.
 pub const DEFAULT_MTU: u16 = u16::MAX;
 
+/// The most queue pairs of a guest if `queue-pairs` is not set: the most there are.
+pub const DEFAULT_QUEUE_PAIRS: u16 = ports::vhost_user::MAX_PAIRS as u16;
+
 /// A complete and valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// How the worker waits for work.
+    /// How a worker waits for work.
     pub mode: Mode,
     /// How long an adaptive worker polls without work before it sleeps. Without meaning in the
     /// other modes.
     pub idle_spin: Duration,
-    /// The CPUs that the worker's thread may run on, ascending. Empty: wherever it would run.
+    /// Threads that move frames, 1 to 64.
+    pub workers: usize,
+    /// The CPUs that the workers may run on, ascending: at least one for each. Empty: wherever they
+    /// would run.
     pub cpus: Vec<usize>,
     /// The least severe level that is logged.
     pub log: LevelFilter,
@@ -76,6 +82,8 @@ pub enum PortKind {
         /// The MTU, in bytes, at least 68: larger frames are dropped. The front end may set a smaller
         /// one (NET_SET_MTU).
         mtu: u16,
+        /// Queue pairs that the front end may have, 1 to 128.
+        queue_pairs: u16,
     },
     /// A tap interface of the host.
     Tap {
@@ -146,6 +154,7 @@ impl Draft {
         let mut config = Config {
             mode: Mode::Adaptive,
             idle_spin: DEFAULT_IDLE_SPIN,
+            workers: 1,
             cpus: Vec::new(),
             log: DEFAULT_LOG,
             ports: read_ports(&ports, &mut faults),
@@ -155,10 +164,18 @@ impl Draft {
             match entry.key.as_str() {
                 "mode" => set(&mut config.mode, entry.read(faults, value::mode)),
                 "idle-spin" => set(&mut config.idle_spin, entry.read(faults, value::idle_spin)),
+                "workers" => set(&mut config.workers, entry.read(faults, value::workers)),
                 "cpus" => set(&mut config.cpus, entry.read(faults, value::cpus)),
                 "log" => set(&mut config.log, entry.read(faults, value::log)),
                 _ => faults.push(entry.unknown("the file", &keys::TOP_LEVEL)),
             }
+        }
+        let (cpus, workers) = (config.cpus.len(), config.workers);
+        if (1..workers).contains(&cpus)
+            && let Some(entry) = settings.iter().rfind(|entry| entry.key == "cpus")
+        {
+            let place = entry.place.clone();
+            faults.push(Fault { place, problem: Problem::TooFewCpus { cpus, workers } });
         }
         // After other faults this one may be their consequence.
         if config.ports.is_empty() && faults.is_empty() {

@@ -82,11 +82,13 @@ fn config(sockets: &[PathBuf]) -> Config {
             path: path.clone(),
             socket: SocketRole::Listen { mode: DEFAULT_SOCKET_MODE, group: None },
             mtu: DEFAULT_MTU,
+            queue_pairs: 1,
         },
     };
     Config {
         mode: Mode::Adaptive,
         idle_spin: DEFAULT_IDLE_SPIN,
+        workers: 1,
         cpus: Vec::new(),
         log: DEFAULT_LOG,
         ports: sockets.iter().zip(1..).map(port).collect(),
@@ -131,7 +133,8 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
 }
 
 async fn load(switch: &Switch) -> anyhow::Result<Load> {
-    Ok(switch.report().await?.load)
+    // There is one worker.
+    Ok(switch.report().await?.workers.first().copied().unwrap_or_default())
 }
 
 /// The worker's CPU time as a share of the time that passed, in percent.

@@ -7,6 +7,7 @@ mod session;
 mod sharing;
 mod socket;
 mod switch;
+mod workers;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;

@@ -6,14 +6,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use apps::bridge::Bridge;
-use apps::bridge::table::PortNumber;
-use engine::{AppId, Fault, Poller, Stopped, Worker, WorkerHandle};
+use apps::bridge::table::{PortNumber, Table};
+use engine::{AppId, Fault, Poller, Stopped};
 use ports::vhost_user::{Swapped, VhostUserPort};
 use thiserror::Error;
 use tokio::io::Interest;
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation};
@@ -21,6 +20,7 @@ use vhost_user::{Connection, ConnectionError, Incoming, Message};
 use wire::vhost_user::FrontEndRequest;
 
 use crate::sharing;
+use crate::workers::Workers;
 
 /// How long to ask the kernel whether a front end's memory is really shared.
 const SHARING_LIMIT: Duration = Duration::from_millis(500);
@@ -33,11 +33,11 @@ const NOTICES: usize = 16;
 pub struct Port {
     pub name: String,
     pub app: AppId,
-    /// The bridge, and which of its ports this is.
-    pub bridge: (AppId, PortNumber),
+    /// What the bridge knows, and which of its ports this is.
+    pub bridge: (Arc<Table>, PortNumber),
     pub offer: Offer,
-    pub worker: Arc<WorkerHandle>,
-    /// What the worker says that the guest did wrong.
+    pub workers: Arc<Workers>,
+    /// What a worker says that the guest did wrong.
     pub faults: mpsc::UnboundedReceiver<Fault>,
 }
 
@@ -77,7 +77,7 @@ impl Ended {
 }
 
 impl Port {
-    /// Serves one connection. When this returns, the worker has let go of all that was the guest's.
+    /// Serves one connection. When this returns, the workers have let go of all that was the guest's.
     pub async fn serve(&mut self, socket: UnixStream) -> Ended {
         let ended = match self.converse(socket).await {
             Ok(never) => match never {},
@@ -117,7 +117,7 @@ impl Port {
             notices = notices.saturating_sub(step.notices.len());
             if let Some(device) = &step.device {
                 let swapped = self.swap(Some(device.clone())).await?;
-                for (ring, index) in &swapped.positions {
+                for (ring, index) in swapped.iter().flat_map(|part| &part.positions) {
                     session.stopped(*ring, *index);
                 }
             }
@@ -125,7 +125,11 @@ impl Port {
                 Some(Event::Announce(station)) => {
                     tracing::info!(port = self.name, %station, "announcing a guest that moved here");
                     let frame = wire::rarp::announcement(station);
-                    self.on_port(move |port, _| port.announce(frame.into())).await?;
+                    let app = self.app;
+                    let announce =
+                        move |port: &mut VhostUserPort, _: &Poller| port.announce(frame.into());
+                    let announced = self.workers.on_first(move |worker| worker.with(app, announce));
+                    announced.await?.ok_or(Ended::Failed)?;
                 }
                 Some(Event::Mtu(mtu)) => {
                     tracing::info!(port = self.name, mtu, "guest's MTU");
@@ -139,39 +143,30 @@ impl Port {
         }
     }
 
-    /// Has the worker let go of the guest, and the bridge forget its addresses.
+    /// Has the workers let go of the guest, and the bridge forget its addresses.
     async fn link_down(&self) -> Result<(), Ended> {
-        self.swap(None).await?;
+        let swapped = self.swap(None).await;
         let mtu = self.offer.max_mtu;
-        self.on_port(move |port, _| port.set_mtu(mtu)).await?;
-        let (bridge, number) = self.bridge;
-        let forget = move |bridge: &mut Bridge, _: &Poller| bridge.link_down(number);
-        // None: the bridge failed, and knows no addresses any more.
-        self.on_worker(move |worker| worker.with(bridge, forget)).await?;
-        Ok(())
+        let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
+        let (table, number) = &self.bridge;
+        table.forget_port(*number);
+        swapped.and(reset).map(drop)
     }
 
-    /// Has the worker take over `device`, and waits until it did. The old one is dropped here.
-    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Swapped, Ended> {
+    /// Has the workers take over `device`, and waits until all did. Parts of the old one are in the
+    /// result, to be dropped here.
+    async fn swap(&self, device: Option<Arc<Device>>) -> Result<Vec<Swapped>, Ended> {
         self.on_port(move |port, poller| port.swap(device.as_deref(), poller)).await
     }
 
-    /// Runs `command` on this port, between two breaths.
+    /// Runs `command` on all parts of this port, each between two breaths of its worker.
     async fn on_port<R: Send + 'static>(
         &self,
-        command: impl FnOnce(&mut VhostUserPort, &Poller) -> R + Send + 'static,
-    ) -> Result<R, Ended> {
+        command: impl Fn(&mut VhostUserPort, &Poller) -> R + Clone + Send + 'static,
+    ) -> Result<Vec<R>, Ended> {
         let app = self.app;
-        self.on_worker(move |worker| worker.with(app, command)).await?.ok_or(Ended::Failed)
-    }
-
-    async fn on_worker<R: Send + 'static>(
-        &self,
-        command: impl FnOnce(&mut Worker) -> R + Send + 'static,
-    ) -> Result<R, Stopped> {
-        let (sender, receiver) = oneshot::channel();
-        self.worker.run(command, move |result| drop(sender.send(result)))?;
-        receiver.await.map_err(|_| Stopped)
+        let parts = self.workers.on_each(move |worker| worker.with(app, command.clone())).await?;
+        parts.into_iter().collect::<Option<_>>().ok_or(Ended::Failed)
     }
 }
 

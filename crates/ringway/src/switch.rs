@@ -1,4 +1,4 @@
-//! The switch: a bridge, its ports, the worker that runs them, and the connections of its guests.
+//! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -9,17 +9,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::PortNumber;
-use engine::{AppId, Counters, Event, Events, Graph, Load, Settings, Worker, WorkerHandle};
+use engine::{
+    App, AppId, Counters, Event, Events, Fault, Graph, LinkError, Load, Settings, Worker,
+};
 use ports::tap::TapPort;
 use ports::vhost_user::{FEATURES, VhostUserPort};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
 use vhost_user::back_end::Offer;
 
 use crate::config::{Config, PortConfig, PortKind, SocketRole};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
+use crate::workers::Workers;
 
 /// How often a front end that does not listen yet is tried: at first, and at the slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(50);
@@ -33,11 +36,11 @@ const PENALTY_MOST: Duration = Duration::from_secs(60);
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
-    worker: Arc<WorkerHandle>,
+    workers: Arc<Workers>,
     names: Vec<(AppId, String)>,
     tasks: Vec<JoinHandle<()>>,
-    /// Ends when the worker does.
-    events: Option<JoinHandle<()>>,
+    /// One for each worker: ends when it does.
+    events: JoinSet<()>,
 }
 
 /// Where a vhost-user port's connections come from.
@@ -50,15 +53,18 @@ impl Switch {
     /// Opens everything that `config` names, and starts. When this returns, guests can connect.
     /// When it fails, nothing is left behind.
     pub fn start(config: &Config) -> anyhow::Result<Self> {
-        let mut graph = Graph::new();
+        let epoch = Instant::now();
+        let mut graphs = Graphs((0..config.workers).map(|_| Graph::new()).collect());
         let ports = u16::try_from(config.ports.len()).context("too many ports")?;
-        let bridge = graph.add("bridge", Bridge::new(ports, random_key()?));
+        let bridge = Bridge::new(ports, random_key()?);
+        let table = bridge.table().clone();
+        let bridge = graphs.add("bridge", parts(bridge, config.workers, Bridge::part));
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut guests = Vec::new();
         for (number, port) in (0..ports).zip(&config.ports) {
-            let (app, guest) = open(&mut graph, number, port)?;
-            graph.link((app, 0), (bridge, number.into()))?;
-            graph.link((bridge, number.into()), (app, 0))?;
+            let (app, guest) = open(&mut graphs, number, port)?;
+            graphs.link((app, 0), (bridge, number.into()))?;
+            graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
             guests.extend(guest);
         }
@@ -70,24 +76,33 @@ impl Switch {
             faults.insert(guest.app, sender);
             sessions.push((guest, receiver));
         }
-        // A guest's fault goes straight to its session, so that it is there before the worker's
-        // answer to anything that the session asks later.
-        let (others, incoming) = mpsc::unbounded_channel();
-        let pass_on: Events = Box::new(move |event| match event {
-            Event::Fault { app, fault } if faults.contains_key(&app) => {
-                let _ = faults[&app].send(fault);
+        let mut handles = Vec::new();
+        let mut events = JoinSet::new();
+        for (number, graph) in graphs.0.into_iter().enumerate() {
+            let (sender, incoming) = mpsc::unbounded_channel();
+            let name = format!("worker{number}");
+            let started = Worker::start(
+                &name,
+                graph,
+                settings(config, number, epoch),
+                pass_on(faults.clone(), sender),
+            );
+            match started {
+                Ok(handle) => handles.push(handle),
+                Err(error) => {
+                    Workers::new(handles).stop()?;
+                    return Err(error).with_context(|| format!("cannot start {name}"));
+                }
             }
-            event => drop(others.send(event)),
-        });
-        let settings =
-            Settings { mode: config.mode, idle_spin: config.idle_spin, cpus: config.cpus.clone() };
-        let worker = Worker::start("worker0", graph, settings, pass_on)
-            .context("cannot start the worker")?;
-        let mut switch = Self { worker: Arc::new(worker), names, tasks: Vec::new(), events: None };
+            events.spawn(report_events(incoming, names.iter().cloned().collect()));
+        }
+        drop(faults);
+        let workers = Arc::new(Workers::new(handles));
+        let mut switch = Self { workers, names, tasks: Vec::new(), events };
 
         for (Guest { name, app, number, source, offer }, faults) in sessions {
-            let worker = switch.worker.clone();
-            let port = Port { name, app, bridge: (bridge, number), offer, worker, faults };
+            let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
+            let port = Port { name, app, bridge, offer, workers, faults };
             switch.tasks.push(match source {
                 Source::Listen(listener) => {
                     let socket = listener.socket.try_clone().and_then(UnixListener::from_std)?;
@@ -96,58 +111,101 @@ impl Switch {
                 Source::Connect(path) => tokio::spawn(connect(port, path)),
             });
         }
-        let names = switch.names.iter().cloned().collect();
-        switch.events = Some(tokio::spawn(report_events(incoming, names)));
         Ok(switch)
     }
 
-    /// Waits until the worker ends by itself, which it should not.
+    /// Waits until a worker ends by itself, which it should not.
     pub async fn failed(&mut self) {
-        match &mut self.events {
-            // It reports for as long as the worker could have something to say.
-            Some(events) => drop(events.await),
-            None => std::future::pending().await,
-        }
+        // It reports for as long as its worker could have something to say.
+        self.events.join_next().await;
     }
 
-    /// What each app counted so far, and how busy the worker was.
+    /// What each app counted so far, and how busy the workers were.
     pub async fn report(&self) -> anyhow::Result<Report> {
         let names = self.names.clone();
-        let (sender, receiver) = oneshot::channel();
-        self.worker.run(
-            move |worker| {
-                let counters =
-                    names.into_iter().map(|(id, name)| (name, worker.graph().counters(id)));
-                Report { counters: counters.collect(), load: worker.load() }
-            },
-            move |report| drop(sender.send(report)),
-        )?;
-        receiver.await.context("the worker has stopped")
+        let parts = self.workers.on_each(move |worker| {
+            let counters = names.iter().map(|(id, _)| worker.graph().counters(*id));
+            (counters.collect::<Vec<_>>(), worker.load())
+        });
+        let parts = parts.await?;
+        let counters = self.names.iter().enumerate().map(|(index, (_, name))| {
+            let mut sum = Counters::default();
+            for part in parts.iter().filter_map(|(counters, _)| counters.get(index)) {
+                sum += part;
+            }
+            (name.clone(), sum)
+        });
+        Ok(Report {
+            counters: counters.collect(),
+            workers: parts.iter().map(|(_, load)| *load).collect(),
+        })
     }
 
-    /// Stops: disconnects the guests, removes the sockets, ends the worker.
+    /// Stops: disconnects the guests, removes the sockets, ends the workers.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         if let Ok(report) = self.report().await {
             report.log();
         }
-        let tasks = self.tasks.drain(..).chain(self.events.take());
-        for task in tasks {
+        for task in self.tasks.drain(..) {
             task.abort();
             // An error says that it was aborted, or panicked, which was reported.
             let _ = task.await;
         }
-        let worker = Arc::into_inner(self.worker).context("somebody still uses the worker")?;
-        worker.stop()?;
+        self.events.shutdown().await;
+        let workers = Arc::into_inner(self.workers).context("somebody still uses the workers")?;
+        workers.stop()?;
         Ok(())
     }
+}
+
+/// One network of apps for each worker, all alike.
+struct Graphs(Vec<Graph>);
+
+impl Graphs {
+    /// Adds an app, a part to each.
+    fn add<A: App>(&mut self, name: &str, parts: Vec<A>) -> AppId {
+        let ids = self.0.iter_mut().zip(parts).map(|(graph, part)| graph.add(name, part));
+        ids.last().expect("there is a worker")
+    }
+
+    fn link(&mut self, from: (AppId, usize), to: (AppId, usize)) -> Result<(), LinkError> {
+        self.0.iter_mut().try_for_each(|graph| graph.link(from, to))
+    }
+}
+
+/// An app in as many parts as there are workers.
+fn parts<A>(first: A, workers: usize, part: fn(&A) -> A) -> Vec<A> {
+    let mut parts: Vec<A> = (1..workers).map(|_| part(&first)).collect();
+    parts.insert(0, first);
+    parts
+}
+
+/// How one of the workers runs: on its share of the CPUs.
+fn settings(config: &Config, worker: usize, epoch: Instant) -> Settings {
+    let cpus = config.cpus.iter().copied().skip(worker).step_by(config.workers);
+    Settings { mode: config.mode, idle_spin: config.idle_spin, cpus: cpus.collect(), epoch }
+}
+
+/// Where a worker's events go. A guest's fault goes straight to its session, so that it is there
+/// before the worker's answer to anything that the session asks later.
+fn pass_on(
+    faults: HashMap<AppId, mpsc::UnboundedSender<Fault>>,
+    others: mpsc::UnboundedSender<Event>,
+) -> Events {
+    Box::new(move |event| match event {
+        Event::Fault { app, fault } if faults.contains_key(&app) => {
+            let _ = faults[&app].send(fault);
+        }
+        event => drop(others.send(event)),
+    })
 }
 
 /// A look at a running switch.
 pub struct Report {
     /// By the names of the ports, and `bridge`.
     pub counters: Vec<(String, Counters)>,
-    /// The worker's.
-    pub load: Load,
+    /// How busy each was.
+    pub workers: Vec<Load>,
 }
 
 impl Report {
@@ -181,13 +239,14 @@ struct Guest {
 
 /// Makes the app of one port; for a guest's, also what its sessions need.
 fn open(
-    graph: &mut Graph,
+    graphs: &mut Graphs,
     number: PortNumber,
     port: &PortConfig,
 ) -> anyhow::Result<(AppId, Option<Guest>)> {
+    let workers = graphs.0.len();
     let PortConfig { name, kind } = port;
     match kind {
-        PortKind::VhostUser { path, socket, mtu } => {
+        PortKind::VhostUser { path, socket, mtu, queue_pairs } => {
             let source = match socket {
                 SocketRole::Listen { mode, group } => {
                     let listener = listen_at(path, *mode, group.as_deref());
@@ -199,18 +258,18 @@ fn open(
             let offer = Offer {
                 features: FEATURES,
                 protocol: Offer::PROTOCOL,
-                queue_pairs: 1,
+                queue_pairs: *queue_pairs,
                 max_mtu: *mtu,
             };
-            let mut app = VhostUserPort::new();
-            app.set_mtu(*mtu);
-            let app = graph.add(name, app);
+            let mut parts = VhostUserPort::parts(workers, number.into());
+            parts.iter_mut().for_each(|part| part.set_mtu(*mtu));
+            let app = graphs.add(name, parts);
             Ok((app, Some(Guest { name: name.clone(), app, number, source, offer })))
         }
         PortKind::Tap { interface } => {
             let tap = TapPort::open(interface)
                 .with_context(|| format!("port `{name}`: tap interface `{interface}`"))?;
-            Ok((graph.add(name, tap), None))
+            Ok((graphs.add(name, parts(tap, workers, TapPort::part)), None))
         }
     }
 }

@@ -83,13 +83,22 @@ pub struct Offer {
     pub features: Features,
     /// Protocol features; [`Offer::PROTOCOL`] is all there is.
     pub protocol: ProtocolFeatures,
-    /// Queue pairs, 1 to 128.
+    /// Queue pairs that a front end may have, 1 to 128, as far as the protocol lets us say so: see
+    /// [`Offer::queue_number`].
     pub queue_pairs: u16,
     /// The largest MTU that NET_SET_MTU may ask for, in bytes of payload of a frame.
     pub max_mtu: u16,
 }
 
 impl Offer {
+    /// What GET_QUEUE_NUM answers. QEMU and DPDK take it for a number of pairs, Cloud Hypervisor and
+    /// rust-vmm for one of rings. So it is the number of rings, and there are twice as many rings as
+    /// that, up to the 256 that messages can name: whoever counts pairs may have twice as many of them,
+    /// whoever counts rings may have 64 pairs at most.
+    pub fn queue_number(&self) -> usize {
+        (2 * usize::from(self.queue_pairs)).clamp(2, MAX_RINGS / 2)
+    }
+
     /// Every protocol feature that a session serves.
     pub const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
         .union(ProtocolFeatures::RARP)
@@ -160,11 +169,10 @@ pub struct Session {
 impl Session {
     /// A new connection's session.
     pub fn new(offer: Offer) -> Self {
-        let rings = (2 * usize::from(offer.queue_pairs)).clamp(2, MAX_RINGS);
+        let rings = 2 * offer.queue_number();
         let offer = Offer {
             features: offer.features | Features::PROTOCOL_FEATURES,
             protocol: offer.protocol & Offer::PROTOCOL,
-            queue_pairs: (rings / 2) as u16,
             ..offer
         };
         let device = Arc::new(Device::detached(rings));
@@ -299,7 +307,7 @@ impl Session {
             (R::SetProtocolFeatures, Payload::U64(bits)) => {
                 self.set_protocol_features(ProtocolFeatures(bits))?;
             }
-            (R::GetQueueNum, _) => return Ok(Outcome::Reply(self.offer.queue_pairs.into())),
+            (R::GetQueueNum, _) => return Ok(Outcome::Reply(self.offer.queue_number() as u64)),
 
             (R::GetMaxMemSlots, _) => return Ok(Outcome::Reply(MAX_REGIONS as u64)),
             (R::SetMemTable, Payload::MemoryTable(regions)) => {

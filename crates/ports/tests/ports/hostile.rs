@@ -218,7 +218,7 @@ fn each_violation_takes_its_own_port_down_and_is_reported_once() {
         let used = BOTH.map(|ring| world.guests[HOSTILE].used_index(ring));
         traffic(&mut world, 2);
         let fault = world.fault(HOSTILE);
-        let ring_name = if ring == RECEIVE { "receive ring: " } else { "transmit ring: " };
+        let ring_name = if ring == RECEIVE { "receive ring 0: " } else { "transmit ring 1: " };
         assert!(fault.starts_with(ring_name) && fault.contains(says), "{name}: {fault}");
         assert!(fault.contains("(virtio 1.3, "), "says where in the specification: {fault}");
 

@@ -102,6 +102,11 @@ pub enum Problem {
          remove one of the two"
     )]
     NotWithConnect(String),
+    #[error(
+        "{cpus} of `cpus` for {workers} `workers`: expected at least one CPU for each, or no `cpus` \
+         to let the kernel choose"
+    )]
+    TooFewCpus { cpus: usize, workers: usize },
     #[error("no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file of --config")]
     NoPorts,
 }

@@ -38,7 +38,7 @@ pub const TYPE: &str = "type";
 pub const PORT: &str = "port";
 
 /// The keys at the top of a file, each of which is also a flag, and the ports.
-pub const TOP_LEVEL: [&str; 5] = ["mode", "idle-spin", "cpus", "log", PORT];
+pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
 
 /// A Unix socket on which virtio-net rings are handed over.
 pub const VHOST_USER: PortType = PortType {
@@ -61,6 +61,11 @@ pub const VHOST_USER: PortType = PortType {
             name: "mtu",
             form: "68..65535",
             about: "largest MTU, in bytes; the guest may have a smaller one [65535]",
+        },
+        Key {
+            name: "queue-pairs",
+            form: "1..128",
+            about: "pairs of queues that a guest may have [128]",
         },
     ],
 };

@@ -3,7 +3,9 @@
 use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Misfit, Scalar, Value};
-use super::{DEFAULT_MTU, DEFAULT_SOCKET_MODE, PortConfig, PortKind, SocketRole};
+use super::{
+    DEFAULT_MTU, DEFAULT_QUEUE_PAIRS, DEFAULT_SOCKET_MODE, PortConfig, PortKind, SocketRole,
+};
 
 /// A key and its value as they were written.
 pub struct Entry {
@@ -131,6 +133,7 @@ impl WrittenPort {
         let mut mode = None;
         let mut group = None;
         let mut mtu = None;
+        let mut queue_pairs = None;
         for entry in self.keys(&keys::VHOST_USER, faults) {
             match entry.key.as_str() {
                 "path" => path = entry.read(faults, value::socket_path),
@@ -138,6 +141,7 @@ impl WrittenPort {
                 "socket-mode" => mode = entry.read(faults, value::socket_mode),
                 "socket-group" => group = entry.read(faults, value::socket_group),
                 "mtu" => mtu = entry.read(faults, value::mtu),
+                "queue-pairs" => queue_pairs = entry.read(faults, value::queue_pairs),
                 _ => {}
             }
         }
@@ -154,7 +158,12 @@ impl WrittenPort {
         } else {
             SocketRole::Listen { mode: mode.unwrap_or(DEFAULT_SOCKET_MODE), group }
         };
-        Some(PortKind::VhostUser { path: path?, socket, mtu: mtu.unwrap_or(DEFAULT_MTU) })
+        Some(PortKind::VhostUser {
+            path: path?,
+            socket,
+            mtu: mtu.unwrap_or(DEFAULT_MTU),
+            queue_pairs: queue_pairs.unwrap_or(DEFAULT_QUEUE_PAIRS),
+        })
     }
 
     fn read_tap(&self, faults: &mut Vec<Fault>) -> Option<PortKind> {

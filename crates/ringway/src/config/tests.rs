@@ -42,6 +42,7 @@ fn flags_and_a_file_say_the_same() {
     let file = r#"
         mode = "poll"
         idle-spin = "1ms"
+        workers = 2
         cpus = "3,0-1"
         log = "debug"
 
@@ -51,6 +52,7 @@ fn flags_and_a_file_say_the_same() {
         socket-mode = "0600"
         socket-group = "kvm"
         mtu = 9000
+        queue-pairs = 4
 
         [port.an-earlier-name]
         type = "vhost-user"
@@ -64,15 +66,20 @@ fn flags_and_a_file_say_the_same() {
     let flags = [
         ("mode", "poll"),
         ("idle-spin", "1ms"),
+        ("workers", "2"),
         ("cpus", "3,0-1"),
         ("log", "debug"),
-        ("port", "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000"),
+        (
+            "port",
+            "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000,queue-pairs=4",
+        ),
         ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on"),
         ("port", "host=tap:rw0"),
     ];
     let expected = Config {
         mode: Mode::Poll,
         idle_spin: Duration::from_millis(1),
+        workers: 2,
         cpus: vec![0, 1, 3],
         log: LevelFilter::DEBUG,
         ports: vec![
@@ -82,6 +89,7 @@ fn flags_and_a_file_say_the_same() {
                     path: PathBuf::from("/run/vm1.sock"),
                     socket: SocketRole::Listen { mode: 0o600, group: Some("kvm".to_owned()) },
                     mtu: 9000,
+                    queue_pairs: 4,
                 },
             },
             PortConfig {
@@ -90,6 +98,7 @@ fn flags_and_a_file_say_the_same() {
                     path: PathBuf::from("vm2.sock"),
                     socket: SocketRole::Connect,
                     mtu: 65535,
+                    queue_pairs: 128,
                 },
             },
             tap("host", "rw0"),
@@ -105,6 +114,7 @@ fn what_is_not_said_has_a_default() {
     let expected = Config {
         mode: Mode::Adaptive,
         idle_spin: Duration::from_micros(50),
+        workers: 1,
         cpus: vec![],
         log: LevelFilter::WARN,
         ports: vec![PortConfig {
@@ -113,6 +123,7 @@ fn what_is_not_said_has_a_default() {
                 path: PathBuf::from("/run/vm1.sock"),
                 socket: SocketRole::Listen { mode: 0o660, group: None },
                 mtu: 65535,
+                queue_pairs: 128,
             },
         }],
     };
@@ -153,11 +164,11 @@ conect = true
     let flags = [("port", "vm1=tap:a/b"), ("mode", "pol")];
     let expected = "\
 ringway.toml:1:7: wrong value `loud` for `log`: expected off, error, warn, info, debug or trace
-ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, cpus, log or port; \
+ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, workers, cpus, log or port; \
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
-socket-mode, socket-group or mtu; did you mean `connect`?
+socket-mode, socket-group, mtu or queue-pairs; did you mean `connect`?
 --port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0: 1 to \
 15 bytes, not . or .., without space / : or %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
@@ -313,7 +324,7 @@ fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhost-user:/run/a.sock,socket_mode=0660",
         "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
-         socket-group or mtu; did you mean `socket-mode`?",
+         socket-group, mtu or queue-pairs; did you mean `socket-mode`?",
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",
@@ -390,5 +401,31 @@ fn every_key_in_the_tables_is_read() {
         let faults = read(&format!("{key} = 1979-05-27"), &[]).expect_err("no key takes a date");
         let expected = format!("wrong value of type datetime for `{key}`: expected ");
         assert!(faults.contains(&expected), "no {expected:?} in {faults:?}");
+    }
+}
+
+#[test]
+fn each_worker_needs_a_cpu() {
+    let port = ("port", "host=tap:rw0");
+    let config = read("", &[port, ("workers", "2"), ("cpus", "1-3")]).expect("one is to spare");
+    assert_eq!((config.workers, config.cpus.len()), (2, 3));
+    let faults = read("cpus = 1\n", &[port, ("workers", "3")]).expect_err("one for three");
+    let says = "ringway.toml:1:1: 1 of `cpus` for 3 `workers`: expected at least one CPU for each";
+    assert!(faults.to_string().starts_with(says), "{faults}");
+}
+
+#[test]
+fn numbers_have_their_range() {
+    let port = ("port", "host=tap:rw0");
+    for value in ["1", "64"] {
+        assert!(read("", &[port, ("workers", value)]).is_ok(), "{value}");
+    }
+    for value in ["0", "65", "+1", "1.0", "two", ""] {
+        let faults = read("", &[port, ("workers", value)]).expect_err(value).to_string();
+        assert!(faults.contains("expected a number from 1 to 64"), "{faults}");
+    }
+    for (value, fits) in [("1", true), ("128", true), ("0", false), ("129", false), ("x", false)] {
+        let port = format!("vm=vhost-user:/run/vm.sock,queue-pairs={value}");
+        assert_eq!(read("", &[("port", &port)]).is_ok(), fits, "{port}");
     }
 }

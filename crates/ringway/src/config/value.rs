@@ -1,6 +1,7 @@
 //! Values: how each is written, and the nearest right one for a wrong one.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -216,14 +217,30 @@ const MTU_MINIMUM: u16 = 68;
 
 /// `mtu`, in bytes.
 pub fn mtu(scalar: &Scalar) -> Result<u16, Misfit> {
+    number(scalar, MTU_MINIMUM..=u16::MAX)
+}
+
+/// `queue-pairs`: as many as there are numbers for in messages.
+pub fn queue_pairs(scalar: &Scalar) -> Result<u16, Misfit> {
+    number(scalar, 1..=ports::vhost_user::MAX_PAIRS as u16)
+}
+
+/// `workers`.
+pub fn workers(scalar: &Scalar) -> Result<usize, Misfit> {
+    number(scalar, 1..=ports::vhost_user::MAX_WORKERS as u16).map(usize::from)
+}
+
+fn number(scalar: &Scalar, range: RangeInclusive<u16>) -> Result<u16, Misfit> {
     let number = match scalar {
-        Scalar::Text(text) => text.parse().ok(),
+        // `parse` alone would take "+1".
+        Scalar::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
         Scalar::Integer { digits, radix } => u16::from_str_radix(digits, *radix).ok(),
-        Scalar::Boolean(_) | Scalar::Other(_) => None,
+        _ => None,
     };
+    let (first, last) = (range.start(), range.end());
     number
-        .filter(|number| *number >= MTU_MINIMUM)
-        .ok_or_else(|| Misfit::expected("a number from 68 to 65535"))
+        .filter(|number| range.contains(number))
+        .ok_or_else(|| Misfit::expected(format!("a number from {first} to {last}")))
 }
 
 /// `socket-mode`: octal digits, as chmod takes them, or an octal integer of TOML.

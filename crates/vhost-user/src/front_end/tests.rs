@@ -113,7 +113,9 @@ fn the_whole_life_of_a_device() {
         let wanted = Features::MRG_RXBUF | Features::EVENT_IDX;
         let negotiated = front_end.negotiate(Features::VERSION_1, wanted, Offer::PROTOCOL).unwrap();
         assert_eq!(negotiated, Negotiated { features: FEATURES, protocol });
-        assert_eq!(front_end.queue_pairs().unwrap(), 1);
+        // A number of rings, too, for those who count these.
+        let mq = protocol.contains(ProtocolFeatures::MQ);
+        assert_eq!(front_end.queue_pairs().unwrap(), if mq { 2 } else { 1 });
         let slots = front_end.max_memory_slots().unwrap();
         if protocol.contains(ProtocolFeatures::CONFIGURE_MEM_SLOTS) {
             assert_eq!(slots, 509);
@@ -184,7 +186,7 @@ fn a_violation_closes_the_connection() {
     let error = front_end.enable_ring(7, true).unwrap_err();
     assert_eq!(error.to_string(), "the back end closed the connection on SET_VRING_ENABLE");
     let violation = back_end.join().unwrap().violation.unwrap();
-    assert!(violation.starts_with("SET_VRING_ENABLE names ring 7, but there are 2"), "{violation}");
+    assert!(violation.starts_with("SET_VRING_ENABLE names ring 7, but there are 4"), "{violation}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn qemu_connects(harness: &mut Harness) {
     let protocol = ask(harness, R::GetProtocolFeatures);
     assert_eq!(protocol, Offer::PROTOCOL.0);
     harness.tell(R::SetProtocolFeatures, Payload::U64(protocol), vec![]);
-    assert_eq!(ask(harness, R::GetQueueNum), 1);
+    assert_eq!(ask(harness, R::GetQueueNum), 2);
     assert_eq!(ask(harness, R::GetMaxMemSlots), 509);
     harness.tell(R::SetOwner, Payload::Empty, vec![]);
     assert_eq!(ask(harness, R::GetFeatures), ACKED.0);

@@ -139,19 +139,19 @@ fn features_that_change_under_a_running_ring() {
 fn rings_that_do_not_exist() {
     let mut harness = Harness::negotiated();
     for request in [R::SetVringNum, R::SetVringBase, R::GetVringBase, R::SetVringEnable] {
-        for index in [2, 255, 256, 257, 65536, u32::MAX] {
+        for index in [4, 255, 256, 257, 65536, u32::MAX] {
             let violation = harness.refused(request, state(index, 1), vec![]);
             assert!(matches!(violation, Violation::RingIndex { .. }), "{request} {index}");
         }
     }
-    for index in [2, 256, u32::MAX] {
+    for index in [4, 256, u32::MAX] {
         let Payload::VringAddress(address) = addresses(0) else { unreachable!() };
         let payload = Payload::VringAddress(VringAddress { index, ..address });
         let violation = harness.refused(R::SetVringAddr, payload, vec![]);
         assert!(matches!(violation, Violation::RingIndex { .. }));
     }
     for request in [R::SetVringKick, R::SetVringCall, R::SetVringErr] {
-        for ring in [2, 255] {
+        for ring in [4, 255] {
             let violation = harness.refused(request, attached(ring), vec![event()]);
             assert!(matches!(violation, Violation::RingIndex { .. }));
             let violation = harness.refused(request, unattached(ring), vec![]);

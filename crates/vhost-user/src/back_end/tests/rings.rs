@@ -282,3 +282,27 @@ fn announcements_carry_an_address() {
     let broadcast = harness.try_tell(R::SendRarp, Payload::U64(u64::MAX), vec![]).unwrap();
     assert_eq!(broadcast, Some(1));
 }
+
+/// Who counts pairs may have as many as were promised, and so may who counts rings; every ring that
+/// either may name is there, and no other.
+#[test]
+fn both_readings_of_the_queue_number_work() {
+    for (queue_pairs, number) in [(1, 2), (4, 8), (63, 126), (64, 128), (128, 128)] {
+        let mut session = Session::new(Offer { queue_pairs, ..OFFER });
+        let rings = session.device().rings.len();
+        assert_eq!(rings, 2 * number, "{queue_pairs} pairs");
+        let all = Payload::U64(Offer::PROTOCOL.0).encode();
+        let mut tell = |request: R, payload: Vec<u8>| {
+            let message = Message::request(request.number(), false, payload, vec![]);
+            let step = session.handle(message)?;
+            Ok::<_, Violation>(session.answer(step))
+        };
+        tell(R::SetProtocolFeatures, all).unwrap();
+        let reply = tell(R::GetQueueNum, vec![]).unwrap().expect("a reply");
+        assert_eq!(reply.payload, Payload::U64(number as u64).encode());
+        for (index, exists) in [(rings - 1, true), (rings, false)] {
+            let payload = state(index as u32, 1).encode();
+            assert_eq!(tell(R::SetVringEnable, payload).is_ok(), exists, "ring {index}");
+        }
+    }
+}

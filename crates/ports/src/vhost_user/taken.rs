@@ -1,4 +1,4 @@
-//! The chains of a transmit ring that were taken and not given back.
+//! The chains of transmit rings that were taken and not given back.
 //!
 //! A chain whose frame is held is read again in the next burst. Its descriptors cannot be asked for
 //! that: in a packed ring, whatever was given back since may lie over them. So where its bytes are is
@@ -9,9 +9,11 @@ use std::ops::Range;
 
 use engine::{BURST, Outcome, Outcomes};
 use memory::Translator;
-use virtqueue::{Chain, DeviceQueue, Piece, Violation};
+use virtqueue::{Chain, Piece, Violation};
 
-/// The chains, in ring order.
+use super::ring::Ring;
+
+/// The chains, those of one ring in its order.
 pub(crate) struct Taken {
     chains: Vec<TakenChain>,
     pieces: Vec<Piece>,
@@ -20,6 +22,8 @@ pub(crate) struct Taken {
 }
 
 struct TakenChain {
+    /// Where its ring is.
+    place: u8,
     chain: Chain,
     /// The frame of the current burst that was made of it, if it made one.
     frame: Option<u8>,
@@ -41,6 +45,8 @@ pub(crate) struct Settled {
 
 /// A chain whose frame is held.
 pub(crate) struct Held<'t> {
+    /// Where its ring is.
+    pub(crate) place: usize,
     /// Descriptors that it took to know the pieces.
     pub(crate) descriptors: u16,
     /// Where its bytes are. Not checked.
@@ -73,41 +79,51 @@ impl Taken {
         self.chains.is_empty()
     }
 
-    /// Adds a chain that was taken, and the frame that was made of it.
+    /// Adds a chain that was taken from the ring at `place`, of at most 128, and the frame that was
+    /// made of it.
     #[inline]
-    pub(crate) fn push(&mut self, chain: Chain, frame: Option<u8>) {
-        self.chains.push(TakenChain { chain, frame, held: None });
+    pub(crate) fn push(&mut self, place: usize, chain: Chain, frame: Option<u8>) {
+        self.chains.push(TakenChain { place: place as u8, chain, frame, held: None });
     }
 
     /// The chains whose frames were held, to make frames of this burst of them.
     pub(crate) fn held(&mut self) -> impl Iterator<Item = Held<'_>> {
         let pieces = &self.pieces;
-        self.chains.iter_mut().filter_map(|TakenChain { chain, frame, held }| {
+        self.chains.iter_mut().filter_map(|TakenChain { place, chain, frame, held }| {
             let pieces = pieces.get(held.clone()?).unwrap_or_default();
-            Some(Held { descriptors: chain.descriptors(), pieces, frame })
+            let place = usize::from(*place);
+            Some(Held { place, descriptors: chain.descriptors(), pieces, frame })
         })
     }
 
     /// Gives back the chains whose frames were not held in the burst that ended. With `in_order`
-    /// only those before the first one that was. A frame of more than [`PIECES`] pieces cannot be
-    /// held.
+    /// only those before the first one of their ring that was. A frame of more than [`PIECES`]
+    /// pieces cannot be held.
+    ///
+    /// A violation comes with the place of its ring.
     pub(crate) fn settle(
         &mut self,
-        queue: &mut DeviceQueue,
+        rings: &mut [Option<Ring>],
         in_order: bool,
         translator: &mut Translator<'_>,
         outcomes: &Outcomes<'_>,
-    ) -> Result<Settled, Violation> {
+    ) -> Result<Settled, (usize, Violation)> {
         let mut lost = 0;
         self.next_pieces.clear();
-        for TakenChain { chain, frame, held } in &mut self.chains {
+        for TakenChain { place, chain, frame, held } in &mut self.chains {
             let outcome = frame.take().map_or(Outcome::Done, |frame| outcomes.get(frame.into()));
             let known = held.take();
             if outcome == Outcome::Held {
                 let start = self.next_pieces.len();
                 match known.and_then(|range| self.pieces.get(range)) {
                     Some(pieces) => self.next_pieces.extend_from_slice(pieces),
-                    None => queue.pieces(*chain, translator, &mut self.next_pieces)?,
+                    None => {
+                        let place = usize::from(*place);
+                        let Some(Some(ring)) = rings.get_mut(place) else { continue };
+                        ring.queue
+                            .pieces(*chain, translator, &mut self.next_pieces)
+                            .map_err(|violation| (place, violation))?;
+                    }
                 }
                 if self.next_pieces.len() - start > PIECES {
                     self.next_pieces.truncate(start);
@@ -120,21 +136,26 @@ impl Taken {
         std::mem::swap(&mut self.pieces, &mut self.next_pieces);
 
         let before = self.chains.len();
-        let mut is_behind = false;
+        // A bit for each place.
+        let mut behind = 0u128;
         self.chains.retain(|taken| {
-            let stays = taken.held.is_some() || is_behind;
-            is_behind |= stays && in_order;
-            if !stays {
-                queue.give_back(taken.chain, 0);
+            let place = 1 << taken.place;
+            let stays = taken.held.is_some() || behind & place != 0;
+            if stays && in_order {
+                behind |= place;
+            }
+            if !stays && let Some(Some(ring)) = rings.get_mut(usize::from(taken.place)) {
+                ring.queue.give_back(taken.chain, 0);
             }
             stays
         });
         Ok(Settled { moved: self.chains.len() < before, lost })
     }
 
-    /// Takes all chains out, to give them back or to forget them, and says of each whether its frame
-    /// is held.
-    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Chain, bool)> {
-        self.chains.drain(..).map(|taken| (taken.chain, taken.held.is_some()))
+    /// Takes out all chains of the ring at `place`, to give them back or to forget them, and says of
+    /// each whether its frame is held.
+    pub(crate) fn drain(&mut self, place: usize) -> impl Iterator<Item = (Chain, bool)> {
+        let of_ring = self.chains.extract_if(.., move |taken| usize::from(taken.place) == place);
+        of_ring.map(|taken| (taken.chain, taken.held.is_some()))
     }
 }

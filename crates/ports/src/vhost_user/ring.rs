@@ -1,0 +1,129 @@
+//! A started ring, and how it is exchanged for another.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use vhost_user::{Device, RingSetup};
+use virtqueue::DeviceQueue;
+use wire::virtio::{Features, NetHeader, Offload};
+
+/// A started ring.
+pub(super) struct Ring {
+    pub(super) queue: DeviceQueue,
+    pub(super) setup: RingSetup,
+}
+
+impl Ring {
+    /// Goes on from `previous`, if there is one: the same ring.
+    fn new(setup: &RingSetup, features: Features, previous: Option<Self>) -> Self {
+        let queue = match previous {
+            Some(mut ring) => {
+                ring.queue.relocate(setup.layout.clone());
+                ring.queue
+            }
+            None => DeviceQueue::new(setup.layout.clone(), features, setup.base),
+        };
+        Self { queue, setup: setup.clone() }
+    }
+
+    /// Makes visible what was given back, and calls the driver if it wants to know.
+    pub(super) fn publish(&mut self) {
+        if self.queue.publish() {
+            self.call();
+        }
+    }
+
+    fn call(&self) {
+        if let Some(descriptor) = &self.setup.call {
+            // Whatever goes wrong with the descriptor is the guest's loss.
+            let _ = sys::notify::signal(descriptor.as_fd());
+        }
+    }
+}
+
+/// How a guest's frames look.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) features: Features,
+    /// Bytes of the virtio-net header.
+    pub(super) header_size: usize,
+    /// Bytes of the largest frame that need not be segmented.
+    pub(super) frame_limit: usize,
+}
+
+impl Shape {
+    pub(super) fn new(features: Features, frame_limit: usize) -> Self {
+        Self { features, header_size: NetHeader::size(features), frame_limit }
+    }
+
+    /// Whether a frame of `len` bytes is larger than the guest's MTU, and will not be segmented.
+    #[inline]
+    pub(super) fn is_over_mtu(&self, len: usize, offload: &Offload) -> bool {
+        len > self.frame_limit && offload.segmentation.is_none()
+    }
+}
+
+/// What a swap gives back to control.
+#[derive(Default)]
+pub struct Swapped {
+    /// Where each ring stands that was stopped by this swap, by its number.
+    pub positions: Vec<(usize, u32)>,
+    /// Parts of the device that was: its memory is to be unmapped and its descriptors are to be
+    /// closed by control, and not by the worker.
+    retired: Vec<Box<dyn Send>>,
+}
+
+impl Swapped {
+    /// Keeps what is used no more, and closes or unmaps something when it is dropped.
+    pub(super) fn retire(&mut self, what: impl Send + 'static) {
+        self.retired.push(Box::new(what));
+    }
+
+    /// The ring of this number as `device` has it, going on from `previous` if it is the same one.
+    /// A new ring's driver is called: it may have been told of nothing by whoever served the ring
+    /// before.
+    ///
+    /// Nothing of `previous` is outstanding. It is left alone when the guest broke a rule.
+    pub(super) fn exchange(
+        &mut self,
+        number: usize,
+        mut previous: Option<Ring>,
+        device: Option<&Device>,
+        is_latched: bool,
+    ) -> Option<Ring> {
+        let next = device.and_then(|device| Some((device, setup(device, number)?)));
+        let mut was_called = false;
+        if let Some(ring) = &mut previous {
+            if !is_latched {
+                ring.publish();
+            }
+            let goes_on = next.is_some_and(|(_, next)| next.start == ring.setup.start);
+            // What an exchanged descriptor was called for may have been lost.
+            was_called =
+                goes_on && next.is_some_and(|(_, next)| same(&next.call, &ring.setup.call));
+            if !goes_on {
+                self.positions.push((number, ring.queue.position()));
+                self.retire(previous.take());
+            }
+        }
+        let (device, setup) = next?;
+        let ring = Ring::new(setup, device.features, previous);
+        if !was_called && !is_latched {
+            ring.call();
+        }
+        Some(ring)
+    }
+}
+
+/// What `device` says of the ring of this number, if that runs.
+pub(super) fn setup(device: &Device, number: usize) -> Option<&RingSetup> {
+    device.rings.get(number)?.as_ref()
+}
+
+fn same(one: &Option<Arc<OwnedFd>>, other: &Option<Arc<OwnedFd>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+        (None, None) => true,
+        _ => false,
+    }
+}

@@ -1,0 +1,313 @@
+//! The transmit rings of one worker: frames out of the guest.
+//!
+//! Chains are taken from the rings in turn, with another one first each time, and noted in `taken`
+//! in ring order, whether they made a frame or not. [`Transmit::reclaim`] gives back those that are
+//! done. Of a frame whose receiver is full, `taken` remembers where its buffers are: in the next
+//! breath it is made anew of what is in them then, and nothing that was decided about it is kept.
+
+use std::sync::Arc;
+
+use engine::{BURST, Burst, Counters, DropReason, Lease, Outcomes};
+use memory::{GuestMemory, ReadSlice, Translator};
+use vhost_user::Device;
+use virtqueue::Violation;
+use wire::virtio::{Features, NetHeader};
+
+use super::ring::{Ring, Shape, Swapped, setup};
+use super::steering::Steering;
+use super::taken::Taken;
+use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
+use crate::backlog::Backlog;
+use crate::frame::MAX_FRAME;
+
+/// Bytes of frames after which a burst takes no more: one sender of large frames does not keep the
+/// others waiting for long.
+const BYTE_BUDGET: u64 = 512 * 1024;
+
+/// The transmit rings of one worker's share of the pairs, and what was taken from them.
+pub(super) struct Transmit {
+    share: Share,
+    /// By their place in the share, as far as there are any.
+    rings: Vec<Option<Ring>>,
+    taken: Taken,
+    backlog: Backlog,
+    /// A held frame made way: something moved.
+    moved: bool,
+    /// The place of the ring that is asked first.
+    turn: usize,
+}
+
+impl Transmit {
+    /// No rings yet.
+    pub(super) fn new(share: Share) -> Self {
+        Self {
+            share,
+            rings: Vec::new(),
+            taken: Taken::new(),
+            backlog: Backlog::default(),
+            moved: false,
+            turn: 0,
+        }
+    }
+
+    fn fault(&self, place: usize) -> impl Fn(Violation) -> GuestFault + use<> {
+        let pair = self.share.pair(place);
+        move |violation| GuestFault::transmit(pair, violation)
+    }
+
+    /// Goes on with the rings of `device`. A ring that stops does so with nothing outstanding: frames
+    /// that were held are dropped.
+    pub(super) fn swap(
+        &mut self,
+        device: Option<&Device>,
+        is_latched: bool,
+        swapped: &mut Swapped,
+        counters: &mut Counters,
+    ) {
+        let old = std::mem::take(&mut self.rings);
+        let mut old = old.into_iter();
+        for (place, pair) in self.share.pairs().enumerate() {
+            let number = transmit_ring(pair);
+            let mut ring = old.next().flatten();
+            let next = device.and_then(|device| setup(device, number));
+            let goes_on = |ring: &Ring| next.is_some_and(|next| next.start == ring.setup.start);
+            if let Some(ring) = ring.as_mut().filter(|ring| !goes_on(ring)) {
+                for (chain, is_held) in self.taken.drain(place) {
+                    if is_latched {
+                        continue;
+                    }
+                    if is_held {
+                        counters.drop(DropReason::ReceiverFull);
+                    }
+                    ring.queue.give_back(chain, 0);
+                }
+            }
+            if let Some(ring) = swapped.exchange(number, ring, device, is_latched) {
+                self.rings.resize_with(place, || None);
+                self.rings.push(Some(ring));
+            }
+        }
+    }
+
+    /// Takes chains into the burst: those of held frames first, then new ones. Returns whether there
+    /// was anything to do.
+    pub(super) fn pull<'b>(
+        &mut self,
+        shape: Shape,
+        memory: &Arc<GuestMemory>,
+        steering: Option<&Steering>,
+        lease: &'b mut Lease,
+        burst: &mut Burst<'b>,
+        counters: &mut Counters,
+    ) -> Result<bool, GuestFault> {
+        let moved = std::mem::take(&mut self.moved);
+        if self.taken.is_empty() && !self.is_available()? {
+            return Ok(moved);
+        }
+        let plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
+        burst.limit_held(plan.hold);
+        let mut intake = Intake {
+            translator: lease.guest(memory).translator(),
+            shape,
+            limit: (MAX_FRAME + shape.header_size) as u32,
+            descriptors: 0,
+            bytes: 0,
+        };
+        self.pull_held(&mut intake, burst, counters)?;
+        let before = self.taken.len();
+        let places = self.rings.len();
+        self.turn = (self.turn + 1) % places.max(1);
+        for place in (self.turn..places).chain(0..self.turn) {
+            if !plan.listen || self.taken.len() == BURST {
+                break;
+            }
+            self.pull_new(place, &mut intake, steering, burst, counters)?;
+        }
+        Ok(moved || self.taken.len() > before)
+    }
+
+    fn is_available(&mut self) -> Result<bool, GuestFault> {
+        for place in 0..self.rings.len() {
+            let fault = self.fault(place);
+            let Some(Some(ring)) = self.rings.get_mut(place) else { continue };
+            if ring.queue.available().map_err(fault)? > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    #[inline]
+    fn pull_held<'m>(
+        &mut self,
+        intake: &mut Intake<'m>,
+        burst: &mut Burst<'m>,
+        counters: &mut Counters,
+    ) -> Result<(), GuestFault> {
+        for held in self.taken.held() {
+            let start = burst.segments().len();
+            let bytes = held.bytes();
+            if bytes <= intake.limit.into() {
+                for piece in held.pieces {
+                    intake.translator.read(piece.address, piece.len, burst.segments()).map_err(
+                        |fault| GuestFault::transmit(self.share.pair(held.place), fault.into()),
+                    )?;
+                }
+            }
+            *held.frame = frame(burst, start, bytes, intake.shape, counters);
+            intake.descriptors += usize::from(held.descriptors);
+            intake.bytes += bytes;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn pull_new<'m>(
+        &mut self,
+        place: usize,
+        intake: &mut Intake<'m>,
+        steering: Option<&Steering>,
+        burst: &mut Burst<'m>,
+        counters: &mut Counters,
+    ) -> Result<(), GuestFault> {
+        let fault = self.fault(place);
+        let Some(Some(ring)) = self.rings.get_mut(place) else { return Ok(()) };
+        while self.taken.len() < BURST && !burst.is_full() && intake.may_go_on() {
+            let start = burst.segments().len();
+            let chain = ring
+                .queue
+                .take_readable(&mut intake.translator, intake.limit, burst.segments())
+                .map_err(&fault)?;
+            let Some(chain) = chain else { break };
+            intake.descriptors += usize::from(chain.descriptors());
+            intake.bytes += chain.bytes();
+            let frame = if ring.setup.enabled {
+                frame(burst, start, chain.bytes(), intake.shape, counters)
+            } else {
+                burst.segments().truncate(start);
+                counters.drop(DropReason::SenderDisabled);
+                None
+            };
+            if let Some(frame) = frame {
+                counters.received.count(chain.bytes() as usize - intake.shape.header_size);
+                if let Some(steering) = steering {
+                    let hash = wire::flow::hash(burst.frame(frame.into()).head);
+                    steering.learn(hash, self.share.pair(place));
+                }
+            }
+            self.taken.push(place, chain, frame);
+        }
+        Ok(())
+    }
+
+    /// Gives back what is done of the burst that ended.
+    pub(super) fn reclaim(
+        &mut self,
+        features: Features,
+        memory: &GuestMemory,
+        outcomes: &Outcomes<'_>,
+        counters: &mut Counters,
+    ) -> Result<(), GuestFault> {
+        if self.taken.is_empty() {
+            return Ok(());
+        }
+        let in_order = features.contains(Features::IN_ORDER);
+        let translator = &mut memory.translator();
+        let settled = self.taken.settle(&mut self.rings, in_order, translator, outcomes);
+        let settled = settled.map_err(|(place, violation)| self.fault(place)(violation))?;
+        self.moved = settled.moved;
+        counters[DropReason::ReceiverFull] += settled.lost;
+        Ok(())
+    }
+
+    /// Makes visible what was given back.
+    pub(super) fn publish(&mut self) {
+        self.rings.iter_mut().flatten().for_each(Ring::publish);
+    }
+
+    /// Asks for kicks. True when there is something to do already.
+    pub(super) fn arm(&mut self) -> Result<bool, GuestFault> {
+        let mut busy = self.moved;
+        for place in 0..self.rings.len() {
+            let fault = self.fault(place);
+            let Some(Some(ring)) = self.rings.get_mut(place) else { continue };
+            let more = ring.queue.enable_kicks().map_err(fault)?;
+            // Without a kick descriptor the ring has to be polled.
+            busy |= more || ring.setup.kick.is_none();
+        }
+        Ok(busy)
+    }
+
+    /// No kicks are wanted.
+    pub(super) fn disarm(&mut self) {
+        self.rings.iter_mut().flatten().for_each(|ring| ring.queue.disable_kicks());
+    }
+
+    /// When what waits is to be looked at again.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.backlog.deadline()
+    }
+}
+
+/// What one burst takes in.
+struct Intake<'m> {
+    translator: Translator<'m>,
+    shape: Shape,
+    /// Bytes of a chain that are translated at most.
+    limit: u32,
+    descriptors: usize,
+    bytes: u64,
+}
+
+impl Intake<'_> {
+    fn may_go_on(&self) -> bool {
+        self.descriptors < DESCRIPTOR_BUDGET && self.bytes < BYTE_BUDGET
+    }
+}
+
+/// Makes a frame of a chain of `bytes`, whose segments were appended to the burst from `start` on.
+/// Counts it as dropped when that cannot be.
+#[inline]
+fn frame(
+    burst: &mut Burst<'_>,
+    start: usize,
+    bytes: u64,
+    shape: Shape,
+    counters: &mut Counters,
+) -> Option<u8> {
+    let Shape { features, header_size, .. } = shape;
+    let len = bytes.saturating_sub(header_size as u64);
+    if len < wire::ethernet::HEADER_SIZE as u64 || len > MAX_FRAME as u64 {
+        burst.segments().truncate(start);
+        let short = len < wire::ethernet::HEADER_SIZE as u64;
+        counters.drop(if short { DropReason::TooShort } else { DropReason::TooLong });
+        return None;
+    }
+    let header = read_header(&burst.segments()[start..], header_size);
+    let check = |len| {
+        let offload = header.offload(len, features).map_err(|_| DropReason::BadHeader)?;
+        if shape.is_over_mtu(len, &offload) { Err(DropReason::OverMtu) } else { Ok(offload) }
+    };
+    match burst.push(start, header_size, check) {
+        Ok(index) => index.map(|index| index as u8),
+        Err(reason) => {
+            counters.drop(reason);
+            None
+        }
+    }
+}
+
+/// Reads the virtio-net header once, however it is cut up.
+#[inline]
+fn read_header(segments: &[ReadSlice<'_>], size: usize) -> NetHeader {
+    let mut bytes = [0; NetHeader::SIZE];
+    let mut at = 0;
+    for segment in segments {
+        let room = bytes.get_mut(at..size).unwrap_or_default();
+        at += segment.copy_to(room);
+        if at >= size {
+            break;
+        }
+    }
+    NetHeader::from_bytes(&bytes)
+}
