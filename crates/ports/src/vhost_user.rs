@@ -263,6 +263,9 @@ impl VhostUserPort {
     /// A new ring is scanned without waiting for a kick, and its driver called once: it may have
     /// been told of neither by whoever served it before.
     ///
+    /// Every worker has to breathe again after the last part has swapped: one that went back to sleep
+    /// before may wait for a kick of a ring that another has exchanged since, with kicks off.
+    ///
     /// After a fault the port stays down until all parts were given no device.
     pub fn swap(&mut self, device: Option<&Device>, poller: &Poller) -> Swapped {
         let mut swapped = Swapped::default();
@@ -369,8 +372,15 @@ impl VhostUserPort {
 
     /// Delivers frames to the receive ring of a pair.
     fn deliver(&mut self, pair: usize, burst: &mut Burst<'_>, selection: &Selection) {
-        let Some(mut receiver) = self.shared.receivers.lock(pair) else {
-            self.counters[DropReason::ReceiverDown] += selection.len() as u64;
+        let Some(mut receiver) = self.shared.receivers.lock_enabled(pair) else {
+            // The worker that it belongs to has been told of a change already, and we are about to
+            // be: then the frames find another pair, or none.
+            let may_wait = !self.shared.receivers.is_broken(pair);
+            for index in selection.iter() {
+                if !(may_wait && burst.hold(index)) {
+                    self.counters.drop(DropReason::ReceiverDown);
+                }
+            }
             return;
         };
         let (scratch, counters) = (&mut self.scratch, &mut self.counters);

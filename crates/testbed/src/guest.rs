@@ -43,6 +43,7 @@ pub struct Builder {
     memory_mib: u32,
     memory_backend: String,
     cpu: String,
+    processors: u32,
     namespace: Option<String>,
     nics: Vec<Nic>,
     arguments: Vec<OsString>,
@@ -75,6 +76,13 @@ impl Builder {
     #[must_use]
     pub fn cpu(mut self, model: &str) -> Builder {
         self.cpu = model.to_owned();
+        self
+    }
+
+    /// How many processors there are, 1 if not said.
+    #[must_use]
+    pub fn processors(mut self, count: u32) -> Builder {
+        self.processors = count;
         self
     }
 
@@ -174,6 +182,7 @@ impl Guest {
             memory_mib: 256,
             memory_backend: "memory-backend-memfd,share=on".to_owned(),
             cpu: "max".to_owned(),
+            processors: 1,
             namespace: None,
             nics: Vec::new(),
             arguments: Vec::new(),
@@ -315,11 +324,14 @@ impl Guest {
         };
         let backend = &builder.memory_backend;
         let memory = builder.memory_mib;
+        // One processor needs one thread, which spares the emulator its atomic operations.
+        let accelerator =
+            if builder.processors == 1 { "tcg,thread=single" } else { "tcg,thread=multi" };
         command
             .args(["-name", &builder.name, "-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-machine", "q35,memory-backend=memory", "-cpu", &builder.cpu])
-            // One processor, so one thread, which spares the emulator its atomic operations.
-            .args(["-accel", "tcg,thread=single", "-smp", "1", "-m", &format!("{memory}M")])
+            .args(["-accel", accelerator, "-smp", &builder.processors.to_string()])
+            .args(["-m", &format!("{memory}M")])
             .arg("-object")
             .arg(format!("{backend},id=memory,size={memory}M"))
             .arg("-kernel")

@@ -34,11 +34,23 @@ impl Receivers {
         Self { slots: (0..pairs).map(|_| Slot::default()).collect() }
     }
 
-    /// The ring of a pair. None when there is none, or a bug of ours left it half changed.
+    /// The ring of a pair. None when there is none, or [`Self::is_broken`].
     #[inline]
     pub(super) fn lock(&self, pair: usize) -> Option<Locked<'_>> {
         let guard = self.slots.get(pair)?.0.lock().ok()?;
         guard.is_some().then_some(Locked(guard))
+    }
+
+    /// The same, if frames may be delivered to it.
+    #[inline]
+    pub(super) fn lock_enabled(&self, pair: usize) -> Option<Locked<'_>> {
+        let mut locked = self.lock(pair)?;
+        locked.get().ring.setup.enabled.then_some(locked)
+    }
+
+    /// Whether a bug of ours left the ring of a pair half changed.
+    pub(super) fn is_broken(&self, pair: usize) -> bool {
+        self.slots.get(pair).is_none_or(|Slot(mutex)| mutex.is_poisoned())
     }
 
     /// Exchanges the ring of a pair.
@@ -113,10 +125,6 @@ impl Receiver {
         scratch: &mut Scratch,
         counters: &mut Counters,
     ) -> Result<Delivered, Broken> {
-        if !self.ring.setup.enabled {
-            counters[DropReason::ReceiverDown] += selection.len() as u64;
-            return Ok(Delivered::All);
-        }
         let shape = Shape::new(self.features, frame_limit);
         let mut gather = Gather {
             translator: self.memory.translator(),
