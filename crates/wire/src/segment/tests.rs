@@ -239,6 +239,10 @@ fn check_all(shape: &Shape) {
     let segments = built.segments();
     let size = usize::from(shape.size);
     assert_eq!(segments.len(), shape.payload.div_ceil(size).max(1));
+    let plan = built.plan().unwrap();
+    let lens: Vec<usize> = segments.iter().map(Vec::len).collect();
+    assert!(plan.frame_lens().eq(lens.iter().copied()));
+    assert_eq!(Some(plan.longest()), lens.into_iter().max());
     let mut payload = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         let is_last = number + 1 == segments.len();
