@@ -75,10 +75,13 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::HOST_TSO4)
     .union(Features::HOST_TSO6)
     .union(Features::HOST_ECN)
+    .union(Features::HOST_USO)
     .union(Features::GUEST_CSUM)
     .union(Features::GUEST_TSO4)
     .union(Features::GUEST_TSO6)
-    .union(Features::GUEST_ECN);
+    .union(Features::GUEST_ECN)
+    .union(Features::GUEST_USO4)
+    .union(Features::GUEST_USO6);
 
 /// Descriptors that a guest may make us read in one breath, on each of its rings, before its turn
 /// ends: so that one which cuts its buffers into crumbs costs the others no time. Guests that post
@@ -209,7 +212,7 @@ pub struct VhostUserPort {
     announcement: Option<Box<[u8]>>,
     /// Descriptors of the receive ring that may still be read in this breath.
     receive_budget: usize,
-    /// Bytes of the largest frame that need not be segmented.
+    /// Bytes of the largest frame, or segment of a frame.
     frame_limit: usize,
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
@@ -337,7 +340,8 @@ impl VhostUserPort {
     }
 
     /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
-    /// directions, but for those that are yet to be segmented (virtio 1.3, 5.1.4.1).
+    /// directions (virtio 1.3, 5.1.4.1). Of one that is yet to be segmented its segments count: a
+    /// frame's fate does not depend on who segments it.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.frame_limit = usize::from(mtu) + ETHERNET;
     }
@@ -406,14 +410,6 @@ struct Shape {
     features: Features,
     header_size: usize,
     frame_limit: usize,
-}
-
-impl Shape {
-    /// Whether a frame of `len` bytes is larger than the guest's MTU, and will not be segmented.
-    #[inline]
-    fn is_over_mtu(&self, len: usize, offload: &Offload) -> bool {
-        len > self.frame_limit && offload.segmentation.is_none()
-    }
 }
 
 /// Takes chains from the transmit ring into the burst: those of held frames first, then new ones.
@@ -492,8 +488,9 @@ fn frame(
     }
     let header = read_header(&burst.segments()[start..], header_size);
     let check = |len| {
-        let offload = header.offload(len, features).map_err(|_| DropReason::BadHeader)?;
-        if shape.is_over_mtu(len, &offload) { Err(DropReason::OverMtu) } else { Ok(offload) }
+        let offload = header.offload(len, features)?;
+        let fits = offload.wire_len(len) <= shape.frame_limit;
+        if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
     };
     match burst.push(start, header_size, check) {
         Ok(index) => index.map(|index| index as u8),
@@ -562,10 +559,10 @@ impl Gather<'_, '_> {
         frame: Frame<'_>,
         sent: &mut Traffic,
     ) -> Result<(), Undelivered> {
-        if shape.is_over_mtu(frame.len, &frame.offload) {
+        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
+        if delivery.wire_len() > shape.frame_limit {
             return Err(Undelivered::Dropped(DropReason::OverMtu));
         }
-        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
         self.chains.clear();
         self.slices.clear();
         self.ends.clear();
