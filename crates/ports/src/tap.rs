@@ -43,8 +43,8 @@ const READ_INTERVAL: u64 = 5_000;
 /// `GSO_BY_FRAGS`).
 const REFUSED_SIZE: u16 = u16::MAX;
 
-/// Segments of UDP that every kernel takes in one frame (its `UDP_MAX_SEGMENTS`; 128 since Linux
-/// 6.10).
+/// Segments of UDP that every kernel takes in one frame (its `UDP_MAX_SEGMENTS`; newer ones take
+/// 128).
 const UDP_SEGMENTS: usize = 64;
 
 /// What each step of offloads is called by guests: that transmit, and that receive.
@@ -304,5 +304,27 @@ impl App for TapPort {
 
     fn counters(&self) -> &Counters {
         &self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_takes_what_it_may_ask_for() {
+        assert_eq!((asks(Offloads::None), takes(Offloads::None)), (Features::NONE, Features::NONE));
+        assert_eq!(asks(Offloads::Checksum), Features::CSUM);
+        assert_eq!(takes(Offloads::Checksum), Features::GUEST_CSUM);
+        assert!(asks(Offloads::TcpEcn).contains(asks(Offloads::Tcp) | Features::HOST_ECN));
+        assert!(!takes(Offloads::Tcp).contains(Features::GUEST_ECN));
+        assert!(!asks(Offloads::TcpEcn).contains(Features::HOST_USO));
+        // All that a guest is offered.
+        let offered = crate::vhost_user::FEATURES;
+        assert!(offered.contains(asks(Offloads::ALL) | takes(Offloads::ALL)));
+        for step in [Offloads::Checksum, Offloads::Tcp, Offloads::TcpEcn, Offloads::Udp] {
+            assert_eq!(asks(step).missing_dependencies(), Features::NONE);
+            assert_eq!(takes(step).missing_dependencies(), Features::NONE);
+        }
     }
 }
