@@ -61,6 +61,8 @@ drop_reasons! {
     MalformedHeaders = "malformed_headers",
     /// To be segmented, but into segments that are longer than IP allows.
     SegmentTooLong = "segment_too_long",
+    /// To be segmented for the kernel, but into more segments than one burst may make.
+    TooManySegments = "too_many_segments",
     /// The source address is a group's.
     BadSource = "bad_source",
     /// To 01:80:C2:00:00:0x, which bridges keep to themselves.

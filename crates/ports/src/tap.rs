@@ -47,6 +47,11 @@ const REFUSED_SIZE: u16 = u16::MAX;
 /// 128).
 const UDP_SEGMENTS: usize = 64;
 
+/// Segments that the port makes for the kernel out of one burst, each at the price of a system
+/// call: enough for a burst of segments of 256 bytes. A guest that asks for segments of one byte
+/// costs the others no time.
+const SEGMENT_BUDGET: usize = 2048;
+
 /// What each step of offloads is called by guests: that transmit, and that receive.
 const WORDS: [(Offloads, Features, Features); 4] = [
     (Offloads::Checksum, Features::CSUM, Features::GUEST_CSUM),
@@ -179,8 +184,9 @@ impl TapPort {
 }
 
 impl TapPort {
-    /// Hands one frame to the kernel, in whatever form it takes it.
-    fn send(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+    /// Hands one frame to the kernel, in whatever form it takes it. At most `budget` segments are
+    /// made for that.
+    fn send(&mut self, frame: &Frame<'_>, budget: &mut usize) -> Result<(), DropReason> {
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { self.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
@@ -189,6 +195,8 @@ impl TapPort {
             self.counters.sent.count(frame.len);
             return Ok(());
         }
+        let left = budget.checked_sub(delivery.remaining());
+        *budget = left.ok_or(DropReason::TooManySegments)?;
         while let Some(outgoing) = delivery.next() {
             let len = outgoing.len;
             let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
@@ -272,9 +280,10 @@ impl App for TapPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
+        let mut budget = SEGMENT_BUDGET;
         for index in selection.iter() {
             let frame = burst.frame(index);
-            if let Err(reason) = self.send(&frame) {
+            if let Err(reason) = self.send(&frame, &mut budget) {
                 self.counters.drop(reason);
             }
         }

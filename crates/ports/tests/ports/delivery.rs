@@ -126,8 +126,9 @@ fn every_flavour_passes_to_every_flavour() {
 #[test]
 fn frames_too_short_and_too_long_are_counted_and_their_chains_given_back() {
     for cut in CUTS {
-        for version in [Features::NONE, Features::VERSION_1] {
-            let mut world = World::pair([guest(version, cut), modern()]);
+        let packed = Features::VERSION_1 | Features::RING_PACKED;
+        for features in [Features::NONE, Features::VERSION_1, packed] {
+            let mut world = World::pair([guest(features, cut), modern()]);
             world.guests[1].post(AREA_ENOUGH);
             let header = world.guests[0].header_size();
             // An empty chain, parts of a header, a header alone, almost an Ethernet header.

@@ -431,6 +431,8 @@ fn sizes_that_the_kernel_refuses_are_segmented_for_it() {
         [(100, 30, 1), (47, 64, 1), (46, 66, 66), (20, 150, 150), (u16::MAX, 1, 1)]
     {
         let (header, frame) = together([GUEST, HOST], &payload, size);
+        // Only a hint, of which the kernel wants that it lies inside the frame.
+        let header = NetHeader { hdr_len: u16::MAX, ..header };
         let before = world.counters(TAP).sent.frames;
         world.guests[0].send_with(header, &frame);
         world.breathe();
@@ -444,6 +446,29 @@ fn sizes_that_the_kernel_refuses_are_segmented_for_it() {
         }));
         world.assert_drops(TAP, &[]);
     }
+}
+
+#[test]
+fn segments_of_one_byte_cost_a_bounded_time() {
+    let mut world = host(Guest::new(USO, Cut::Whole, RING));
+    for (payload, expected) in [(60_000, 0), (1500, 1500), (1500, 1500), (1200, 1200)] {
+        let before = world.counters(TAP).sent.frames;
+        let (header, frame) = together([GUEST, HOST], &noise(payload), 1);
+        world.guests[0].send_with(header, &frame);
+        world.breathe();
+        assert_eq!(world.counters(TAP).sent.frames - before, expected, "{payload}");
+    }
+    world.assert_drops(TAP, &[(DropReason::TooManySegments, 1)]);
+    let before = world.counters(TAP).sent.frames;
+    for payload in [1200, 1200, 800, 1] {
+        let (header, frame) = together([GUEST, HOST], &noise(payload), 1);
+        world.guests[0].send_with(header, &frame);
+    }
+    world.breathe();
+    // The last is no more than one segment: it goes as it is.
+    assert_eq!(world.counters(TAP).sent.frames - before, 1200 + 800 + 1);
+    world.assert_drops(TAP, &[(DropReason::TooManySegments, 2)]);
+    assert_eq!(world.guests[0].reap(), 8);
 }
 
 #[test]
