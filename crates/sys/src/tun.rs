@@ -221,7 +221,10 @@ mod tests {
             }
         }
         // Anything else that goes wrong is not about what the kernel knows.
-        let gone = first_known(Udp, |_| Err(io::Error::from_raw_os_error(libc::EBADFD)));
+        let gone = first_known(Udp, |asked| match asked {
+            Udp => Err(io::Error::from_raw_os_error(libc::EBADFD)),
+            _ => Ok(()),
+        });
         assert_eq!(gone.unwrap_err().raw_os_error(), Some(libc::EBADFD));
         let nothing = first_known(Udp, |_| Err(io::Error::from_raw_os_error(libc::EINVAL)));
         assert_eq!(nothing.unwrap_err().raw_os_error(), Some(libc::EINVAL));
