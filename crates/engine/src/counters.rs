@@ -3,6 +3,9 @@
 
 use std::ops::{AddAssign, Index, IndexMut};
 
+use wire::segment::SegmentFault;
+use wire::virtio::HeaderFault;
+
 macro_rules! drop_reasons {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
         /// Why a frame was dropped.
@@ -32,10 +35,34 @@ drop_reasons! {
     TooLong = "too_long",
     /// Larger than the port's MTU.
     OverMtu = "over_mtu",
-    /// The virtio-net header asks for what is not there or was not negotiated.
-    BadHeader = "bad_header",
-    /// The frame is to be segmented, but its own headers are not what its virtio-net header says.
-    BadSegmentation = "bad_segmentation",
+    /// The virtio-net header has NEEDS_CSUM, but CSUM was not negotiated (virtio 1.3, section
+    /// 5.1.6.2, as for the other rules of this header).
+    ChecksumNotNegotiated = "checksum_not_negotiated",
+    /// `csum_start` points into the Ethernet header.
+    ChecksumInEthernetHeader = "checksum_in_ethernet_header",
+    /// `csum_start` and `csum_offset` put the checksum outside the frame.
+    ChecksumBeyondFrame = "checksum_beyond_frame",
+    /// `gso_type` asks for segmentation, but NEEDS_CSUM is not set.
+    SegmentationWithoutChecksum = "segmentation_without_checksum",
+    /// `gso_type` does not exist, or is never offered.
+    SegmentationUnknown = "segmentation_unknown",
+    /// `gso_type` was not negotiated.
+    SegmentationNotNegotiated = "segmentation_not_negotiated",
+    /// `gso_size` is 0.
+    SegmentSizeZero = "segment_size_zero",
+    /// To be segmented, but the frame's own headers are not of the protocols that `gso_type` says.
+    SegmentationMismatch = "segmentation_mismatch",
+    /// To be segmented, but a fragment of an IP packet.
+    SegmentationOfFragment = "segmentation_of_fragment",
+    /// To be segmented, but the checksum's place is not that of the frame's own headers.
+    ChecksumMisplaced = "checksum_misplaced",
+    /// To be segmented, but the frame's own headers are cut off, too long, or contradict their
+    /// lengths.
+    MalformedHeaders = "malformed_headers",
+    /// To be segmented, but into segments that are longer than IP allows.
+    SegmentTooLong = "segment_too_long",
+    /// To be segmented for the kernel, but into more segments than one burst may make.
+    TooManySegments = "too_many_segments",
     /// The source address is a group's.
     BadSource = "bad_source",
     /// To 01:80:C2:00:00:0x, which bridges keep to themselves.
@@ -58,6 +85,38 @@ drop_reasons! {
     Refused = "refused",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
+}
+
+/// Found where a frame comes from.
+impl From<HeaderFault> for DropReason {
+    fn from(fault: HeaderFault) -> Self {
+        match fault {
+            HeaderFault::ChecksumNotNegotiated => Self::ChecksumNotNegotiated,
+            HeaderFault::ChecksumInEthernetHeader { .. } => Self::ChecksumInEthernetHeader,
+            HeaderFault::ChecksumBeyondFrame { .. } => Self::ChecksumBeyondFrame,
+            HeaderFault::SegmentationWithoutChecksum => Self::SegmentationWithoutChecksum,
+            HeaderFault::SegmentationUnknown { .. } => Self::SegmentationUnknown,
+            HeaderFault::SegmentationNotNegotiated { .. } => Self::SegmentationNotNegotiated,
+            HeaderFault::SegmentSizeZero => Self::SegmentSizeZero,
+        }
+    }
+}
+
+/// Found where a frame goes to, and only if that is where it has to be segmented.
+impl From<SegmentFault> for DropReason {
+    fn from(fault: SegmentFault) -> Self {
+        match fault {
+            SegmentFault::NotIp { .. }
+            | SegmentFault::IpVersion { .. }
+            | SegmentFault::Protocol { .. } => Self::SegmentationMismatch,
+            SegmentFault::Fragment => Self::SegmentationOfFragment,
+            SegmentFault::ChecksumPlace { .. } => Self::ChecksumMisplaced,
+            SegmentFault::HeadersTooLong { .. }
+            | SegmentFault::HeaderTooShort { .. }
+            | SegmentFault::Length { .. } => Self::MalformedHeaders,
+            SegmentFault::SegmentTooLong { .. } => Self::SegmentTooLong,
+        }
+    }
 }
 
 /// Frames and their bytes, without the virtio-net header.

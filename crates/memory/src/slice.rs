@@ -83,7 +83,7 @@ impl<'m> From<&'m [u8]> for ReadSlice<'m> {
     }
 }
 
-/// Guest memory that may be written.
+/// Bytes that may be written: guest memory, or private memory that stands in for it.
 #[derive(Clone, Copy)]
 pub struct WriteSlice<'m> {
     start: *mut u8,
@@ -127,7 +127,8 @@ impl<'m> WriteSlice<'m> {
     pub fn copy_from(&self, source: ReadSlice<'_>) -> usize {
         let count = self.len.min(source.len);
         // SAFETY: both ranges hold at least `count` bytes and are mapped while both slices live;
-        // no reference points into either (guest memory), or the source is only read (private).
+        // no reference points into guest memory, and private memory is borrowed: to be read for the
+        // source, and by nobody else for ours.
         unsafe { copy(source.start, self.start, count) };
         count
     }
@@ -140,6 +141,12 @@ impl<'m> WriteSlice<'m> {
         // SAFETY: as in `copy_from`.
         sum.append(unsafe { copy_summed(source.start, self.start, count) });
         count
+    }
+}
+
+impl<'m> From<&'m mut [u8]> for WriteSlice<'m> {
+    fn from(private: &'m mut [u8]) -> Self {
+        Self { start: private.as_mut_ptr(), len: private.len(), memory: PhantomData }
     }
 }
 
@@ -285,8 +292,7 @@ mod tests {
         for len in lens {
             let (piece, behind) = rest.split_at_mut(*len);
             rest = behind;
-            // SAFETY: this is the only way to these bytes while 'm lasts.
-            slices.push(unsafe { WriteSlice::new(piece.as_mut_ptr(), piece.len()) });
+            slices.push(WriteSlice::from(piece));
         }
         slices
     }

@@ -50,8 +50,7 @@ impl<'f> Delivery<'f> {
                 let mut head = [0; MAX_HEADERS];
                 let len = read_head(&frame, &mut head);
                 let head = head.get(..len).unwrap_or_default();
-                let segments = Segments::plan(head, frame.len, segmentation, checksum)
-                    .map_err(|_| DropReason::BadSegmentation)?;
+                let segments = Segments::plan(head, frame.len, segmentation, checksum)?;
                 let mut payload = source(&frame);
                 payload.skip(segments.header_len());
                 Work::Segment(segments, payload)
@@ -65,6 +64,21 @@ impl<'f> Delivery<'f> {
             Work::Segment(segments, _) => segments.count(),
         };
         Ok(Self { frame, work, remaining })
+    }
+
+    /// Whether the frame goes as it is.
+    pub fn passes(&self) -> bool {
+        matches!(self.work, Work::Pass)
+    }
+
+    /// Bytes of the longest frame that this is on a wire, whoever segments it (see
+    /// [`Offload::wire_len`]; exact where it is us).
+    #[inline]
+    pub fn wire_len(&self) -> usize {
+        match &self.work {
+            Work::Segment(segments, _) => segments.longest(),
+            Work::Pass | Work::Complete(_) => self.frame.offload.wire_len(self.frame.len),
+        }
     }
 
     /// Calls `each` with the length of each frame that has to arrive, in order, until it fails. To be

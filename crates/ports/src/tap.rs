@@ -1,12 +1,15 @@
 //! A port whose outside is the host: a TAP interface.
 //!
 //! Frames carry a virtio-net header, little-endian, so that checksums and segmentations left undone
-//! pass in both directions as they are: the kernel finishes what has to be finished.
+//! pass in both directions as they are: the kernel finishes what has to be finished. How much of
+//! that a kernel knows depends on its age, so the port speaks of it as of a guest: what it may ask
+//! for when it sends ([`asks`]), and what it takes when it receives ([`takes`]).
 //!
 //! A frame from the kernel is read into a slot of a private buffer, which the burst borrows; a frame
-//! to the kernel is written from where it lies, by one `writev`. A frame that is held, because its
-//! receiver is full, stays in its slot; when there are too many of them, nothing more is read, and
-//! the kernel's own queue fills up behind them.
+//! to the kernel is written from where it lies, by one `writev`. Only one that the kernel does not
+//! take as it is goes through private memory, where it is segmented. A frame that is held, because
+//! its receiver is full, stays in its slot; when there are too many of them, nothing more is read,
+//! and the kernel's own queue fills up behind them.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,14 +19,15 @@ use engine::{
     App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcome, Outcomes, Outputs, Poller,
     Selection,
 };
-use memory::{ReadSlice, WRITE_SLICES_MAX, recycle, write_vectored};
+use memory::{ReadSlice, WRITE_SLICES_MAX, WriteCursor, recycle, write_vectored};
 use rustix::io::Errno;
-use sys::tun::{Tap, TapError};
+use sys::tun::{Offloads, Tap, TapError};
 use thiserror::Error;
-use wire::virtio::{Features, NetHeader};
+use wire::virtio::{Features, NetHeader, Offload, SegmentationKind};
 
 use crate::backlog::Backlog;
 use crate::frame::MAX_FRAME;
+use crate::offload::Delivery;
 
 /// Frames that are read from the kernel at most in one burst. Fewer than a guest's, since each has
 /// to have room for the largest.
@@ -36,9 +40,51 @@ const SLOT: usize = NetHeader::SIZE + MAX_FRAME;
 /// nanoseconds: asking is a system call.
 const READ_INTERVAL: u64 = 5_000;
 
+/// The one `gso_size` that the kernel refuses, as it has a use of its own for it (its
+/// `GSO_BY_FRAGS`).
+const REFUSED_SIZE: u16 = u16::MAX;
+
+/// Segments of UDP that every kernel takes in one frame (its `UDP_MAX_SEGMENTS`; newer ones take
+/// 128).
+const UDP_SEGMENTS: usize = 64;
+
+/// Segments that the port makes for the kernel out of one burst, each at the price of a system
+/// call: enough for a burst of segments of 256 bytes. A guest that asks for segments of one byte
+/// costs the others no time.
+const SEGMENT_BUDGET: usize = 2048;
+
+/// What each step of offloads is called by guests: that transmit, and that receive.
+const WORDS: [(Offloads, Features, Features); 4] = [
+    (Offloads::Checksum, Features::CSUM, Features::GUEST_CSUM),
+    (
+        Offloads::Tcp,
+        Features::HOST_TSO4.union(Features::HOST_TSO6),
+        Features::GUEST_TSO4.union(Features::GUEST_TSO6),
+    ),
+    (Offloads::TcpEcn, Features::HOST_ECN, Features::GUEST_ECN),
+    (Offloads::Udp, Features::HOST_USO, Features::GUEST_USO4.union(Features::GUEST_USO6)),
+];
+
 /// What the kernel may ask of a frame's receiver, in the words of a guest that transmits.
-const KERNEL: Features =
-    Features::CSUM.union(Features::HOST_TSO4).union(Features::HOST_TSO6).union(Features::HOST_ECN);
+fn asks(offloads: Offloads) -> Features {
+    let steps = WORDS.iter().filter(|(step, ..)| *step <= offloads);
+    steps.fold(Features::NONE, |all, (_, asks, _)| all | *asks)
+}
+
+/// What the kernel takes as it is, in the words of a guest that receives.
+fn takes(offloads: Offloads) -> Features {
+    let steps = WORDS.iter().filter(|(step, ..)| *step <= offloads);
+    steps.fold(Features::NONE, |all, (.., takes)| all | *takes)
+}
+
+/// Whether the kernel takes a segmentation that it knows also at this size.
+fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
+    offload.segmentation.is_none_or(|segmentation| {
+        segmentation.size != REFUSED_SIZE
+            && (segmentation.kind != SegmentationKind::Udp
+                || offload.wire_frames(frame_len) <= UDP_SEGMENTS)
+    })
+}
 
 /// Why the interface is not there any more.
 #[derive(Debug, Error)]
@@ -57,6 +103,10 @@ struct Filled {
 /// The port, or its part on one of several workers. One part reads; all write.
 pub struct TapPort {
     tap: Arc<Tap>,
+    /// What the kernel may ask of a frame's receiver.
+    asks: Features,
+    /// What the kernel takes as it is.
+    takes: Features,
     /// [`FRAMES`] slots, or none in a part that does not read; out on lease while a burst borrows
     /// from it.
     buffer: Box<[u8]>,
@@ -72,17 +122,25 @@ pub struct TapPort {
     fault: Option<TapGone>,
     gone: bool,
     slices: Vec<ReadSlice<'static>>,
+    /// Where a header and a frame are put together that cannot be written from where they lie.
+    assembly: Box<[u8]>,
     counters: Counters,
 }
 
 impl TapPort {
     /// Attaches to the TAP interface `name`, or creates it.
     pub fn open(name: &str) -> Result<Self, TapError> {
+        Self::open_with(name, Offloads::ALL)
+    }
+
+    /// As [`Self::open`], with no more than these offloads, even if the kernel knows more: as with
+    /// an older one.
+    pub fn open_with(name: &str, most: Offloads) -> Result<Self, TapError> {
         Ok(Self {
             buffer: vec![0; FRAMES * SLOT].into_boxed_slice(),
             frames: Vec::with_capacity(FRAMES),
             free: (0..FRAMES).rev().collect(),
-            ..Self::writer(Arc::new(Tap::open(name, NetHeader::SIZE)?))
+            ..Self::writer(Arc::new(Tap::open(name, NetHeader::SIZE, most)?))
         })
     }
 
@@ -93,8 +151,11 @@ impl TapPort {
 
     /// Without slots there is nothing to read into.
     fn writer(tap: Arc<Tap>) -> Self {
+        let offloads = tap.offloads();
         Self {
             tap,
+            asks: asks(offloads),
+            takes: takes(offloads),
             buffer: Box::default(),
             frames: Vec::new(),
             free: Vec::new(),
@@ -104,6 +165,7 @@ impl TapPort {
             fault: None,
             gone: false,
             slices: Vec::new(),
+            assembly: vec![0; SLOT].into_boxed_slice(),
             counters: Counters::default(),
         }
     }
@@ -142,12 +204,33 @@ impl TapPort {
 }
 
 impl TapPort {
-    /// Hands one frame to the kernel.
-    fn write(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
-        if frame.body.len() + 2 > WRITE_SLICES_MAX {
-            return Err(DropReason::Refused);
+    /// Hands one frame to the kernel, in whatever form it takes it. At most `budget` segments are
+    /// made for that.
+    fn send(&mut self, frame: &Frame<'_>, budget: &mut usize) -> Result<(), DropReason> {
+        let within = is_within_limits(&frame.offload, frame.len);
+        let takes = if within { self.takes } else { Features::NONE };
+        let mut delivery = Delivery::new(*frame, takes)?;
+        if delivery.passes() && frame.body.len() + 2 <= WRITE_SLICES_MAX {
+            self.write_in_place(frame)?;
+            self.counters.sent.count(frame.len);
+            return Ok(());
         }
-        // The kernel takes any offload that a guest may have asked for.
+        let left = budget.checked_sub(delivery.remaining());
+        *budget = left.ok_or(DropReason::TooManySegments)?;
+        while let Some(outgoing) = delivery.next() {
+            let len = outgoing.len;
+            let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
+            header.copy_from_slice(&outgoing.offload.header(0).to_bytes());
+            outgoing.write(WriteCursor::new(&[room.into()]));
+            let assembled = self.assembly.get(..NetHeader::SIZE + len).unwrap_or_default();
+            rustix::io::write(&self.tap, assembled).map_err(refusal)?;
+            self.counters.sent.count(len);
+        }
+        Ok(())
+    }
+
+    /// Writes a frame as it is, from where it lies.
+    fn write_in_place(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
         let header = frame.offload.header(0).to_bytes();
         let mut slices = std::mem::take(&mut self.slices);
         slices.push(header[..].into());
@@ -155,13 +238,18 @@ impl TapPort {
         slices.extend_from_slice(frame.body);
         let written = write_vectored(self.tap.as_fd(), &slices);
         self.slices = recycle(slices);
-        match written.map_err(|error| Errno::from_io_error(&error)) {
-            Ok(_) => Ok(()),
-            // The interface is not up, or not there any more: `read` will find that out.
-            Err(Some(Errno::IO | Errno::BADFD)) => Err(DropReason::ReceiverDown),
-            Err(Some(Errno::AGAIN | Errno::NOBUFS)) => Err(DropReason::ReceiverFull),
-            Err(_) => Err(DropReason::Refused),
-        }
+        let error = |error| Errno::from_io_error(&error).map_or(DropReason::Refused, refusal);
+        written.map(|_| ()).map_err(error)
+    }
+}
+
+/// Why the kernel did not take a frame.
+fn refusal(error: Errno) -> DropReason {
+    match error {
+        // The interface is not up, or not there any more: `read` will find that out.
+        Errno::IO | Errno::BADFD => DropReason::ReceiverDown,
+        Errno::AGAIN | Errno::NOBUFS => DropReason::ReceiverFull,
+        _ => DropReason::Refused,
     }
 }
 
@@ -182,11 +270,11 @@ impl App for TapPort {
             let header = bytes.first_chunk().map_or(NetHeader::default(), NetHeader::from_bytes);
             let first = burst.segments().len();
             burst.segments().push(bytes.into());
-            let pushed = burst.push(first, NetHeader::SIZE, |len| header.offload(len, KERNEL));
-            if pushed.is_err() {
-                self.counters.drop(DropReason::BadHeader);
-            }
-            filled.frame = pushed.unwrap_or(None);
+            let pushed = burst.push(first, NetHeader::SIZE, |len| header.offload(len, self.asks));
+            filled.frame = pushed.unwrap_or_else(|fault| {
+                self.counters.drop(fault.into());
+                None
+            });
         }
         busy
     }
@@ -212,11 +300,11 @@ impl App for TapPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
+        let mut budget = SEGMENT_BUDGET;
         for index in selection.iter() {
             let frame = burst.frame(index);
-            match self.write(&frame) {
-                Ok(()) => self.counters.sent.count(frame.len),
-                Err(reason) => self.counters.drop(reason),
+            if let Err(reason) = self.send(&frame, &mut budget) {
+                self.counters.drop(reason);
             }
         }
     }
@@ -245,5 +333,27 @@ impl App for TapPort {
 
     fn counters(&self) -> &Counters {
         &self.counters
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_takes_what_it_may_ask_for() {
+        assert_eq!((asks(Offloads::None), takes(Offloads::None)), (Features::NONE, Features::NONE));
+        assert_eq!(asks(Offloads::Checksum), Features::CSUM);
+        assert_eq!(takes(Offloads::Checksum), Features::GUEST_CSUM);
+        assert!(asks(Offloads::TcpEcn).contains(asks(Offloads::Tcp) | Features::HOST_ECN));
+        assert!(!takes(Offloads::Tcp).contains(Features::GUEST_ECN));
+        assert!(!asks(Offloads::TcpEcn).contains(Features::HOST_USO));
+        // All that a guest is offered.
+        let offered = crate::vhost_user::FEATURES;
+        assert!(offered.contains(asks(Offloads::ALL) | takes(Offloads::ALL)));
+        for step in [Offloads::Checksum, Offloads::Tcp, Offloads::TcpEcn, Offloads::Udp] {
+            assert_eq!(asks(step).missing_dependencies(), Features::NONE);
+            assert_eq!(takes(step).missing_dependencies(), Features::NONE);
+        }
     }
 }

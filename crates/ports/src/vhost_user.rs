@@ -87,10 +87,13 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::HOST_TSO4)
     .union(Features::HOST_TSO6)
     .union(Features::HOST_ECN)
+    .union(Features::HOST_USO)
     .union(Features::GUEST_CSUM)
     .union(Features::GUEST_TSO4)
     .union(Features::GUEST_TSO6)
-    .union(Features::GUEST_ECN);
+    .union(Features::GUEST_ECN)
+    .union(Features::GUEST_USO4)
+    .union(Features::GUEST_USO6);
 
 /// Descriptors that a guest may make a worker read in one breath, to take frames and to deliver them,
 /// before its turn ends: so that one which cuts its buffers into crumbs costs the others no time.
@@ -204,7 +207,7 @@ pub struct VhostUserPort {
     fault: Option<GuestFault>,
     counters: Counters,
     announcement: Option<Box<[u8]>>,
-    /// Bytes of the largest frame that need not be segmented.
+    /// Bytes of the largest frame, or segment of a frame.
     frame_limit: usize,
 }
 
@@ -327,7 +330,8 @@ impl VhostUserPort {
     }
 
     /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
-    /// directions, but for those that are yet to be segmented (virtio 1.3, 5.1.4.1).
+    /// directions (virtio 1.3, 5.1.4.1). Of one that is yet to be segmented its segments count: a
+    /// frame's fate does not depend on who segments it.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.frame_limit = usize::from(mtu) + ETHERNET;
     }

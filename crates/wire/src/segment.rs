@@ -74,8 +74,8 @@ mod field {
 const ETHERTYPE_AT: usize = 12;
 const IPV4_HEADER_SIZE: usize = 20;
 const IPV6_HEADER_SIZE: usize = 40;
-const TCP_HEADER_SIZE: usize = 20;
-const UDP_HEADER_SIZE: usize = 8;
+pub(crate) const TCP_HEADER_SIZE: usize = 20;
+pub(crate) const UDP_HEADER_SIZE: usize = 8;
 
 const TCP_FIN: u8 = 0x01;
 const TCP_PSH: u8 = 0x08;
@@ -318,6 +318,11 @@ impl Segments {
     /// Bytes of headers that each segment has, which are those of the frame.
     pub fn header_len(&self) -> usize {
         self.header_len
+    }
+
+    /// Bytes of the longest segment, headers included.
+    pub fn longest(&self) -> usize {
+        self.header_len + self.payload_len.min(self.segment_len)
     }
 
     /// Bytes of each segment, headers included, in order.

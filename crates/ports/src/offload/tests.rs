@@ -244,26 +244,78 @@ fn headers_may_be_longer_than_the_private_head() {
 }
 
 #[test]
-fn a_frame_that_is_not_what_its_header_says_is_dropped() {
+fn a_frame_that_is_not_what_its_header_says_is_dropped_by_reason() {
     let good = tcp4(3000, 0, 0);
-    let bad = |change: &dyn Fn(&mut Vec<u8>)| {
+    let drop = |offload, change: &dyn Fn(&mut Vec<u8>)| {
         let mut frame = good.clone();
         change(&mut frame);
-        let segmented = deliver(&frame, TSO, Features::NONE, 500);
+        let segmented = deliver(&frame, offload, Features::NONE, 500);
         // One that takes it as it is checks it by itself.
-        assert!(deliver(&frame, TSO, TAKES_ALL, 500).is_ok());
+        assert!(deliver(&frame, offload, TAKES_ALL, 500).is_ok());
         segmented.unwrap_err()
     };
-    for reason in [
+    let bad = |change: &dyn Fn(&mut Vec<u8>)| drop(TSO, change);
+    // ARP, and IPv6; IP of version 6; UDP.
+    for mismatch in [
+        bad(&|frame| frame[12..14].copy_from_slice(&[8, 6])),
         bad(&|frame| frame[12..14].copy_from_slice(&[0x86, 0xdd])),
+        bad(&|frame| frame[14] = 0x65),
         bad(&|frame| frame[23] = 17),
-        bad(&|frame| frame[20] = 0x20),
+    ] {
+        assert_eq!(mismatch, DropReason::SegmentationMismatch);
+    }
+    // The first of several, and a later one.
+    for fragment in [
+        bad(&|frame| frame[20..22].copy_from_slice(&[0x20, 0])),
+        bad(&|frame| frame[20..22].copy_from_slice(&[0, 1])),
+    ] {
+        assert_eq!(fragment, DropReason::SegmentationOfFragment);
+    }
+    // An IP packet longer than the frame; headers shorter than they can be; cut off.
+    for malformed in [
         bad(&|frame| frame[16..18].copy_from_slice(&[0xff, 0xff])),
-        bad(&|frame| frame[14] = 0x4f),
+        bad(&|frame| frame[14] = 0x44),
+        bad(&|frame| frame[46] = 0x40),
         bad(&|frame| frame.truncate(50)),
     ] {
-        assert_eq!(reason, DropReason::BadSegmentation);
+        assert_eq!(malformed, DropReason::MalformedHeaders);
     }
+    for (start, offset) in [(33, 16), (34, 6), (38, 16)] {
+        let checksum = Some(PartialChecksum { start, offset });
+        let misplaced = drop(Offload { checksum, ..TSO }, &|_| ());
+        assert_eq!(misplaced, DropReason::ChecksumMisplaced);
+    }
+    // Possible only where the length is left to the device.
+    let size = u16::MAX;
+    let segmentation = Some(Segmentation { size, ..TSO.segmentation.unwrap() });
+    let too_long = drop(Offload { segmentation, ..TSO }, &|frame| {
+        frame[16..18].fill(0);
+        frame.resize(14 + 65_536, 0);
+    });
+    assert_eq!(too_long, DropReason::SegmentTooLong);
+}
+
+#[test]
+fn the_longest_frame_on_the_wire_is_known_before() {
+    let wire_len = |frame: &[u8], offload, features| {
+        let (head, rest) = frame.split_at(frame.len().min(HEAD));
+        let body = [ReadSlice::from(rest)];
+        let frame = Frame { head, body: &body, len: frame.len(), offload };
+        Delivery::new(frame, features).unwrap().wire_len()
+    };
+    let checksum = Offload { segmentation: None, ..TSO };
+    let frame = tcp4(5000, 0, 0);
+    for features in [Features::NONE, TAKES_ALL] {
+        assert_eq!(wire_len(&frame, TSO, features), 54 + 1448);
+        assert_eq!(wire_len(&frame, checksum, features), 5054);
+        assert_eq!(wire_len(&frame, Offload::NONE, features), 5054);
+        assert_eq!(wire_len(&tcp4(70, 0, 0), TSO, features), 124);
+    }
+    // Options count where we segment, and have read the headers.
+    let partial = PartialChecksum { start: 34 + 40, offset: 16 };
+    let offload = Offload { checksum: Some(partial), ..TSO };
+    assert_eq!(wire_len(&tcp4(5000, 0, 10), offload, Features::NONE), 14 + 60 + 60 + 1448);
+    assert_eq!(wire_len(&tcp4(5000, 0, 10), offload, TAKES_ALL), 14 + 60 + 20 + 1448);
 }
 
 #[test]

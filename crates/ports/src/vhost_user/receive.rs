@@ -265,10 +265,10 @@ impl Gather<'_, '_> {
         frame: Frame<'_>,
         sent: &mut Traffic,
     ) -> Result<(), Undelivered> {
-        if shape.is_over_mtu(frame.len, &frame.offload) {
+        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
+        if delivery.wire_len() > shape.frame_limit {
             return Err(Undelivered::Dropped(DropReason::OverMtu));
         }
-        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
         self.chains.clear();
         self.slices.clear();
         self.ends.clear();

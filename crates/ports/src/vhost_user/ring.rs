@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vhost_user::{Device, RingSetup};
 use virtqueue::DeviceQueue;
-use wire::virtio::{Features, NetHeader, Offload};
+use wire::virtio::{Features, NetHeader};
 
 /// A started ring.
 pub(super) struct Ring {
@@ -47,19 +47,13 @@ pub(super) struct Shape {
     pub(super) features: Features,
     /// Bytes of the virtio-net header.
     pub(super) header_size: usize,
-    /// Bytes of the largest frame that need not be segmented.
+    /// Bytes of the largest frame, or segment of a frame.
     pub(super) frame_limit: usize,
 }
 
 impl Shape {
     pub(super) fn new(features: Features, frame_limit: usize) -> Self {
         Self { features, header_size: NetHeader::size(features), frame_limit }
-    }
-
-    /// Whether a frame of `len` bytes is larger than the guest's MTU, and will not be segmented.
-    #[inline]
-    pub(super) fn is_over_mtu(&self, len: usize, offload: &Offload) -> bool {
-        len > self.frame_limit && offload.segmentation.is_none()
     }
 }
 

@@ -285,8 +285,9 @@ fn frame(
     }
     let header = read_header(&burst.segments()[start..], header_size);
     let check = |len| {
-        let offload = header.offload(len, features).map_err(|_| DropReason::BadHeader)?;
-        if shape.is_over_mtu(len, &offload) { Err(DropReason::OverMtu) } else { Ok(offload) }
+        let offload = header.offload(len, features)?;
+        let fits = offload.wire_len(len) <= shape.frame_limit;
+        if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
     };
     match burst.push(start, header_size, check) {
         Ok(index) => index.map(|index| index as u8),

@@ -273,7 +273,7 @@ fn a_held_frame_is_read_again_and_trusted_no_more_than_before() {
     world.breathe();
     assert_eq!(world.guests[1].frames(), [frame(0, 1, 70, 2), frame(0, 1, 80, 4)]);
     assert_eq!(world.guests[0].reap(), 3);
-    world.assert_drops(0, &[(DropReason::BadHeader, 1)]);
+    world.assert_drops(0, &[(DropReason::ChecksumNotNegotiated, 1)]);
 }
 
 #[test]

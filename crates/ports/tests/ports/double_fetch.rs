@@ -130,10 +130,15 @@ fn an_offload_that_was_checked_is_the_one_that_is_done() {
         write(&memory, places.area((random.next() % 8) as u32), &header);
     };
     let fate = |world: &World| {
-        let bad = world.counters(0)[DropReason::BadHeader];
-        [bad, world.counters(1)[DropReason::BadSegmentation]]
+        let sender = world.counters(0);
+        [
+            sender[DropReason::ChecksumBeyondFrame],
+            sender[DropReason::SegmentSizeZero],
+            sender[DropReason::SegmentationUnknown],
+            world.counters(1)[DropReason::SegmentationMismatch],
+        ]
     };
-    let (mut arrived, mut round, mut fates) = (0, 0, [0; 2]);
+    let (mut arrived, mut round, mut fates) = (0, 0, [0; 4]);
     meanwhile(scribble, || {
         for receiver in [1, 2] {
             let missing = 16 - world.guests[receiver].receive.outstanding();

@@ -336,6 +336,14 @@ impl Guest {
         let _ = self.transmit.queue.publish();
     }
 
+    /// Queues a frame in one descriptor for each of its bytes.
+    pub fn send_bytewise(&mut self, frame: &[u8]) {
+        let bytes = [&vec![0; self.header_size()], frame].concat();
+        let at = self.transmit.add(&vec![1; bytes.len()], Form::Direct, false);
+        self.write(at, &bytes);
+        let _ = self.transmit.queue.publish();
+    }
+
     /// Whether another frame can be queued.
     pub fn can_send(&self) -> bool {
         self.transmit.room() >= self.cut.lens(100, 12).len() && !self.transmit.free.is_empty()

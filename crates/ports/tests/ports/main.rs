@@ -10,6 +10,7 @@ mod formats;
 mod guest;
 mod hostile;
 mod offload;
+mod segments;
 mod swap;
 mod tap;
 mod world;

@@ -1,6 +1,7 @@
 //! Checksums and segmentations that the sender left undone.
 
 use engine::DropReason;
+use ringway_ports::vhost_user::FEATURES;
 use wire::virtio::{Features, NetHeader};
 
 use crate::guest::{CUTS, Cut, Guest};
@@ -10,18 +11,21 @@ const SENDS_ALL: Features = MODERN
     .union(Features::CSUM)
     .union(Features::HOST_TSO4)
     .union(Features::HOST_TSO6)
-    .union(Features::HOST_ECN);
+    .union(Features::HOST_ECN)
+    .union(Features::HOST_USO);
 
 const TAKES_ALL: Features = MODERN
     .union(Features::GUEST_CSUM)
     .union(Features::GUEST_TSO4)
     .union(Features::GUEST_TSO6)
-    .union(Features::GUEST_ECN);
+    .union(Features::GUEST_ECN)
+    .union(Features::GUEST_USO4)
+    .union(Features::GUEST_USO6);
 
 fn pair(sender: Features, receiver: Features) -> World {
     let guest = |features| Guest::new(features, Cut::Whole, RING);
     let mut world = World::pair([guest(sender), guest(receiver)]);
-    world.guests[1].post_many(4);
+    world.guests[1].post_many(5);
     world
 }
 
@@ -47,10 +51,19 @@ const TSO6: NetHeader = NetHeader {
 const ECN: NetHeader =
     NetHeader { gso_type: NetHeader::GSO_TCPV4 | NetHeader::GSO_ECN, gso_size: 65535, ..TSO4 };
 
+const USO: NetHeader =
+    NetHeader { gso_type: NetHeader::GSO_UDP_L4, hdr_len: 42, csum_offset: 6, ..TSO4 };
+
+#[test]
+fn what_these_guests_negotiate_is_offered() {
+    assert!(FEATURES.contains(SENDS_ALL | TAKES_ALL));
+    assert_eq!(FEATURES.missing_dependencies(), Features::NONE);
+}
+
 #[test]
 fn offloads_pass_as_they_are_to_a_receiver_that_takes_them() {
     let mut world = pair(SENDS_ALL, TAKES_ALL);
-    let headers = [CHECKSUM, TSO4, TSO6, ECN];
+    let headers = [CHECKSUM, TSO4, TSO6, ECN, USO];
     for header in headers {
         world.guests[0].send_with(header, &frame(0, 1, 1500, 7));
     }
@@ -148,13 +161,16 @@ fn a_segmentation_that_does_not_fit_its_frame_is_counted() {
         (ECN, lacks(Features::GUEST_TSO4)),
         (TSO4, lacks(Features::GUEST_CSUM)),
         (TSO4, MODERN),
+        (USO, lacks(Features::GUEST_USO4)),
+        (USO, lacks(Features::GUEST_USO6)),
+        (USO, lacks(Features::GUEST_CSUM)),
     ] {
         let mut world = pair(SENDS_ALL, receiver);
         world.guests[0].send_with(header, &frame(0, 1, 1500, 0));
         world.guests[0].send(&frame(0, 1, 1500, 1));
         world.breathe();
         assert_eq!(world.guests[1].frames(), [frame(0, 1, 1500, 1)]);
-        world.assert_drops(1, &[(DropReason::BadSegmentation, 1)]);
+        world.assert_drops(1, &[(DropReason::SegmentationMismatch, 1)]);
         assert_eq!(world.guests[0].reap(), 2);
     }
 }
@@ -218,55 +234,102 @@ fn segments_wait_until_there_is_room_for_all() {
     world.assert_drops(1, &[]);
 }
 
-/// Sends a frame of 100 bytes with this header.
-fn is_bad(header: NetHeader, features: Features) -> bool {
-    let mut world = pair(MODERN | features, TAKES_ALL);
-    world.guests[0].send_with(header, &frame(0, 1, 100, 0));
-    world.guests[0].send(&frame(0, 1, 60, 1));
-    world.breathe();
-    assert!(world.faults.is_empty(), "the port stays up");
-    assert_eq!(world.guests[0].reap(), 2, "both chains are given back");
-    let mut frames = world.guests[1].frames();
-    assert_eq!(frames.pop(), Some(frame(0, 1, 60, 1)));
-    let dropped = world.counters(0)[DropReason::BadHeader] == 1;
-    assert_eq!(frames.len(), usize::from(!dropped));
-    dropped
+/// Sends a frame of 100 bytes with each of these headers. Says why each was dropped, if it was.
+fn fates(features: Features, headers: &[NetHeader]) -> Vec<Option<DropReason>> {
+    let mut world = pair(MODERN | features, TAKES_ALL | features & Features::RING_PACKED);
+    let mut drops = Vec::new();
+    let mut fate = |header: &NetHeader| {
+        world.guests[0].send_with(*header, &frame(0, 1, 100, 0));
+        world.guests[0].send(&frame(0, 1, 60, 1));
+        world.breathe();
+        assert!(world.faults.is_empty(), "the port stays up");
+        assert_eq!(world.guests[0].reap(), 2, "both chains are given back");
+        let mut frames = world.guests[1].frames();
+        world.guests[1].post_many(frames.len());
+        assert_eq!(frames.pop(), Some(frame(0, 1, 60, 1)));
+
+        let before = std::mem::replace(&mut drops, world.counters(0).drops().collect());
+        let new = drops.iter().filter(|drop| !before.contains(drop));
+        let new: Vec<DropReason> = new.map(|(reason, _)| *reason).collect();
+        assert_eq!(new.len() + frames.len(), 1, "one fate: {new:?}");
+        new.first().copied()
+    };
+    headers.iter().map(&mut fate).collect()
+}
+
+/// Each header, and why it is dropped, if it is.
+#[track_caller]
+fn judge(features: Features, expected: &[(NetHeader, Option<DropReason>)]) {
+    let headers: Vec<NetHeader> = expected.iter().map(|(header, _)| *header).collect();
+    for format in [Features::NONE, Features::RING_PACKED] {
+        for (fate, (header, expected)) in fates(features | format, &headers).iter().zip(expected) {
+            assert_eq!(fate, expected, "{header:?} of {}", features | format);
+        }
+    }
 }
 
 #[test]
-fn headers_that_ask_for_the_impossible_are_counted() {
-    let all = SENDS_ALL;
-    let lacks = |feature| all.without(feature);
+fn headers_that_ask_for_the_impossible_are_counted_by_reason() {
+    use DropReason::{
+        ChecksumBeyondFrame, ChecksumInEthernetHeader, SegmentSizeZero, SegmentationUnknown,
+        SegmentationWithoutChecksum,
+    };
     let checksum = |csum_start, csum_offset| NetHeader { csum_start, csum_offset, ..CHECKSUM };
-
-    // The checksum's place: the last one in the frame, and one further.
-    assert!(!is_bad(checksum(34, 64), all));
-    assert!(is_bad(checksum(34, 65), all));
-    assert!(!is_bad(checksum(98, 0), all));
-    for (start, offset) in [(99, 0), (100, 0), (65535, 65535), (65535, 0), (34, 65535)] {
-        assert!(is_bad(checksum(start, offset), all), "{start} {offset}");
-    }
-    // Among the addresses and the tag.
-    for start in [0, 6, 13, 14, 17] {
-        assert!(is_bad(checksum(start, 20), all), "{start}");
-    }
-    assert!(is_bad(CHECKSUM, lacks(Features::CSUM)));
-    // Without the flag nobody reads the fields.
-    assert!(!is_bad(NetHeader { flags: 0, ..checksum(65535, 65535) }, all));
-
-    // Segmentations: of every type there is and is not.
+    let mut expected = vec![
+        // The checksum's place: the last one in the frame, and one further.
+        (checksum(34, 64), None),
+        (checksum(34, 65), Some(ChecksumBeyondFrame)),
+        (checksum(98, 0), None),
+        (checksum(99, 0), Some(ChecksumBeyondFrame)),
+        (checksum(100, 0), Some(ChecksumBeyondFrame)),
+        (checksum(65535, 65535), Some(ChecksumBeyondFrame)),
+        (checksum(65535, 0), Some(ChecksumBeyondFrame)),
+        (checksum(34, 65535), Some(ChecksumBeyondFrame)),
+        // Among the addresses and the tag, and behind them.
+        (checksum(0, 20), Some(ChecksumInEthernetHeader)),
+        (checksum(6, 20), Some(ChecksumInEthernetHeader)),
+        (checksum(13, 20), Some(ChecksumInEthernetHeader)),
+        (checksum(17, 20), Some(ChecksumInEthernetHeader)),
+        (checksum(18, 20), None),
+        // Without the flag nobody reads the fields. Flags that nobody knows mean nothing.
+        (NetHeader { flags: 0, ..checksum(65535, 65535) }, None),
+        (NetHeader { flags: !NetHeader::NEEDS_CSUM, ..checksum(65535, 65535) }, None),
+        (NetHeader { flags: 0xff, ..CHECKSUM }, None),
+        // Segmentation.
+        (NetHeader { flags: 0, ..TSO4 }, Some(SegmentationWithoutChecksum)),
+        (NetHeader { flags: NetHeader::DATA_VALID, ..USO }, Some(SegmentationWithoutChecksum)),
+        (NetHeader { gso_size: 0, ..TSO4 }, Some(SegmentSizeZero)),
+        (NetHeader { gso_size: 0, ..USO }, Some(SegmentSizeZero)),
+        (NetHeader { gso_size: 1, hdr_len: 0, ..TSO4 }, None),
+        (NetHeader { gso_size: 65535, hdr_len: 65535, ..TSO4 }, None),
+        (NetHeader { csum_start: 0, ..TSO4 }, Some(ChecksumInEthernetHeader)),
+        (NetHeader { csum_offset: 65, ..TSO4 }, Some(ChecksumBeyondFrame)),
+    ];
+    // Of every type there is and is not: with the legacy one of UDP, tunnels, and ECN alone.
     for gso_type in 1..=255 {
-        let known = [1, 4, 0x81, 0x84].contains(&gso_type);
-        assert_eq!(is_bad(NetHeader { gso_type, ..TSO4 }, all), !known, "{gso_type:#x}");
+        let known = [1, 4, 5, 0x81, 0x84].contains(&gso_type);
+        let fate = if known { None } else { Some(SegmentationUnknown) };
+        expected.push((NetHeader { gso_type, ..TSO4 }, fate));
     }
-    assert!(is_bad(NetHeader { flags: 0, ..TSO4 }, all));
-    assert!(is_bad(NetHeader { gso_size: 0, ..TSO4 }, all));
-    assert!(!is_bad(NetHeader { gso_size: 1, hdr_len: 0, ..TSO4 }, all));
-    assert!(!is_bad(NetHeader { gso_size: 65535, hdr_len: 65535, ..TSO4 }, all));
-    assert!(is_bad(TSO4, lacks(Features::HOST_TSO4)));
-    assert!(is_bad(TSO6, lacks(Features::HOST_TSO6)));
-    assert!(is_bad(ECN, lacks(Features::HOST_ECN)));
-    assert!(is_bad(TSO4, lacks(Features::CSUM)));
+    judge(SENDS_ALL, &expected);
+}
+
+#[test]
+fn headers_that_ask_for_what_was_not_negotiated_are_counted_by_reason() {
+    use DropReason::{ChecksumNotNegotiated, SegmentationNotNegotiated};
+    let all = [CHECKSUM, TSO4, TSO6, ECN, USO];
+    for (missing, dropped) in [
+        (Features::HOST_TSO4, &[TSO4, ECN][..]),
+        (Features::HOST_TSO6, &[TSO6]),
+        (Features::HOST_ECN, &[ECN]),
+        (Features::HOST_USO, &[USO]),
+    ] {
+        let fate = |header| dropped.contains(&header).then_some(SegmentationNotNegotiated);
+        judge(SENDS_ALL.without(missing), &all.map(|header| (header, fate(header))));
+    }
+    // Without checksums there is nothing.
+    let none = all.map(|header| (header, Some(ChecksumNotNegotiated)));
+    judge(SENDS_ALL.without(Features::CSUM), &none);
 }
 
 #[test]

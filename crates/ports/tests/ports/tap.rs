@@ -10,6 +10,7 @@ use engine::DropReason;
 use nix::sched::{CloneFlags, unshare};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
+use sys::tun::{Offloads, TapError};
 use wire::checksum::Sum;
 use wire::virtio::{Features, NetHeader};
 
@@ -21,6 +22,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 const HOST: [u8; 4] = [10, 9, 0, 1];
 const GUEST: [u8; 4] = [10, 9, 0, 2];
+/// A third one, somewhere behind the guest.
+const OTHER: [u8; 4] = [10, 9, 0, 4];
 
 /// The number of the tap's port, behind those of two guests.
 const TAP: usize = 2;
@@ -41,11 +44,21 @@ fn ip(arguments: &str) {
 
 /// Two guests and the host on a bridge. The host knows where guest 0 is.
 fn host(guest: Guest) -> World {
+    host_with(guest, TapPort::open)
+}
+
+/// The same with a kernel that knows no more than these.
+fn old_host(guest: Guest, offloads: Offloads) -> World {
+    host_with(guest, |name| TapPort::open_with(name, offloads))
+}
+
+fn host_with(guest: Guest, open: impl FnOnce(&str) -> Result<TapPort, TapError>) -> World {
     unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
     // Nothing but what a test asks for, if the kernel knows IPv6 at all.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let mut world = World::unlinked(vec![guest, modern()]);
-    let tap = world.graph.add("tap", TapPort::open("rw0").expect("this test needs CAP_NET_ADMIN"));
+    let tap = open("rw0").expect("this test needs CAP_NET_ADMIN");
+    let tap = world.graph.add("tap", tap);
     world.ports.push(tap);
     let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
     for (index, port) in world.ports.iter().enumerate() {
@@ -107,18 +120,23 @@ fn checksum(source: [u8; 4], destination: [u8; 4], protocol: u8, datagram: &[u8]
 }
 
 /// The sum over the pseudo header alone, as a sender leaves it to be completed.
-fn partial(protocol: u8, len: usize) -> [u8; 2] {
+fn partial(addresses: [[u8; 4]; 2], protocol: u8, len: usize) -> [u8; 2] {
     let mut sum = Sum::new();
-    sum.add(&[GUEST, HOST].concat());
+    sum.add(&addresses.concat());
     sum.add(&[[0, protocol], (len as u16).to_be_bytes()].concat());
     (!sum.finish()).to_be_bytes()
 }
 
 /// A frame from the guest to the host.
 fn to_host(protocol: u8, datagram: &[u8]) -> Vec<u8> {
+    by_host([GUEST, HOST], protocol, datagram)
+}
+
+/// A frame from the guest that the host gets, and forwards if it is not the destination.
+fn by_host(addresses: [[u8; 4]; 2], protocol: u8, datagram: &[u8]) -> Vec<u8> {
     let mut header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, protocol, 0, 0].to_vec();
     header[2..4].copy_from_slice(&(20 + datagram.len() as u16).to_be_bytes());
-    header.extend([GUEST, HOST].concat());
+    header.extend(addresses.concat());
     let mut sum = Sum::new();
     sum.add(&header);
     header[10..12].copy_from_slice(&sum.finish().to_be_bytes());
@@ -174,7 +192,7 @@ fn checksums_left_undone_pass_both_ways() {
         });
 
         let mut datagram = udp(900, 700, &[7; 99]);
-        datagram[6..8].copy_from_slice(&partial(UDP, 107));
+        datagram[6..8].copy_from_slice(&partial([GUEST, HOST], UDP, 107));
         let header = NetHeader {
             flags: NetHeader::NEEDS_CSUM,
             csum_start: 34,
@@ -271,7 +289,7 @@ fn segmentations_left_undone_pass_both_ways() {
     assert!(largest > 1460, "no segmentation was left to us: {largest}");
 
     let mut segment = connection.segment(Connection::ACK | Connection::PUSH, &from_guest);
-    let sum = partial(TCP, segment.len());
+    let sum = partial([GUEST, HOST], TCP, segment.len());
     segment[16..18].copy_from_slice(&sum);
     let header = NetHeader {
         flags: NetHeader::NEEDS_CSUM,
@@ -289,6 +307,190 @@ fn segmentations_left_undone_pass_both_ways() {
     connection.send(&mut world.guests[0], Connection::FIN | Connection::ACK);
     world.breathe();
     assert_eq!(world.counters(TAP)[DropReason::Refused], 0);
+}
+
+const USO: Features = MODERN
+    .union(Features::CSUM)
+    .union(Features::HOST_USO)
+    .union(Features::GUEST_CSUM)
+    .union(Features::GUEST_USO4)
+    .union(Features::GUEST_USO6);
+
+fn noise(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|n| (n.wrapping_mul(0x9E37_79B1) >> 24) as u8).collect()
+}
+
+/// Datagrams of this size between these addresses, which the guest leaves in one frame.
+fn together(addresses: [[u8; 4]; 2], payload: &[u8], size: u16) -> (NetHeader, Vec<u8>) {
+    let mut datagram = udp(900, 700, payload);
+    let sum = partial(addresses, UDP, datagram.len());
+    datagram[6..8].copy_from_slice(&sum);
+    let header = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        gso_type: NetHeader::GSO_UDP_L4,
+        hdr_len: 42,
+        gso_size: size,
+        csum_start: 34,
+        csum_offset: 6,
+        num_buffers: 0,
+    };
+    (header, by_host(addresses, UDP, &datagram))
+}
+
+#[test]
+fn datagrams_left_together_pass_both_ways_and_an_old_kernel_gets_and_sends_each() {
+    const SIZE: u16 = 1000;
+    let payload = noise(3500);
+    for knows in [true, false] {
+        for features in [USO, MODERN | Features::CSUM | Features::HOST_USO] {
+            let guest = Guest::new(features, Cut::Whole, RING);
+            let mut world = if knows { host(guest) } else { old_host(guest, Offloads::TcpEcn) };
+            // The host forwards, and tells nobody that there is a shorter way.
+            for (name, value) in [
+                ("ip_forward", "1"),
+                ("conf/all/send_redirects", "0"),
+                ("conf/rw0/send_redirects", "0"),
+            ] {
+                std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap();
+            }
+            let name = format!("{features}, and a kernel that knows of UDP: {knows}");
+            let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+
+            let before = world.counters(TAP).sent.frames;
+            let (header, frame) = together([GUEST, HOST], &payload, SIZE);
+            world.guests[0].send_with(header, &frame);
+            world.breathe();
+            let frames = world.counters(TAP).sent.frames - before;
+            assert_eq!(frames, if knows { 1 } else { 4 }, "{name}");
+            for part in payload.chunks(SIZE.into()) {
+                let mut buffer = [0; 2000];
+                let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+                assert!(buffer[..len] == *part, "{name}");
+            }
+
+            // The host forwards what the guest sends to itself, and makes of it what its interface
+            // may leave together.
+            let before = world.counters(TAP).received.bytes;
+            let (header, frame) = together([OTHER, GUEST], &payload, SIZE);
+            world.guests[0].send_with(header, &frame);
+            let mut parts = Vec::new();
+            until(&mut world, "all datagrams", |guest, Received { header, frame, .. }| {
+                let datagram = ipv4(&frame, UDP)?;
+                if header.gso_type == NetHeader::GSO_UDP_L4 {
+                    assert!(guest.features.contains(Features::GUEST_USO4), "{name}");
+                    assert_eq!((header.gso_size, header.csum_offset), (SIZE, 6), "{name}");
+                }
+                if header.flags == 0 {
+                    assert_eq!(checksum(OTHER, GUEST, UDP, datagram), 0, "{name}");
+                }
+                parts.push(datagram[8..].to_vec());
+                (parts.concat().len() == payload.len()).then_some(())
+            });
+            assert!(parts.concat() == payload, "{name}");
+            assert_eq!(parts.len(), if knows && features == USO { 1 } else { 4 }, "{name}");
+            // Headers once, or for each.
+            let headers = world.counters(TAP).received.bytes - before - payload.len() as u64;
+            assert_eq!(headers, 42 * if knows { 1 } else { 4 }, "{name}");
+            world.assert_drops(TAP, &[]);
+        }
+    }
+}
+
+#[test]
+fn a_kernel_that_takes_nothing_gets_all_frames_complete() {
+    let mut world = old_host(Guest::new(USO, Cut::Crumbs, RING), Offloads::None);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let payload = noise(2500);
+    let (header, frame) = together([GUEST, HOST], &payload, 1400);
+    world.guests[0].send_with(header, &frame);
+    let (header, frame) = together([GUEST, HOST], &payload[..99], 1400);
+    world.guests[0].send_with(NetHeader { gso_type: NetHeader::GSO_NONE, ..header }, &frame);
+    world.breathe();
+    for part in [&payload[..1400], &payload[1400..], &payload[..99]] {
+        let mut buffer = [0; 2000];
+        let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+        assert!(buffer[..len] == *part);
+    }
+    socket.send_to(&payload[..99], "10.9.0.2:900").unwrap();
+    let header = until(&mut world, "a datagram", |_, received| {
+        ipv4(&received.frame, UDP).map(|datagram| {
+            assert_eq!(checksum(HOST, GUEST, UDP, datagram), 0);
+            received.header
+        })
+    });
+    assert_eq!(header, NetHeader { num_buffers: 1, ..NetHeader::default() });
+    world.assert_drops(TAP, &[]);
+}
+
+/// What this kernel refuses though it has USO: more segments than it wants in one frame, and a size
+/// that means something else to it.
+#[test]
+fn sizes_that_the_kernel_refuses_are_segmented_for_it() {
+    let mut world = host(Guest::new(OFFLOADS | USO, Cut::Whole, RING));
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let payload = noise(150 * 20);
+    for (size, segments, frames) in
+        [(100, 30, 1), (47, 64, 1), (46, 66, 66), (20, 150, 150), (u16::MAX, 1, 1)]
+    {
+        let (header, frame) = together([GUEST, HOST], &payload, size);
+        // Only a hint, of which the kernel wants that it lies inside the frame.
+        let header = NetHeader { hdr_len: u16::MAX, ..header };
+        let before = world.counters(TAP).sent.frames;
+        world.guests[0].send_with(header, &frame);
+        world.breathe();
+        assert_eq!(world.counters(TAP).sent.frames - before, frames, "{size}");
+        let mut parts = payload.chunks(size.into());
+        assert_eq!(parts.len(), segments);
+        let mut buffer = [0; 4000];
+        assert!(parts.all(|part| {
+            let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+            buffer[..len] == *part
+        }));
+        world.assert_drops(TAP, &[]);
+    }
+}
+
+#[test]
+fn segments_of_one_byte_cost_a_bounded_time() {
+    let mut world = host(Guest::new(USO, Cut::Whole, RING));
+    for (payload, expected) in [(60_000, 0), (1500, 1500), (1500, 1500), (1200, 1200)] {
+        let before = world.counters(TAP).sent.frames;
+        let (header, frame) = together([GUEST, HOST], &noise(payload), 1);
+        world.guests[0].send_with(header, &frame);
+        world.breathe();
+        assert_eq!(world.counters(TAP).sent.frames - before, expected, "{payload}");
+    }
+    world.assert_drops(TAP, &[(DropReason::TooManySegments, 1)]);
+    let before = world.counters(TAP).sent.frames;
+    for payload in [1200, 1200, 800, 1] {
+        let (header, frame) = together([GUEST, HOST], &noise(payload), 1);
+        world.guests[0].send_with(header, &frame);
+    }
+    world.breathe();
+    // The last is no more than one segment: it goes as it is.
+    assert_eq!(world.counters(TAP).sent.frames - before, 1200 + 800 + 1);
+    world.assert_drops(TAP, &[(DropReason::TooManySegments, 2)]);
+    assert_eq!(world.guests[0].reap(), 8);
+}
+
+#[test]
+fn a_frame_in_more_pieces_than_one_write_takes_arrives() {
+    let mut world = host(Guest::new(MODERN, Cut::Whole, 4096));
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    let payload = noise(1400);
+    let mut datagram = udp(900, 700, &payload);
+    let sum = checksum(GUEST, HOST, UDP, &datagram);
+    datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+    world.guests[0].send_bytewise(&to_host(UDP, &datagram));
+    world.breathe();
+    let mut buffer = [0; 2000];
+    let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+    assert!(buffer[..len] == payload);
+    world.assert_drops(TAP, &[]);
 }
 
 /// The numbers of the datagrams that came.

@@ -239,6 +239,10 @@ fn check_all(shape: &Shape) {
     let segments = built.segments();
     let size = usize::from(shape.size);
     assert_eq!(segments.len(), shape.payload.div_ceil(size).max(1));
+    let plan = built.plan().unwrap();
+    let lens: Vec<usize> = segments.iter().map(Vec::len).collect();
+    assert!(plan.frame_lens().eq(lens.iter().copied()));
+    assert_eq!(Some(plan.longest()), lens.into_iter().max());
     let mut payload = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         let is_last = number + 1 == segments.len();
@@ -377,6 +381,31 @@ fn flags_go_where_they_belong() {
     let built = Shape { payload: 250, size: 100, ..tcp4() }.build();
     let flags: Vec<u8> = built.segments().iter().map(|segment| segment[34 + 13]).collect();
     assert_eq!(flags, [!0x09, !0x89, !0x80]);
+}
+
+/// In UDP a checksum of zero says that there is none (RFC 768), and over IPv6 it is not even allowed
+/// (RFC 8200, section 8.1).
+#[test]
+fn a_datagram_whose_sum_is_zero_says_so_by_all_ones() {
+    for ip in [Ip::V4 { options: 0, identification: 1 }, Ip::V6(vec![])] {
+        let shape = Shape { ip, transport: Transport::Udp, payload: 300, size: 100, ..tcp4() };
+        let mut built = shape.build();
+        let field = usize::from(built.checksum.start) + 6;
+        for number in 0..3 {
+            let last = built.header_len + 100 * number + 98;
+            let segment = &built.segments()[number];
+            let checksum = [segment[field], segment[field + 1]];
+            assert_ne!(checksum, [0xff, 0xff]);
+            // Adding the checksum to what it is over makes the sum all ones, and its complement 0.
+            let word = [built.frame[last], built.frame[last + 1]];
+            let adjusted = definition(&[word, checksum].concat());
+            built.frame[last..last + 2].copy_from_slice(&adjusted.to_be_bytes());
+        }
+        for segment in built.segments() {
+            assert_eq!(segment[field..field + 2], [0xff, 0xff]);
+            check(&segment, 0);
+        }
+    }
 }
 
 #[test]

@@ -128,5 +128,8 @@ mod tests {
         let one = Features::HOST_ECN | Features::CSUM | Features::HOST_TSO6;
         assert_eq!(missing(one), Features::NONE);
         assert_eq!(missing(Features::MQ), Features::NONE);
+        let uso = Features::GUEST_USO4 | Features::GUEST_USO6;
+        assert_eq!(missing(uso | Features::CSUM | Features::HOST_USO), uso);
+        assert_eq!(missing(Features::HOST_USO | Features::GUEST_CSUM), Features::HOST_USO);
     }
 }

@@ -7,6 +7,7 @@
 use super::Features;
 use crate::checksum::PartialChecksum;
 use crate::ethernet;
+use crate::segment::{TCP_HEADER_SIZE, UDP_HEADER_SIZE};
 
 /// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), little-endian in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,6 +204,37 @@ impl Offload {
         needs
     }
 
+    /// Bytes of headers in front of what is cut, with a transport header that has no options: the
+    /// frame itself is not read. 0 when nothing is to be cut.
+    fn header_len(&self) -> usize {
+        let (Some(checksum), Some(segmentation)) = (self.checksum, self.segmentation) else {
+            return 0;
+        };
+        // Where a transport header starts, its checksum does.
+        usize::from(checksum.start)
+            + match segmentation.kind {
+                SegmentationKind::Tcp4 | SegmentationKind::Tcp6 => TCP_HEADER_SIZE,
+                SegmentationKind::Udp => UDP_HEADER_SIZE,
+            }
+    }
+
+    /// Bytes of the longest frame that a frame of `frame_len` bytes becomes on a wire, whoever
+    /// segments it. Options of TCP are not counted, as the frame is not read.
+    pub fn wire_len(&self, frame_len: usize) -> usize {
+        self.segmentation.map_or(frame_len, |segmentation| {
+            frame_len.min(self.header_len() + usize::from(segmentation.size))
+        })
+    }
+
+    /// How many frames a frame of `frame_len` bytes becomes on a wire, whoever segments it. Of TCP
+    /// with options it may be one fewer, as the frame is not read.
+    pub fn wire_frames(&self, frame_len: usize) -> usize {
+        self.segmentation.map_or(1, |segmentation| {
+            let payload = frame_len.saturating_sub(self.header_len());
+            payload.div_ceil(usize::from(segmentation.size).max(1)).max(1)
+        })
+    }
+
     /// The header that passes this offload on. `num_buffers` is 1 for a frame in a single chain of
     /// the receiver, and 0 towards a device that transmits it.
     pub fn header(&self, num_buffers: u16) -> NetHeader {
@@ -396,6 +428,31 @@ mod tests {
             );
         }
         assert_eq!(fault(NetHeader { gso_size: 0, ..TSO }, ALL), HeaderFault::SegmentSizeZero);
+    }
+
+    #[test]
+    fn frames_on_the_wire_are_segments() {
+        let wire = |header: NetHeader, frame_len| {
+            let offload = header.offload(frame_len, ALL).unwrap();
+            (offload.wire_len(frame_len), offload.wire_frames(frame_len))
+        };
+        let udp = NetHeader { gso_type: NetHeader::GSO_UDP_L4, csum_offset: 6, ..TSO };
+        // Ethernet and IPv4 are 34 bytes, TCP 20, UDP 8.
+        for (header, headers) in [(TSO, 54), (udp, 42)] {
+            assert_eq!(wire(header, headers + 3 * 1448), (headers + 1448, 3));
+            assert_eq!(wire(header, headers + 3 * 1448 + 1), (headers + 1448, 4));
+            assert_eq!(wire(header, headers + 1448), (headers + 1448, 1));
+            assert_eq!(wire(header, headers + 9), (headers + 9, 1));
+            assert_eq!(wire(header, headers), (headers, 1));
+            let huge = NetHeader { gso_size: u16::MAX, ..header };
+            assert_eq!(wire(huge, 65_000), (65_000, 1));
+        }
+        let whole = NetHeader { gso_type: NetHeader::GSO_NONE, ..TSO };
+        assert_eq!(wire(whole, 9000), (9000, 1));
+        assert_eq!(wire(NetHeader::default(), 9000), (9000, 1));
+        // Headers that say they are longer than the frame.
+        let late = NetHeader { csum_start: 982, ..TSO };
+        assert_eq!(wire(late, 1000), (1000, 1));
     }
 
     #[test]
