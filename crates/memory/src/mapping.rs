@@ -1,9 +1,9 @@
 //! One mapped piece of a front end's file.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use rustix::fs::{fcntl_get_seals, fstat, fstatfs};
+use rustix::fs::{Stat, fcntl_get_seals, fstat, fstatfs};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::sigbus;
@@ -21,7 +21,29 @@ pub(crate) struct Mapping {
     size: usize,
     base: NonNull<u8>,
     base_size: usize,
+    part: FilePart,
     guard: sigbus::Registration,
+}
+
+/// Which file, and from where: what tells two mappings of the same memory from any others.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FilePart {
+    device: u64,
+    inode: u64,
+    offset: u64,
+}
+
+impl FilePart {
+    /// The part of `file`, which is memory, from `offset` on. None when it cannot be known.
+    pub(crate) fn of(file: impl AsFd, offset: u64) -> Option<Self> {
+        // As for a mapping: of any other file even this may wait for a peer.
+        fcntl_get_seals(&file).ok()?;
+        Some(Self::from_stat(&fstat(file).ok()?, offset))
+    }
+
+    fn from_stat(stat: &Stat, offset: u64) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino, offset }
+    }
 }
 
 // SAFETY: the mapping is plain shared memory owned by this value; all access goes through atomics
@@ -74,7 +96,8 @@ impl Mapping {
         };
         // SAFETY: `lead` is less than a block and `lead + size <= base_size`.
         let start = unsafe { base.add(lead) };
-        Ok(Self { start, size, base, base_size, guard })
+        let part = FilePart::from_stat(&stat, offset);
+        Ok(Self { start, size, base, base_size, part, guard })
     }
 
     /// The first byte of the region.
@@ -85,6 +108,11 @@ impl Mapping {
     /// Bytes from [`Self::start`] that may be touched.
     pub(crate) fn size(&self) -> usize {
         self.size
+    }
+
+    /// Which file is mapped, and from where.
+    pub(crate) fn part(&self) -> FilePart {
+        self.part
     }
 
     /// Whether the file shrank under this mapping and somebody noticed.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::mapping::Mapping;
+use crate::mapping::{FilePart, Mapping};
 use crate::{FrontEndAddress, GuestAddress, ReadSlice, Word, Words, WriteSlice};
 
 /// Most regions in a table: what libvhost-user and rust-vmm offer as memory slots, and so what
@@ -163,6 +163,34 @@ impl GuestMemory {
         Self::checked(regions)
     }
 
+    /// Whether exactly this region is there: the same place, and the same part of the same file.
+    pub fn has(&self, request: &RegionRequest) -> bool {
+        let Some(part) = FilePart::of(&request.file, request.offset) else { return false };
+        self.position(request.guest, request.front_end, request.size)
+            .and_then(|index| self.regions.get(index))
+            .is_some_and(|region| region.mapping.part() == part)
+    }
+
+    /// Whether no region has any of these guest addresses.
+    pub fn is_free(&self, guest: GuestAddress, size: u64) -> bool {
+        let end = guest.0.saturating_add(size);
+        self.regions.iter().all(|region| {
+            region.guest >= end || region.guest.saturating_add(region.size()) <= guest.0
+        })
+    }
+
+    /// The region of exactly this place and size.
+    fn position(
+        &self,
+        guest: GuestAddress,
+        front_end: FrontEndAddress,
+        size: u64,
+    ) -> Option<usize> {
+        self.regions.iter().position(|region| {
+            region.guest == guest.0 && region.front_end == front_end.0 && region.size() == size
+        })
+    }
+
     /// This table and one region more, as ADD_MEM_REG asks.
     pub fn with(&self, request: RegionRequest) -> Result<Self, MapError> {
         if self.regions.len() >= MAX_REGIONS {
@@ -180,12 +208,12 @@ impl GuestMemory {
         front_end: FrontEndAddress,
         size: u64,
     ) -> Result<Self, MapError> {
-        let same = |region: &Region| {
-            region.guest == guest.0 && region.front_end == front_end.0 && region.size() == size
-        };
+        let at = self.position(guest, front_end, size).ok_or(MapError::Unknown {
+            guest,
+            front_end,
+            size,
+        })?;
         let mut regions = self.regions.to_vec();
-        let at =
-            regions.iter().position(same).ok_or(MapError::Unknown { guest, front_end, size })?;
         regions.remove(at);
         Ok(Self { regions: regions.into_boxed_slice() })
     }

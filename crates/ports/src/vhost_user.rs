@@ -51,7 +51,7 @@ use vhost_user::Device;
 use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
-use receive::{Delivered, Receiver, Receivers, Scratch};
+use receive::{Delivered, Locked, Receiver, Receivers, Scratch};
 pub use ring::Swapped;
 use ring::{Shape, setup};
 use steering::Steering;
@@ -146,6 +146,32 @@ impl Shared {
     #[inline]
     fn is_latched(&self) -> bool {
         self.latched.load(Ordering::Acquire)
+    }
+
+    /// Chooses one of the enabled pairs for each of the selected frames, by its place in the burst.
+    fn choose(&self, enabled: &[u8], burst: &Burst<'_>, selection: &Selection) -> [u8; BURST] {
+        let mut pairs = [0; BURST];
+        // A bit for each pair: each is looked at once, since what this burst delivers to it comes
+        // after what was there.
+        let (mut looked_at, mut drained) = (0u128, 0u128);
+        for index in selection.iter() {
+            let hash = wire::flow::hash(burst.frame(index).head);
+            let is_drained = |pair: u8| {
+                let bit = 1 << pair;
+                if looked_at & bit == 0 {
+                    looked_at |= bit;
+                    let is_drained = |mut ring: Locked<'_>| ring.get().ring.queue.is_drained();
+                    if self.receivers.lock(pair.into()).is_none_or(is_drained) {
+                        drained |= bit;
+                    }
+                }
+                drained & bit != 0
+            };
+            if let Some(pair) = pairs.get_mut(index) {
+                *pair = self.steering.choose(hash, enabled, burst.now(), is_drained);
+            }
+        }
+        pairs
     }
 }
 
@@ -470,13 +496,7 @@ impl App for VhostUserPort {
             [] => self.counters[DropReason::ReceiverDown] += selection.len() as u64,
             [pair] => self.deliver(pair.into(), burst, selection),
             _ => {
-                let mut pairs = [0; BURST];
-                for index in selection.iter() {
-                    let hash = wire::flow::hash(burst.frame(index).head);
-                    if let Some(pair) = pairs.get_mut(index) {
-                        *pair = self.shared.steering.choose(hash, enabled);
-                    }
-                }
+                let pairs = self.shared.choose(enabled, burst, selection);
                 self.deliver_to(&pairs, burst, selection);
             }
         }

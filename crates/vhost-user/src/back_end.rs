@@ -42,6 +42,8 @@
 //!   that was never told is enabled unless PROTOCOL_FEATURES was acknowledged.
 //! * A ring that is kicked and enabled, or enabled and kicked, while no memory is shared at all is an
 //!   error and not a wait: this is what QEMU does when share=on is missing.
+//! * Regions that are added or removed again are no error: QEMU before version 8 says all of that once
+//!   for each queue pair.
 //! * RESET_OWNER, which is deprecated, stops the rings and changes nothing else.
 //! * Anything that is wrong ends the connection ([`Violation`]); there is no other reliable way to
 //!   tell the peer. Requests that are unknown or not served are refused but forgiven ([`Notice`]):
@@ -413,8 +415,14 @@ impl Session {
         descriptors: Vec<OwnedFd>,
     ) -> Result<(), Violation> {
         for file in memory_files(FrontEndRequest::AddMemReg, descriptors)? {
-            let memory = self.memory.with(request(region, file)).map_err(|source| {
-                Violation::Memory { request: FrontEndRequest::AddMemReg, source }
+            let request = request(region, file);
+            // QEMU before version 8 says it once for each queue pair.
+            if self.memory.has(&request) {
+                continue;
+            }
+            let memory = self.memory.with(request).map_err(|source| Violation::Memory {
+                request: FrontEndRequest::AddMemReg,
+                source,
             })?;
             self.replace_memory(memory);
         }
@@ -424,6 +432,11 @@ impl Session {
     fn remove_memory_region(&mut self, region: &MemoryRegion) -> Result<(), Violation> {
         let (guest, front_end) =
             (GuestAddress(region.guest_address), FrontEndAddress(region.user_address));
+        // For each queue pair, too.
+        if self.memory.is_free(guest, region.size) {
+            self.notices.push(Notice::NoRegion { guest });
+            return Ok(());
+        }
         let memory = self
             .memory
             .without(guest, front_end, region.size)

@@ -154,6 +154,13 @@ impl DeviceQueue {
         either!(self, queue => queue.publish())
     }
 
+    /// Whether the driver has taken all that was given back, and waits to be called for what comes next.
+    /// Only EVENT_IDX tells; without it, and while the driver polls, the answer is no. A driver that
+    /// polls may seem to be waiting once in 65536 answers, if it left its event word somewhere.
+    pub fn is_drained(&self) -> bool {
+        either!(self, queue => queue.is_drained())
+    }
+
     /// Says that no kicks are wanted.
     pub fn disable_kicks(&mut self) {
         either!(self, queue => queue.disable_kicks())

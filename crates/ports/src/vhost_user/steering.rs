@@ -6,30 +6,82 @@
 //! size in which flows with the same hash share a place; what was never heard of is spread by its
 //! hash.
 //!
-//! Workers read and write the table at any time without a lock. A place is one byte, so that there
-//! is nothing to tear.
+//! A guest often sends one flow by several pairs in turn: acknowledgements come from whichever
+//! processor had the time. Were each frame delivered to the pair that was heard last, frames that wait
+//! in different rings would overtake each other, and TCP would take that for loss. So a flow moves
+//! only when nothing can be overtaken: when the driver has taken everything from the ring where the
+//! flow was, or, for drivers that do not tell, when the flow has been quiet.
+//!
+//! # Who writes what
+//!
+//! All workers, at any time, without a lock. The worker that the guest's pair belongs to writes where
+//! a flow is heard, and the one that delivers to it where it is delivered; mostly they only read.
+//! Should two of them deliver one flow at once, there is no order between their frames anyway.
 
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 /// Places in the table.
 const PLACES: usize = 4096;
 
+/// Nanoseconds in the unit of time in which a flow is quiet, as a power of two: about 0.26 ms.
+const TICK: u32 = 18;
+
+/// Ticks after which a flow that was quiet may move: about a millisecond.
+const QUIET: u32 = 4;
+
 /// The table of one guest.
 pub(super) struct Steering {
-    /// One more than the pair; 0 for none.
-    pairs: Box<[AtomicU8]>,
+    /// By which pair the guest transmits: one more than the pair, and 0 for none.
+    heard: Box<[AtomicU8]>,
+    /// Where frames are delivered.
+    delivered: Box<[AtomicU32]>,
+}
+
+/// The pair that a flow was delivered to last, and the tick when.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Last {
+    pair: u8,
+    /// Of 24 bits.
+    tick: u32,
+}
+
+impl Last {
+    const NEVER: Self = Self { pair: u8::MAX, tick: 0 };
+
+    fn to_word(self) -> u32 {
+        u32::from(self.pair) | self.tick << 8
+    }
+
+    fn from_word(word: u32) -> Self {
+        Self { pair: word as u8, tick: word >> 8 }
+    }
+
+    /// The time of a frame, in nanoseconds, as a tick.
+    fn tick(now: u64) -> u32 {
+        (now >> TICK) as u32 & 0xff_ffff
+    }
+
+    fn is_quiet(self, tick: u32) -> bool {
+        // A clock that is a little behind is none that is an hour ahead.
+        let passed = tick.wrapping_sub(self.tick) & 0xff_ffff;
+        (QUIET..0x80_0000).contains(&passed)
+    }
 }
 
 impl Steering {
     /// Knows no flow.
     pub(super) fn new() -> Self {
-        Self { pairs: (0..PLACES).map(|_| AtomicU8::new(0)).collect() }
+        let never = Last::NEVER.to_word();
+        Self {
+            heard: (0..PLACES).map(|_| AtomicU8::new(0)).collect(),
+            delivered: (0..PLACES).map(|_| AtomicU32::new(never)).collect(),
+        }
     }
 
     /// The guest transmitted a frame of the flow with this hash by `pair`.
     #[inline]
     pub(super) fn learn(&self, hash: u32, pair: usize) {
-        let place = self.place(hash);
+        let place = &self.heard[place(hash)];
         let value = pair as u8 + 1;
         // Mostly it is known: no need to dirty the line.
         if place.load(Relaxed) != value {
@@ -38,27 +90,55 @@ impl Steering {
     }
 
     /// Which of the pairs that are enabled, in ascending order and not empty, a frame of the flow
-    /// with this hash is delivered to.
+    /// with this hash is delivered to. `is_drained` says of a pair whether its driver has taken
+    /// everything that was delivered to it.
     #[inline]
-    pub(super) fn choose(&self, hash: u32, enabled: &[u8]) -> u8 {
-        let learned = self.place(hash).load(Relaxed).wrapping_sub(1);
-        if enabled.binary_search(&learned).is_ok() {
-            return learned;
+    pub(super) fn choose(
+        &self,
+        hash: u32,
+        enabled: &[u8],
+        now: u64,
+        is_drained: impl FnOnce(u8) -> bool,
+    ) -> u8 {
+        let is_enabled = |pair: u8| enabled.binary_search(&pair).is_ok();
+        let heard = self.heard[place(hash)].load(Relaxed).wrapping_sub(1);
+        let wanted = if is_enabled(heard) { heard } else { spread(hash, enabled) };
+        let delivered = &self.delivered[place(hash)];
+        let last = Last::from_word(delivered.load(Relaxed));
+        let tick = Last::tick(now);
+        let may_move = || !is_enabled(last.pair) || last.is_quiet(tick) || is_drained(last.pair);
+        let pair = if last.pair == wanted || may_move() { wanted } else { last.pair };
+        let next = Last { pair, tick };
+        if next != last {
+            delivered.store(next.to_word(), Relaxed);
         }
-        // The upper bits, since the lower ones choose the place.
-        let index = (u64::from(hash) * enabled.len() as u64) >> 32;
-        enabled.get(index as usize).copied().unwrap_or_default()
+        pair
     }
+}
 
-    #[inline]
-    fn place(&self, hash: u32) -> &AtomicU8 {
-        &self.pairs[hash as usize % PLACES]
-    }
+fn place(hash: u32) -> usize {
+    hash as usize % PLACES
+}
+
+/// A pair for a flow that was not heard of.
+fn spread(hash: u32, enabled: &[u8]) -> u8 {
+    // By the upper bits, since the lower ones choose the place.
+    let index = (u64::from(hash) * enabled.len() as u64) >> 32;
+    enabled.get(index as usize).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A moment, and one after which any flow has been quiet.
+    const NOW: u64 = 1 << 40;
+    const LATER: u64 = NOW + ((QUIET as u64 + 1) << TICK);
+
+    /// As if every ring were empty.
+    fn choose(steering: &Steering, hash: u32, enabled: &[u8]) -> u8 {
+        steering.choose(hash, enabled, NOW, |_| true)
+    }
 
     #[test]
     fn a_flow_is_delivered_where_it_was_last_sent() {
@@ -66,7 +146,7 @@ mod tests {
         let all: Vec<u8> = (0..128).collect();
         for pair in [0, 3, 127, 5] {
             steering.learn(0x1234_5678, pair);
-            assert_eq!(usize::from(steering.choose(0x1234_5678, &all)), pair);
+            assert_eq!(usize::from(choose(&steering, 0x1234_5678, &all)), pair);
         }
     }
 
@@ -75,10 +155,11 @@ mod tests {
         let steering = Steering::new();
         let hash = 0x8000_0001;
         steering.learn(hash, 2);
-        assert_eq!(steering.choose(hash, &[0, 1, 2, 3]), 2);
-        assert_eq!(steering.choose(hash, &[0, 1]), 1, "by the hash");
-        assert_eq!(steering.choose(hash, &[7]), 7);
-        assert_eq!(steering.choose(hash, &[0, 2]), 2, "not forgotten");
+        assert_eq!(choose(&steering, hash, &[0, 1, 2, 3]), 2);
+        let never = |_| panic!("nothing waits in a ring that is gone");
+        assert_eq!(steering.choose(hash, &[0, 1], NOW, never), 1, "by the hash");
+        assert_eq!(steering.choose(hash, &[7], NOW, never), 7);
+        assert_eq!(choose(&steering, hash, &[0, 2]), 2, "not forgotten");
     }
 
     #[test]
@@ -86,9 +167,30 @@ mod tests {
         let steering = Steering::new();
         let mut counts = [0; 4];
         for flow in 0..4000u32 {
-            let pair = steering.choose(flow.wrapping_mul(0x9E37_79B1), &[0, 1, 2, 3]);
+            let pair = choose(&steering, flow.wrapping_mul(0x9E37_79B1), &[0, 1, 2, 3]);
             counts[usize::from(pair)] += 1;
         }
         assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_flow_does_not_overtake_itself() {
+        let steering = Steering::new();
+        let (hash, enabled) = (77, [0, 1, 2]);
+        steering.learn(hash, 1);
+        assert_eq!(steering.choose(hash, &enabled, NOW, |_| false), 1, "it was nowhere");
+        steering.learn(hash, 2);
+        for step in 0..10 {
+            // A little earlier too: workers' breaths do not begin at the same time.
+            let now = NOW + (step << TICK) - (1 << TICK);
+            let mut asked = None;
+            let waits = |pair| asked.replace(pair).is_some();
+            assert_eq!(steering.choose(hash, &enabled, now, waits), 1, "frames wait there");
+            assert_eq!(asked, Some(1));
+        }
+        assert_eq!(steering.choose(hash, &enabled, NOW, |_| true), 2, "drained");
+        steering.learn(hash, 0);
+        assert_eq!(steering.choose(hash, &enabled, NOW, |_| false), 2);
+        assert_eq!(steering.choose(hash, &enabled, LATER, |_| false), 0, "quiet for long");
     }
 }

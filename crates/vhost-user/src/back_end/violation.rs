@@ -1,6 +1,6 @@
 //! What a front end can do wrong, in words for the operator.
 
-use memory::MapError;
+use memory::{GuestAddress, MapError};
 use thiserror::Error;
 use wire::ethernet::MacAddress;
 use wire::vhost_user::{FormFault, FrontEndRequest, ProtocolFeatures};
@@ -206,6 +206,12 @@ pub enum Notice {
     Announcement {
         /// The address to announce.
         address: MacAddress,
+    },
+    /// A region to be removed that is not there.
+    #[error("no memory to remove at guest address {guest}")]
+    NoRegion {
+        /// Where it was to be.
+        guest: GuestAddress,
     },
     /// A running ring's memory was taken away.
     #[error("ring {ring} stopped: {fault}")]

@@ -338,6 +338,14 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
     }
 
+    /// Whether the driver has taken all that was given back, and waits to be called for what comes next.
+    /// Only EVENT_IDX tells; without it, and while the driver polls, the answer is no.
+    pub fn is_drained(&self) -> bool {
+        let event = || Event::from_word(self.layout.driver_event.load(0, Ordering::Relaxed));
+        let is_published = self.published == self.next_used;
+        self.event_index && is_published && event() == Event::At(self.published)
+    }
+
     /// Says that no kicks are wanted.
     pub fn disable_kicks(&mut self) {
         if !self.kicks_suppressed {

@@ -315,6 +315,13 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
     }
 
+    /// Whether the driver has taken all that was given back, and waits to be called for what comes next.
+    /// Only EVENT_IDX tells; without it, and while the driver polls, the answer is no.
+    pub fn is_drained(&self) -> bool {
+        let event = || self.layout.available.load(self.layout.used_event(), Ordering::Relaxed);
+        self.event_index && self.published == self.next_used && event() == self.published.get()
+    }
+
     /// Says that no kicks are wanted. With EVENT_IDX the event word is left behind, where the
     /// driver will not cross it again for 65536 chains.
     pub fn disable_kicks(&mut self) {

@@ -331,9 +331,34 @@ fn a_region_that_is_not_there_is_not_removed() {
         let violation = harness.refused(R::RemMemReg, Payload::SingleRegion(other), vec![]);
         assert!(matches!(violation, Violation::Memory { request: R::RemMemReg, .. }));
     }
+}
+
+/// What QEMU before version 8 says for each queue pair.
+#[test]
+fn a_region_that_is_added_or_removed_again() {
+    let mut harness = Harness::negotiated();
+    let file = harness.file();
+    let again = file.try_clone().unwrap();
+    harness.tell(R::AddMemReg, Payload::SingleRegion(region()), vec![file]);
+    let memory = harness.session.device().memory.clone();
+    harness.tell(R::AddMemReg, Payload::SingleRegion(region()), vec![again]);
+    assert!(Arc::ptr_eq(&memory, &harness.session.device().memory), "nothing has changed");
+
+    // Another part of the file, or another file, is not the same.
+    let moved = MemoryRegion { mmap_offset: 4096, size: SIZE - 4096, ..region() };
+    let other = SharedMemory::create("another", SIZE).unwrap();
+    let other = other.as_fd().try_clone_to_owned().unwrap();
+    let file = harness.file();
+    for (region, file) in [(moved, file), (region(), other)] {
+        let violation = harness.refused(R::AddMemReg, Payload::SingleRegion(region), vec![file]);
+        assert!(violation.to_string().contains("overlap"), "{violation}");
+    }
+
     harness.tell(R::RemMemReg, Payload::SingleRegion(region()), vec![]);
-    let violation = harness.refused(R::RemMemReg, Payload::SingleRegion(region()), vec![]);
-    assert!(matches!(violation, Violation::Memory { .. }));
+    assert!(harness.notices.is_empty());
+    harness.tell(R::RemMemReg, Payload::SingleRegion(region()), vec![]);
+    let notice = harness.notices.pop().map(|notice| notice.to_string());
+    assert_eq!(notice.as_deref(), Some("no memory to remove at guest address 0x0"));
 }
 
 #[test]
