@@ -7,7 +7,7 @@ use thiserror::Error;
 use virtqueue::{Buffer, DriverQueue, Form, Layout, LayoutError, Violation};
 use wire::virtio::{Features, NetHeader};
 
-use crate::layout::{MemoryLayout, RECEIVE_BUFFER, RingAddresses, TRANSMIT_BUFFER};
+use crate::layout::{PairLayout, RECEIVE_BUFFER, RingAddresses, RingLayout, TRANSMIT_BUFFER};
 
 /// Why the driver gave up.
 #[derive(Debug, Error)]
@@ -21,6 +21,14 @@ pub enum DriverError {
     /// The device broke a rule of the ring.
     #[error("the back end broke a rule of the ring: {0}")]
     Device(#[from] Violation),
+    /// A ring that is to become larger than the memory that was laid out for it.
+    #[error("a ring of {size} entries does not fit where there is room for {most}")]
+    RingSize {
+        /// Entries that were asked for.
+        size: u16,
+        /// Entries that there is room for.
+        most: u16,
+    },
     /// A frame that no transmit buffer holds.
     #[error("a frame of {len} bytes does not fit a transmit buffer, which takes {most}")]
     FrameTooLong {
@@ -53,14 +61,79 @@ pub struct Received<'a> {
     pub frame: &'a [u8],
 }
 
+/// One ring of a pair.
+struct Ring {
+    queue: DriverQueue,
+    layout: RingLayout,
+    /// Which of its places it is in.
+    place: usize,
+}
+
+impl Ring {
+    fn new(
+        memory: &GuestMemory,
+        layout: RingLayout,
+        features: Features,
+        size: u16,
+    ) -> Result<Self, DriverError> {
+        let queue = queue(memory, layout.places[0], features, size)?;
+        Ok(Self { queue, layout, place: 0 })
+    }
+
+    /// Starts over, elsewhere, with nothing in it.
+    fn reset(
+        &mut self,
+        memory: &GuestMemory,
+        features: Features,
+        size: u16,
+    ) -> Result<(), DriverError> {
+        let place = 1 - self.place;
+        let addresses = self.layout.places[place];
+        let RingAddresses { descriptors, available, used } = addresses;
+        for (address, area) in
+            [descriptors, available, used].into_iter().zip(Layout::areas(features, size))
+        {
+            let (zeros, mut slices) = (vec![0; area.size as usize], Vec::new());
+            memory.translator().write(address, area.size as u32, &mut slices)?;
+            WriteCursor::new(&slices).write(zeros.as_slice().into());
+        }
+        self.queue = queue(memory, addresses, features, size)?;
+        self.place = place;
+        Ok(())
+    }
+
+    fn addresses(&self) -> RingAddresses {
+        self.layout.places[self.place]
+    }
+
+    /// The address of buffer `index`, when each has so many `bytes`.
+    fn buffer(&self, index: u32, bytes: u64) -> GuestAddress {
+        GuestAddress(self.layout.buffers.0 + u64::from(index) * bytes)
+    }
+}
+
+/// The driver's side of a ring in zeroed memory. It is not called until it asks for that.
+fn queue(
+    memory: &GuestMemory,
+    RingAddresses { descriptors, available, used }: RingAddresses,
+    features: Features,
+    size: u16,
+) -> Result<DriverQueue, DriverError> {
+    let layout = Layout::new(memory, features, size.into(), descriptors, available, used)?;
+    let mut queue = DriverQueue::new(layout, features, None);
+    queue.disable_calls();
+    Ok(queue)
+}
+
 /// The driver of one queue pair.
 pub struct NetDriver {
     memory: Arc<GuestMemory>,
-    layout: MemoryLayout,
+    /// Entries in each ring, at the most.
+    ring_size: u16,
     features: Features,
     header_size: usize,
-    receive: DriverQueue,
-    transmit: DriverQueue,
+    receive: Ring,
+    transmit: Ring,
     /// Transmit buffers that no chain uses.
     free: Vec<u32>,
     /// A frame as it is put together from merged buffers.
@@ -74,32 +147,57 @@ impl NetDriver {
     /// to the device.
     pub fn new(
         memory: Arc<GuestMemory>,
-        layout: MemoryLayout,
+        layout: PairLayout,
         features: Features,
     ) -> Result<Self, DriverError> {
-        let ring = |addresses: RingAddresses| {
-            let RingAddresses { descriptors, available, used } = addresses;
-            let size = layout.ring_size.into();
-            let layout = Layout::new(&memory, features, size, descriptors, available, used)?;
-            Ok::<_, DriverError>(DriverQueue::new(layout, features, None))
-        };
+        let ring_size = layout.ring_size;
+        let ring = |layout| Ring::new(&memory, layout, features, ring_size);
         let mut driver = Self {
             receive: ring(layout.receive)?,
             transmit: ring(layout.transmit)?,
-            free: (0..u32::from(layout.ring_size)).rev().collect(),
+            free: buffers(ring_size),
             header_size: NetHeader::size(features),
             frame: Vec::new(),
             slices: Vec::new(),
+            ring_size,
             features,
-            layout,
             memory,
         };
-        driver.receive.disable_calls();
-        driver.transmit.disable_calls();
-        for index in 0..u32::from(layout.ring_size) {
-            driver.post(index);
-        }
+        driver.post_all();
         Ok(driver)
+    }
+
+    /// Forgets the receive ring, which the device must have let go of, and makes a new one of `size`
+    /// entries elsewhere (virtio 1.3, 2.6.1). Frames that were not received are lost. Posts all
+    /// buffers, as when the driver was new.
+    pub fn reset_receive(&mut self, size: u16) -> Result<(), DriverError> {
+        self.check_size(size)?;
+        self.receive.reset(&self.memory, self.features, size)?;
+        self.post_all();
+        Ok(())
+    }
+
+    /// The same for the transmit ring: every transmit buffer is free again.
+    pub fn reset_transmit(&mut self, size: u16) -> Result<(), DriverError> {
+        self.check_size(size)?;
+        self.transmit.reset(&self.memory, self.features, size)?;
+        self.free = buffers(size);
+        Ok(())
+    }
+
+    fn check_size(&self, size: u16) -> Result<(), DriverError> {
+        let most = self.ring_size;
+        if size > most { Err(DriverError::RingSize { size, most }) } else { Ok(()) }
+    }
+
+    /// Where the receive ring is, and its entries.
+    pub fn receive_ring(&self) -> (RingAddresses, u16) {
+        (self.receive.addresses(), self.receive.queue.size())
+    }
+
+    /// Where the transmit ring is, and its entries.
+    pub fn transmit_ring(&self) -> (RingAddresses, u16) {
+        (self.transmit.addresses(), self.transmit.queue.size())
     }
 
     /// The features that were negotiated.
@@ -125,7 +223,7 @@ impl NetDriver {
             return Err(DriverError::FrameTooLong { len, most });
         }
         let Some(index) = self.free.pop() else { return Ok(false) };
-        let address = self.transmit_buffer(index);
+        let address = self.transmit.buffer(index, TRANSMIT_BUFFER);
         let len = (self.header_size + len) as u32;
         let mut slices = std::mem::take(&mut self.slices);
         self.memory.translator().write(address, len, &mut slices)?;
@@ -135,7 +233,7 @@ impl NetDriver {
         cursor.write(frame.into());
         self.slices = recycle_writable(slices);
         let buffer = Buffer { address, len, writable: false };
-        if self.transmit.add(&[buffer], Form::Direct, index).is_err() {
+        if self.transmit.queue.add(&[buffer], Form::Direct, index).is_err() {
             self.free.push(index);
             return Ok(false);
         }
@@ -145,19 +243,19 @@ impl NetDriver {
     /// Shows the device what was queued. Returns whether it wants a kick.
     #[must_use = "the device may be waiting for the kick"]
     pub fn publish_transmit(&mut self) -> bool {
-        self.transmit.publish()
+        self.transmit.queue.publish()
     }
 
     /// Shows the device the receive buffers that were posted. Returns whether it wants a kick.
     #[must_use = "the device may be waiting for the kick"]
     pub fn publish_receive(&mut self) -> bool {
-        self.receive.publish()
+        self.receive.queue.publish()
     }
 
     /// Takes back the buffers of frames that the device has sent. Returns how many.
     pub fn reclaim(&mut self) -> Result<usize, DriverError> {
         let before = self.free.len();
-        while let Some(used) = self.transmit.reap()? {
+        while let Some(used) = self.transmit.queue.reap()? {
             self.free.push(used.token);
         }
         Ok(self.free.len() - before)
@@ -165,7 +263,7 @@ impl NetDriver {
 
     /// Frames that are on their way out.
     pub fn in_flight(&self) -> usize {
-        usize::from(self.layout.ring_size) - self.free.len()
+        usize::from(self.transmit.queue.size()) - self.free.len()
     }
 
     /// Takes the next frame that came, if any, and posts its buffers anew.
@@ -173,7 +271,7 @@ impl NetDriver {
         &mut self,
         take: impl FnOnce(Received<'_>) -> R,
     ) -> Result<Option<R>, DriverError> {
-        let Some(first) = self.receive.reap()? else { return Ok(None) };
+        let Some(first) = self.receive.queue.reap()? else { return Ok(None) };
         self.frame.clear();
         self.append(first.token, first.written)?;
         let header = self.frame.first_chunk().map(NetHeader::from_bytes);
@@ -185,7 +283,7 @@ impl NetDriver {
             return Err(DriverError::Merge { num_buffers: 0, found: 1 });
         }
         for found in 1..buffers {
-            let next = self.receive.reap()?;
+            let next = self.receive.queue.reap()?;
             let next = next.ok_or(DriverError::Merge { num_buffers: buffers, found })?;
             self.append(next.token, next.written)?;
             self.post(next.token);
@@ -196,40 +294,41 @@ impl NetDriver {
 
     /// Asks to be called when a frame comes. True when one has already: do not wait.
     pub fn enable_calls(&mut self) -> bool {
-        self.receive.enable_calls()
+        self.receive.queue.enable_calls()
     }
 
     /// Says that no calls are wanted.
     pub fn disable_calls(&mut self) {
-        self.receive.disable_calls();
+        self.receive.queue.disable_calls();
     }
 
     fn append(&mut self, index: u32, written: u32) -> Result<(), DriverError> {
         if u64::from(written) > RECEIVE_BUFFER {
             return Err(DriverError::Length { written });
         }
-        let address = self.receive_buffer(index);
+        let address = self.receive.buffer(index, RECEIVE_BUFFER);
         let start = self.frame.len();
         self.frame.resize(start + written as usize, 0);
         self.memory.translator().copy_to(address, &mut self.frame[start..])?;
         Ok(())
     }
 
+    fn post_all(&mut self) {
+        (0..u32::from(self.receive.queue.size())).for_each(|index| self.post(index));
+    }
+
     fn post(&mut self, index: u32) {
-        let address = self.receive_buffer(index);
+        let address = self.receive.buffer(index, RECEIVE_BUFFER);
         let buffer = Buffer { address, len: RECEIVE_BUFFER as u32, writable: true };
         // There are as many buffers as descriptors, and this one is free.
-        let posted = self.receive.add(&[buffer], Form::Direct, index);
+        let posted = self.receive.queue.add(&[buffer], Form::Direct, index);
         debug_assert!(posted.is_ok());
     }
+}
 
-    fn receive_buffer(&self, index: u32) -> GuestAddress {
-        GuestAddress(self.layout.receive_buffers.0 + u64::from(index) * RECEIVE_BUFFER)
-    }
-
-    fn transmit_buffer(&self, index: u32) -> GuestAddress {
-        GuestAddress(self.layout.transmit_buffers.0 + u64::from(index) * TRANSMIT_BUFFER)
-    }
+/// Every transmit buffer of a ring of `size` entries, the first one to be used last.
+fn buffers(size: u16) -> Vec<u32> {
+    (0..u32::from(size)).rev().collect()
 }
 
 #[cfg(test)]

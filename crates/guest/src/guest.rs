@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use thiserror::Error;
 use vhost_user::{FrontEnd, FrontEndError, Region, RingConfig};
 use virtqueue::Layout;
-use wire::vhost_user::ProtocolFeatures;
+use wire::vhost_user::{MAX_RINGS, ProtocolFeatures};
 use wire::virtio::Features;
 
 use crate::driver::{DriverError, NetDriver};
@@ -25,10 +25,6 @@ use crate::layout::{MemoryLayout, RingAddresses};
 const GUEST_START: GuestAddress = GuestAddress(0x4000_0000);
 const FRONT_END_START: FrontEndAddress = FrontEndAddress(0x7f00_0000_0000);
 
-/// The number of the ring that the guest receives on, and of the one that it transmits on.
-const RECEIVE: u8 = 0;
-const TRANSMIT: u8 = 1;
-
 /// Why a guest could not go on.
 #[derive(Debug, Error)]
 pub enum GuestError {
@@ -38,6 +34,24 @@ pub enum GuestError {
     /// The virtio side failed.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// The back end serves fewer queue pairs.
+    #[error("the back end serves {offered} queue pairs (GET_QUEUE_NUM), and {wanted} are wanted")]
+    QueuePairs {
+        /// What it says.
+        offered: u64,
+        /// [`Options::queue_pairs`].
+        wanted: u16,
+    },
+    /// A queue pair or a ring that the guest does not have.
+    #[error("the guest has {pairs} queue pairs: there is no {what} {number}")]
+    NoSuch {
+        /// A queue pair or a ring.
+        what: &'static str,
+        /// Its number.
+        number: u16,
+        /// Queue pairs that there are.
+        pairs: usize,
+    },
     /// The guest's own memory could not be made.
     #[error("cannot make the guest's memory: {0}")]
     Memory(#[from] MapError),
@@ -56,6 +70,8 @@ pub struct Options {
     pub features: Features,
     /// Entries in each ring.
     pub ring_size: u16,
+    /// Queue pairs, from 1 to 128.
+    pub queue_pairs: u16,
     /// How long the back end may take for an answer.
     pub limit: Duration,
 }
@@ -63,27 +79,60 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         let features = Features::VERSION_1 | Features::MRG_RXBUF | Features::EVENT_IDX;
-        Self { features, ring_size: 256, limit: Duration::from_secs(5) }
+        Self { features, ring_size: 256, queue_pairs: 1, limit: Duration::from_secs(5) }
     }
 }
 
 /// A guest with one network device, connected to a back end.
+///
+/// Queue pair `n` receives on ring `2n` and transmits on ring `2n + 1`.
 pub struct Guest {
-    driver: NetDriver,
+    /// Of each queue pair.
+    drivers: Vec<NetDriver>,
+    /// Whether the back end was told to let frames pass, for each queue pair.
+    enabled: Vec<bool>,
+    /// By the number of the ring.
+    events: Vec<RingEvents>,
     front_end: FrontEnd,
-    /// For the receive and the transmit ring.
-    kicks: [OwnedFd; 2],
-    calls: [OwnedFd; 2],
+}
+
+/// How a ring's two sides wake each other.
+struct RingEvents {
+    kick: OwnedFd,
+    call: OwnedFd,
+}
+
+impl RingEvents {
+    fn new() -> io::Result<Self> {
+        let descriptor = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        Ok(Self { kick: descriptor()?, call: descriptor()? })
+    }
+
+    fn kick(&self) {
+        // The only error is a full counter, and then the device was kicked.
+        let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+    }
 }
 
 impl Guest {
-    /// Connects to the back end that listens at `path`, and brings the device up.
+    /// Connects to the back end that listens at `path`, and brings the device up, with every queue
+    /// pair enabled.
     pub fn connect(path: &Path, options: &Options) -> Result<Self, GuestError> {
         let mut front_end = FrontEnd::connect(path, options.limit)?;
         let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::MQ;
-        let agreed = front_end.negotiate(Features::VERSION_1, options.features, protocol)?;
+        let wanted = options.queue_pairs.max(1);
+        // The control queue, by which a driver says how many pairs it uses, is the virtual machine
+        // monitor's own affair: all that a back end sees of it is which rings are enabled.
+        let several = if wanted > 1 { Features::MQ } else { Features::NONE };
+        let required = Features::VERSION_1 | several;
+        let features = options.features.without(Features::MQ);
+        let agreed = front_end.negotiate(required, features, protocol)?;
+        let offered = front_end.queue_pairs()?.min(MAX_RINGS as u64 / 2);
+        if offered < wanted.into() {
+            return Err(GuestError::QueuePairs { offered, wanted });
+        }
 
-        let layout = MemoryLayout::new(GUEST_START, agreed.features, options.ring_size);
+        let layout = MemoryLayout::new(GUEST_START, agreed.features, options.ring_size, wanted);
         let shared = SharedMemory::create("guest", layout.size)?;
         front_end.set_memory_table(&[Region {
             guest: GUEST_START,
@@ -99,38 +148,33 @@ impl Guest {
             offset: 0,
             file: shared.as_fd().try_clone_to_owned()?,
         }])?);
-        let mut driver = NetDriver::new(memory, layout, agreed.features)?;
-        // Nobody to kick yet: a ring is scanned when it starts.
-        let _ = driver.publish_receive();
-
-        let descriptor = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let kicks =
-            [descriptor().map_err(io::Error::from)?, descriptor().map_err(io::Error::from)?];
-        let calls =
-            [descriptor().map_err(io::Error::from)?, descriptor().map_err(io::Error::from)?];
-        let rings = [(RECEIVE, layout.receive), (TRANSMIT, layout.transmit)];
-        for ((ring, addresses), (kick, call)) in rings.into_iter().zip(kicks.iter().zip(&calls)) {
-            let RingAddresses { descriptors, available, used } = addresses;
-            let config = RingConfig {
-                size: layout.ring_size,
-                base: Layout::first_position(agreed.features),
-                descriptors: front_end_address(descriptors),
-                available: front_end_address(available),
-                used: front_end_address(used),
-                kick: Some(kick.as_fd()),
-                call: Some(call.as_fd()),
-            };
-            front_end.set_up_ring(ring, config)?;
+        let drivers = layout.pairs.iter();
+        let drivers = drivers.map(|pair| NetDriver::new(memory.clone(), *pair, agreed.features));
+        let events = (0..2 * wanted).map(|_| RingEvents::new());
+        let mut guest = Self {
+            drivers: drivers.collect::<Result<_, _>>()?,
+            enabled: vec![true; wanted.into()],
+            events: events.collect::<Result<_, _>>()?,
+            front_end,
+        };
+        for ring in 0..2 * wanted {
+            guest.set_up_ring(ring)?;
         }
-        for ring in [RECEIVE, TRANSMIT] {
-            front_end.enable_ring(ring, true)?;
+        for ring in 0..2 * wanted {
+            guest.enable_ring(ring)?;
         }
-        Ok(Self { driver, front_end, kicks, calls })
+        Ok(guest)
     }
 
-    /// The driver: frames in and out.
+    /// The driver of the first queue pair, the only one unless [`Options::queue_pairs`] says
+    /// otherwise: frames in and out.
     pub fn driver(&mut self) -> &mut NetDriver {
-        &mut self.driver
+        &mut self.drivers[0]
+    }
+
+    /// The drivers of all queue pairs, in order.
+    pub fn drivers(&mut self) -> &mut [NetDriver] {
+        &mut self.drivers
     }
 
     /// The front end: to do with the device what a virtual machine monitor may do.
@@ -140,38 +184,123 @@ impl Guest {
 
     /// Shows the device all that was queued and posted, and kicks it where it wants to be.
     pub fn flush(&mut self) {
-        let wanted = [self.driver.publish_receive(), self.driver.publish_transmit()];
-        for (kick, wanted) in self.kicks.iter().zip(wanted) {
-            if wanted {
-                // The only error is a full counter, and then the device was kicked.
-                let _ = rustix::io::write(kick, &1u64.to_ne_bytes());
+        for (driver, events) in self.drivers.iter_mut().zip(self.events.chunks(2)) {
+            let wanted = [driver.publish_receive(), driver.publish_transmit()];
+            for (events, wanted) in events.iter().zip(wanted) {
+                if wanted {
+                    events.kick();
+                }
             }
         }
     }
 
-    /// Waits until a frame comes. False when none did in time; true may be a false alarm.
+    /// Waits until a frame comes, on any queue pair. False when none did in time; true may be a
+    /// false alarm.
     pub fn wait(&mut self, limit: Duration) -> io::Result<bool> {
-        let came = if self.driver.enable_calls() {
-            true
-        } else {
-            let [call, _] = &self.calls;
-            let limit =
-                Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
-            let woken = match poll(&mut [PollFd::new(call, PollFlags::IN)], Some(&limit)) {
-                // A signal.
-                Err(Errno::INTR) => false,
-                result => result? > 0,
-            };
-            if woken {
-                let _ = rustix::io::read(call, &mut [0; 8]);
-            }
-            woken
-        };
-        self.driver.disable_calls();
+        // All of them are asked for a call, also when the first one has a frame already: what is
+        // enabled here is disabled below.
+        let mut ready = false;
+        for driver in &mut self.drivers {
+            ready |= driver.enable_calls();
+        }
+        let came = ready || self.wait_for_call(limit)?;
+        self.drivers.iter_mut().for_each(NetDriver::disable_calls);
         Ok(came)
     }
+
+    fn wait_for_call(&self, limit: Duration) -> io::Result<bool> {
+        let calls = || self.events.iter().step_by(2).map(|events| &events.call);
+        let mut polled: Vec<_> = calls().map(|call| PollFd::new(call, PollFlags::IN)).collect();
+        let limit =
+            Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+        let woken = match poll(&mut polled, Some(&limit)) {
+            // A signal.
+            Err(Errno::INTR) => false,
+            result => result? > 0,
+        };
+        if woken {
+            for call in calls() {
+                // An error says that this one was not called.
+                let _ = rustix::io::read(call, &mut [0; 8]);
+            }
+        }
+        Ok(woken)
+    }
+
+    /// Lets frames pass on a queue pair, or not: what a virtual machine monitor does when its guest
+    /// uses more pairs, or fewer (SET_VRING_ENABLE, for both rings).
+    pub fn enable_pair(&mut self, pair: u16, enabled: bool) -> Result<(), GuestError> {
+        let pairs = self.drivers.len();
+        let none = GuestError::NoSuch { what: "queue pair", number: pair, pairs };
+        *self.enabled.get_mut(usize::from(pair)).ok_or(none)? = enabled;
+        self.enable_ring(2 * pair)?;
+        self.enable_ring(2 * pair + 1)
+    }
+
+    /// Stops one ring, and returns where it stands (GET_VRING_BASE). The back end touches neither it
+    /// nor its buffers any more; the others go on. What it has used can still be reaped.
+    pub fn stop_ring(&mut self, ring: u16) -> Result<u32, GuestError> {
+        let number = self.number(ring)?;
+        Ok(self.front_end.stop_ring(number)?)
+    }
+
+    /// Starts a ring that was stopped as a new one of `size` entries, up to [`Options::ring_size`]:
+    /// what a virtual machine monitor does after its guest has reset the ring (virtio 1.3, 2.6.1).
+    /// The driver has all of its buffers back, and what was in the ring is gone.
+    pub fn restart_ring(&mut self, ring: u16, size: u16) -> Result<(), GuestError> {
+        self.number(ring)?;
+        let driver = &mut self.drivers[usize::from(ring / 2)];
+        if is_receive(ring) {
+            driver.reset_receive(size)?;
+        } else {
+            driver.reset_transmit(size)?;
+        }
+        self.set_up_ring(ring)?;
+        self.enable_ring(ring)
+    }
+
+    /// The ring's number as the protocol has it.
+    fn number(&self, ring: u16) -> Result<u8, GuestError> {
+        let number = u8::try_from(ring).ok().filter(|_| usize::from(ring) < self.events.len());
+        number.ok_or(GuestError::NoSuch { what: "ring", number: ring, pairs: self.drivers.len() })
+    }
+
+    /// Starts a ring at its beginning.
+    fn set_up_ring(&mut self, ring: u16) -> Result<(), GuestError> {
+        let number = self.number(ring)?;
+        let driver = &mut self.drivers[usize::from(ring / 2)];
+        // Nobody to kick yet: a ring is scanned when it starts.
+        let _ = if is_receive(ring) { driver.publish_receive() } else { driver.publish_transmit() };
+        let (addresses, size) =
+            if is_receive(ring) { driver.receive_ring() } else { driver.transmit_ring() };
+        let RingAddresses { descriptors, available, used } = addresses;
+        let RingEvents { kick, call } = &self.events[usize::from(ring)];
+        let config = RingConfig {
+            size,
+            base: Layout::first_position(driver.features()),
+            descriptors: front_end_address(descriptors),
+            available: front_end_address(available),
+            used: front_end_address(used),
+            kick: Some(kick.as_fd()),
+            call: Some(call.as_fd()),
+        };
+        Ok(self.front_end.set_up_ring(number, config)?)
+    }
+
+    /// Enables a ring, or disables it, as its pair is.
+    fn enable_ring(&mut self, ring: u16) -> Result<(), GuestError> {
+        let number = self.number(ring)?;
+        Ok(self.front_end.enable_ring(number, self.enabled[usize::from(ring / 2)])?)
+    }
+}
+
+fn is_receive(ring: u16) -> bool {
+    ring.is_multiple_of(2)
 }
 
 fn front_end_address(address: GuestAddress) -> FrontEndAddress {
     FrontEndAddress(address.0 - GUEST_START.0 + FRONT_END_START.0)
 }
+
+#[cfg(test)]
+mod tests;

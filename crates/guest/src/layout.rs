@@ -22,41 +22,60 @@ pub struct RingAddresses {
     pub used: GuestAddress,
 }
 
-/// One region of guest memory: the rings of one queue pair, then their buffers, one for each
-/// descriptor.
+/// What one ring takes of the memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct MemoryLayout {
-    /// Entries in each ring.
+pub struct RingLayout {
+    /// Where the ring may be. It starts in the first place, and moves to the other one whenever it
+    /// is reset: whoever still looks where it was is found out.
+    pub places: [RingAddresses; 2],
+    /// One buffer for each entry.
+    pub(crate) buffers: GuestAddress,
+}
+
+/// The rings of one queue pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairLayout {
+    /// Entries in each ring, at the most: a ring that is reset may have fewer.
     pub ring_size: u16,
     /// The ring that the guest receives on.
-    pub receive: RingAddresses,
+    pub receive: RingLayout,
     /// The ring that the guest transmits on.
-    pub transmit: RingAddresses,
-    pub(crate) receive_buffers: GuestAddress,
-    pub(crate) transmit_buffers: GuestAddress,
+    pub transmit: RingLayout,
+}
+
+/// One region of guest memory: the rings of each queue pair and their buffers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemoryLayout {
+    /// At least one.
+    pub pairs: Vec<PairLayout>,
     /// Bytes in all.
     pub size: u64,
 }
 
 impl MemoryLayout {
     /// Lays everything out from guest address `start` on.
-    pub fn new(start: GuestAddress, features: Features, ring_size: u16) -> Self {
+    pub fn new(start: GuestAddress, features: Features, ring_size: u16, pairs: u16) -> Self {
         let mut next = start.0;
         let mut area = |size: u64| {
             let at = next.next_multiple_of(PAGE);
             next = at + size;
             GuestAddress(at)
         };
-        let mut ring = || {
-            let areas = Layout::areas(features, ring_size);
-            let [descriptors, available, used] = areas.map(|part| area(part.size));
-            RingAddresses { descriptors, available, used }
+        let mut ring = |buffer: u64| {
+            let places = [(); 2].map(|()| {
+                let areas = Layout::areas(features, ring_size);
+                let [descriptors, available, used] = areas.map(|part| area(part.size));
+                RingAddresses { descriptors, available, used }
+            });
+            RingLayout { places, buffers: area(u64::from(ring_size) * buffer) }
         };
-        let (receive, transmit) = (ring(), ring());
-        let receive_buffers = area(u64::from(ring_size) * RECEIVE_BUFFER);
-        let transmit_buffers = area(u64::from(ring_size) * TRANSMIT_BUFFER);
+        let mut pair = || {
+            let (receive, transmit) = (ring(RECEIVE_BUFFER), ring(TRANSMIT_BUFFER));
+            PairLayout { ring_size, receive, transmit }
+        };
+        let pairs = (0..pairs.max(1)).map(|_| pair()).collect();
         let size = (next - start.0).next_multiple_of(PAGE);
-        Self { ring_size, receive, transmit, receive_buffers, transmit_buffers, size }
+        Self { pairs, size }
     }
 }
 
@@ -75,7 +94,7 @@ mod tests {
             sizes.flat_map(|size| formats.map(|format| (format, size))).chain([(formats[1], 3)])
         {
             let start = GuestAddress(0x4000_0000);
-            let layout = MemoryLayout::new(start, features, size);
+            let layout = MemoryLayout::new(start, features, size, 3);
             let shared = SharedMemory::create("layout", layout.size).unwrap();
             let memory = GuestMemory::map([RegionRequest {
                 guest: start,
@@ -86,14 +105,19 @@ mod tests {
             }])
             .unwrap();
             let mut areas = Vec::new();
-            for RingAddresses { descriptors, available, used } in [layout.receive, layout.transmit]
-            {
-                Layout::new(&memory, features, size.into(), descriptors, available, used).unwrap();
-                let parts = Layout::areas(features, size).map(|area| area.size);
-                areas.extend([descriptors.0, available.0, used.0].into_iter().zip(parts));
+            let rings = layout.pairs.iter().flat_map(|pair| {
+                [(pair.receive, RECEIVE_BUFFER), (pair.transmit, TRANSMIT_BUFFER)]
+            });
+            for (RingLayout { places, buffers }, buffer) in rings {
+                for RingAddresses { descriptors, available, used } in places {
+                    let size = size.into();
+                    Layout::new(&memory, features, size, descriptors, available, used).unwrap();
+                    let parts = Layout::areas(features, size as u16).map(|area| area.size);
+                    areas.extend([descriptors.0, available.0, used.0].into_iter().zip(parts));
+                }
+                areas.push((buffers.0, u64::from(size) * buffer));
             }
-            areas.push((layout.receive_buffers.0, u64::from(size) * RECEIVE_BUFFER));
-            areas.push((layout.transmit_buffers.0, u64::from(size) * TRANSMIT_BUFFER));
+            assert_eq!(areas.len(), 3 * 2 * (2 * 3 + 1));
             areas.sort_unstable();
             areas.push((start.0 + layout.size, 0));
             assert!(areas.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{size}");

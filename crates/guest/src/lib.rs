@@ -10,4 +10,4 @@ mod layout;
 
 pub use driver::{DriverError, NetDriver, Received};
 pub use guest::{Guest, GuestError, Options};
-pub use layout::{MemoryLayout, RingAddresses};
+pub use layout::{MemoryLayout, PairLayout, RingAddresses, RingLayout};

@@ -218,7 +218,8 @@ impl FrontEnd {
         self.tell(FrontEndRequest::SetFeatures, Payload::U64(features.0), &[])
     }
 
-    /// The most queue pairs that the back end serves (GET_QUEUE_NUM; 1 without MQ).
+    /// The most queue pairs that the back end serves (GET_QUEUE_NUM; 1 without MQ). Some back ends
+    /// count rings: then it is twice as many.
     pub fn queue_pairs(&mut self) -> Result<u64, FrontEndError> {
         if !self.protocol.contains(ProtocolFeatures::MQ) {
             return Ok(1);
@@ -303,17 +304,14 @@ impl FrontEnd {
         self.barrier()
     }
 
-    /// Stops a ring (GET_VRING_BASE). On return the back end no longer touches it. Returns the
-    /// available entry to go on with.
-    pub fn stop_ring(&mut self, ring: u8) -> Result<u16, FrontEndError> {
+    /// Stops a ring (GET_VRING_BASE). On return the back end no longer touches it. Returns where the
+    /// ring stands, as [`virtqueue::DeviceQueue::position`] says it: a packed ring needs all 32 bits.
+    pub fn stop_ring(&mut self, ring: u8) -> Result<u32, FrontEndError> {
         let request = FrontEndRequest::GetVringBase;
-        let malformed = |what| FrontEndError::Malformed { request, what };
         let state = VringState { index: ring.into(), num: 0 };
         match self.ask(request, Payload::VringState(state), Shape::VringState)? {
-            Payload::VringState(state) if state.index == u32::from(ring) => {
-                u16::try_from(state.num).map_err(|_| malformed("an index of more than 16 bits"))
-            }
-            _ => Err(malformed("another ring")),
+            Payload::VringState(state) if state.index == u32::from(ring) => Ok(state.num),
+            _ => Err(FrontEndError::Malformed { request, what: "another ring" }),
         }
     }
 

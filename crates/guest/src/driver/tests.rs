@@ -6,6 +6,7 @@ use memory::{FrontEndAddress, ReadSlice, RegionRequest, SharedMemory};
 use virtqueue::DeviceQueue;
 
 use super::*;
+use crate::layout::MemoryLayout;
 
 const START: GuestAddress = GuestAddress(0x4000_0000);
 const RING: u16 = 8;
@@ -20,7 +21,7 @@ struct Device {
 }
 
 fn pair(features: Features) -> (NetDriver, Device) {
-    let layout = MemoryLayout::new(START, features, RING);
+    let layout = MemoryLayout::new(START, features, RING, 1);
     let shared = SharedMemory::create("driver", layout.size).unwrap();
     let map = || {
         GuestMemory::map([RegionRequest {
@@ -33,15 +34,22 @@ fn pair(features: Features) -> (NetDriver, Device) {
         .unwrap()
     };
     let memory = map();
-    let queue = |RingAddresses { descriptors, available, used }| {
-        let layout = Layout::new(&memory, features, RING.into(), descriptors, available, used);
-        DeviceQueue::new(layout.unwrap(), features, Layout::first_position(features))
-    };
-    let (receive, transmit) = (queue(layout.receive), queue(layout.transmit));
-    let mut driver = NetDriver::new(Arc::new(map()), layout, features).unwrap();
+    let mut driver = NetDriver::new(Arc::new(map()), layout.pairs[0], features).unwrap();
+    let receive = device_queue(&memory, features, driver.receive_ring());
+    let transmit = device_queue(&memory, features, driver.transmit_ring());
     assert!(!driver.publish_receive(), "a device that starts wants no kick");
     let header_size = NetHeader::size(features);
     (driver, Device { memory, header_size, receive, transmit })
+}
+
+/// The device's side of a ring that starts.
+fn device_queue(
+    memory: &GuestMemory,
+    features: Features,
+    (RingAddresses { descriptors, available, used }, size): (RingAddresses, u16),
+) -> DeviceQueue {
+    let layout = Layout::new(memory, features, size.into(), descriptors, available, used);
+    DeviceQueue::new(layout.unwrap(), features, Layout::first_position(features))
 }
 
 impl Device {
@@ -138,6 +146,68 @@ fn a_full_ring_takes_no_frame_and_loses_none() {
         assert_eq!(device.take(), Some((HEADER, frame(60, seed))));
     }
     assert_eq!(device.take(), None);
+}
+
+#[test]
+fn a_ring_that_is_reset_is_elsewhere_and_has_all_its_buffers() {
+    for features in [MODERN, MODERN | Features::RING_PACKED, MODERN | Features::EVENT_IDX] {
+        let (mut driver, mut device) = pair(features);
+        let mut places = [driver.transmit_ring().0, driver.receive_ring().0];
+        for (round, size) in [RING, RING / 2, 1, RING, RING / 4].into_iter().enumerate() {
+            // Frames are under way: some used and not reaped, some not even seen by the device.
+            while driver.send(HEADER, &frame(60, round)).unwrap() {}
+            let _ = driver.publish_transmit();
+            device.take().unwrap();
+            driver.reset_transmit(size).unwrap();
+            assert_eq!(driver.in_flight(), 0);
+            let ring = driver.transmit_ring();
+            assert_ne!(std::mem::replace(&mut places[0], ring.0), ring.0);
+            device.transmit = device_queue(&device.memory, features, ring);
+            assert_eq!(device.take(), None, "nothing is left of what was sent before");
+            for seed in 0..size.into() {
+                assert!(driver.send(HEADER, &frame(1000, seed)).unwrap());
+            }
+            assert!(!driver.send(HEADER, &frame(60, 99)).unwrap(), "a ring of {size}");
+            let _ = driver.publish_transmit();
+            for seed in 0..size.into() {
+                assert_eq!(device.take(), Some((HEADER, frame(1000, seed))));
+            }
+            assert_eq!(driver.reclaim().unwrap(), usize::from(size));
+
+            device.deliver(HEADER, &frame(60, round));
+            driver.reset_receive(size).unwrap();
+            let _ = driver.publish_receive();
+            assert!(driver.receive(|_| ()).unwrap().is_none(), "it went with its ring");
+            let ring = driver.receive_ring();
+            assert_ne!(std::mem::replace(&mut places[1], ring.0), ring.0);
+            device.receive = device_queue(&device.memory, features, ring);
+            for _ in 0..3 {
+                (0..size.into()).for_each(|seed| device.deliver(HEADER, &frame(1500, seed)));
+                for seed in 0..size.into() {
+                    let came = driver.receive(|received| received.frame.to_vec()).unwrap();
+                    assert_eq!(came, Some(frame(1500, seed)));
+                }
+                let _ = driver.publish_receive();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ring_may_become_smaller_and_not_larger() {
+    let (mut driver, mut device) = pair(MODERN);
+    let before = (driver.receive_ring(), driver.transmit_ring());
+    let says = "a ring of 16 entries does not fit where there is room for 8";
+    assert_eq!(driver.reset_receive(16).unwrap_err().to_string(), says);
+    assert_eq!(driver.reset_transmit(16).unwrap_err().to_string(), says);
+    for size in [0, 3] {
+        assert!(matches!(driver.reset_receive(size), Err(DriverError::Layout(_))));
+        assert!(matches!(driver.reset_transmit(size), Err(DriverError::Layout(_))));
+    }
+    assert_eq!((driver.receive_ring(), driver.transmit_ring()), before);
+    assert!(driver.send(HEADER, &frame(60, 1)).unwrap());
+    let _ = driver.publish_transmit();
+    assert_eq!(device.take(), Some((HEADER, frame(60, 1))), "as if nothing had been asked");
 }
 
 #[test]

@@ -1,0 +1,342 @@
+//! The guest against a back end that sends every frame back to the queue pair it came from.
+
+use std::os::unix::net::UnixListener;
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+
+use memory::{ReadSlice, WriteCursor};
+use tempfile::TempDir;
+use vhost_user::back_end::{Device, Offer, Session};
+use vhost_user::{Connection, Incoming};
+use virtqueue::DeviceQueue;
+use wire::virtio::NetHeader;
+
+use super::*;
+
+/// Anything here takes milliseconds; this is for a machine that is busy with other things.
+const LIMIT: Duration = Duration::from_secs(10);
+const SPLIT: Features = Features::VERSION_1.union(Features::MRG_RXBUF).union(Features::EVENT_IDX);
+const PACKED: Features = SPLIT.union(Features::RING_PACKED);
+
+fn offer(queue_pairs: u16) -> Offer {
+    let features = PACKED.union(Features::MQ);
+    Offer { features, protocol: Offer::PROTOCOL, queue_pairs, max_mtu: 1500 }
+}
+
+/// One connection's back end, session and data plane in one thread.
+struct Echo {
+    session: Session,
+    device: Arc<Device>,
+    /// By the number of the ring: the start that it belongs to, and the queue.
+    queues: Vec<Option<(u64, DeviceQueue)>>,
+}
+
+impl Echo {
+    /// Serves one front end, until it leaves.
+    fn serve(offer: Offer) -> (TempDir, JoinHandle<()>) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("echo.sock")).unwrap();
+        let serve = move || {
+            let (socket, _) = listener.accept().unwrap();
+            let mut connection = Connection::new(socket.into()).unwrap();
+            let session = Session::new(offer);
+            let device = session.device().clone();
+            let queues = device.rings.iter().map(|_| None).collect();
+            Self { session, device, queues }.live(&mut connection);
+        };
+        (directory, thread::spawn(serve))
+    }
+
+    fn live(&mut self, connection: &mut Connection) {
+        loop {
+            match connection.receive().unwrap() {
+                Incoming::Closed => return,
+                Incoming::NotYet => {}
+                Incoming::Message(message) => {
+                    // A violation is for the front end to find out.
+                    let Ok(step) = self.session.handle(message) else { return };
+                    if let Some(device) = step.device.clone() {
+                        self.swap(device);
+                    }
+                    if let Some(reply) = self.session.answer(step) {
+                        assert!(connection.send(reply).unwrap());
+                    }
+                    continue;
+                }
+            }
+            let mut busy = false;
+            for pair in 0..self.queues.len() / 2 {
+                busy |= self.send_back(pair);
+            }
+            if !busy && !self.arm() {
+                let kicks =
+                    self.device.rings.iter().flatten().filter_map(|ring| ring.kick.as_ref());
+                let mut polled = vec![PollFd::new(&*connection, PollFlags::IN)];
+                polled.extend(kicks.map(|kick| PollFd::new(kick, PollFlags::IN)));
+                let limit = Timespec::try_from(LIMIT).unwrap();
+                assert!(poll(&mut polled, Some(&limit)).unwrap() > 0, "the front end is silent");
+                for ring in self.device.rings.iter().flatten() {
+                    let _ = rustix::io::read(ring.kick.as_ref().unwrap(), &mut [0; 8]);
+                }
+            }
+        }
+    }
+
+    fn swap(&mut self, device: Arc<Device>) {
+        for (number, queue) in self.queues.iter_mut().enumerate() {
+            let next = device.rings[number].as_ref();
+            if let Some((start, old)) = queue
+                && next.is_none_or(|next| next.start != *start)
+            {
+                self.session.stopped(number, old.position());
+                *queue = None;
+            }
+            if let (Some(next), None) = (next, &queue) {
+                let layout = next.layout.clone();
+                let new = DeviceQueue::new(layout, device.features, next.base);
+                *queue = Some((next.start, new));
+            }
+        }
+        self.device = device;
+    }
+
+    /// Takes what one pair has sent. Returns whether that was anything.
+    fn send_back(&mut self, pair: usize) -> bool {
+        let Device { memory, rings, .. } = &*self.device;
+        let [receive, transmit] = &mut self.queues[2 * pair..][..2] else { unreachable!() };
+        let (Some((_, transmit)), Some(sends)) = (transmit, &rings[2 * pair + 1]) else {
+            return false;
+        };
+        let receives = rings[2 * pair].as_ref();
+        let mut translator = memory.translator();
+        let mut busy = false;
+        loop {
+            let mut read: Vec<ReadSlice<'_>> = Vec::new();
+            let taken = transmit.take_readable(&mut translator, u32::MAX, &mut read).unwrap();
+            let Some(chain) = taken else { break };
+            busy = true;
+            if let (Some((_, queue)), Some(receives)) = (&mut *receive, receives)
+                && sends.enabled
+                && receives.enabled
+            {
+                let mut write = Vec::new();
+                let to = queue.take_writable(&mut translator, u32::MAX, &mut write).unwrap();
+                let mut cursor = WriteCursor::new(&write);
+                let written: usize = read.into_iter().map(|slice| cursor.write(slice)).sum();
+                queue.give_back(to.expect("a buffer is posted"), written as u32);
+            }
+            transmit.give_back(chain, 0);
+        }
+        if transmit.publish() {
+            call_driver(&sends.call);
+        }
+        if let (Some((_, queue)), Some(receives)) = (receive, receives)
+            && queue.publish()
+        {
+            call_driver(&receives.call);
+        }
+        busy
+    }
+
+    /// Asks for kicks. True when there is something to take already.
+    fn arm(&mut self) -> bool {
+        let transmits = self.queues.iter_mut().skip(1).step_by(2).flatten();
+        transmits.fold(false, |more, (_, queue)| queue.enable_kicks().unwrap() | more)
+    }
+}
+
+fn call_driver(call: &Option<Arc<OwnedFd>>) {
+    rustix::io::write(call.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
+}
+
+/// A guest with so many pairs on a back end that offers as many.
+fn guest(features: Features, queue_pairs: u16) -> (Guest, JoinHandle<()>) {
+    let (directory, echo) = Echo::serve(offer(queue_pairs));
+    let options = Options { features, queue_pairs, ring_size: 64, limit: LIMIT };
+    let guest = Guest::connect(&directory.path().join("echo.sock"), &options).unwrap();
+    assert_eq!(guest.drivers.len(), usize::from(queue_pairs));
+    (guest, echo)
+}
+
+fn frame(pair: u16, number: u32) -> Vec<u8> {
+    let mut frame = vec![pair as u8; 60 + number as usize % 1400];
+    frame[..4].copy_from_slice(&number.to_le_bytes());
+    frame
+}
+
+/// Sends a frame on a pair.
+#[track_caller]
+fn send(guest: &mut Guest, pair: u16, number: u32) {
+    let header = NetHeader { num_buffers: 1, ..NetHeader::default() };
+    let driver = &mut guest.drivers()[usize::from(pair)];
+    assert!(driver.send(header, &frame(pair, number)).unwrap(), "the ring is full");
+    guest.flush();
+}
+
+/// Waits for the next frame of any pair.
+#[track_caller]
+fn next(guest: &mut Guest) -> (u16, Vec<u8>) {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        for (pair, driver) in guest.drivers().iter_mut().enumerate() {
+            driver.reclaim().unwrap();
+            if let Some(frame) = driver.receive(|received| received.frame.to_vec()).unwrap() {
+                guest.flush();
+                return (pair as u16, frame);
+            }
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        assert!(guest.wait(left).unwrap() || !left.is_zero(), "no frame came within {LIMIT:?}");
+    }
+}
+
+/// Waits until the device has taken all that a pair has sent.
+#[track_caller]
+fn wait_until_sent(guest: &mut Guest, pair: u16) {
+    let deadline = Instant::now() + LIMIT;
+    let driver = &mut guest.drivers()[usize::from(pair)];
+    while driver.in_flight() > 0 {
+        assert!(Instant::now() < deadline, "{} frames not taken", driver.in_flight());
+        driver.reclaim().unwrap();
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn every_pair_carries_its_own_frames() {
+    for (features, pairs) in [(SPLIT, 1), (PACKED, 1), (SPLIT, 3), (PACKED, 2), (SPLIT, 128)] {
+        let (mut guest, echo) = guest(features, pairs);
+        assert_eq!(guest.driver().features().contains(Features::MQ), pairs > 1);
+        for number in 0..100 {
+            (0..pairs).for_each(|pair| send(&mut guest, pair, number));
+            let mut came: Vec<_> = (0..pairs).map(|_| next(&mut guest)).collect();
+            came.sort_unstable();
+            let expected: Vec<_> = (0..pairs).map(|pair| (pair, frame(pair, number))).collect();
+            assert!(came == expected, "{pairs} pairs, number {number}");
+        }
+        drop(guest);
+        echo.join().unwrap();
+    }
+}
+
+#[test]
+fn waiting_is_for_any_pair() {
+    let (mut guest, _echo) = guest(SPLIT, 3);
+    for pair in [2, 0, 1, 1, 2] {
+        // A ring that starts calls once.
+        while guest.wait(Duration::ZERO).unwrap() {}
+        send(&mut guest, pair, 7);
+        assert!(guest.wait(LIMIT).unwrap(), "nobody called for pair {pair}");
+        assert_eq!(next(&mut guest), (pair, frame(pair, 7)));
+    }
+}
+
+#[test]
+fn a_pair_that_is_disabled_carries_nothing() {
+    for features in [SPLIT, PACKED] {
+        let (mut guest, _echo) = guest(features, 2);
+        for round in 0..3 {
+            guest.enable_pair(1, false).unwrap();
+            send(&mut guest, 1, 1);
+            wait_until_sent(&mut guest, 1);
+            send(&mut guest, 0, 2);
+            assert_eq!(next(&mut guest), (0, frame(0, 2)));
+            guest.enable_pair(1, true).unwrap();
+            send(&mut guest, 1, 3 + round);
+            assert_eq!(next(&mut guest), (1, frame(1, 3 + round)), "what was sent before is gone");
+        }
+    }
+}
+
+#[test]
+fn a_ring_restarts_while_the_others_go_on() {
+    for features in [SPLIT, PACKED] {
+        let (mut guest, _echo) = guest(features, 2);
+        // What each ring has carried since it started.
+        let mut carried = [0; 4];
+        let mut sizes = [64, 16, 64, 32, 8].into_iter().cycle();
+        for ring in [0, 1, 2, 3, 3, 3, 2, 2, 1, 0] {
+            for (pair, number) in [(0, 1), (1, 2), (1, 3)] {
+                send(&mut guest, pair, number);
+                assert_eq!(next(&mut guest), (pair, frame(pair, number)));
+                carried[usize::from(2 * pair)] += 1;
+                carried[usize::from(2 * pair + 1)] += 1;
+            }
+            let position = guest.stop_ring(ring).unwrap();
+            let index = if features.contains(Features::RING_PACKED) {
+                assert_eq!(position >> 16, position & 0xFFFF, "nothing is outstanding");
+                // Bit 15 is the wrap counter, which starts at 1; no ring went round here.
+                position & 0x7FFF
+            } else {
+                position
+            };
+            assert_eq!(index, carried[usize::from(ring)], "ring {ring}");
+            carried[usize::from(ring)] = 0;
+
+            // The other pair does not notice.
+            let other = 1 - ring / 2;
+            send(&mut guest, other, 4);
+            assert_eq!(next(&mut guest), (other, frame(other, 4)));
+            carried[usize::from(2 * other)] += 1;
+            carried[usize::from(2 * other + 1)] += 1;
+
+            let driver = &mut guest.drivers()[usize::from(ring / 2)];
+            let before =
+                if is_receive(ring) { driver.receive_ring() } else { driver.transmit_ring() };
+            let size = sizes.next().unwrap();
+            guest.restart_ring(ring, size).unwrap();
+            let driver = &mut guest.drivers()[usize::from(ring / 2)];
+            let after =
+                if is_receive(ring) { driver.receive_ring() } else { driver.transmit_ring() };
+            assert_ne!(before.0, after.0);
+            assert_eq!(after.1, size);
+        }
+    }
+}
+
+#[test]
+fn a_ring_of_a_disabled_pair_restarts_disabled() {
+    let (mut guest, _echo) = guest(SPLIT, 2);
+    guest.enable_pair(1, false).unwrap();
+    guest.stop_ring(3).unwrap();
+    guest.restart_ring(3, 64).unwrap();
+    guest.stop_ring(2).unwrap();
+    guest.restart_ring(2, 64).unwrap();
+    send(&mut guest, 1, 1);
+    wait_until_sent(&mut guest, 1);
+    guest.enable_pair(1, true).unwrap();
+    send(&mut guest, 1, 2);
+    assert_eq!(next(&mut guest), (1, frame(1, 2)));
+}
+
+#[test]
+fn a_back_end_with_too_few_pairs_is_not_used() {
+    let connect = |offer: Offer, queue_pairs| {
+        let (directory, echo) = Echo::serve(offer);
+        let options = Options { queue_pairs, ..Options::default() };
+        let result = Guest::connect(&directory.path().join("echo.sock"), &options);
+        let error = result.err().map(|error| error.to_string());
+        echo.join().unwrap();
+        error.unwrap_or_default()
+    };
+    let says = "the back end serves 2 queue pairs (GET_QUEUE_NUM), and 3 are wanted";
+    assert_eq!(connect(offer(2), 3), says);
+    let says = "the back end serves 128 queue pairs (GET_QUEUE_NUM), and 129 are wanted";
+    assert_eq!(connect(offer(128), 129), says);
+    let without = Offer { features: PACKED, ..offer(2) };
+    assert_eq!(connect(without, 2), "the back end does not offer MQ");
+}
+
+#[test]
+fn only_rings_and_pairs_that_exist_can_be_named() {
+    let (mut guest, _echo) = guest(SPLIT, 2);
+    let says = |result: Result<(), GuestError>| result.unwrap_err().to_string();
+    let none = "the guest has 2 queue pairs: there is no ring 4";
+    assert_eq!(says(guest.stop_ring(4).map(|_| ())), none);
+    assert_eq!(says(guest.restart_ring(4, 64)), none);
+    let none = "the guest has 2 queue pairs: there is no queue pair 2";
+    assert_eq!(says(guest.enable_pair(2, true)), none);
+    let large = "a ring of 128 entries does not fit where there is room for 64";
+    guest.stop_ring(0).unwrap();
+    assert_eq!(says(guest.restart_ring(0, 128)), large);
+}
