@@ -214,10 +214,12 @@ fn position(features: Features, size: u16, used: u64) -> u32 {
 /// was taken of it is back. Nothing comes twice; what is lost is counted; and the guest's other ring loses nothing.
 #[test]
 fn one_ring_is_reset_under_traffic() -> Result<()> {
-    let split = Features::VERSION_1 | Features::MRG_RXBUF;
+    let split = Features::VERSION_1 | Features::MRG_RXBUF | Features::RING_RESET;
     let packed = split | Features::RING_PACKED | Features::EVENT_IDX;
     for features in [split, split | Features::IN_ORDER, packed, packed | Features::IN_ORDER] {
-        let switch = Switch::start(&["vm1=vhost-user:vm1.sock", "vm2=vhost-user:vm2.sock"])?;
+        let names = features.to_string().to_lowercase().replace(' ', "+");
+        let ports = [1, 2].map(|n| format!("vm{n}=vhost-user:vm{n}.sock,features={names}"));
+        let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
         let options = Options { features, ..Options::default() };
         let mut one = Station::connect_with(&switch, 1, &options)?;
         let mut two = Station::connect_with(&switch, 2, &options)?;
@@ -291,6 +293,42 @@ fn one_ring_is_reset_under_traffic() -> Result<()> {
         ensure!(vm1.dropped + vm2.dropped == lost, "{lost} frames were lost:\n{log}");
         ensure!(vm1.sent == u64::from(other), "{vm1:?}: {other}");
     }
+    Ok(())
+}
+
+/// What a guest is offered is what its port's `features` say: by a flag or in a file, whatever another guest is offered,
+/// and the same the next time.
+#[test]
+fn a_guest_is_offered_what_is_configured() -> Result<()> {
+    let transport = Features::PROTOCOL_FEATURES;
+    let default = Features::VERSION_1 | Features::RING_PACKED | Features::IN_ORDER | Features::CSUM;
+    let switch = Switch::start(&[
+        "default=vhost-user:default.sock",
+        "pinned=vhost-user:pinned.sock,features=version_1+csum+host_tso4+ring_reset",
+        "less=vhost-user:less.sock,features=-ring_packed+-mrg_rxbuf",
+        "legacy=vhost-user:legacy.sock,features=mrg_rxbuf",
+    ])?;
+    let offered = |port: &str| -> Result<Features> {
+        Ok(FrontEnd::connect(&switch.path(&format!("{port}.sock")), LIMIT)?.features()?)
+    };
+    for _ in 0..2 {
+        let all = offered("default")?;
+        ensure!(all.contains(default | transport) && !all.contains(Features::RING_RESET), "{all}");
+        let pinned =
+            Features::VERSION_1 | Features::CSUM | Features::HOST_TSO4 | Features::RING_RESET;
+        assert_eq!(offered("pinned")?, pinned | transport);
+        let less = all.without(Features::RING_PACKED | Features::MRG_RXBUF);
+        assert_eq!(offered("less")?, less);
+        assert_eq!(offered("legacy")?, Features::MRG_RXBUF | transport);
+    }
+    // What is not offered cannot be had.
+    let mut front_end = FrontEnd::connect(&switch.path("pinned.sock"), LIMIT)?;
+    let refused = front_end.set_features(Features::VERSION_1 | Features::MRG_RXBUF);
+    let refused = refused.and_then(|()| front_end.features());
+    ensure!(refused.is_err(), "MRG_RXBUF was taken: {refused:?}");
+    let complaint = switch.complaint("pinned")?;
+    ensure!(complaint.contains("MRG_RXBUF"), "{complaint}");
+    switch.stop()?;
     Ok(())
 }
 

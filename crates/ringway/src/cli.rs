@@ -226,6 +226,9 @@ mod tests {
             "socket-mode=OCTAL",
             "socket-group=GROUP",
             "mtu=68..65535",
+            "features=NAME+...",
+            "-ring_packed",
+            " host_tso4 ",
             "tap:INTERFACE",
         ] {
             assert!(help.contains(word), "no {word} in {help}");

@@ -11,7 +11,7 @@ use apps::bridge::Bridge;
 use apps::bridge::table::PortNumber;
 use engine::{AppId, Counters, Event, Events, Graph, Load, Settings, Worker, WorkerHandle};
 use ports::tap::TapPort;
-use ports::vhost_user::{FEATURES, VhostUserPort};
+use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -187,7 +187,7 @@ fn open(
 ) -> anyhow::Result<(AppId, Option<Guest>)> {
     let PortConfig { name, kind } = port;
     match kind {
-        PortKind::VhostUser { path, socket, mtu } => {
+        PortKind::VhostUser { path, socket, mtu, features } => {
             let source = match socket {
                 SocketRole::Listen { mode, group } => {
                     let listener = listen_at(path, *mode, group.as_deref());
@@ -197,7 +197,7 @@ fn open(
                 SocketRole::Connect => Source::Connect(path.clone()),
             };
             let offer = Offer {
-                features: FEATURES,
+                features: *features,
                 protocol: Offer::PROTOCOL,
                 queue_pairs: 1,
                 max_mtu: *mtu,

@@ -3,7 +3,9 @@
 use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Misfit, Scalar, Value};
-use super::{DEFAULT_MTU, DEFAULT_SOCKET_MODE, PortConfig, PortKind, SocketRole};
+use super::{
+    DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, PortConfig, PortKind, SocketRole, features,
+};
 
 /// A key and its value as they were written.
 pub struct Entry {
@@ -23,16 +25,15 @@ impl Entry {
             Ok(value) => return Some(value),
             Err(misfit) => misfit,
         };
-        faults.push(Fault {
-            place: self.value.place.clone(),
-            problem: Problem::WrongValue {
-                key: self.key.clone(),
-                value: self.value.scalar.to_string(),
-                expected: misfit.expected,
-                nearest: misfit.nearest,
-            },
-        });
+        faults.push(self.wrong(&self.value, misfit));
         None
+    }
+
+    /// The fault of a value that does not fit the key, or of one in a list of them.
+    pub fn wrong(&self, value: &Value, misfit: Misfit) -> Fault {
+        let Misfit { expected, nearest } = misfit;
+        let (key, value, place) = (self.key.clone(), value.scalar.to_string(), value.place.clone());
+        Fault { place, problem: Problem::WrongValue { key, value, expected, nearest } }
     }
 
     /// The fault of a key that `owner` does not have.
@@ -131,6 +132,7 @@ impl WrittenPort {
         let mut mode = None;
         let mut group = None;
         let mut mtu = None;
+        let mut features = Some(DEFAULT_FEATURES);
         for entry in self.keys(&keys::VHOST_USER, faults) {
             match entry.key.as_str() {
                 "path" => path = entry.read(faults, value::socket_path),
@@ -138,6 +140,7 @@ impl WrittenPort {
                 "socket-mode" => mode = entry.read(faults, value::socket_mode),
                 "socket-group" => group = entry.read(faults, value::socket_group),
                 "mtu" => mtu = entry.read(faults, value::mtu),
+                "features" => features = features::read(entry, faults),
                 _ => {}
             }
         }
@@ -154,7 +157,12 @@ impl WrittenPort {
         } else {
             SocketRole::Listen { mode: mode.unwrap_or(DEFAULT_SOCKET_MODE), group }
         };
-        Some(PortKind::VhostUser { path: path?, socket, mtu: mtu.unwrap_or(DEFAULT_MTU) })
+        Some(PortKind::VhostUser {
+            path: path?,
+            socket,
+            mtu: mtu.unwrap_or(DEFAULT_MTU),
+            features: features?,
+        })
     }
 
     fn read_tap(&self, faults: &mut Vec<Fault>) -> Option<PortKind> {
