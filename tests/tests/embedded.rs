@@ -1,5 +1,6 @@
 //! The same switch with embedded guests: seconds instead of minutes, and guests that do what no kernel would.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -33,7 +34,11 @@ struct Station {
 
 impl Station {
     fn connect(switch: &Switch, n: u8) -> Result<Station> {
-        let guest = Guest::connect(&switch.path(&format!("vm{n}.sock")), &Options::default())?;
+        Station::connect_with(switch, n, &Options::default())
+    }
+
+    fn connect_with(switch: &Switch, n: u8, options: &Options) -> Result<Station> {
+        let guest = Guest::connect(&switch.path(&format!("vm{n}.sock")), options)?;
         let address = [0x52, 0x54, 0, 0, 0, n];
         Ok(Station { guest, address, sent: 0, received: 0 })
     }
@@ -116,6 +121,239 @@ fn every_byte_arrives_both_ways_in_order() -> Result<()> {
     exchange(&mut one, &mut two, 20_000)?;
     switch.stop()?;
     Ok(())
+}
+
+/// A stream of numbered frames between two stations of which some may be lost, but only where the switch counts it.
+#[derive(Default)]
+struct Lossy {
+    sent: u32,
+    /// Transmit buffers that came back, while the ring was this one.
+    returned: u64,
+    returned_before: u64,
+    /// Frames that came, while the ring was this one.
+    received: u64,
+    received_before: u64,
+    /// The number that may come next: none comes twice, or late.
+    next: u32,
+}
+
+impl Lossy {
+    /// Sends as much as the ring takes.
+    fn send(&mut self, from: &mut Station, to: [u8; 6]) -> Result<()> {
+        let driver = from.guest.driver();
+        self.returned += driver.reclaim()? as u64;
+        while driver.send(NetHeader::default(), &numbered(from.address, to, self.sent))? {
+            self.sent += 1;
+        }
+        from.guest.flush();
+        Ok(())
+    }
+
+    /// Takes what came.
+    fn receive(&mut self, to: &mut Station, from: [u8; 6]) -> Result<()> {
+        let address = to.address;
+        while let Some(number) = to.guest.driver().receive(|received| {
+            let number = received.frame.get(14..18)?.first_chunk().copied();
+            let number = u32::from_be_bytes(number?);
+            (received.frame == numbered(from, address, number)).then_some(number)
+        })? {
+            let number = number.context("a frame that was not sent")?;
+            let due = self.next..self.sent;
+            ensure!(due.contains(&number), "frame {number} came when {due:?} were due");
+            self.next = number + 1;
+            self.received += 1;
+        }
+        to.guest.flush();
+        Ok(())
+    }
+
+    fn new_transmit_ring(&mut self) {
+        self.returned_before += std::mem::take(&mut self.returned);
+    }
+
+    fn new_receive_ring(&mut self) {
+        self.received_before += std::mem::take(&mut self.received);
+    }
+}
+
+/// Sends numbered frames, all of which must arrive.
+fn pass_all(from: &mut Station, to: &mut Station, numbers: Range<u32>) -> Result<()> {
+    let (source, destination) = (from.address, to.address);
+    let (mut sent, mut received) = (numbers.start, numbers.start);
+    let deadline = Instant::now() + LIMIT;
+    while received < numbers.end {
+        let driver = from.guest.driver();
+        driver.reclaim()?;
+        if sent < numbers.end {
+            let frame = numbered(source, destination, sent);
+            sent += u32::from(driver.send(NetHeader::default(), &frame)?);
+        }
+        from.guest.flush();
+        let due = |number| numbered(source, destination, number);
+        while let Some(good) = to.guest.driver().receive(|came| came.frame == due(received))? {
+            ensure!(good, "frame {received} was due, and another came");
+            received += 1;
+        }
+        to.guest.flush();
+        ensure!(Instant::now() < deadline, "frame {received} did not come within {LIMIT:?}");
+    }
+    Ok(())
+}
+
+/// Where a ring stands that `used` chains of one descriptor each went through, as GET_VRING_BASE says it.
+fn position(features: Features, size: u16, used: u64) -> u32 {
+    if !features.contains(Features::RING_PACKED) {
+        return u32::from(used as u16);
+    }
+    let (rounds, slot) = (used / u64::from(size), used % u64::from(size));
+    let half = slot as u32 | u32::from(rounds.is_multiple_of(2)) << 15;
+    half << 16 | half
+}
+
+/// Each of a guest's rings is reset under full load, again and again and to other sizes. Once a ring is stopped, all that
+/// was taken of it is back. Nothing comes twice; what is lost is counted; and the guest's other ring loses nothing.
+#[test]
+fn one_ring_is_reset_under_traffic() -> Result<()> {
+    let split = Features::VERSION_1 | Features::MRG_RXBUF | Features::RING_RESET;
+    let packed = split | Features::RING_PACKED | Features::EVENT_IDX;
+    for features in [split, split | Features::IN_ORDER, packed, packed | Features::IN_ORDER] {
+        let names = features.to_string().to_lowercase().replace(' ', "+");
+        let ports = [1, 2].map(|n| format!("vm{n}=vhost-user:vm{n}.sock,features={names}"));
+        let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
+        let options = Options { features, ..Options::default() };
+        let mut one = Station::connect_with(&switch, 1, &options)?;
+        let mut two = Station::connect_with(&switch, 2, &options)?;
+        ensure!(one.guest.driver().features() == features, "not all of {features} is offered");
+        let (first, second) = (one.address, two.address);
+        let mut stream = Lossy::default();
+        // Frames the other way.
+        let mut other = 0;
+        let mut sizes = [256, 64, 128, 16, 256].into_iter().cycle();
+        for round in 0..24 {
+            let mut size =
+                [one.guest.driver().transmit_ring().1, two.guest.driver().receive_ring().1];
+            // Load, of which part is on its way when the ring stops.
+            for _ in 0..20 + round {
+                stream.send(&mut one, second)?;
+                stream.receive(&mut two, first)?;
+            }
+            stream.send(&mut one, second)?;
+
+            let number = if round % 2 == 0 { TRANSMIT } else { RECEIVE };
+            let victim = if number == TRANSMIT { &mut one } else { &mut two };
+            let stopped_at = victim.guest.stop_ring(number.into())?;
+            stream.returned += one.guest.driver().reclaim()? as u64;
+            stream.receive(&mut two, first)?;
+            let used = if number == TRANSMIT { stream.returned } else { stream.received };
+            let size = &mut size[usize::from(number == RECEIVE)];
+            ensure!(
+                stopped_at == position(features, *size, used),
+                "{features}: ring {number} of {size} stopped at {stopped_at:#x} after {used} chains"
+            );
+
+            // The other ring of the same guest, meanwhile.
+            pass_all(&mut two, &mut one, other..other + 50)
+                .with_context(|| format!("{features}: the other ring"))?;
+            other += 50;
+
+            // The driver takes what the device had not: those frames were never sent.
+            *size = sizes.next().unwrap_or(256);
+            if number == TRANSMIT {
+                stream.new_transmit_ring();
+                one.guest.restart_ring(number.into(), *size)?;
+            } else {
+                stream.new_receive_ring();
+                two.guest.restart_ring(number.into(), *size)?;
+            }
+            let before = stream.received;
+            let deadline = Instant::now() + LIMIT;
+            while stream.received < before + 100 {
+                stream.send(&mut one, second)?;
+                stream.receive(&mut two, first)?;
+                ensure!(Instant::now() < deadline, "{features}: nothing comes after a restart");
+            }
+        }
+        // All that is on its way arrives, or is dropped.
+        let deadline = Instant::now() + LIMIT;
+        while one.guest.driver().in_flight() > 0 {
+            stream.returned += one.guest.driver().reclaim()? as u64;
+            stream.receive(&mut two, first)?;
+            ensure!(Instant::now() < deadline, "{features}: chains do not come back");
+        }
+        stream.receive(&mut two, first)?;
+        stream.new_transmit_ring();
+        stream.new_receive_ring();
+        drop((one, two));
+        let log = switch.stop()?;
+        let (vm1, vm2) = (Totals::of(&log, "vm1")?, Totals::of(&log, "vm2")?);
+        println!("{features}: {} sent, {vm1:?}, {vm2:?}", stream.sent);
+        ensure!(vm1.received == stream.returned_before, "{vm1:?}: {}", stream.returned_before);
+        ensure!(vm2.sent == stream.received_before, "{vm2:?}: {}", stream.received_before);
+        let lost = stream.returned_before - stream.received_before;
+        ensure!(vm1.dropped + vm2.dropped == lost, "{lost} frames were lost:\n{log}");
+        ensure!(vm1.sent == u64::from(other), "{vm1:?}: {other}");
+    }
+    Ok(())
+}
+
+/// What a guest is offered is what its port's `features` say: by a flag or in a file, whatever another guest is offered,
+/// and the same the next time.
+#[test]
+fn a_guest_is_offered_what_is_configured() -> Result<()> {
+    let transport = Features::PROTOCOL_FEATURES;
+    let default = Features::VERSION_1 | Features::RING_PACKED | Features::IN_ORDER | Features::CSUM;
+    let switch = Switch::start(&[
+        "default=vhost-user:default.sock",
+        "pinned=vhost-user:pinned.sock,features=version_1+csum+host_tso4+ring_reset",
+        "less=vhost-user:less.sock,features=-ring_packed+-mrg_rxbuf",
+        "legacy=vhost-user:legacy.sock,features=mrg_rxbuf",
+    ])?;
+    let offered = |port: &str| -> Result<Features> {
+        Ok(FrontEnd::connect(&switch.path(&format!("{port}.sock")), LIMIT)?.features()?)
+    };
+    for _ in 0..2 {
+        let all = offered("default")?;
+        ensure!(all.contains(default | transport) && !all.contains(Features::RING_RESET), "{all}");
+        let pinned =
+            Features::VERSION_1 | Features::CSUM | Features::HOST_TSO4 | Features::RING_RESET;
+        assert_eq!(offered("pinned")?, pinned | transport);
+        let less = all.without(Features::RING_PACKED | Features::MRG_RXBUF);
+        assert_eq!(offered("less")?, less);
+        assert_eq!(offered("legacy")?, Features::MRG_RXBUF | transport);
+    }
+    // What is not offered cannot be had.
+    let mut front_end = FrontEnd::connect(&switch.path("pinned.sock"), LIMIT)?;
+    let refused = front_end.set_features(Features::VERSION_1 | Features::MRG_RXBUF);
+    let refused = refused.and_then(|()| front_end.features());
+    ensure!(refused.is_err(), "MRG_RXBUF was taken: {refused:?}");
+    let complaint = switch.complaint("pinned")?;
+    ensure!(complaint.contains("MRG_RXBUF"), "{complaint}");
+    switch.stop()?;
+    Ok(())
+}
+
+/// What a port counted, as the switch says it when it ends.
+#[derive(Debug)]
+struct Totals {
+    received: u64,
+    sent: u64,
+    dropped: u64,
+}
+
+impl Totals {
+    fn of(log: &str, port: &str) -> Result<Totals> {
+        let counted = |line: &str| {
+            // "vm1: 5 frames received, 3 sent, dropped: receiver_full 1, too_long 1", or "dropped: none".
+            let (_, counts) = line.split_once(&format!("{port}: "))?;
+            let (traffic, drops) = counts.split_once(", dropped: ")?;
+            let (received, sent) = traffic.split_once(" frames received, ")?;
+            let drops =
+                drops.split(", ").filter_map(|drop| drop.split_once(' ')?.1.parse::<u64>().ok());
+            let sent = sent.strip_suffix(" sent")?.parse().ok()?;
+            Some(Totals { received: received.parse().ok()?, sent, dropped: drops.sum() })
+        };
+        log.lines().find_map(counted).with_context(|| format!("no totals of {port}:\n{log}"))
+    }
 }
 
 /// Rings that break the rules, each on a port of its own: the port goes down, with one line, and two other guests lose

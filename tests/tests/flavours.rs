@@ -1,6 +1,6 @@
 //! Every way in which QEMU can present the card, and every QEMU: a guest of each flavour talks to one of the default.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ringway_tests::*;
 use testbed::{Nic, Qemu, Shell, traffic};
 
@@ -15,6 +15,9 @@ fn passes(flavour: impl Fn(Nic) -> Nic) -> Result<()> {
         plug_in(&one, 1)?;
         plug_in(&two, 2)?;
         let check = || {
+            // Rings of another size would be reset, of which this QEMU would not tell us.
+            let resized = one.output("ethtool -G eth0 rx 64 tx 64")?;
+            ensure!(!resized.success(), "the guest has reset its rings");
             ping_all(&one, "10.0.0.2", 3)?;
             ping_all(&two, "fd00::1", 3)?;
             traffic::udp_sweep(&one, &two, (v4(2), 7).into(), 1400..=1472)?;

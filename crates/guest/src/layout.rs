@@ -53,7 +53,7 @@ pub struct MemoryLayout {
 }
 
 impl MemoryLayout {
-    /// Lays everything out from guest address `start` on.
+    /// Lays everything out from guest address `start` on, for at least one queue pair.
     pub fn new(start: GuestAddress, features: Features, ring_size: u16, pairs: u16) -> Self {
         let mut next = start.0;
         let mut area = |size: u64| {

@@ -70,8 +70,8 @@ pub const MAX_WORKERS: usize = 64;
 /// processor is busy elsewhere for a scheduler's slice or two is not gone.
 pub const PATIENCE: u64 = 20_000_000;
 
-/// What a guest is offered. It depends on nothing that may change while the switch runs, or guests
-/// could neither migrate nor reconnect.
+/// What a guest is offered unless its port's configuration says otherwise. It depends on nothing that
+/// may change while the switch runs, or guests could neither migrate nor reconnect.
 pub const FEATURES: Features = Features::VERSION_1
     .union(Features::ANY_LAYOUT)
     .union(Features::INDIRECT_DESC)
@@ -94,6 +94,14 @@ pub const FEATURES: Features = Features::VERSION_1
     .union(Features::GUEST_ECN)
     .union(Features::GUEST_USO4)
     .union(Features::GUEST_USO6);
+
+/// What a guest can be offered: also RING_RESET, for front ends that are known to do their part of it.
+///
+/// QEMU does not, for vhost-user: 7.2 and 10.0 let the guest have it, and then do not tell the back
+/// end of a reset. The back end would go on with the old ring, in memory that the guest uses for
+/// something else by then. Without it a guest that wants to change the size of its rings is refused
+/// by its own driver, and nothing breaks.
+pub const SUPPORTED: Features = FEATURES.union(Features::RING_RESET);
 
 /// Descriptors that a guest may make a worker read in one breath, to take frames and to deliver them,
 /// before its turn ends: so that one which cuts its buffers into crumbs costs the others no time.

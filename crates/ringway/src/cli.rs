@@ -233,6 +233,9 @@ mod tests {
             "socket-group=GROUP",
             "mtu=68..65535",
             "queue-pairs=1..128",
+            "features=NAME+...",
+            "-ring_packed",
+            " host_tso4 ",
             "tap:INTERFACE",
         ] {
             assert!(help.contains(word), "no {word} in {help}");

@@ -9,6 +9,7 @@
 //! an interface given twice is a fault, wherever the two are.
 
 mod fault;
+mod features;
 mod file;
 mod keys;
 mod port;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 use engine::Mode;
 use tracing::level_filters::LevelFilter;
+use wire::virtio::Features;
 
 pub use fault::Faults;
 use fault::{Fault, Place, Problem};
@@ -38,6 +40,8 @@ pub const DEFAULT_LOG: LevelFilter = LevelFilter::WARN;
 pub const DEFAULT_SOCKET_MODE: u32 = 0o660;
 /// The largest MTU a front end may set if `mtu` is not set: the largest there is.
 pub const DEFAULT_MTU: u16 = u16::MAX;
+/// The virtio features a guest is offered if `features` is not set.
+pub const DEFAULT_FEATURES: Features = ports::vhost_user::FEATURES;
 
 /// The most queue pairs of a guest if `queue-pairs` is not set: the most there are.
 pub const DEFAULT_QUEUE_PAIRS: u16 = ports::vhost_user::MAX_PAIRS as u16;
@@ -84,6 +88,9 @@ pub enum PortKind {
         mtu: u16,
         /// Queue pairs that the front end may have, 1 to 128.
         queue_pairs: u16,
+        /// The virtio features that the guest is offered, and no others: nothing else than this
+        /// decides, so that a guest finds the same wherever it migrates to.
+        features: Features,
     },
     /// A tap interface of the host.
     Tap {

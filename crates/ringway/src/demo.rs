@@ -15,8 +15,8 @@ use wire::virtio::NetHeader;
 
 use crate::Stop;
 use crate::config::{
-    Config, DEFAULT_IDLE_SPIN, DEFAULT_LOG, DEFAULT_MTU, DEFAULT_SOCKET_MODE, PortConfig, PortKind,
-    SocketRole,
+    Config, DEFAULT_FEATURES, DEFAULT_IDLE_SPIN, DEFAULT_LOG, DEFAULT_MTU, DEFAULT_SOCKET_MODE,
+    PortConfig, PortKind, SocketRole,
 };
 use crate::switch::Switch;
 
@@ -83,6 +83,7 @@ fn config(sockets: &[PathBuf]) -> Config {
             socket: SocketRole::Listen { mode: DEFAULT_SOCKET_MODE, group: None },
             mtu: DEFAULT_MTU,
             queue_pairs: 1,
+            features: DEFAULT_FEATURES,
         },
     };
     Config {

@@ -13,7 +13,7 @@ use engine::{
     App, AppId, Counters, Event, Events, Fault, Graph, LinkError, Load, Settings, Worker,
 };
 use ports::tap::TapPort;
-use ports::vhost_user::{FEATURES, VhostUserPort};
+use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -246,7 +246,7 @@ fn open(
     let workers = graphs.0.len();
     let PortConfig { name, kind } = port;
     match kind {
-        PortKind::VhostUser { path, socket, mtu, queue_pairs } => {
+        PortKind::VhostUser { path, socket, mtu, queue_pairs, features } => {
             let source = match socket {
                 SocketRole::Listen { mode, group } => {
                     let listener = listen_at(path, *mode, group.as_deref());
@@ -256,7 +256,7 @@ fn open(
                 SocketRole::Connect => Source::Connect(path.clone()),
             };
             let offer = Offer {
-                features: FEATURES,
+                features: *features,
                 protocol: Offer::PROTOCOL,
                 queue_pairs: *queue_pairs,
                 max_mtu: *mtu,

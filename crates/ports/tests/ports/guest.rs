@@ -287,12 +287,33 @@ impl Guest {
 
     /// Starts over with empty rings, as a driver that was loaded anew.
     pub fn reset(&mut self) {
-        for places in [self.receive.places, self.transmit.places] {
-            self.write(places.descriptors, &vec![0; (places.areas - places.descriptors) as usize]);
-        }
-        let size = self.receive.size;
-        self.receive = Ring::new(&self.memory, self.receive.places, size, self.features);
-        self.transmit = Ring::new(&self.memory, self.transmit.places, size, self.features);
+        self.reset_ring(RECEIVE);
+        self.reset_ring(TRANSMIT);
+    }
+
+    /// Has a ring not run any more.
+    pub fn stop(&mut self, number: usize) {
+        self.ring_mut(number).runs = false;
+    }
+
+    /// Starts over with one empty ring, as a driver that has reset it.
+    pub fn reset_ring(&mut self, number: usize) {
+        let Ring { places, size, .. } = *self.ring(number);
+        self.write(places.descriptors, &vec![0; (places.areas - places.descriptors) as usize]);
+        let ring = Ring::new(&self.memory, places, size, self.features);
+        *self.ring_mut(number) = ring;
+    }
+
+    /// Overwrites a ring, as a driver that uses its memory for something else.
+    pub fn scribble(&mut self, number: usize) {
+        let places = self.ring(number).places;
+        self.write(places.descriptors, &vec![0xA5; (places.areas - places.descriptors) as usize]);
+    }
+
+    /// All that a ring's device may touch: the ring and its buffers.
+    pub fn snapshot(&self, number: usize) -> Vec<u8> {
+        let places = self.ring(number).places;
+        self.read(places.descriptors, (places.end - places.descriptors) as usize)
     }
 
     /// Has both rings start again, at these positions, with all that is in them.
@@ -499,6 +520,10 @@ impl Guest {
 
     pub fn ring(&self, number: usize) -> &Ring {
         if number == RECEIVE { &self.receive } else { &self.transmit }
+    }
+
+    fn ring_mut(&mut self, number: usize) -> &mut Ring {
+        if number == RECEIVE { &mut self.receive } else { &mut self.transmit }
     }
 }
 

@@ -1,5 +1,6 @@
 //! A device is exchanged for another one, between two breaths.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -82,6 +83,143 @@ fn a_ring_that_was_stopped_goes_on_where_it_stood() {
         assert_eq!(world.guests[1].frames(), [frame(0, 1, 90, seed)]);
         assert_eq!(world.guests[0].reap(), 1);
     }
+}
+
+/// Numbered frames from one guest to the other, and what became of them.
+struct Stream {
+    from: usize,
+    to: usize,
+    next: usize,
+    with_device: VecDeque<usize>,
+    /// Frames whose chains came back.
+    given_back: Vec<usize>,
+    received: Vec<usize>,
+    /// How many of these there were when the ring in question started: the sender's transmit ring,
+    /// and the receiver's receive ring.
+    starts: [usize; 2],
+}
+
+impl Stream {
+    fn new(from: usize, to: usize) -> Self {
+        let (with_device, given_back, received) = (VecDeque::new(), Vec::new(), Vec::new());
+        Self { from, to, next: 0, with_device, given_back, received, starts: [0; 2] }
+    }
+
+    fn send(&mut self, world: &mut World, count: usize) {
+        for _ in 0..count {
+            world.guests[self.from].send(&frame(self.from, self.to, 60, self.next));
+            self.with_device.push_back(self.next);
+            self.next += 1;
+        }
+    }
+
+    /// Looks at what came, and at what came back: each frame once at the most, in order, and its
+    /// chain with it.
+    #[track_caller]
+    fn look(&mut self, world: &mut World) {
+        let back = world.guests[self.from].reap();
+        self.given_back.extend(self.with_device.drain(..back));
+        for came in world.guests[self.to].frames() {
+            let due = self.received.last().map_or(0, |last| last + 1);
+            let number = (due..self.next).find(|n| came == frame(self.from, self.to, 60, *n));
+            let number = number.expect("a frame that was sent, after the last one that came");
+            assert!(self.given_back.contains(&number), "delivered, and its chain is not back");
+            self.received.push(number);
+        }
+    }
+}
+
+#[test]
+fn one_ring_is_reset_under_traffic_and_the_others_go_on() {
+    let packed = Features::RING_PACKED;
+    for (format, size) in [
+        (Features::NONE, 16),
+        (Features::IN_ORDER | Features::EVENT_IDX, 16),
+        (packed, 20),
+        (packed | Features::IN_ORDER | Features::EVENT_IDX, 20),
+    ] {
+        let guest = || Guest::new(MODERN | format, Cut::Whole, size);
+        let mut world = World::pair([guest(), guest()]);
+        let mut streams = [Stream::new(0, 1), Stream::new(1, 0)];
+        for (victim, number) in [(0, TRANSMIT), (1, RECEIVE), (1, TRANSMIT), (0, RECEIVE)].repeat(3)
+        {
+            let name = format!("{format}, ring {number} of guest {victim}");
+            let sender = if number == TRANSMIT { victim } else { 1 - victim };
+            let [hit, other] = match &mut streams {
+                [one, two] if sender == 0 => [one, two],
+                [one, two] => [two, one],
+            };
+            // Three of ten frames find a buffer, seven are held.
+            world.guests[hit.to].post_many(3);
+            hit.send(&mut world, 10);
+            world.breathe();
+            hit.look(&mut world);
+            assert_eq!(hit.with_device.len(), 7, "{name}");
+
+            // The ring stops: what was taken is back with the driver, what was not stays.
+            let with_driver = world.guests[victim].ring(number).outstanding();
+            world.guests[victim].stop(number);
+            let device = world.guests[victim].device();
+            let swapped = world.swap(victim, Some(&device));
+            let [(stopped, position)] = swapped.positions[..] else { panic!("{name}") };
+            assert_eq!(stopped, number, "{name}");
+            hit.look(&mut world);
+            let used = if number == TRANSMIT {
+                assert_eq!((with_driver, hit.with_device.len()), (7, 0), "{name}");
+                hit.given_back.len() - hit.starts[0]
+            } else {
+                hit.received.len() - hit.starts[1]
+            };
+            assert_eq!(position, position_after(format, size, used as u32), "{name}");
+
+            // Nobody looks at it any more, while the others go on.
+            world.guests[victim].scribble(number);
+            let before = world.guests[victim].snapshot(number);
+            for _ in 0..3 {
+                world.guests[other.to].post_many(4);
+                other.send(&mut world, 4);
+                world.breathe();
+                let came = other.received.len();
+                other.look(&mut world);
+                assert_eq!(other.received.len(), came + 4, "{name}");
+            }
+            assert!(world.guests[victim].snapshot(number) == before, "{name}: touched");
+            if number == RECEIVE {
+                let back = world.guests[hit.from].reap();
+                assert_eq!(back, 7, "{name}: nobody was there");
+                hit.given_back.extend(hit.with_device.drain(..));
+            }
+
+            // It starts anew, and nothing of what was before comes out of it.
+            world.guests[victim].reset_ring(number);
+            world.plug(victim);
+            let started = &mut hit.starts[usize::from(number == RECEIVE)];
+            *started = if number == TRANSMIT { hit.given_back.len() } else { hit.received.len() };
+            world.guests[hit.to].post_many(5);
+            hit.send(&mut world, 5);
+            world.breathe();
+            let came = hit.received.len();
+            hit.look(&mut world);
+            assert_eq!(hit.received.len(), came + 5, "{name}");
+        }
+        let given_back: usize = streams.iter().map(|stream| stream.given_back.len()).sum();
+        let received: usize = streams.iter().map(|stream| stream.received.len()).sum();
+        let drops = (0..2).map(|port| world.counters(port).drops().map(|drop| drop.1).sum::<u64>());
+        let dropped: u64 = drops.sum();
+        assert_eq!(given_back, received + dropped as usize, "{format}");
+        assert_eq!(dropped, 12 * 7, "{format}");
+        assert!(world.faults.is_empty(), "{:?}", world.faults);
+    }
+}
+
+/// Where a ring stands that `used` chains of one descriptor went through.
+fn position_after(format: Features, size: u16, used: u32) -> u32 {
+    if !format.contains(Features::RING_PACKED) {
+        return used;
+    }
+    let (rounds, slot) = (used / u32::from(size), used % u32::from(size));
+    let half = slot | (1 - rounds % 2) << 15;
+    half << 16 | half
 }
 
 #[test]

@@ -107,6 +107,13 @@ pub enum Problem {
          to let the kernel choose"
     )]
     TooFewCpus { cpus: usize, workers: usize },
+    #[error(
+        "`features` has names with `-`, which are taken out of the default set, and names without, \
+         which are the whole set: expected one or the other"
+    )]
+    FeaturesMixed,
+    #[error("`features` has {features}, which cannot do without {needs} ({rule})")]
+    FeaturesLack { features: String, needs: String, rule: &'static str },
     #[error("no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file of --config")]
     NoPorts,
 }

@@ -85,19 +85,22 @@ impl Source<'_> {
     }
 
     fn entry(&self, key: &Spanned<DeString<'_>>, value: &Spanned<DeValue<'_>>) -> Entry {
+        Entry { key: key.get_ref().to_string(), place: self.place(key), value: self.value(value) }
+    }
+
+    fn value(&self, value: &Spanned<DeValue<'_>>) -> Value {
         let scalar = match value.get_ref() {
             DeValue::String(text) => Scalar::Text(text.to_string()),
             DeValue::Integer(integer) => {
                 Scalar::Integer { digits: integer.as_str().to_owned(), radix: integer.radix() }
             }
             DeValue::Boolean(boolean) => Scalar::Boolean(*boolean),
+            DeValue::Array(items) => {
+                Scalar::List(items.iter().map(|item| self.value(item)).collect())
+            }
             other => Scalar::Other(other.type_str()),
         };
-        Entry {
-            key: key.get_ref().to_string(),
-            place: self.place(key),
-            value: Value { scalar, place: self.place(value) },
-        }
+        Value { scalar, place: self.place(value) }
     }
 
     fn syntax_faults(&self, errors: &[toml::de::Error]) -> Vec<Fault> {

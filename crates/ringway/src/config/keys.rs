@@ -1,5 +1,9 @@
 //! The keys there are. Error messages and `--help` are made from these tables.
 
+use ports::vhost_user::SUPPORTED;
+
+use super::features;
+
 /// One key and what it may hold.
 pub struct Key {
     /// The key as it is written, in a flag and in a file.
@@ -34,6 +38,9 @@ impl PortType {
 /// Which type of port a port is.
 pub const TYPE: &str = "type";
 
+/// Which features a guest is offered.
+pub const FEATURES: &str = "features";
+
 /// The table that holds the tables of the ports.
 pub const PORT: &str = "port";
 
@@ -67,6 +74,11 @@ pub const VHOST_USER: PortType = PortType {
             form: "1..128",
             about: "pairs of queues that a guest may have [128]",
         },
+        Key {
+            name: FEATURES,
+            form: "NAME+...",
+            about: "virtio features to offer, or not to, as below [all but ring_reset]",
+        },
     ],
 };
 
@@ -81,7 +93,7 @@ pub const TAP: PortType = PortType {
 /// Every type of port.
 pub const PORT_TYPES: [&PortType; 2] = [&VHOST_USER, &TAP];
 
-/// The types of port and their keys, as a section of `--help`.
+/// The types of port and their keys, as sections of `--help`.
 pub fn help() -> String {
     let mut text = String::from("Ports:\n");
     for port_type in PORT_TYPES {
@@ -94,5 +106,22 @@ pub fn help() -> String {
             text += &format!("      {setting:<21}  {}\n", key.about);
         }
     }
-    text
+    text += "
+Features of a vhost-user port: it offers all of these but ring_reset, unless it has `features`.
+features=version_1+csum offers these two and nothing else; features=-mtu+-ring_packed offers
+what it would, less these two. In a file: features = [\"-mtu\", \"-ring_packed\"]\n";
+    text + &wrap(&features::names(SUPPORTED))
+}
+
+/// Words in lines that fit a terminal.
+fn wrap(words: &[String]) -> String {
+    let (mut text, mut line) = (String::new(), String::from(" "));
+    for word in words {
+        if line.len() + 1 + word.len() > 78 {
+            text += &format!("{line}\n");
+            line.truncate(1);
+        }
+        line += &format!(" {word}");
+    }
+    format!("{text}{line}\n")
 }

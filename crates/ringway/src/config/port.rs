@@ -4,7 +4,8 @@ use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Misfit, Scalar, Value};
 use super::{
-    DEFAULT_MTU, DEFAULT_QUEUE_PAIRS, DEFAULT_SOCKET_MODE, PortConfig, PortKind, SocketRole,
+    DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_QUEUE_PAIRS, DEFAULT_SOCKET_MODE, PortConfig, PortKind,
+    SocketRole, features,
 };
 
 /// A key and its value as they were written.
@@ -25,16 +26,15 @@ impl Entry {
             Ok(value) => return Some(value),
             Err(misfit) => misfit,
         };
-        faults.push(Fault {
-            place: self.value.place.clone(),
-            problem: Problem::WrongValue {
-                key: self.key.clone(),
-                value: self.value.scalar.to_string(),
-                expected: misfit.expected,
-                nearest: misfit.nearest,
-            },
-        });
+        faults.push(self.wrong(&self.value, misfit));
         None
+    }
+
+    /// The fault of a value that does not fit the key, or of one in a list of them.
+    pub fn wrong(&self, value: &Value, misfit: Misfit) -> Fault {
+        let Misfit { expected, nearest } = misfit;
+        let (key, value, place) = (self.key.clone(), value.scalar.to_string(), value.place.clone());
+        Fault { place, problem: Problem::WrongValue { key, value, expected, nearest } }
     }
 
     /// The fault of a key that `owner` does not have.
@@ -134,6 +134,7 @@ impl WrittenPort {
         let mut group = None;
         let mut mtu = None;
         let mut queue_pairs = None;
+        let mut features = Some(DEFAULT_FEATURES);
         for entry in self.keys(&keys::VHOST_USER, faults) {
             match entry.key.as_str() {
                 "path" => path = entry.read(faults, value::socket_path),
@@ -142,6 +143,7 @@ impl WrittenPort {
                 "socket-group" => group = entry.read(faults, value::socket_group),
                 "mtu" => mtu = entry.read(faults, value::mtu),
                 "queue-pairs" => queue_pairs = entry.read(faults, value::queue_pairs),
+                "features" => features = features::read(entry, faults),
                 _ => {}
             }
         }
@@ -163,6 +165,7 @@ impl WrittenPort {
             socket,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             queue_pairs: queue_pairs.unwrap_or(DEFAULT_QUEUE_PAIRS),
+            features: features?,
         })
     }
 

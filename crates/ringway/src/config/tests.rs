@@ -3,9 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ports::vhost_user::SUPPORTED;
 use tracing::level_filters::LevelFilter;
+use wire::virtio::Features;
 
-use super::{Config, Draft, Mode, PortConfig, PortKind, SocketRole, keys};
+use super::{
+    Config, DEFAULT_FEATURES, Draft, Mode, PortConfig, PortKind, SocketRole, features, keys,
+};
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
 /// `("port", ...)` is a port.
@@ -53,11 +57,13 @@ fn flags_and_a_file_say_the_same() {
         socket-group = "kvm"
         mtu = 9000
         queue-pairs = 4
+        features = ["version_1", "csum", "host_tso4"]
 
         [port.an-earlier-name]
         type = "vhost-user"
         path = "vm2.sock"
         connect = true
+        features = ["-ring_packed"]
 
         [port.host]
         type = "tap"
@@ -71,9 +77,10 @@ fn flags_and_a_file_say_the_same() {
         ("log", "debug"),
         (
             "port",
-            "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000,queue-pairs=4",
+            "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000,queue-pairs=4,\
+             features=version_1+csum+host_tso4",
         ),
-        ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on"),
+        ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on,features=-ring_packed"),
         ("port", "host=tap:rw0"),
     ];
     let expected = Config {
@@ -90,6 +97,7 @@ fn flags_and_a_file_say_the_same() {
                     socket: SocketRole::Listen { mode: 0o600, group: Some("kvm".to_owned()) },
                     mtu: 9000,
                     queue_pairs: 4,
+                    features: Features::VERSION_1 | Features::CSUM | Features::HOST_TSO4,
                 },
             },
             PortConfig {
@@ -99,6 +107,7 @@ fn flags_and_a_file_say_the_same() {
                     socket: SocketRole::Connect,
                     mtu: 65535,
                     queue_pairs: 128,
+                    features: DEFAULT_FEATURES.without(Features::RING_PACKED),
                 },
             },
             tap("host", "rw0"),
@@ -124,6 +133,7 @@ fn what_is_not_said_has_a_default() {
                 socket: SocketRole::Listen { mode: 0o660, group: None },
                 mtu: 65535,
                 queue_pairs: 128,
+                features: DEFAULT_FEATURES,
             },
         }],
     };
@@ -168,7 +178,7 @@ ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, worke
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
-socket-mode, socket-group, mtu or queue-pairs; did you mean `connect`?
+socket-mode, socket-group, mtu, queue-pairs or features; did you mean `connect`?
 --port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0: 1 to \
 15 bytes, not . or .., without space / : or %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
@@ -324,7 +334,7 @@ fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhost-user:/run/a.sock,socket_mode=0660",
         "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
-         socket-group, mtu or queue-pairs; did you mean `socket-mode`?",
+         socket-group, mtu, queue-pairs or features; did you mean `socket-mode`?",
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",
@@ -368,6 +378,125 @@ fn a_socket_file_is_not_the_connecting_sides() {
         "`socket-group` has no effect together with `connect`: the process that listens makes the \
          socket; remove one of the two",
     );
+}
+
+/// The features that a port with this value offers, by a flag.
+fn offered(value: &str) -> Result<Features, String> {
+    let config = read("", &[("port", &format!("a=vhost-user:/a,features={value}"))])?;
+    match config.ports[0].kind {
+        PortKind::VhostUser { features, .. } => Ok(features),
+        PortKind::Tap { .. } => Err("the port is a tap".to_owned()),
+    }
+}
+
+#[track_caller]
+fn assert_features_fault(value: &str, expected: &[&str]) {
+    let expected = expected
+        .iter()
+        .map(|expected| format!("--port a=vhost-user:/a,features={value}: {expected}"));
+    assert_eq!(offered(value), Err(expected.collect::<Vec<_>>().join("\n")));
+}
+
+#[test]
+fn features_are_the_whole_set_or_taken_out_of_the_default_one() {
+    assert_eq!(offered("version_1"), Ok(Features::VERSION_1));
+    assert_eq!(offered("csum"), Ok(Features::CSUM), "a device from before virtio 1");
+    let reset = Features::VERSION_1 | Features::RING_RESET;
+    assert_eq!(offered("ring_reset+version_1"), Ok(reset), "only when it is asked for");
+    assert!(!DEFAULT_FEATURES.contains(Features::RING_RESET));
+    let less = Features::RING_PACKED | Features::MRG_RXBUF;
+    assert_eq!(offered("-ring_packed+-mrg_rxbuf"), Ok(DEFAULT_FEATURES.without(less)));
+    // All of them, and all but one of them.
+    let all = features::names(DEFAULT_FEATURES);
+    assert_eq!(offered(&all.join("+")), Ok(DEFAULT_FEATURES));
+    let all_but_csum: Vec<String> =
+        all.iter().filter(|name| *name != "version_1").map(|name| format!("-{name}")).collect();
+    assert_eq!(offered(&all_but_csum.join("+")), Ok(Features::VERSION_1));
+}
+
+#[test]
+fn features_of_two_kinds() {
+    let mixed = "`features` has names with `-`, which are taken out of the default set, and names \
+                 without, which are the whole set: expected one or the other";
+    assert_features_fault("-csum+mtu", &[mixed]);
+    assert_features_fault("mtu+-csum", &[mixed]);
+    assert_file_fault(
+        "[port.a]\ntype = 'vhost-user'\npath = '/a'\nfeatures = ['mtu',\n  '-csum']",
+        &format!("ringway.toml:5:3: {mixed}"),
+    );
+}
+
+#[test]
+fn features_that_do_not_exist() {
+    let all = |prefix: &str, set| {
+        let names = features::names(set).into_iter().map(|name| format!("{prefix}{name}"));
+        let mut names: Vec<String> = names.collect();
+        let last = names.pop().unwrap_or_default();
+        format!("{} or {last}", names.join(", "))
+    };
+    let known = format!("expected {}", all("", SUPPORTED));
+    let removable = format!("expected {}", all("-", DEFAULT_FEATURES));
+    for (written, near) in [
+        ("host-tso4", "; did you mean `host_tso4`?"),
+        ("HOST_TSO4", "; did you mean `host_tso4`?"),
+        ("packed", "; did you mean `ring_packed`?"),
+        ("evnt_idx", "; did you mean `event_idx`?"),
+        ("ctrl_vq", ""),
+        ("", ""),
+    ] {
+        let wrong = format!("wrong value `{written}` for `features`: {known}{near}");
+        assert_features_fault(written, &[&wrong]);
+    }
+    for (written, near) in [
+        ("-packed", "; did you mean `-ring_packed`?"),
+        ("-ring_reset", "; did you mean `-ring_packed`?"),
+        ("-", ""),
+    ] {
+        let wrong = format!("wrong value `{written}` for `features`: {removable}{near}");
+        assert_features_fault(written, &[&wrong]);
+    }
+    // All of them at once, each where it is; what they leave out is not held against the set.
+    let file = "[port.a]\ntype = 'vhost-user'\npath = '/a'\nfeatures = ['host_tso4', 'csun', 7, 'mtu', 'mtu']";
+    let expected = format!(
+        "ringway.toml:4:26: wrong value `csun` for `features`: {known}; did you mean `csum`?\n\
+         ringway.toml:4:34: wrong value `7` for `features`: {known}\n\
+         ringway.toml:4:44: `mtu` is given twice"
+    );
+    assert_file_fault(file, &expected);
+    let list = "expected names of features, as [\"version_1\", \"csum\"] or [\"-ring_packed\"]";
+    for (form, value) in [("of type array", "[]"), ("`3`", "3"), ("`true`", "true")] {
+        assert_file_fault(
+            &format!("[port.a]\ntype = 'vhost-user'\npath = '/a'\nfeatures = {value}"),
+            &format!("ringway.toml:4:12: wrong value {form} for `features`: {list}"),
+        );
+    }
+}
+
+#[test]
+fn features_that_cannot_do_without_others() {
+    assert_features_fault(
+        "version_1+guest_tso4+guest_tso6",
+        &["`features` has guest_tso4 and guest_tso6, which cannot do without guest_csum (virtio \
+           1.3, 5.1.3.1)"],
+    );
+    assert_features_fault(
+        "-guest_tso4+-guest_tso6",
+        &[
+            "`features` has guest_ecn, which cannot do without guest_tso4 or guest_tso6 (virtio 1.3, \
+           5.1.3.1)",
+        ],
+    );
+    assert_features_fault(
+        "host_tso4+guest_tso6+ring_packed+in_order",
+        &[
+            "`features` has guest_tso6, which cannot do without guest_csum (virtio 1.3, 5.1.3.1)",
+            "`features` has host_tso4, which cannot do without csum (virtio 1.3, 5.1.3.1)",
+            "`features` has ring_packed and in_order, which cannot do without version_1 (virtio \
+             1.3, 2.2.3: drivers from before see bits 0 to 31)",
+        ],
+    );
+    let whole = Features::CSUM | Features::HOST_TSO6 | Features::HOST_ECN;
+    assert_eq!(offered("host_ecn+host_tso6+csum"), Ok(whole));
 }
 
 #[test]

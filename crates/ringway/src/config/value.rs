@@ -28,7 +28,9 @@ pub enum Scalar {
         radix: u32,
     },
     Boolean(bool),
-    /// A form that no key takes, by its name: "array", "table", "float", "datetime".
+    /// A list, which a flag's value never is.
+    List(Vec<Value>),
+    /// A form that no key takes, by its name: "table", "float", "datetime".
     Other(&'static str),
 }
 
@@ -46,6 +48,7 @@ impl fmt::Display for Scalar {
                 write!(f, "`{prefix}{digits}`")
             }
             Scalar::Boolean(boolean) => write!(f, "`{boolean}`"),
+            Scalar::List(_) => f.write_str("of type array"),
             Scalar::Other(form) => write!(f, "of type {form}"),
         }
     }
@@ -82,11 +85,23 @@ pub fn nearest<'a>(word: &str, choices: impl IntoIterator<Item = &'a str>) -> Op
 }
 
 /// "a, b or c"
-pub fn one_of(choices: &[&str]) -> String {
-    match choices {
+pub fn one_of<T: AsRef<str>>(choices: &[T]) -> String {
+    enumerate(choices, "or")
+}
+
+/// "a, b and c"
+pub fn all_of<T: AsRef<str>>(names: &[T]) -> String {
+    enumerate(names, "and")
+}
+
+fn enumerate<T: AsRef<str>>(names: &[T], conjunction: &str) -> String {
+    match names {
         [] => "nothing".to_owned(),
-        [only] => (*only).to_owned(),
-        [init @ .., last] => format!("{} or {last}", init.join(", ")),
+        [only] => only.as_ref().to_owned(),
+        [init @ .., last] => {
+            let init: Vec<&str> = init.iter().map(AsRef::as_ref).collect();
+            format!("{} {conjunction} {}", init.join(", "), last.as_ref())
+        }
     }
 }
 
@@ -250,7 +265,7 @@ pub fn socket_mode(scalar: &Scalar) -> Result<u32, Misfit> {
         Scalar::Text(text) => (text, true),
         // 660 in a file is decimal: surely meant to be octal, but not said to be.
         Scalar::Integer { digits, radix } => (digits, *radix == 8),
-        Scalar::Boolean(_) | Scalar::Other(_) => return Err(misfit),
+        Scalar::Boolean(_) | Scalar::List(_) | Scalar::Other(_) => return Err(misfit),
     };
     let shaped = (3..=4).contains(&digits.len()) && !digits.starts_with(['+', '-']);
     let mode = u32::from_str_radix(digits, 8).ok();

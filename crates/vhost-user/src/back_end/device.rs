@@ -63,7 +63,7 @@ impl Device {
 
 impl RingSetup {
     /// The layout follows from the start and the memory, and need not be compared.
-    fn is_same(&self, other: &Self) -> bool {
+    pub(super) fn is_same(&self, other: &Self) -> bool {
         let same = |one: &Option<Arc<OwnedFd>>, two: &Option<Arc<OwnedFd>>| match (one, two) {
             (None, None) => true,
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),

@@ -83,6 +83,18 @@ impl Features {
         (Self::HOST_ECN, Self(Self::HOST_TSO4.0 | Self::HOST_TSO6.0)),
     ];
 
+    /// The bits that a driver from before virtio 1 can see: all that its interface has room for.
+    pub const LEGACY: Self = Self(0xFFFF_FFFF);
+
+    /// Offload bits whose prerequisite is absent, each with what it needs: one bit, or one of several.
+    /// [`Self::missing_dependencies`] has those too that rest on one of these.
+    pub fn unmet_dependencies(self) -> impl Iterator<Item = (Self, Self)> {
+        let unmet = move |(feature, needs): &(Self, Self)| {
+            self.contains(*feature) && !self.intersects(*needs)
+        };
+        Self::DEPENDENCIES.iter().copied().filter(unmet)
+    }
+
     /// The offload bits whose prerequisite is absent: they have no effect and are best removed.
     pub fn missing_dependencies(self) -> Self {
         let mut rest = self;
@@ -131,5 +143,15 @@ mod tests {
         let uso = Features::GUEST_USO4 | Features::GUEST_USO6;
         assert_eq!(missing(uso | Features::CSUM | Features::HOST_USO), uso);
         assert_eq!(missing(Features::HOST_USO | Features::GUEST_CSUM), Features::HOST_USO);
+
+        let unmet = |features: Features| features.unmet_dependencies().collect::<Vec<_>>();
+        let needs = [
+            (Features::GUEST_TSO4, Features::GUEST_CSUM),
+            (Features::GUEST_TSO6, Features::GUEST_CSUM),
+        ];
+        assert_eq!(unmet(tso), needs, "GUEST_ECN has what it needs itself");
+        assert_eq!(unmet(one), []);
+        let either = Features::HOST_TSO4 | Features::HOST_TSO6;
+        assert_eq!(unmet(Features::HOST_ECN), [(Features::HOST_ECN, either)]);
     }
 }

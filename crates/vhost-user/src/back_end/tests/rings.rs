@@ -119,6 +119,54 @@ fn a_stopped_ring_needs_a_new_kick() {
 }
 
 #[test]
+fn one_ring_is_reset_and_the_other_does_not_notice() {
+    // What QEMU sends when a driver resets a ring (VIRTIO_F_RING_RESET) and enables it again with
+    // another size: nothing about features, memory, or SET_VRING_ENABLE.
+    for (features, first) in [(Features::NONE, 0), (Features::RING_PACKED, 0x8000_8000)] {
+        let mut harness = Harness::with(PACKED_OFFER);
+        harness.tell(R::SetProtocolFeatures, Payload::U64(Offer::PROTOCOL.0), vec![]);
+        harness.tell(R::SetFeatures, Payload::U64((ACKED | features).0), vec![]);
+        harness.share();
+        for ring in 0..2 {
+            harness.set_up(ring);
+            harness.tell(R::SetVringEnable, state(ring, 1), vec![]);
+        }
+        for (round, ring) in [1, 0, 0, 1, 1].into_iter().enumerate() {
+            let other = harness.setup(1 - ring).clone();
+            let before = harness.setup(ring).clone();
+            let number = ring as u32;
+            harness.position = first + 3;
+            assert_eq!(harness.base(number), first + 3);
+            assert!(!harness.runs(ring));
+
+            let size = 16 << round;
+            harness.tell(R::SetVringNum, state(number, size), vec![]);
+            harness.tell(R::SetVringBase, state(number, first), vec![]);
+            let Payload::VringAddress(address) = addresses(number) else { unreachable!() };
+            let moved = 0x8_0000 + 0x4000 * round as u64;
+            let address = VringAddress {
+                descriptors: address.descriptors + moved,
+                available: address.available + moved,
+                used: address.used + moved,
+                ..address
+            };
+            harness.tell(R::SetVringAddr, Payload::VringAddress(address), vec![]);
+            assert!(!harness.runs(ring), "not before SET_VRING_KICK");
+            harness.tell(R::SetVringKick, attached(number), vec![event()]);
+            harness.tell(R::SetVringCall, attached(number), vec![event()]);
+            let after = harness.setup(ring);
+            assert!(after.enabled, "as it was");
+            assert_eq!((after.base, u32::from(after.layout.size())), (first, size));
+            assert_ne!(after.start, before.start);
+            let still = harness.setup(1 - ring);
+            assert_eq!(still.start, other.start);
+            assert!(still.is_same(&other));
+        }
+        assert_eq!(harness.notices, []);
+    }
+}
+
+#[test]
 fn a_ring_that_never_ran_returns_the_base_it_was_told() {
     let mut harness = Harness::negotiated();
     assert_eq!(harness.base(1), 0);
