@@ -565,25 +565,17 @@ impl Station {
     /// Takes what came, which must be the other's stream, whole and in order. False when nothing did.
     fn receive(&mut self) -> Result<bool> {
         let before = self.received;
-        let mut wrong = None;
+        let (door, address) = (self.door, self.address);
         loop {
-            let due = frame(self.door, self.address, self.received);
-            let came = self.guest.driver().receive(|received| {
-                if received.frame != due {
-                    wrong = Some(received.frame.to_vec());
-                }
+            let due = self.received;
+            let wrong = self.guest.driver().receive(|received| {
+                (received.frame != frame(door, address, due)).then(|| received.frame.to_vec())
             })?;
-            if came.is_none() {
-                return Ok(self.received > before);
+            match wrong {
+                None => return Ok(due > before),
+                Some(None) => self.received += 1,
+                Some(Some(found)) => bail!("{address} was due frame {due}, and got {found:x?}"),
             }
-            if let Some(wrong) = wrong {
-                bail!(
-                    "frame {} was due at {}, and this came: {wrong:x?}",
-                    self.received,
-                    self.address
-                );
-            }
-            self.received += 1;
         }
     }
 }

@@ -136,8 +136,10 @@ impl Builder {
             command.arg(format!("--vdev=net_virtio_user{number},queues={queues},{arguments}"));
         }
         command.args(["--", "--interactive"]).arg(format!("--total-num-mbufs={BUFFERS}"));
-        let queues = self.queues;
-        command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
+        if self.queues > 1 {
+            let queues = self.queues;
+            command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
+        }
         command.args(&self.arguments);
 
         let options: Vec<&str> = self.ports.iter().map(|port| port.arguments.as_str()).collect();

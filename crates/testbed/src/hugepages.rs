@@ -1,8 +1,8 @@
 //! Hugepages, borrowed from the kernel for as long as a test needs them.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -19,10 +19,33 @@ const LEDGER: &str = "/run/testbed-hugepages";
 /// Another test gives its pages back within this time.
 const LOCK_LIMIT: Duration = Duration::from_secs(120);
 
+/// Whose pages they are.
+trait Pool: Send {
+    /// How many there are, in use or not.
+    fn size(&self) -> Result<u64>;
+    /// Asks for so many. There may be fewer in the end.
+    fn resize(&self, size: u64) -> Result<()>;
+}
+
+/// The kernel's pool.
+struct Kernel;
+
+impl Pool for Kernel {
+    fn size(&self) -> Result<u64> {
+        let text = fs::read_to_string(POOL).context("this kernel has no hugepages of 2 MiB")?;
+        text.trim().parse().with_context(|| format!("{POOL} says {text:?}"))
+    }
+
+    fn resize(&self, size: u64) -> Result<()> {
+        fs::write(POOL, size.to_string())
+            .with_context(|| format!("cannot write {POOL}: run this test as root"))
+    }
+}
+
 /// Pages that were added to the kernel's pool. Dropping it takes them out again. One test on this machine has some at a
 /// time; the others wait.
 pub struct Hugepages {
-    pool: PathBuf,
+    pool: Box<dyn Pool>,
     /// Locked.
     ledger: File,
     count: u64,
@@ -36,20 +59,25 @@ impl Hugepages {
     /// This process is not root, the kernel has no memory left in pieces of that size, or another test keeps its pages
     /// for too long.
     pub fn reserve(count: u64) -> Result<Hugepages> {
-        Hugepages::reserve_in(Path::new(POOL), Path::new(LEDGER), count, LOCK_LIMIT)
+        Hugepages::reserve_in(Box::new(Kernel), Path::new(LEDGER), count, LOCK_LIMIT)
     }
 
-    fn reserve_in(pool: &Path, ledger: &Path, count: u64, limit: Duration) -> Result<Hugepages> {
-        let mut pages = Hugepages { pool: pool.to_owned(), ledger: lock(ledger, limit)?, count: 0 };
+    fn reserve_in(
+        pool: Box<dyn Pool>,
+        ledger: &Path,
+        count: u64,
+        limit: Duration,
+    ) -> Result<Hugepages> {
+        let mut pages = Hugepages { pool, ledger: lock(ledger, limit)?, count: 0 };
         // A test that was killed could not give back what it had.
         let mut left = String::new();
         pages.ledger.read_to_string(&mut left)?;
         pages.count = left.trim().parse().unwrap_or(0);
         pages.give_back()?;
 
-        let before = pages.read()?;
-        pages.write(before + count)?;
-        pages.count = pages.read()?.saturating_sub(before);
+        let before = pages.pool.size()?;
+        pages.pool.resize(before + count)?;
+        pages.count = pages.pool.size()?.saturating_sub(before);
         pages.note()?;
         if pages.count < count {
             bail!(
@@ -64,7 +92,7 @@ impl Hugepages {
     /// Takes the pages out of the pool. Those that a process still has are freed when it ends.
     fn give_back(&mut self) -> Result<()> {
         if self.count > 0 {
-            self.write(self.read()?.saturating_sub(self.count))?;
+            self.pool.resize(self.pool.size()?.saturating_sub(self.count))?;
             self.count = 0;
         }
         self.note()
@@ -76,17 +104,6 @@ impl Hugepages {
         self.ledger.rewind()?;
         write!(self.ledger, "{}", self.count)?;
         Ok(())
-    }
-
-    fn read(&self) -> Result<u64> {
-        let what = || format!("cannot read {}: hugepages of 2 MiB", self.pool.display());
-        let text = std::fs::read_to_string(&self.pool).with_context(what)?;
-        text.trim().parse().with_context(what)
-    }
-
-    fn write(&self, count: u64) -> Result<()> {
-        let what = || format!("cannot write {}: hugepages need root", self.pool.display());
-        std::fs::write(&self.pool, count.to_string()).with_context(what)
     }
 }
 
@@ -119,65 +136,84 @@ fn lock(path: &Path, limit: Duration) -> Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use tempfile::TempDir;
 
     use super::*;
 
-    /// A pool of plain files, with seven pages in it.
-    struct Pool {
-        directory: tempfile::TempDir,
+    /// A kernel with seven pages, which finds memory for ten.
+    #[derive(Clone)]
+    struct Model {
+        size: Arc<AtomicU64>,
+        directory: Arc<TempDir>,
     }
 
-    impl Pool {
-        fn new() -> Result<Pool> {
-            let pool = Pool { directory: tempfile::tempdir()? };
-            fs::write(pool.path("pool"), "7\n")?;
-            Ok(pool)
+    impl Pool for Model {
+        fn size(&self) -> Result<u64> {
+            Ok(self.size.load(Ordering::Relaxed))
         }
 
-        fn path(&self, name: &str) -> PathBuf {
-            self.directory.path().join(name)
+        fn resize(&self, size: u64) -> Result<()> {
+            self.size.store(size.min(10), Ordering::Relaxed);
+            Ok(())
+        }
+    }
+
+    impl Model {
+        fn new() -> Result<Model> {
+            let directory = Arc::new(tempfile::tempdir()?);
+            Ok(Model { size: Arc::new(AtomicU64::new(7)), directory })
         }
 
         fn reserve(&self, count: u64, limit: Duration) -> Result<Hugepages> {
-            Hugepages::reserve_in(&self.path("pool"), &self.path("ledger"), count, limit)
-        }
-
-        fn holds(&self, count: &str) -> Result<()> {
-            assert_eq!(fs::read_to_string(self.path("pool"))?.trim(), count);
-            Ok(())
+            let ledger = self.directory.path().join("ledger");
+            Hugepages::reserve_in(Box::new(self.clone()), &ledger, count, limit)
         }
     }
 
     #[test]
     fn pages_are_given_back() -> Result<()> {
-        let pool = Pool::new()?;
-        let pages = pool.reserve(4, LOCK_LIMIT)?;
-        pool.holds("11")?;
+        let model = Model::new()?;
+        let pages = model.reserve(3, LOCK_LIMIT)?;
+        assert_eq!(model.size()?, 10);
         drop(pages);
-        pool.holds("7")?;
-        drop(pool.reserve(2, LOCK_LIMIT)?);
-        pool.holds("7")
+        assert_eq!(model.size()?, 7);
+        drop(model.reserve(2, LOCK_LIMIT)?);
+        assert_eq!(model.size()?, 7);
+        Ok(())
+    }
+
+    #[test]
+    fn a_kernel_without_memory_keeps_what_it_had() -> Result<()> {
+        let model = Model::new()?;
+        let error = model.reserve(4, LOCK_LIMIT).err().context("three pages are taken for four")?;
+        assert!(error.to_string().contains("the kernel found 3 of 4 hugepages"), "{error}");
+        assert_eq!(model.size()?, 7);
+        Ok(())
     }
 
     #[test]
     fn what_a_killed_test_had_is_given_back_by_the_next() -> Result<()> {
-        let pool = Pool::new()?;
-        fs::write(pool.path("ledger"), "5")?;
-        let pages = pool.reserve(4, LOCK_LIMIT)?;
-        pool.holds("6")?;
+        let model = Model::new()?;
+        fs::write(model.directory.path().join("ledger"), "5")?;
+        let pages = model.reserve(4, LOCK_LIMIT)?;
+        assert_eq!(model.size()?, 6);
         drop(pages);
-        pool.holds("2")
+        assert_eq!(model.size()?, 2);
+        Ok(())
     }
 
     #[test]
     fn one_test_at_a_time() -> Result<()> {
-        let pool = Pool::new()?;
-        let pages = pool.reserve(4, LOCK_LIMIT)?;
-        let error = pool.reserve(4, Duration::from_millis(50)).err().context("two have pages")?;
+        let model = Model::new()?;
+        let pages = model.reserve(2, LOCK_LIMIT)?;
+        let error = model.reserve(2, Duration::from_millis(50)).err().context("two have pages")?;
         assert!(error.to_string().contains("another test kept its hugepages"), "{error}");
         drop(pages);
-        drop(pool.reserve(4, LOCK_LIMIT)?);
-        pool.holds("7")
+        drop(model.reserve(2, LOCK_LIMIT)?);
+        assert_eq!(model.size()?, 7);
+        Ok(())
     }
 }
