@@ -35,7 +35,17 @@ impl Switch {
     ///
     /// It does not get ready; the error shows what it said.
     pub fn start(ports: &[&str]) -> Result<Switch> {
-        Switch::start_with(bound_command(binary()?), ports)
+        Switch::start_with(bound_command(binary()?), &[], ports)
+    }
+
+    /// The same with so many workers.
+    ///
+    /// # Errors
+    ///
+    /// As [`Switch::start`].
+    pub fn start_on(workers: u16, ports: &[&str]) -> Result<Switch> {
+        let workers = workers.to_string();
+        Switch::start_with(bound_command(binary()?), &["--workers", &workers], ports)
     }
 
     /// The same in a network's namespace, where its taps are.
@@ -44,12 +54,12 @@ impl Switch {
     ///
     /// As [`Switch::start`].
     pub fn start_in(network: &Network, ports: &[&str]) -> Result<Switch> {
-        Switch::start_with(network.command(binary()?), ports)
+        Switch::start_with(network.command(binary()?), &[], ports)
     }
 
-    fn start_with(mut command: Command, ports: &[&str]) -> Result<Switch> {
+    fn start_with(mut command: Command, flags: &[&str], ports: &[&str]) -> Result<Switch> {
         let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
-        command.args(["run", "--log", "info"]).current_dir(directory.path());
+        command.args(["run", "--log", "info"]).args(flags).current_dir(directory.path());
         command.args(ports.iter().flat_map(|port| ["--port", port]));
         let what = format!("ringway run {}", ports.join(" "));
         let program = Program::start("host", &what, command)?;

@@ -13,10 +13,11 @@
 //! Then testpmd's ports send each other what they get, as fast as they can. In the end, at rest, both sides have to have
 //! counted the same: not a frame is lost.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use guest::{Guest, Options};
 use ringway_tests::*;
 use testbed::dpdk::{Builder, Driver, Statistics, Testpmd, VirtioUser};
@@ -29,12 +30,16 @@ const LIMIT: Duration = Duration::from_secs(20);
 /// Frames on their way at once, each way: they fit every ring, so none may be lost.
 const WINDOW: u32 = 64;
 /// Frames that a station sends: many times round each ring.
-const FRAMES: u32 = 10_000;
-/// Frames that each of testpmd's ports keeps going round, and how many it has to get before that is enough.
+const FRAMES: u32 = 5_000;
+/// Frames that each of testpmd's ports keeps going round. They fit a ring, and leave room for the driver to be late with
+/// new buffers.
 const CIRCLING: u32 = 128;
-const ROUNDS: u64 = 200_000;
+/// Frames that it has to get by that: more than the 65536 after which a ring's indices begin anew.
+const ROUNDS: u64 = 100_000;
 /// Frames in one of testpmd's bursts.
 const BURST: u32 = 32;
+/// Flows of a stream over several queues: each queue gets some of them.
+const FLOWS: u32 = 64;
 
 /// Both sides of testpmd: the station's port on the switch and testpmd's, and their addresses.
 const SIDES: [(&str, &str); 2] = [("vm1.sock", "dpdk0.sock"), ("vm2.sock", "dpdk1.sock")];
@@ -190,7 +195,7 @@ fn a_port_that_pauses() -> Result<()> {
         bed.testpmd.halt()?;
         bed.testpmd.command("port stop 0")?;
         for number in 0..UNHEARD {
-            bed.stations[0].send(&frame(STATIONS[0], DOORS[0], number))?;
+            bed.stations[0].send(&frame(STATIONS[0], DOORS[0], 0, number))?;
         }
         bed.stations[0].flush()?;
         bed.testpmd.command("port start 0")?;
@@ -218,7 +223,7 @@ fn a_driver_that_changes_its_mind() -> Result<()> {
         bed.testpmd.command("port start all")?;
         for port in 0..SIDES.len() {
             let features = Features(bed.testpmd.driver(port)?.features);
-            ensure!(features == flavour.features() | Features::GUEST_CSUM, "{features}");
+            ensure!(features == flavour.features(1) | Features::GUEST_CSUM, "{features}");
         }
         bed.testpmd.forward(None)?;
         bed.exchange(FRAMES)?;
@@ -279,6 +284,56 @@ fn a_switch_that_comes_back() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn two_queues() -> Result<()> {
+    serves(2, 1)
+}
+
+#[test]
+fn two_queues_on_two_workers() -> Result<()> {
+    serves(2, 2)
+}
+
+#[test]
+fn four_queues() -> Result<()> {
+    serves(4, 1)
+}
+
+/// Two workers have two queue pairs each.
+#[test]
+fn four_queues_on_two_workers() -> Result<()> {
+    serves(4, 2)
+}
+
+/// The whole programme with several queue pairs, all of which have to be used both ways. The switch delivers a flow where
+/// the guest sends it, and testpmd sends it on by the queue of the same number: so each flow stays in order.
+fn serves(queues: u16, workers: u16) -> Result<()> {
+    for flavour in [&SPLIT, &PACKED] {
+        let [dpdk0, dpdk1] =
+            [PORTS[2], PORTS[3]].map(|port| format!("{port},queue-pairs={queues}"));
+        let switch = Switch::start_on(workers, &[PORTS[0], PORTS[1], &dpdk0, &dpdk1])?;
+        let testpmd = flavour.testpmd("", |side| switch.path(SIDES[side].1));
+        let testpmd = testpmd.queues(queues).start()?;
+        flavour.was_taken(&testpmd)?;
+        let mut bed = Bed::new(switch, testpmd)?;
+        bed.exchange(FRAMES)?;
+        for port in 0..SIDES.len() {
+            let counters = bed.testpmd.statistics(port)?.counters;
+            for queue in 0..queues {
+                for way in ["rx", "tx"] {
+                    let name = format!("{way}_q{queue}_good_packets");
+                    let found = counters.get(&name).with_context(|| format!("no {name}"))?;
+                    // More than the burst that each transmit queue has sent in the beginning.
+                    ensure!(*found > BURST.into(), "port {port} has {found} {name}: {counters:?}");
+                }
+            }
+        }
+        bed.circulate()?;
+        bed.finish(0)?;
+    }
+    Ok(())
+}
+
 /// The whole programme for one flavour.
 fn passes(flavour: &Flavour) -> Result<()> {
     let mut bed = Bed::of(flavour)?;
@@ -288,9 +343,10 @@ fn passes(flavour: &Flavour) -> Result<()> {
 }
 
 impl Flavour {
-    /// All that is negotiated.
-    fn features(&self) -> Features {
-        Features::VERSION_1 | Features::INDIRECT_DESC | self.features
+    /// All that is negotiated for so many queue pairs.
+    fn features(&self, queues: u16) -> Features {
+        let several = if queues > 1 { Features::MQ } else { Features::NONE };
+        Features::VERSION_1 | Features::INDIRECT_DESC | self.features | several
     }
 
     /// A testpmd of this flavour, with more options, on these sockets.
@@ -314,7 +370,7 @@ impl Flavour {
         for port in 0..SIDES.len() {
             let found = testpmd.driver(port)?;
             let meant = Driver {
-                features: self.features().0,
+                features: self.features(testpmd.queues()).0,
                 transmit: self.transmit.to_owned(),
                 receive: self.receive.to_owned(),
             };
@@ -360,17 +416,21 @@ impl Bed {
     /// Has everyone send something, so that the bridge learns all addresses: a frame for an unknown one goes to everyone,
     /// and testpmd would forward what is not its own. Leaves testpmd forwarding.
     fn new(switch: Switch, mut testpmd: Testpmd) -> Result<Bed> {
-        let mut stations = [Station::connect(&switch, 0)?, Station::connect(&switch, 1)?];
+        // Over several queues only the frames of a flow stay in order.
+        let queues = u32::from(testpmd.queues());
+        let flows = if queues > 1 { FLOWS } else { 1 };
+        let mut stations =
+            [Station::connect(&switch, 0, flows)?, Station::connect(&switch, 1, flows)?];
         let [one, two] = &mut stations;
         one.greet(two)?;
         two.greet(one)?;
         for (port, station) in STATIONS.iter().enumerate() {
             testpmd.command(&format!("set eth-peer {port} {station}"))?;
         }
-        // It drops what it finds in its rings, then sends one burst by each port.
+        // It drops what it finds in its rings, then sends one burst by each queue.
         testpmd.forward(Some(1))?;
         for station in &mut stations {
-            station.wait_for(BURST, station.door)?;
+            station.wait_for(BURST * queues, station.door)?;
         }
         Ok(Bed { switch, testpmd, stations, earlier: Default::default() })
     }
@@ -397,8 +457,7 @@ impl Bed {
                 [&mut *one, &mut *two].into_iter().zip(arrived.into_iter().zip(targets))
             {
                 while from.sent < target && from.sent - arrived < WINDOW {
-                    from.send(&frame(from.address, from.door, from.sent))?;
-                    from.sent += 1;
+                    from.send_next()?;
                     moved = true;
                 }
             }
@@ -429,7 +488,7 @@ impl Bed {
             self.testpmd.command(&format!("set eth-peer {port} {}", DOORS[1 - port]))?;
         }
         let before = self.counted()?;
-        self.testpmd.forward(Some(CIRCLING / BURST))?;
+        self.testpmd.forward(Some(CIRCLING / BURST / u32::from(self.testpmd.queues())))?;
         self.testpmd.wait_for_statistics("the frames that go round", LIMIT, |ports| {
             let mut both = ports.iter().zip(before);
             both.all(|(port, before)| port.received >= before.received + ROUNDS)
@@ -505,15 +564,31 @@ struct Station {
     /// Frames of the stream.
     sent: u32,
     received: u32,
+    /// The frame that is due next, of each flow.
+    due: Vec<u32>,
     /// Frames of any kind.
     all_sent: u64,
 }
 
 impl Station {
-    fn connect(switch: &Switch, side: usize) -> Result<Station> {
+    fn connect(switch: &Switch, side: usize, flows: u32) -> Result<Station> {
         let guest = Guest::connect(&switch.path(SIDES[side].0), &Options::default())?;
         let (address, door) = (STATIONS[side], DOORS[side]);
-        Ok(Station { guest, address, door, sent: 0, received: 0, all_sent: 0 })
+        let due = (0..flows).collect();
+        Ok(Station { guest, address, door, sent: 0, received: 0, due, all_sent: 0 })
+    }
+
+    /// Which flow a frame of the stream belongs to: one after the other.
+    fn flow(&self, number: u32) -> usize {
+        number as usize % self.due.len()
+    }
+
+    /// Sends the next frame of the stream.
+    fn send_next(&mut self) -> Result<()> {
+        let number = self.sent;
+        self.send(&frame(self.address, self.door, self.flow(number), number))?;
+        self.sent += 1;
+        Ok(())
     }
 
     fn send(&mut self, frame: &[u8]) -> Result<()> {
@@ -537,7 +612,7 @@ impl Station {
 
     /// Sends a frame to the other station, past testpmd.
     fn greet(&mut self, other: &mut Station) -> Result<()> {
-        self.send(&frame(self.address, other.address, 0))?;
+        self.send(&frame(self.address, other.address, 0, 0))?;
         self.flush()?;
         other.wait_for(1, self.address)
     }
@@ -562,26 +637,31 @@ impl Station {
         Ok(())
     }
 
-    /// Takes what came, which must be the other's stream, whole and in order. False when nothing did.
+    /// Takes what came, which must be the other's stream, each flow whole and in order. False when nothing did.
     fn receive(&mut self) -> Result<bool> {
         let before = self.received;
-        let (door, address) = (self.door, self.address);
-        loop {
-            let due = self.received;
-            let wrong = self.guest.driver().receive(|received| {
-                (received.frame != frame(door, address, due)).then(|| received.frame.to_vec())
-            })?;
-            match wrong {
-                None => return Ok(due > before),
-                Some(None) => self.received += 1,
-                Some(Some(found)) => bail!("{address} was due frame {due}, and got {found:x?}"),
-            }
+        while let Some(found) = self.guest.driver().receive(|received| received.frame.to_vec())? {
+            let number = found.get(NUMBER).and_then(|number| number.try_into().ok());
+            let flow = self.flow(number.map_or(0, u32::from_be_bytes));
+            let due = self.due[flow];
+            let (door, address) = (self.door, self.address);
+            let meant = frame(door, address, flow, due);
+            ensure!(
+                found == meant,
+                "{address} was due frame {due} of flow {flow}, and got {found:x?}"
+            );
+            self.due[flow] += self.due.len() as u32;
+            self.received += 1;
         }
+        Ok(self.received > before)
     }
 }
 
-/// Frame `number` of a stream, a UDP datagram: its length and every byte follow from the number.
-fn frame(source: MacAddress, destination: MacAddress, number: u32) -> Vec<u8> {
+/// Where the number of a frame is in it.
+const NUMBER: Range<usize> = 42..46;
+
+/// Frame `number` of a stream, a UDP datagram of this flow: its length and every byte follow from the number.
+fn frame(source: MacAddress, destination: MacAddress, flow: usize, number: u32) -> Vec<u8> {
     let len = 60 + (number as usize * 97) % 1455;
     let [high, low] = ((len - HEADER_SIZE) as u16).to_be_bytes();
     let mut ip = [0x45, 0, high, low, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
@@ -590,7 +670,7 @@ fn frame(source: MacAddress, destination: MacAddress, number: u32) -> Vec<u8> {
     ip[10..12].copy_from_slice(&sum.finish().to_be_bytes());
     let udp = (len - HEADER_SIZE - ip.len()) as u16;
     // Port 9 throws everything away, and 0 is no checksum.
-    let udp = [1024, 9, udp, 0].map(u16::to_be_bytes).concat();
+    let udp = [1024 + flow as u16, 9, udp, 0].map(u16::to_be_bytes).concat();
     let head = [&destination.0[..], &source.0, &EtherType::IPV4.0.to_be_bytes(), &ip, &udp];
     let mut frame = head.concat();
     frame.extend(number.to_be_bytes());

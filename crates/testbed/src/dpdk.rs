@@ -150,6 +150,7 @@ impl Builder {
             input,
             prompts: 0,
             ports: self.ports,
+            queues: self.queues,
             _directory: directory,
             _hugepages: hugepages,
         };
@@ -171,6 +172,7 @@ pub struct Testpmd {
     /// Prompts that were there when the last command was done.
     prompts: usize,
     ports: Vec<VirtioUser>,
+    queues: u16,
     _directory: TempDir,
     // Given back after the program was killed.
     _hugepages: Option<Hugepages>,
@@ -186,6 +188,11 @@ impl Testpmd {
             environment: Vec::new(),
             arguments: Vec::new(),
         }
+    }
+
+    /// Queue pairs of each port.
+    pub fn queues(&self) -> u16 {
+        self.queues
     }
 
     /// Has a command done, and returns what was printed meanwhile.
