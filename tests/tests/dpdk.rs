@@ -21,6 +21,7 @@ use anyhow::{Context, Result, ensure};
 use guest::{Guest, Options};
 use ringway_tests::*;
 use testbed::dpdk::{Builder, Driver, Statistics, Testpmd, VirtioUser};
+use testbed::hugepages::PAGE_SIZE;
 use wire::checksum::Sum;
 use wire::ethernet::{EtherType, Ethernet, HEADER_SIZE, MacAddress};
 use wire::virtio::{Features, NetHeader};
@@ -176,7 +177,11 @@ fn packed_vectorised() -> Result<()> {
 fn memory_that_grows() -> Result<()> {
     for flavour in [&SPLIT, &PACKED] {
         let switch = Switch::start(&PORTS)?;
-        let testpmd = flavour.testpmd("", |side| switch.path(SIDES[side].1)).hugepages().start()?;
+        let testpmd = flavour.testpmd("", |side| switch.path(SIDES[side].1)).hugepages();
+        let testpmd = testpmd.environment("--log-level=pmd.net.virtio.driver:debug").start()?;
+        // Each memory table begins with the first page. A port gets one to start with, and others only while it runs.
+        let tables = testpmd.log().matches(&format!("len={PAGE_SIZE}\n")).count();
+        ensure!(tables > SIDES.len(), "the memory did not grow:\n{}", testpmd.log());
         let mut bed = Bed::new(switch, testpmd)?;
         bed.exchange(FRAMES)?;
         bed.circulate()?;
@@ -413,37 +418,46 @@ impl Bed {
         Bed::new(switch, testpmd)
     }
 
-    /// Has everyone send something, so that the bridge learns all addresses: a frame for an unknown one goes to everyone,
-    /// and testpmd would forward what is not its own. Leaves testpmd forwarding.
-    fn new(switch: Switch, mut testpmd: Testpmd) -> Result<Bed> {
+    /// Any other one. testpmd forwards when this returns.
+    fn new(switch: Switch, testpmd: Testpmd) -> Result<Bed> {
         // Over several queues only the frames of a flow stay in order.
-        let queues = u32::from(testpmd.queues());
-        let flows = if queues > 1 { FLOWS } else { 1 };
-        let mut stations =
-            [Station::connect(&switch, 0, flows)?, Station::connect(&switch, 1, flows)?];
-        let [one, two] = &mut stations;
+        let flows = if testpmd.queues() > 1 { FLOWS } else { 1 };
+        let stations = [Station::connect(&switch, 0, flows)?, Station::connect(&switch, 1, flows)?];
+        let mut bed = Bed { switch, testpmd, stations, earlier: Default::default() };
+        let met = bed.meet();
+        bed.explain(met)?;
+        Ok(bed)
+    }
+
+    /// Has everyone send something, so that the bridge learns all addresses: a frame for an unknown one goes to everyone,
+    /// and testpmd would forward what is not its own.
+    fn meet(&mut self) -> Result<()> {
+        let [one, two] = &mut self.stations;
         one.greet(two)?;
         two.greet(one)?;
         for (port, station) in STATIONS.iter().enumerate() {
-            testpmd.command(&format!("set eth-peer {port} {station}"))?;
+            self.testpmd.command(&format!("set eth-peer {port} {station}"))?;
         }
         // It drops what it finds in its rings, then sends one burst by each queue.
-        testpmd.forward(Some(1))?;
-        for station in &mut stations {
-            station.wait_for(BURST * queues, station.door)?;
+        self.testpmd.forward(Some(1))?;
+        for station in &mut self.stations {
+            station.wait_for(BURST * u32::from(self.testpmd.queues()), station.door)?;
         }
-        Ok(Bed { switch, testpmd, stations, earlier: Default::default() })
+        Ok(())
+    }
+
+    /// Adds to an error what the switch and testpmd said.
+    fn explain(&self, result: Result<()>) -> Result<()> {
+        result.with_context(|| {
+            let (switch, testpmd) = (self.switch.log(), self.testpmd.log());
+            format!("the switch says:\n{switch}\ntestpmd says:\n{testpmd}")
+        })
     }
 
     /// Has each station send `count` frames to the other through testpmd, and checks every one that arrives.
     fn exchange(&mut self, count: u32) -> Result<()> {
-        self.try_exchange(count).with_context(|| {
-            format!(
-                "the switch says:\n{}\ntestpmd says:\n{}",
-                self.switch.log(),
-                self.testpmd.log()
-            )
-        })
+        let exchanged = self.try_exchange(count);
+        self.explain(exchanged)
     }
 
     fn try_exchange(&mut self, count: u32) -> Result<()> {
@@ -498,6 +512,11 @@ impl Bed {
 
     /// Has testpmd's ports send frames to each other for a while, and waits until all that one sent came to the other.
     fn circulate(&mut self) -> Result<()> {
+        let circulated = self.try_circulate();
+        self.explain(circulated)
+    }
+
+    fn try_circulate(&mut self) -> Result<()> {
         let before = self.counted()?;
         self.start_circling()?;
         self.testpmd.halt()?;

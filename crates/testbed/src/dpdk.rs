@@ -121,7 +121,6 @@ impl Builder {
         let mut command = bound_command("stdbuf");
         command.args(["--output=0", "dpdk-testpmd", "--no-pci", "--no-telemetry", "--no-shconf"]);
         command.env("RUNTIME_DIRECTORY", directory.path());
-        command.arg("--log-level=pmd.net.virtio.*:info");
         if self.hugepages {
             // Hugepages in one file, or each would be a region of its own, and there may be eight.
             command.args(["--in-memory", "--single-file-segments"]);
@@ -131,6 +130,8 @@ impl Builder {
         // One thread for the prompt, and one that forwards; the kernel moves them, as there are others to run.
         let cpus = cpus()?;
         command.arg(format!("--lcores=(0,1)@({cpus})")).args(&self.environment);
+        // For [`Testpmd::driver`]. A driver takes the first level that fits, so a test may ask for more.
+        command.arg("--log-level=pmd.net.virtio.*:info");
         for (number, VirtioUser { arguments, .. }) in self.ports.iter().enumerate() {
             let queues = self.queues;
             command.arg(format!("--vdev=net_virtio_user{number},queues={queues},{arguments}"));
