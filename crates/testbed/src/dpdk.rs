@@ -149,7 +149,7 @@ impl Builder {
         let mut testpmd = Testpmd {
             program,
             input,
-            prompts: 0,
+            read: 0,
             ports: self.ports,
             queues: self.queues,
             _directory: directory,
@@ -170,8 +170,8 @@ impl Builder {
 pub struct Testpmd {
     program: Program,
     input: ChildStdin,
-    /// Prompts that were there when the last command was done.
-    prompts: usize,
+    /// Bytes of its output up to the last prompt that was waited for.
+    read: usize,
     ports: Vec<VirtioUser>,
     queues: u16,
     _directory: TempDir,
@@ -336,15 +336,15 @@ impl Testpmd {
         told.with_context(|| format!("cannot tell testpmd `{command}`:\n{}", self.log()))
     }
 
-    /// Waits for one prompt more, and returns what was printed since the last.
+    /// Waits for the next prompt, and returns what was printed since the last.
     fn prompt(&mut self, what: &str, limit: Duration) -> Result<String> {
-        let prompts = self.prompts + 1;
+        let read = self.read;
         let said =
             self.program.job().wait_until(&format!("a prompt after {what}"), limit, |all| {
-                (all.matches(PROMPT).count() >= prompts)
-                    .then(|| all.split(PROMPT).nth(prompts - 1).unwrap_or_default().to_owned())
+                let (said, _) = all.get(read..)?.split_once(PROMPT)?;
+                Some(said.to_owned())
             })?;
-        self.prompts = prompts;
+        self.read += said.len() + PROMPT.len();
         Ok(said)
     }
 }
