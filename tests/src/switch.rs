@@ -35,17 +35,16 @@ impl Switch {
     ///
     /// It does not get ready; the error shows what it said.
     pub fn start(ports: &[&str]) -> Result<Switch> {
-        Switch::start_with(bound_command(binary()?), &[], ports)
+        Switch::start_with(&[], ports)
     }
 
-    /// The same with so many workers.
+    /// The same with more options of `ringway run`, such as `--workers 2`.
     ///
     /// # Errors
     ///
     /// As [`Switch::start`].
-    pub fn start_on(workers: u16, ports: &[&str]) -> Result<Switch> {
-        let workers = workers.to_string();
-        Switch::start_with(bound_command(binary()?), &["--workers", &workers], ports)
+    pub fn start_with(options: &[&str], ports: &[&str]) -> Result<Switch> {
+        Switch::launch(bound_command(binary()?), options, ports)
     }
 
     /// The same in a network's namespace, where its taps are.
@@ -54,14 +53,14 @@ impl Switch {
     ///
     /// As [`Switch::start`].
     pub fn start_in(network: &Network, ports: &[&str]) -> Result<Switch> {
-        Switch::start_with(network.command(binary()?), &[], ports)
+        Switch::launch(network.command(binary()?), &[], ports)
     }
 
-    fn start_with(mut command: Command, flags: &[&str], ports: &[&str]) -> Result<Switch> {
+    fn launch(mut command: Command, options: &[&str], ports: &[&str]) -> Result<Switch> {
         let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
-        command.args(["run", "--log", "info"]).args(flags).current_dir(directory.path());
+        command.args(["run", "--log", "info"]).args(options).current_dir(directory.path());
         command.args(ports.iter().flat_map(|port| ["--port", port]));
-        let what = format!("ringway run {}", ports.join(" "));
+        let what = format!("ringway run {} {}", options.join(" "), ports.join(" "));
         let program = Program::start("host", &what, command)?;
         program.job().wait_for("ready", READY_LIMIT)?;
         Ok(Switch { program, directory })

@@ -316,7 +316,8 @@ fn serves(queues: u16, workers: u16) -> Result<()> {
     for flavour in [&SPLIT, &PACKED] {
         let [dpdk0, dpdk1] =
             [PORTS[2], PORTS[3]].map(|port| format!("{port},queue-pairs={queues}"));
-        let switch = Switch::start_on(workers, &[PORTS[0], PORTS[1], &dpdk0, &dpdk1])?;
+        let ports = [PORTS[0], PORTS[1], &dpdk0, &dpdk1];
+        let switch = Switch::start_with(&["--workers", &workers.to_string()], &ports)?;
         let testpmd = flavour.testpmd("", |side| switch.path(SIDES[side].1));
         let testpmd = testpmd.queues(queues).start()?;
         flavour.was_taken(&testpmd)?;
