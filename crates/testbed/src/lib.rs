@@ -1,5 +1,5 @@
 //! QEMU guests for the tests: Debian's own kernel under software emulation, a small initramfs, host networks to plug
-//! guests into, and a shell in each guest.
+//! guests into, and a shell in each guest. And DPDK, which is a guest without a virtual machine.
 //!
 //! ```no_run
 //! use testbed::{Guest, Image, Nic, Shell};
@@ -15,23 +15,27 @@
 //! # }
 //! ```
 //!
-//! | module      | what it holds                                                                        |
-//! | ----------- | ------------------------------------------------------------------------------------ |
-//! | [`image`]   | kernel and initramfs, made once in a process                                         |
-//! | [`qemu`]    | which QEMU, and what it understands                                                  |
-//! | [`nic`]     | a guest's network card: vhost-user or QEMU's own tap                                 |
-//! | [`guest`]   | a running guest: scripts, reboot, restart, monitor, console                          |
-//! | [`shell`]   | running scripts and waiting for them, the same in a guest and on the host            |
-//! | [`network`] | bridges, taps and addresses on the host, in a network namespace of their own         |
-//! | [`process`] | programs on the host that never outlive the test                                       |
-//! | [`traffic`] | ping, checked TCP and UDP, iperf3, between any two shells                            |
+//! | module        | what it holds                                                                         |
+//! | ------------- | ------------------------------------------------------------------------------------- |
+//! | [`image`]     | kernel and initramfs, made once in a process                                          |
+//! | [`qemu`]      | which QEMU, and what it understands                                                   |
+//! | [`nic`]       | a guest's network card: vhost-user or QEMU's own tap                                  |
+//! | [`guest`]     | a running guest: scripts, reboot, restart, monitor, console                           |
+//! | [`shell`]     | running scripts and waiting for them, the same in a guest and on the host             |
+//! | [`network`]   | bridges, taps and addresses on the host, in a network namespace of their own          |
+//! | [`process`]   | programs on the host that never outlive the test                                      |
+//! | [`dpdk`]      | a running `dpdk-testpmd`: commands, statistics, what its driver chose                 |
+//! | [`hugepages`] | hugepages, borrowed from the kernel                                                   |
+//! | [`traffic`]   | ping, checked TCP and UDP, iperf3, between any two shells                             |
 //!
 //! Nothing outlives the test: dropping a value ends what it stands for, and the kernel ends the processes of a test
 //! that was killed.
 
 mod channel;
 mod cpio;
+pub mod dpdk;
 pub mod guest;
+pub mod hugepages;
 pub mod image;
 #[path = "../tool/line.rs"]
 mod line;

@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, OnceLock};
 use std::thread;
@@ -63,9 +63,35 @@ impl Program {
     ///
     /// It cannot be started.
     pub fn start(name: &str, what: &str, mut command: Command) -> Result<Program> {
-        let (mut output, input) = io::pipe()?;
-        command.stdin(Stdio::null()).stdout(input.try_clone()?).stderr(input).process_group(0);
+        command.stdin(Stdio::null());
+        let (program, _) = Program::launch(name, what, command)?;
+        Ok(program)
+    }
+
+    /// The same for a program that is told what to do on its standard input.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn start_interactive(
+        name: &str,
+        what: &str,
+        mut command: Command,
+    ) -> Result<(Program, ChildStdin)> {
+        command.stdin(Stdio::piped());
+        let (program, input) = Program::launch(name, what, command)?;
+        Ok((program, input.context("no pipe to its standard input")?))
+    }
+
+    fn launch(
+        name: &str,
+        what: &str,
+        mut command: Command,
+    ) -> Result<(Program, Option<ChildStdin>)> {
+        let (mut output, printed) = io::pipe()?;
+        command.stdout(printed.try_clone()?).stderr(printed).process_group(0);
         let mut child = spawn(command)?;
+        let input = child.stdin.take();
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a pid of 0")?;
         let progress = Arc::new(Progress::default());
         let filled = Arc::clone(&progress);
@@ -81,7 +107,7 @@ impl Program {
             // Fails only when they have all ended.
             let _ = kill_process_group(pid, Signal::KILL);
         });
-        Ok(Program { job, pid })
+        Ok((Program { job, pid }, input))
     }
 
     /// Its process id.

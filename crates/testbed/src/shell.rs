@@ -183,7 +183,8 @@ impl Job {
         })
     }
 
-    fn wait_until<T>(
+    /// Waits until `find` finds something in all that was printed so far; `what` it is shows in messages.
+    pub(crate) fn wait_until<T>(
         &self,
         what: &str,
         limit: Duration,

@@ -115,6 +115,9 @@ impl From<Descriptor> for Element {
 
 /// Is shown the buffers of a chain, in order.
 pub(crate) trait Visitor<'m> {
+    /// Whether it takes what is to be read.
+    const READS: bool;
+
     fn visit(&mut self, translator: &mut Translator<'m>, element: Element)
     -> Result<(), Violation>;
 }
@@ -135,6 +138,8 @@ impl<'s, 'm> Readable<'s, 'm> {
 }
 
 impl<'m> Visitor<'m> for Readable<'_, 'm> {
+    const READS: bool = true;
+
     #[inline(always)]
     fn visit(
         &mut self,
@@ -170,6 +175,8 @@ impl<'s, 'm> Writable<'s, 'm> {
 }
 
 impl<'m> Visitor<'m> for Writable<'_, 'm> {
+    const READS: bool = false;
+
     #[inline(always)]
     fn visit(
         &mut self,
@@ -205,6 +212,8 @@ impl<'s> Pieces<'s> {
 }
 
 impl<'m> Visitor<'m> for Pieces<'_> {
+    const READS: bool = true;
+
     fn visit(&mut self, _: &mut Translator<'m>, element: Element) -> Result<(), Violation> {
         self.is_read_only &= !element.is_writable;
         if element.is_writable {

@@ -129,7 +129,8 @@ impl<M: RingMemory> DeviceQueue<M> {
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
-    /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
+    /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over, but
+    /// in an indirect table all are read: see `walk_indirect`.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
     #[inline(always)]
@@ -274,11 +275,15 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Visits the descriptors of an indirect table, one after the other. Of their flags only WRITE
     /// means anything (virtio 1.3, 2.8.7).
-    fn walk_indirect<'m>(
+    ///
+    /// What is to be read is read even there. DPDK's driver prepares its tables with WRITE set and
+    /// does not clear it in the header's descriptor, and sometimes not in another one: frames of
+    /// several buffers would be lost. A device only *should* not read writable buffers (2.8.15).
+    fn walk_indirect<'m, V: Visitor<'m>>(
         &self,
         referrer: Descriptor,
         translator: &mut Translator<'m>,
-        visitor: &mut impl Visitor<'m>,
+        visitor: &mut V,
     ) -> Result<u16, Violation> {
         if !self.indirect {
             return Err(Violation::IndirectNotNegotiated);
@@ -286,7 +291,9 @@ impl<M: RingMemory> DeviceQueue<M> {
         let entries = table_entries(referrer.length, self.size())?;
         for index in 0..entries {
             let words = table_words(translator, referrer.address, index)?;
-            visitor.visit(translator, Descriptor::from_words(words).into())?;
+            let mut element = Element::from(Descriptor::from_words(words));
+            element.is_writable &= !V::READS;
+            visitor.visit(translator, element)?;
         }
         Ok(entries)
     }
