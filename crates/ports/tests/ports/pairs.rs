@@ -372,6 +372,28 @@ fn refill(guest: &mut Guest, pairs: &[usize], to: usize) -> Vec<usize> {
 }
 
 #[test]
+fn the_rings_of_a_guest_take_turns() {
+    // All of them, neighbours among many, and two that are far apart.
+    let cases: [(usize, &[usize]); 4] =
+        [(4, &[0, 1, 2, 3]), (16, &[0, 1]), (16, &[14, 15]), (16, &[2, 9, 11])];
+    for (pairs, busy) in cases {
+        let mut world = world(pairs);
+        refill(&mut world.guests[MANY], busy, 2);
+        let mut taken = vec![0; busy.len()];
+        let rounds = 8 * busy.len();
+        for _ in 0..rounds {
+            let room = world.guests[2].receive.room();
+            world.guests[2].post_many(room);
+            world.breathe();
+            let came_back = refill(&mut world.guests[MANY], busy, 2);
+            taken.iter_mut().zip(came_back).for_each(|(sum, count)| *sum += count);
+            assert!(world.guests[2].frames().len() <= BURST);
+        }
+        assert_eq!(taken, vec![8 * BURST; busy.len()], "{busy:?} of {pairs}");
+    }
+}
+
+#[test]
 fn many_pairs_get_no_more_of_a_breath_than_one() {
     let many = Guest::with_pairs(MAX_PAIRS, MODERN, Cut::Whole, ENTRIES);
     let mut world = World::bridged(vec![modern(), many, modern()]);
