@@ -273,12 +273,16 @@ impl VhostUserPort {
         let is_latched = self.shared.is_latched();
         for pair in self.share.pairs() {
             self.shared.receivers.exchange(pair, |old| {
+                let is_awaited = old.as_ref().is_some_and(Receiver::is_awaited);
                 let previous = old.map(|Receiver { memory, ring, .. }| {
                     swapped.retire(memory);
                     ring
                 });
                 let number = receive_ring(pair);
                 let ring = swapped.exchange(number, previous, device, is_latched)?;
+                if is_awaited {
+                    ring.kick();
+                }
                 let device = device?;
                 Some(Receiver::new(device.memory.clone(), device.features, ring))
             });

@@ -188,6 +188,11 @@ impl Receiver {
         Ok(more || self.full_since.is_none() || self.ring.setup.kick.is_none())
     }
 
+    /// Whether a worker sleeps until there are more buffers.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.armed != 0
+    }
+
     /// This worker wants no kick. Others may.
     pub(super) fn disarm(&mut self, worker: u32) {
         self.armed &= !(1 << worker);

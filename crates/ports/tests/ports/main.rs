@@ -12,6 +12,7 @@ mod formats;
 mod guest;
 mod hostile;
 mod live;
+mod model;
 mod offload;
 mod pairs;
 mod swap;

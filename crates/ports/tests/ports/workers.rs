@@ -155,6 +155,27 @@ fn buffers_that_come_before_a_worker_arms_are_not_slept_over() {
     assert!(crew.arm(1), "there is a buffer now");
 }
 
+/// Control exchanges the device on one worker after the other, and the first sleeps again already.
+#[test]
+fn a_worker_that_waits_for_a_ring_is_woken_when_another_one_exchanges_it() {
+    let mut crew = three(Features::NONE);
+    both_wait(&mut crew, [100, 100]);
+    let device = crew.guests[TO].device();
+    crew.disarm(1);
+    drop(crew.swap_part(1, TO, Some(&device)));
+    assert!(crew.sleeps(1));
+    crew.disarm(0);
+    crew.guests[TO].receive.kick.take();
+    drop(crew.swap_part(0, TO, Some(&device)));
+    // Kicks are off in the ring, so that what the driver posts now it posts in silence.
+    assert!(!crew.guests[TO].post(2000));
+    assert_eq!(crew.guests[TO].receive.kick.take(), 1);
+    // A ring that nobody waits for is left alone.
+    crew.disarm(1);
+    crew.plug(TO);
+    assert_eq!(crew.guests[TO].receive.kick.take(), 0);
+}
+
 #[test]
 fn a_receiver_that_is_full_keeps_only_those_awake_who_have_something_for_it() {
     let mut crew = three(Features::NONE);
