@@ -51,7 +51,7 @@ use vhost_user::Device;
 use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
-use receive::{Delivered, Receiver, Receivers, Scratch};
+use receive::{Delivered, Receiver, Receivers, Scratch, Seen};
 pub use ring::Swapped;
 use ring::{Shape, setup};
 use steering::Steering;
@@ -182,8 +182,8 @@ impl Active {
 /// A receive ring for which a frame of this worker's is held.
 struct Wait {
     pair: usize,
-    /// What was available, too few for the frame.
-    available: u16,
+    /// What was found there, too few for the frame.
+    seen: Seen,
 }
 
 /// The port, or its part on one of several workers.
@@ -385,7 +385,7 @@ impl VhostUserPort {
         self.waits.retain(|wait| wait.pair != pair);
         match delivered {
             Ok(Delivered::All) => {}
-            Ok(Delivered::Held(available)) => self.waits.push(Wait { pair, available }),
+            Ok(Delivered::Held(seen)) => self.waits.push(Wait { pair, seen }),
             Err(broken) => self.latch(broken.of(pair)),
         }
     }
@@ -500,9 +500,9 @@ impl App for VhostUserPort {
             Ok(more) => busy |= more,
             Err(found) => fault = Some(found),
         }
-        for Wait { pair, available } in &self.waits {
+        for Wait { pair, seen } in &self.waits {
             let Some(mut receiver) = self.shared.receivers.lock(*pair) else { continue };
-            match receiver.get().arm(self.part, *available) {
+            match receiver.get().arm(self.part, *seen) {
                 Ok(more) => busy |= more,
                 Err(violation) => fault = Some(GuestFault::receive(*pair, violation)),
             }

@@ -155,6 +155,28 @@ fn buffers_that_come_before_a_worker_arms_are_not_slept_over() {
     assert!(crew.arm(1), "there is a buffer now");
 }
 
+/// The first worker found a buffer too small. Another one took that, and there is a larger one.
+#[test]
+fn a_buffer_that_took_the_place_of_one_that_was_too_small_is_not_slept_over() {
+    for features in [Features::NONE, Features::EVENT_IDX, Features::RING_PACKED] {
+        let mut crew = three(features);
+        crew.guests[TO].post(100);
+        crew.guests[0].send(&frame(0, TO, 1000, 1));
+        crew.breathe(0);
+        crew.guests[1].send(&frame(1, TO, 60, 1));
+        crew.guests[1].send(&frame(1, TO, 3000, 2));
+        crew.breathe(1);
+        assert_eq!(crew.guests[TO].frames(), [frame(1, TO, 60, 1)]);
+        crew.guests[TO].post(2000);
+        // Too little for the second, enough for the first.
+        assert!(crew.sleeps(1));
+        assert!(crew.arm(0), "there is something that it has not seen, {features}");
+        crew.disarm(0);
+        crew.breathe(0);
+        assert_eq!(crew.guests[TO].frames(), [frame(0, TO, 1000, 1)]);
+    }
+}
+
 /// Control exchanges the device on one worker after the other, and the first sleeps again already.
 #[test]
 fn a_worker_that_waits_for_a_ring_is_woken_when_another_one_exchanges_it() {
