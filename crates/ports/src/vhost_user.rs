@@ -292,6 +292,8 @@ impl VhostUserPort {
             swapped.retire(old.memory);
         }
         if device.is_none() {
+            // There is nothing more to find out, nor to say, about a guest that is gone.
+            self.waits.clear();
             self.fault = None;
             let bit = 1 << self.part;
             let others = self.shared.present.fetch_and(!bit, Ordering::AcqRel) & !bit;

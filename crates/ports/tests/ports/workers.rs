@@ -9,7 +9,7 @@ use wire::virtio::Features;
 
 use crate::crew::Crew;
 use crate::flow::Flow;
-use crate::guest::{Cut, Guest, receive, transmit};
+use crate::guest::{Cut, Guest, RECEIVE, receive, transmit};
 use crate::world::{MODERN, STEP, frame, modern};
 
 /// Entries in the rings of guests with several pairs.
@@ -351,6 +351,25 @@ fn a_guest_that_is_latched_is_left_alone_by_all_workers() {
     crew.swap(HOSTILE, None);
     let after: Vec<u16> = (0..4).map(|ring| crew.guests[HOSTILE].used_index(ring)).collect();
     assert_eq!(after, used);
+}
+
+/// A worker that has let go of a guest finds nothing more about it that could be said of the next.
+#[test]
+fn a_fault_is_not_found_after_the_guest_was_let_go_of() {
+    let mut crew = three(Features::NONE);
+    both_wait(&mut crew, [100, 100]);
+    crew.disarm(1);
+    crew.guests[1].send(&frame(1, TO, 100, 2));
+    crew.breathe(1);
+    break_ring(&crew.guests[TO], RECEIVE);
+    drop(crew.swap_part(1, TO, None));
+    crew.arm(1);
+    crew.disarm(0);
+    drop(crew.swap_part(0, TO, None));
+    crew.guests[TO] = modern();
+    crew.plug(TO);
+    (0..2).for_each(|_| _ = crew.breathe_all());
+    assert!(crew.faults.is_empty(), "{:?}", crew.faults);
 }
 
 #[test]
