@@ -7,6 +7,7 @@ use apps::bridge::Bridge;
 use engine::{
     App, AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
 };
+use ringway_ports::tap::TapPort;
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
 use vhost_user::Device;
 
@@ -37,7 +38,18 @@ pub struct Crew {
 impl Crew {
     /// Guests on a bridge, which has learned where each of them is.
     pub fn bridged(workers: usize, guests: Vec<Guest>) -> Self {
-        let bridge = Bridge::new(guests.len() as u16, [1, 2]);
+        Self::with_tap(workers, guests, None)
+    }
+
+    /// The same, with a tap on the bridge, whose port is behind those of the guests. The first
+    /// worker reads from it.
+    pub fn with_tap(workers: usize, guests: Vec<Guest>, tap: Option<TapPort>) -> Self {
+        let bridge = Bridge::new((guests.len() + usize::from(tap.is_some())) as u16, [1, 2]);
+        let parts_of = |tap: TapPort| {
+            let others: Vec<_> = (1..workers).map(|_| tap.part()).collect();
+            std::iter::once(tap).chain(others)
+        };
+        let mut tap = tap.map(parts_of);
         let mut ports: Vec<_> = (0..guests.len())
             .map(|number| VhostUserPort::parts(workers, number).into_iter())
             .collect();
@@ -49,6 +61,13 @@ impl Crew {
             ids.clear();
             for (number, parts) in ports.iter_mut().enumerate() {
                 let port = graph.add("port", parts.next().expect("a part for each worker"));
+                graph.link((port, 0), (bridge, number)).unwrap();
+                graph.link((bridge, number), (port, 0)).unwrap();
+                ids.push(port);
+            }
+            if let Some(parts) = &mut tap {
+                let number = ids.len();
+                let port = graph.add("tap", parts.next().expect("a part for each worker"));
                 graph.link((port, 0), (bridge, number)).unwrap();
                 graph.link((bridge, number), (port, 0)).unwrap();
                 ids.push(port);
@@ -126,19 +145,19 @@ impl Crew {
         (0..self.workers()).fold(false, |busy, worker| busy | self.breathe(worker))
     }
 
-    /// Asks a worker's ports to arm, as before it sleeps. True when it may not.
+    /// Asks a worker's parts of the guests' ports to arm, as before it sleeps. True when it may not.
     pub fn arm(&mut self, worker: usize) -> bool {
-        (0..self.ports.len()).fold(false, |busy, port| busy | self.part(worker, port).arm())
+        (0..self.guests.len()).fold(false, |busy, port| busy | self.part(worker, port).arm())
     }
 
     pub fn disarm(&mut self, worker: usize) {
-        (0..self.ports.len()).for_each(|port| self.part(worker, port).disarm());
+        (0..self.guests.len()).for_each(|port| self.part(worker, port).disarm());
     }
 
     /// When a worker that sleeps has to wake by itself.
     pub fn deadline(&mut self, worker: usize) -> Option<u64> {
         let now = self.hands[worker].breathed;
-        (0..self.ports.len()).filter_map(|port| self.part(worker, port).deadline(now)).min()
+        (0..self.guests.len()).filter_map(|port| self.part(worker, port).deadline(now)).min()
     }
 
     /// Whether a worker goes to sleep within a few breaths: it is armed then.
@@ -152,10 +171,15 @@ impl Crew {
         })
     }
 
+    /// What each part of a port counted.
+    pub fn counters_of_parts(&self, port: usize) -> Vec<Counters> {
+        self.hands.iter().map(|hand| hand.graph.counters(self.ports[port])).collect()
+    }
+
     /// What all parts of a port counted.
     pub fn counters(&self, port: usize) -> Counters {
         let mut sum = Counters::default();
-        self.hands.iter().for_each(|hand| sum += &hand.graph.counters(self.ports[port]));
+        self.counters_of_parts(port).iter().for_each(|part| sum += part);
         sum
     }
 

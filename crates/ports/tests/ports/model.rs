@@ -297,8 +297,8 @@ impl Model {
 
     /// Takes what came, and what went out.
     fn harvest(&mut self) {
-        for guest in 0..PAIRS.len() {
-            for pair in 0..PAIRS[guest] {
+        for (guest, pairs) in PAIRS.into_iter().enumerate() {
+            for pair in 0..pairs {
                 self.crew.guests[guest].reap_on(pair);
                 for frame in self.crew.guests[guest].frames_on(pair) {
                     assert!(self.enabled[&(guest, pair)], "guest {guest}, pair {pair} is disabled");
