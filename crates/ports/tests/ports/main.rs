@@ -11,6 +11,7 @@ mod flow;
 mod formats;
 mod guest;
 mod hostile;
+mod hostile_pairs;
 mod live;
 mod model;
 mod offload;
