@@ -50,6 +50,8 @@ enum Action {
     },
     /// A worker takes its next step.
     Work(usize),
+    /// All workers do what there is, until they sleep.
+    Rest,
     /// A ring is enabled if it is not, and disabled if it is.
     Enable(Exchange),
     /// A ring is stopped if it runs, and restarted if it does not.
@@ -80,6 +82,7 @@ fn action() -> impl Strategy<Value = Action> {
         8 => send.prop_map(|(guest, pair, to, flow, len)| Action::Send { guest, pair, to, flow, len }),
         6 => post.prop_map(|(guest, pair, len)| Action::Post { guest, pair, len }),
         16 => (0..WORKERS).prop_map(Action::Work),
+        2 => Just(Action::Rest),
         1 => exchange().prop_map(Action::Enable),
         1 => exchange().prop_map(Action::Run),
         1 => prop_oneof![Just(10 * STEP), Just(BLOCK), Just(PATIENCE)].prop_map(Action::Wait),
@@ -139,6 +142,7 @@ impl Model {
             }
             Action::Post { guest, pair, len } => self.post(*guest, *pair, *len),
             Action::Work(worker) => self.work(*worker),
+            Action::Rest => self.rest(),
             Action::Enable(exchange) => {
                 let ring = self.ring(exchange);
                 let ring = self.crew.guests[exchange.guest].ring_mut(ring);
@@ -337,14 +341,19 @@ impl Model {
             for (guest, pairs) in PAIRS.into_iter().enumerate() {
                 (0..pairs * usize::from(ENTRIES)).for_each(|at| self.post(guest, at, 500));
             }
-            let all_sleep = (0..40).any(|_| {
-                (0..self.lives.len()).for_each(|worker| self.work(worker));
-                self.lives.iter().all(|life| matches!(life, Life::Asleep(_)))
-            });
-            assert!(all_sleep, "busy with nothing: {:?}", self.lives);
+            self.rest();
             self.chains_out() == 0
         });
         assert!(is_settled, "{} chains did not come back", self.chains_out());
+    }
+
+    /// Has all workers do what there is, until they sleep.
+    fn rest(&mut self) {
+        let all_sleep = (0..100).any(|_| {
+            (0..self.lives.len()).for_each(|worker| self.work(worker));
+            self.lives.iter().all(|life| matches!(life, Life::Asleep(_)))
+        });
+        assert!(all_sleep, "busy with nothing: {:?}", self.lives);
     }
 
     /// Chains of transmit rings that did not come back.

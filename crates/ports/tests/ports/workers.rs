@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use engine::DropReason;
 use ringway_ports::vhost_user::PATIENCE;
+use rustix::fs::{MemfdFlags, memfd_create};
 use wire::virtio::Features;
 
 use crate::crew::Crew;
@@ -93,6 +94,28 @@ fn each_worker_is_woken_by_its_own_transmit_rings_and_by_all_receive_rings() {
     crew.swap(0, None);
     assert_eq!(watched(&crew, 0), []);
     assert_eq!(watched(&crew, 1), []);
+}
+
+/// What one worker hears of a guest, all deliver by.
+#[test]
+fn a_conversation_is_delivered_where_it_was_sent_by_whichever_worker() {
+    const PAIRS: usize = 5;
+    let mut crew = Crew::bridged(3, vec![modern(), modern(), guest(PAIRS, Features::NONE)]);
+    (0..2).for_each(|guest| crew.guests[guest].post_many(20));
+    (0..PAIRS).for_each(|pair| crew.guests[TO].post_many_on(pair, 20));
+    for pair in (0..PAIRS).chain([3, 0]) {
+        for from in [0, 1] {
+            let flow = Flow::udp(from, TO, 7);
+            crew.guests[TO].send_on(pair, &flow.back().frame(0, 60));
+            crew.breathe_all();
+            assert_eq!(crew.guests[from].frames(), [flow.back().frame(0, 60)]);
+            crew.guests[from].send(&flow.frame(1, 60));
+            crew.breathe_all();
+            assert_eq!(crew.guests[TO].frames_on(pair), [flow.frame(1, 60)], "pair {pair}");
+            crew.guests[from].reap();
+            crew.guests[TO].reap_on(pair);
+        }
+    }
 }
 
 /// Both workers have a frame held for guest 2, and sleep.
@@ -330,6 +353,19 @@ fn two_workers_that_find_faults_at_once_report_one() {
         let ring = transmit(first);
         assert!(crew.fault(HOSTILE).starts_with(&format!("transmit ring {ring}: ")));
     }
+}
+
+/// All workers watch the kicks of receive rings, and all of them fail.
+#[test]
+fn a_kick_descriptor_that_no_worker_can_wait_for_is_reported_once() {
+    let mut crew = hostile();
+    let file = memfd_create("no eventfd", MemfdFlags::CLOEXEC).unwrap();
+    let mut device = crew.guests[HOSTILE].device();
+    device.rings[receive(1)].as_mut().unwrap().kick = Some(Arc::new(file));
+    crew.swap(HOSTILE, Some(&device));
+    (0..2).for_each(|_| _ = crew.breathe_all());
+    let fault = crew.fault(HOSTILE);
+    assert!(fault.starts_with("ring 2: the kick descriptor cannot be waited for"), "{fault}");
 }
 
 #[test]
