@@ -51,7 +51,7 @@ use vhost_user::Device;
 use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
-use receive::{Delivered, Locked, Receiver, Receivers, Scratch};
+use receive::{Delivered, Locked, Receiver, Receivers, Scratch, Seen};
 pub use ring::Swapped;
 use ring::{Shape, setup};
 use steering::Steering;
@@ -219,8 +219,8 @@ impl Active {
 /// A receive ring for which a frame of this worker's is held.
 struct Wait {
     pair: usize,
-    /// What was available, too few for the frame.
-    available: u16,
+    /// What was found there, too few for the frame.
+    seen: Seen,
 }
 
 /// The port, or its part on one of several workers.
@@ -300,9 +300,6 @@ impl VhostUserPort {
     /// A new ring is scanned without waiting for a kick, and its driver called once: it may have
     /// been told of neither by whoever served it before.
     ///
-    /// Every worker has to breathe again after the last part has swapped: one that went back to sleep
-    /// before may wait for a kick of a ring that another has exchanged since, with kicks off.
-    ///
     /// After a fault the port stays down until all parts were given no device.
     pub fn swap(&mut self, device: Option<&Device>, poller: &Poller) -> Swapped {
         let mut swapped = Swapped::default();
@@ -313,12 +310,16 @@ impl VhostUserPort {
         let is_latched = self.shared.is_latched();
         for pair in self.share.pairs() {
             self.shared.receivers.exchange(pair, |old| {
+                let is_awaited = old.as_ref().is_some_and(Receiver::is_awaited);
                 let previous = old.map(|Receiver { memory, ring, .. }| {
                     swapped.retire(memory);
                     ring
                 });
                 let number = receive_ring(pair);
                 let ring = swapped.exchange(number, previous, device, is_latched)?;
+                if is_awaited {
+                    ring.kick();
+                }
                 let device = device?;
                 Some(Receiver::new(device.memory.clone(), device.features, ring))
             });
@@ -328,6 +329,8 @@ impl VhostUserPort {
             swapped.retire(old.memory);
         }
         if device.is_none() {
+            // There is nothing more to find out, nor to say, about a guest that is gone.
+            self.waits.clear();
             self.fault = None;
             let bit = 1 << self.part;
             let others = self.shared.present.fetch_and(!bit, Ordering::AcqRel) & !bit;
@@ -429,7 +432,7 @@ impl VhostUserPort {
         self.waits.retain(|wait| wait.pair != pair);
         match delivered {
             Ok(Delivered::All) => {}
-            Ok(Delivered::Held(available)) => self.waits.push(Wait { pair, available }),
+            Ok(Delivered::Held(seen)) => self.waits.push(Wait { pair, seen }),
             Err(broken) => self.latch(broken.of(pair)),
         }
     }
@@ -538,9 +541,9 @@ impl App for VhostUserPort {
             Ok(more) => busy |= more,
             Err(found) => fault = Some(found),
         }
-        for Wait { pair, available } in &self.waits {
+        for Wait { pair, seen } in &self.waits {
             let Some(mut receiver) = self.shared.receivers.lock(*pair) else { continue };
-            match receiver.get().arm(self.part, *available) {
+            match receiver.get().arm(self.part, *seen) {
                 Ok(more) => busy |= more,
                 Err(violation) => fault = Some(GuestFault::receive(*pair, violation)),
             }

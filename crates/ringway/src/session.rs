@@ -156,12 +156,7 @@ impl Port {
     /// Has the workers take over `device`, and waits until all did. Parts of the old one are in the
     /// result, to be dropped here.
     async fn swap(&self, device: Option<Arc<Device>>) -> Result<Vec<Swapped>, Ended> {
-        let swapped =
-            self.on_port(move |port, poller| port.swap(device.as_deref(), poller)).await?;
-        if swapped.len() > 1 {
-            self.workers.on_each(|_| ()).await?;
-        }
-        Ok(swapped)
+        self.on_port(move |port, poller| port.swap(device.as_deref(), poller)).await
     }
 
     /// Runs `command` on all parts of this port, each between two breaths of its worker.

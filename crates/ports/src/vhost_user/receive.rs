@@ -84,6 +84,8 @@ pub(super) struct Receiver {
     pub(super) ring: Ring,
     /// When it was found to be full, if it has taken nothing since.
     full_since: Option<u64>,
+    /// Counts the times that buffers were used, and wraps.
+    uses: u32,
     /// A bit for each worker that sleeps until there are more buffers.
     armed: u64,
 }
@@ -107,13 +109,23 @@ impl Scratch {
 pub(super) enum Delivered {
     /// Nothing waits.
     All,
-    /// Frames are held until there are more than this many chains, or descriptors.
-    Held(u16),
+    /// Frames are held until there is more than this.
+    Held(Seen),
+}
+
+/// What was found in a ring.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// Chains that were available, or descriptors.
+    available: u16,
+    /// How often buffers had been used. If that is another number now, what is available is not
+    /// what was.
+    uses: u32,
 }
 
 impl Receiver {
     pub(super) fn new(memory: Arc<GuestMemory>, features: Features, ring: Ring) -> Self {
-        Self { memory, features, ring, full_since: None, armed: 0 }
+        Self { memory, features, ring, full_since: None, uses: 0, armed: 0 }
     }
 
     /// Delivers the selected frames. Counts those that are neither delivered nor held.
@@ -149,7 +161,10 @@ impl Receiver {
                 gather.deliver(queue, shape, burst.frame(index), &mut counters.sent)
             };
             match delivered {
-                Ok(()) => self.full_since = None,
+                Ok(()) => {
+                    self.full_since = None;
+                    self.uses = self.uses.wrapping_add(1);
+                }
                 Err(Undelivered::Full) => {
                     full = true;
                     let now = burst.now();
@@ -164,6 +179,7 @@ impl Receiver {
                 }
                 Err(Undelivered::Cut) => {
                     full = true;
+                    self.uses = self.uses.wrapping_add(1);
                     counters.drop(DropReason::ReceiverFull);
                 }
                 Err(Undelivered::Dropped(reason)) => counters.drop(reason),
@@ -177,7 +193,10 @@ impl Receiver {
         scratch.slices = recycle_writable(gather.slices);
         match broken {
             Some(broken) => Err(broken),
-            None if holds => Ok(Delivered::Held(queue.available().unwrap_or(0))),
+            None if holds => {
+                let available = queue.available().unwrap_or(0);
+                Ok(Delivered::Held(Seen { available, uses: self.uses }))
+            }
             None => Ok(Delivered::All),
         }
     }
@@ -187,13 +206,18 @@ impl Receiver {
         self.full_since.map(|since| since + PATIENCE)
     }
 
-    /// Asks for a kick when there are more buffers, in the name of a worker that found `available`
-    /// too few. True when there are more already, or there were, and somebody took them.
-    pub(super) fn arm(&mut self, worker: u32, available: u16) -> Result<bool, Violation> {
+    /// Asks for a kick when there are more buffers, in the name of a worker that found too few. True
+    /// when there may be more already: others than it has seen, or the ring was exchanged since.
+    pub(super) fn arm(&mut self, worker: u32, seen: Seen) -> Result<bool, Violation> {
         self.armed |= 1 << worker;
         self.ring.queue.enable_kicks()?;
-        let more = self.ring.queue.available()? > available;
+        let more = self.ring.queue.available()? > seen.available || self.uses != seen.uses;
         Ok(more || self.full_since.is_none() || self.ring.setup.kick.is_none())
+    }
+
+    /// Whether a worker sleeps until there are more buffers.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.armed != 0
     }
 
     /// This worker wants no kick. Others may.

@@ -33,6 +33,14 @@ impl Ring {
         }
     }
 
+    /// Wakes the workers that wait for buffers, as the driver would: kicks are off in a ring that
+    /// was exchanged, and a worker that was done with its part of that may sleep again already.
+    pub(super) fn kick(&self) {
+        if let Some(descriptor) = &self.setup.kick {
+            let _ = sys::notify::signal(descriptor.as_fd());
+        }
+    }
+
     fn call(&self) {
         if let Some(descriptor) = &self.setup.call {
             // Whatever goes wrong with the descriptor is the guest's loss.

@@ -33,7 +33,7 @@ pub(super) struct Transmit {
     backlog: Backlog,
     /// A held frame made way: something moved.
     moved: bool,
-    /// The place of the ring that is asked first.
+    /// The place of the ring that is asked first, if there are so many.
     turn: usize,
 }
 
@@ -116,12 +116,17 @@ impl Transmit {
         self.pull_held(&mut intake, burst, counters)?;
         let before = self.taken.len();
         let places = self.rings.len();
-        self.turn = (self.turn + 1) % places.max(1);
-        for place in (self.turn..places).chain(0..self.turn) {
+        let first = self.turn % places.max(1);
+        for place in (first..places).chain(0..first) {
             if !plan.listen || self.taken.len() == BURST {
                 break;
             }
+            let is_first = self.taken.len() == before;
             self.pull_new(place, &mut intake, steering, burst, counters)?;
+            // Behind the first one that had something: a ring gets no turns of idle ones before it.
+            if is_first && self.taken.len() > before {
+                self.turn = place + 1;
+            }
         }
         Ok(moved || self.taken.len() > before)
     }

@@ -3,10 +3,13 @@
 //! ```text
 //! guest address  BASE   the receive ring, its indirect tables, its buffer areas, one an entry
 //!                       the transmit ring, the same
+//!                       the rings of further pairs, the same
 //! ```
 //!
-//! All of it is one file, cut into three regions: the borders lie inside of each ring's first
-//! buffer area, at odd addresses.
+//! All of it is one file, cut into three regions: the borders lie inside of the first buffer areas
+//! of the first two rings, at odd addresses.
+//!
+//! What is done to a ring without naming it is done to the first pair.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
@@ -41,9 +44,19 @@ const BORDER: u64 = 21;
 /// Descriptors in an indirect table.
 const TABLE: u16 = 32;
 
-/// Ring numbers, as in a [`Device`].
+/// Ring numbers, as in a [`Device`]: those of the first pair.
 pub const RECEIVE: usize = 0;
 pub const TRANSMIT: usize = 1;
+
+/// The number of a pair's receive ring.
+pub const fn receive(pair: usize) -> usize {
+    2 * pair + RECEIVE
+}
+
+/// The number of a pair's transmit ring.
+pub const fn transmit(pair: usize) -> usize {
+    2 * pair + TRANSMIT
+}
 
 /// How this guest lays out its chains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,13 +265,26 @@ pub struct Guest {
     pub cut: Cut,
     pub receive: Ring,
     pub transmit: Ring,
+    /// The rings of further pairs, from ring 2 on.
+    further: Vec<Ring>,
 }
 
 impl Guest {
     pub fn new(features: Features, cut: Cut, ring_size: u16) -> Self {
-        let receive = Places::new(BASE, ring_size);
-        let transmit = Places::new(receive.end, ring_size);
-        let size = transmit.end - BASE;
+        Self::with_pairs(1, features, cut, ring_size)
+    }
+
+    /// A guest with so many queue pairs.
+    pub fn with_pairs(pairs: usize, features: Features, cut: Cut, ring_size: u16) -> Self {
+        let mut end = BASE;
+        let mut next = || {
+            let places = Places::new(end, ring_size);
+            end = places.end;
+            places
+        };
+        let (receive, transmit) = (next(), next());
+        let further: Vec<Places> = (2..2 * pairs).map(|_| next()).collect();
+        let size = end - BASE;
         let borders = [receive.areas + BORDER, transmit.areas + BORDER];
         let name = format!("guest {}", next_start());
         let file = memfd_create(&name, MemfdFlags::CLOEXEC).unwrap();
@@ -267,6 +293,10 @@ impl Guest {
         Self {
             receive: Ring::new(&memory, receive, ring_size, features),
             transmit: Ring::new(&memory, transmit, ring_size, features),
+            further: further
+                .into_iter()
+                .map(|places| Ring::new(&memory, places, ring_size, features))
+                .collect(),
             memory,
             name,
             file,
@@ -280,15 +310,14 @@ impl Guest {
     /// The device, as a back end would hand it over, with its own view of the memory.
     pub fn device(&self) -> Device {
         let memory = Arc::new(map(&self.file, self.size, self.borders));
-        let rings = [&self.receive, &self.transmit];
-        let rings = rings.map(|ring| ring.setup(&memory, self.features)).into();
+        let rings = (0..self.rings()).map(|number| self.ring(number));
+        let rings = rings.map(|ring| ring.setup(&memory, self.features)).collect();
         Device { memory, features: self.features, rings }
     }
 
     /// Starts over with empty rings, as a driver that was loaded anew.
     pub fn reset(&mut self) {
-        self.reset_ring(RECEIVE);
-        self.reset_ring(TRANSMIT);
+        (0..self.rings()).for_each(|number| self.reset_ring(number));
     }
 
     /// Has a ring not run any more.
@@ -316,13 +345,19 @@ impl Guest {
         self.read(places.descriptors, (places.end - places.descriptors) as usize)
     }
 
-    /// Has both rings start again, at these positions, with all that is in them.
+    /// Has the rings of the first pair start again, at these positions, with all that is in them.
     pub fn restart(&mut self, bases: [u32; 2]) {
-        for (ring, base) in [&mut self.receive, &mut self.transmit].into_iter().zip(bases) {
-            ring.start = next_start();
-            ring.base = base;
-            ring.runs = true;
+        for (number, base) in [RECEIVE, TRANSMIT].into_iter().zip(bases) {
+            self.restart_ring(number, base);
         }
+    }
+
+    /// Has a ring start again at this position, with all that is in it.
+    pub fn restart_ring(&mut self, number: usize, base: u32) {
+        let ring = self.ring_mut(number);
+        ring.start = next_start();
+        ring.base = base;
+        ring.runs = true;
     }
 
     /// How /proc calls its memory.
@@ -351,10 +386,21 @@ impl Guest {
 
     /// Queues what need not be a header and a frame.
     pub fn send_bytes(&mut self, bytes: &[u8]) {
+        self.send_bytes_on(0, bytes);
+    }
+
+    /// Queues a frame in the transmit ring of a pair. Returns whether the device wants a kick.
+    pub fn send_on(&mut self, pair: usize, frame: &[u8]) -> bool {
+        let header = NetHeader::default().to_bytes();
+        self.send_bytes_on(pair, &[&header[..self.header_size()], frame].concat())
+    }
+
+    fn send_bytes_on(&mut self, pair: usize, bytes: &[u8]) -> bool {
         let lens = self.cut.lens(bytes.len() as u32, self.header_size() as u32);
-        let at = self.transmit.add(&lens, self.cut.form(), false);
+        let form = self.cut.form();
+        let at = self.ring_mut(transmit(pair)).add(&lens, form, false);
         self.write(at, bytes);
-        let _ = self.transmit.queue.publish();
+        self.ring_mut(transmit(pair)).queue.publish()
     }
 
     /// Queues a frame in one descriptor for each of its bytes.
@@ -372,10 +418,16 @@ impl Guest {
 
     /// Posts a receive buffer. Returns whether the device wants a kick.
     pub fn post(&mut self, len: u32) -> bool {
+        self.post_on(0, len)
+    }
+
+    /// Posts a receive buffer in the ring of a pair. Returns whether the device wants a kick.
+    pub fn post_on(&mut self, pair: usize, len: u32) -> bool {
         let lens = self.cut.lens(len, self.header_size() as u32);
-        let at = self.receive.add(&lens, self.cut.form(), true);
+        let form = self.cut.form();
+        let at = self.ring_mut(receive(pair)).add(&lens, form, true);
         self.write(at, &BLANKS[..len as usize]);
-        self.receive.queue.publish()
+        self.ring_mut(receive(pair)).queue.publish()
     }
 
     /// Posts `count` buffers that hold a usual frame.
@@ -383,9 +435,19 @@ impl Guest {
         (0..count).for_each(|_| _ = self.post(2048));
     }
 
+    /// Posts `count` buffers that hold a usual frame in the ring of a pair.
+    pub fn post_many_on(&mut self, pair: usize, count: usize) {
+        (0..count).for_each(|_| _ = self.post_on(pair, 2048));
+    }
+
     /// Takes back the transmit buffers that the device has used. Returns how many.
     pub fn reap(&mut self) -> usize {
-        let ring = &mut self.transmit;
+        self.reap_on(0)
+    }
+
+    /// Takes back the transmit buffers of a pair that the device has used. Returns how many.
+    pub fn reap_on(&mut self, pair: usize) -> usize {
+        let ring = self.ring_mut(transmit(pair));
         let before = ring.with_device.len();
         while let Some(used) = ring.queue.reap().unwrap() {
             assert_eq!(used.written, 0, "written to a buffer that is only to be read");
@@ -401,9 +463,14 @@ impl Guest {
     /// The frames that came. Checks all that a driver relies on: used lengths, the count of
     /// buffers, that all but the last are filled to the end, and nothing written behind it.
     pub fn received(&mut self) -> Vec<Received> {
+        self.received_on(0)
+    }
+
+    /// The frames that came in the ring of a pair.
+    pub fn received_on(&mut self, pair: usize) -> Vec<Received> {
         let mut frames = Vec::new();
-        while let Some(used) = self.receive.queue.reap().unwrap() {
-            let (mut bytes, mut is_full) = self.take_back(used);
+        while let Some(used) = self.ring_mut(receive(pair)).queue.reap().unwrap() {
+            let (mut bytes, mut is_full) = self.take_back(pair, used);
             let mut header = [0; NetHeader::SIZE];
             let size = self.header_size();
             header[..size].copy_from_slice(&bytes[..size]);
@@ -413,32 +480,44 @@ impl Guest {
             assert!(buffers == 1 || self.features.contains(Features::MRG_RXBUF));
             for _ in 1..buffers {
                 assert!(is_full, "a buffer that is not the last is filled to its end");
-                let used = self.receive.queue.reap().unwrap();
+                let used = self.ring_mut(receive(pair)).queue.reap().unwrap();
                 let next;
-                (next, is_full) = self.take_back(used.expect("all of a frame comes at once"));
+                (next, is_full) = self.take_back(pair, used.expect("all of a frame comes at once"));
                 bytes.extend(next);
             }
             bytes.drain(..size);
             frames.push(Received { header, frame: bytes, buffers: buffers.into() });
         }
-        let _ = self.receive.queue.enable_calls();
+        let _ = self.ring_mut(receive(pair)).queue.enable_calls();
         frames
     }
 
     /// The frames that came, alone.
     pub fn frames(&mut self) -> Vec<Vec<u8>> {
-        self.received().into_iter().map(|received| received.frame).collect()
+        self.frames_on(0)
     }
 
-    fn take_back(&mut self, used: Used) -> (Vec<u8>, bool) {
-        let (area, len) = self.receive.with_device.pop_front().expect("an outstanding buffer");
+    /// The frames that came in the ring of a pair, alone.
+    pub fn frames_on(&mut self, pair: usize) -> Vec<Vec<u8>> {
+        self.received_on(pair).into_iter().map(|received| received.frame).collect()
+    }
+
+    /// Wants no calls for frames of a pair, until it has taken some.
+    pub fn poll_on(&mut self, pair: usize) {
+        self.ring_mut(receive(pair)).queue.disable_calls();
+    }
+
+    fn take_back(&mut self, pair: usize, used: Used) -> (Vec<u8>, bool) {
+        let ring = self.ring_mut(receive(pair));
+        let (area, len) = ring.with_device.pop_front().expect("an outstanding buffer");
         assert_eq!(used.token, area, "buffers are used in order");
-        self.receive.free.push(area);
+        ring.free.push(area);
+        let at = ring.places.area(area);
         assert!(used.written <= len, "{} of {len} bytes written", used.written);
         assert!(used.written > 0, "a buffer was used for nothing");
         let written = used.written as usize;
         let behind = (written + BEHIND).min(len as usize);
-        let mut bytes = self.read(self.receive.places.area(area), behind);
+        let mut bytes = self.read(at, behind);
         assert_eq!(bytes[written..], BLANKS[written..behind], "written behind the end");
         bytes.truncate(written);
         (bytes, used.written == len)
@@ -518,12 +597,29 @@ impl Guest {
         bytes.chunks(8).map(|entry| (word(&entry[..4]), word(&entry[4..]))).collect()
     }
 
-    pub fn ring(&self, number: usize) -> &Ring {
-        if number == RECEIVE { &self.receive } else { &self.transmit }
+    /// Rings of all pairs.
+    pub fn rings(&self) -> usize {
+        2 + self.further.len()
     }
 
-    fn ring_mut(&mut self, number: usize) -> &mut Ring {
-        if number == RECEIVE { &mut self.receive } else { &mut self.transmit }
+    pub fn pairs(&self) -> usize {
+        self.rings() / 2
+    }
+
+    pub fn ring(&self, number: usize) -> &Ring {
+        match number {
+            RECEIVE => &self.receive,
+            TRANSMIT => &self.transmit,
+            _ => &self.further[number - 2],
+        }
+    }
+
+    pub fn ring_mut(&mut self, number: usize) -> &mut Ring {
+        match number {
+            RECEIVE => &mut self.receive,
+            TRANSMIT => &mut self.transmit,
+            _ => &mut self.further[number - 2],
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use sys::tun::{Offloads, TapError};
 use wire::checksum::Sum;
 use wire::virtio::{Features, NetHeader};
 
+use crate::crew::Crew;
 use crate::guest::{Cut, Guest, Received};
 use crate::world::{MODERN, RING, World, addressed, frame, mac, modern};
 
@@ -52,12 +53,24 @@ fn old_host(guest: Guest, offloads: Offloads) -> World {
     host_with(guest, |name| TapPort::open_with(name, offloads))
 }
 
-fn host_with(guest: Guest, open: impl FnOnce(&str) -> Result<TapPort, TapError>) -> World {
+/// A tap in a network of its own.
+fn tap(open: impl FnOnce(&str) -> Result<TapPort, TapError>) -> TapPort {
     unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
     // Nothing but what a test asks for, if the kernel knows IPv6 at all.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    open("rw0").expect("this test needs CAP_NET_ADMIN")
+}
+
+/// Gives the host an address on the tap. It knows where guest 0 is.
+fn configure() {
+    ip("link set rw0 address 52:54:00:00:00:99 addrgenmode none up");
+    ip("address add 10.9.0.1/24 dev rw0");
+    ip("neighbour add 10.9.0.2 lladdr 52:54:00:00:00:00 dev rw0");
+}
+
+fn host_with(guest: Guest, open: impl FnOnce(&str) -> Result<TapPort, TapError>) -> World {
+    let tap = tap(open);
     let mut world = World::unlinked(vec![guest, modern()]);
-    let tap = open("rw0").expect("this test needs CAP_NET_ADMIN");
     let tap = world.graph.add("tap", tap);
     world.ports.push(tap);
     let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
@@ -71,9 +84,7 @@ fn host_with(guest: Guest, open: impl FnOnce(&str) -> Result<TapPort, TapError>)
         world.breathe();
         world.guests[guest].reap();
     }
-    ip("link set rw0 address 52:54:00:00:00:99 addrgenmode none up");
-    ip("address add 10.9.0.1/24 dev rw0");
-    ip("neighbour add 10.9.0.2 lladdr 52:54:00:00:00:00 dev rw0");
+    configure();
     world
 }
 
@@ -578,6 +589,52 @@ fn an_interface_that_is_deleted_is_reported_once_and_the_others_go_on() {
     assert!(fault.starts_with("the interface is gone: "), "{fault}");
     assert!(world.counters(TAP)[DropReason::ReceiverDown] > 0);
     assert_eq!(world.counters(TAP)[DropReason::Refused], 0);
+}
+
+#[test]
+fn all_workers_write_to_the_host_and_one_reads() {
+    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(tap(TapPort::open)));
+    configure();
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    // Each guest is read by a worker of its own, which writes what it read.
+    for number in 0..20u8 {
+        for guest in [0, 1] {
+            let mut frame = to_host(UDP, &udp(900, 700, &[number, guest as u8]));
+            frame[6..12].copy_from_slice(&mac(guest));
+            crew.guests[guest].send(&frame);
+            crew.breathe(guest);
+            let mut buffer = [0; 100];
+            let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+            assert_eq!(buffer[..len], [number, guest as u8]);
+        }
+    }
+    let counters = crew.counters_of_parts(TAP);
+    assert_eq!([0, 1].map(|part: usize| counters[part].sent.frames), [20, 20]);
+
+    while crew.breathe_all() {}
+    crew.guests[0].post_many(10);
+    for number in 0..10u8 {
+        socket.send_to(&[number; 333], "10.9.0.2:900").unwrap();
+    }
+    for _ in 0..20 {
+        assert!(!crew.breathe(1), "there is nothing to read for this one");
+        crew.now += 10_000;
+    }
+    assert!(crew.guests[0].frames().is_empty());
+    let start = Instant::now();
+    let mut came = Vec::new();
+    while came.len() < 10 {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for ten datagrams: {} came", came.len());
+        crew.breathe(0);
+        came.extend(crew.guests[0].frames());
+    }
+    for (number, frame) in (0..).zip(&came) {
+        assert_eq!(ipv4(frame, UDP).expect("a datagram")[8..], [number; 333]);
+    }
+    let counters = crew.counters_of_parts(TAP);
+    assert_eq!([0, 1].map(|part: usize| counters[part].received.frames), [10, 0]);
+    crew.assert_drops(TAP, &[]);
 }
 
 #[test]
