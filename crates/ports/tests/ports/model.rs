@@ -99,14 +99,17 @@ enum Life {
     Asleep(Option<u64>),
 }
 
+/// Whose frames stay in order: sender, receiver, flow, and the pair that it was sent on.
+type Stream = (usize, usize, u16, u32);
+
 struct Model {
     crew: Crew,
     lives: Vec<Life>,
     /// Workers that were told to swap and have not yet.
     called: Vec<bool>,
-    /// Frames sent, by sender, flow and pair; of them, the last that arrived.
-    sent: HashMap<(usize, u16, u32), u32>,
-    arrived: HashMap<(usize, u16, u32), u32>,
+    /// Frames sent, and of them the last that arrived.
+    sent: HashMap<Stream, u32>,
+    arrived: HashMap<Stream, u32>,
     arrivals: u64,
     /// Where stopped rings stand.
     positions: HashMap<(usize, usize), u32>,
@@ -160,23 +163,18 @@ impl Model {
 
     fn send(&mut self, guest: usize, pair: usize, to: usize, flow: u16, len: usize) {
         let pair = pair % PAIRS[guest];
-        let to = match (guest, to) {
-            (MANY, to) => to % 2,
-            (other, 0) => 1 - other,
-            _ => MANY,
-        };
-        // What most receive is answered from any of their pairs, what others send has one.
-        let number = 100 * (guest + to) as u16 + 10 * flow;
-        let (number, flow) = if guest == MANY {
-            (number, Flow::udp(to, guest, number).back())
-        } else {
-            (number + pair as u16, Flow::udp(guest, to, number))
-        };
-        let flow = Flow { number: if guest == MANY { flow.number } else { number }, ..flow };
         if self.crew.guests[guest].ring(transmit(pair)).outstanding() == ENTRIES.into() {
             return;
         }
-        let next = self.sent.entry((guest, flow.number, pair as u32)).or_default();
+        let flow = if guest == MANY {
+            // An answer, on any of its pairs, to what the other one sends on any of its own.
+            let to = to % MANY;
+            Flow::udp(to, MANY, 10 * flow + (len % PAIRS[to]) as u16).back()
+        } else {
+            let to = if to == 0 { 1 - guest } else { MANY };
+            Flow::udp(guest, to, 10 * flow + pair as u16)
+        };
+        let next = self.sent.entry((flow.from, flow.to, flow.number, pair as u32)).or_default();
         *next += 1;
         let frame = flow.frame((pair as u32) << PAIR_SHIFT | *next, len);
         if self.crew.guests[guest].send_on(pair, &frame) {
@@ -208,11 +206,11 @@ impl Model {
         let worker = worker % self.lives.len();
         match self.lives[worker] {
             Life::Breathe => {
-                let answered = self.crew.counters(MANY).received;
+                let before = self.transmitted();
                 let is_busy = self.crew.breathe(worker);
                 self.lives[worker] = if is_busy { Life::Breathe } else { Life::Arm };
                 self.harvest();
-                if self.crew.counters(MANY).received != answered {
+                if self.transmitted() != before {
                     // A flow was moved, perhaps to where there is room. Nobody is told: until the
                     // deadline, what is held may wait where there is none.
                     self.wake_all();
@@ -238,6 +236,11 @@ impl Model {
                 assert_eq!(self.arrivals, before, "worker {worker} sleeps and could deliver");
             }
         }
+    }
+
+    /// What was taken from guests with several pairs.
+    fn transmitted(&self) -> [u64; 2] {
+        [0, MANY].map(|port| self.crew.counters(port).received.frames)
     }
 
     fn ring(&self, exchange: &Exchange) -> usize {
@@ -318,10 +321,10 @@ impl Model {
         let mut flow = Flow::udp(from, guest, number);
         flow.is_answer = from == MANY;
         assert!(frame == flow.frame(in_flow, frame.len()), "it arrives as it was sent");
-        let key = (from, number, pair);
+        let stream = (from, guest, number, pair);
         let in_flow = in_flow & ((1 << PAIR_SHIFT) - 1);
-        assert!(in_flow <= self.sent[&key]);
-        let last = self.arrived.insert(key, in_flow).unwrap_or(0);
+        assert!(in_flow <= self.sent[&stream]);
+        let last = self.arrived.insert(stream, in_flow).unwrap_or(0);
         assert!(in_flow > last, "{in_flow} after {last} of flow {number} of guest {from}");
         self.arrivals += 1;
     }

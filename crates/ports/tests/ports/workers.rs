@@ -180,6 +180,27 @@ fn buffers_that_come_before_a_worker_arms_are_not_slept_over() {
     assert!(crew.arm(1), "there is a buffer now");
 }
 
+/// It polls for a while before it sleeps, and finds more buffers, but still too few.
+#[test]
+fn what_a_worker_found_last_is_what_it_waits_for_more_than() {
+    let mut crew = three(Features::NONE);
+    crew.guests[0].send(&frame(0, TO, 6500, 1));
+    for _ in 0..3 {
+        (0..3).for_each(|_| _ = crew.breathe(0));
+        assert!(!crew.arm(0), "there is nothing to do");
+        assert!(crew.guests[TO].post(1000));
+        crew.disarm(0);
+        assert!(!crew.breathe(0));
+        assert!(!crew.guests[TO].post(1000), "it polls");
+        crew.breathe(0);
+        assert!(!crew.arm(0), "it found the other one already");
+        crew.disarm(0);
+    }
+    crew.guests[TO].post(1000);
+    crew.breathe(0);
+    assert_eq!(crew.guests[TO].frames(), [frame(0, TO, 6500, 1)]);
+}
+
 /// The first worker found a buffer too small. Another one took that, and there is a larger one.
 #[test]
 fn a_buffer_that_took_the_place_of_one_that_was_too_small_is_not_slept_over() {
@@ -430,6 +451,26 @@ fn memory_that_is_taken_away_is_noticed_by_whoever_looks_first() {
         (0..2).for_each(|pair| crew.guests[HOSTILE].post_many_on(pair, 20));
         assert_eq!(traffic(&mut crew, 2), 2);
     }
+}
+
+/// A worker that was not told yet delivers to a pair that was disabled meanwhile.
+#[test]
+fn the_worker_that_a_pair_belongs_to_disables_it_for_all() {
+    let mut crew = hostile();
+    let flow = Flow::udp(1, HOSTILE, 1);
+    crew.guests[HOSTILE].send_on(0, &flow.back().frame(0, 60));
+    crew.breathe_all();
+    crew.guests[HOSTILE].ring_mut(receive(0)).enabled = false;
+    let device = crew.guests[HOSTILE].device();
+    drop(crew.swap_part(0, HOSTILE, Some(&device)));
+    crew.guests[1].send(&flow.frame(1, 60));
+    crew.breathe(1);
+    assert!(crew.guests[HOSTILE].frames_on(0).is_empty());
+    crew.assert_drops(HOSTILE, &[(DropReason::ReceiverDown, 1)]);
+    drop(crew.swap_part(1, HOSTILE, Some(&device)));
+    crew.guests[1].send(&flow.frame(2, 60));
+    crew.breathe(1);
+    assert_eq!(crew.guests[HOSTILE].frames_on(1), [flow.frame(2, 60)]);
 }
 
 #[test]
