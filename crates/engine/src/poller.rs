@@ -14,15 +14,16 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 /// They are watched edge-triggered and never read: each write to an eventfd is an edge, so that a
 /// kick costs the worker no system call, and nothing that a peer passes as a kick descriptor is
 /// ever read from.
+#[derive(Clone)]
 pub struct Poller {
-    epoll: OwnedFd,
+    epoll: Arc<OwnedFd>,
     wake: Arc<OwnedFd>,
 }
 
 impl Poller {
     /// Watches nothing yet.
     pub fn new() -> io::Result<Self> {
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?);
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
         let poller = Self { epoll, wake };
         poller.watch(&poller.wake)?;

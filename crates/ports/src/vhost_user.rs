@@ -51,9 +51,9 @@ use vhost_user::Device;
 use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
-use receive::{Delivered, Locked, Receiver, Receivers, Scratch, Seen};
+use receive::{Delivered, Found, Receiver, Receivers, Scratch};
 pub use ring::Swapped;
-use ring::{Shape, setup};
+use ring::{Shape, numbers, setup, unchanged};
 use steering::Steering;
 use transmit::Transmit;
 
@@ -129,6 +129,10 @@ struct Share {
 }
 
 impl Share {
+    fn has(self, pair: usize) -> bool {
+        pair >= self.first && (pair - self.first).is_multiple_of(self.workers)
+    }
+
     /// In ascending order: each is at its place.
     fn pairs(self) -> impl Iterator<Item = usize> {
         (self.first..MAX_PAIRS).step_by(self.workers)
@@ -157,26 +161,32 @@ impl Shared {
     }
 
     /// Chooses one of the enabled pairs for each of the selected frames, by its place in the burst.
-    fn choose(&self, enabled: &[u8], burst: &Burst<'_>, selection: &Selection) -> [u8; BURST] {
+    fn choose(&self, active: &Active, burst: &Burst<'_>, selection: &Selection) -> [u8; BURST] {
         let mut pairs = [0; BURST];
-        // A bit for each pair: each is looked at once, since what this burst delivers to it comes
-        // after what was there.
-        let (mut looked_at, mut drained) = (0u128, 0u128);
+        // A driver that tells, and has not taken everything, may just have lost its processor.
+        let tells = active.features.contains(Features::EVENT_IDX);
+        let quiet = if tells { PATIENCE } else { steering::QUIET };
+        // A bit for each pair. What was chosen is not there yet, and is there all the same.
+        let (mut looked_at, mut drained, mut chosen) = (0u128, 0u128, 0u128);
         for index in selection.iter() {
             let hash = wire::flow::hash(burst.frame(index).head);
             let is_drained = |pair: u8| {
                 let bit = 1 << pair;
                 if looked_at & bit == 0 {
                     looked_at |= bit;
-                    let is_drained = |mut ring: Locked<'_>| ring.get().ring.queue.is_drained();
-                    if self.receivers.lock(pair.into()).is_none_or(is_drained) {
+                    let mut place = self.receivers.lock(pair.into());
+                    let receiver = place.as_mut().and_then(|place| place.ring());
+                    if receiver.is_none_or(|receiver| receiver.ring.queue.is_drained()) {
                         drained |= bit;
                     }
                 }
-                drained & bit != 0
+                drained & !chosen & bit != 0
             };
-            if let Some(pair) = pairs.get_mut(index) {
-                *pair = self.steering.choose(hash, enabled, burst.now(), is_drained);
+            let (enabled, now) = (&active.enabled, burst.now());
+            let pair = self.steering.choose(hash, enabled, now, quiet, is_drained);
+            chosen |= 1 << pair;
+            if let Some(slot) = pairs.get_mut(index) {
+                *slot = pair;
             }
         }
         pairs
@@ -216,11 +226,14 @@ impl Active {
     }
 }
 
-/// A receive ring for which a frame of this worker's is held.
-struct Wait {
+/// A receive ring that had no room for a frame of this worker's, or was not there, and that has taken
+/// none of its frames since.
+struct Full {
     pair: usize,
-    /// What was found there, too few for the frame.
-    seen: Seen,
+    /// When that was found.
+    since: u64,
+    /// What was found last, if frames are held for the ring.
+    held: Option<Found>,
 }
 
 /// The port, or its part on one of several workers.
@@ -230,13 +243,16 @@ pub struct VhostUserPort {
     part: u32,
     share: Share,
     active: Option<Active>,
+    /// Pairs of which the guest used a ring at the last swap, at most.
+    pairs: usize,
     transmit: Transmit,
     scratch: Scratch,
     /// The receive rings that something was delivered to in this breath, a bit for each pair.
     touched: u128,
-    waits: Vec<Wait>,
-    /// The kick descriptors that wake this worker, by ring.
-    kicks: Vec<(usize, Arc<OwnedFd>)>,
+    full: Vec<Full>,
+    /// The kick descriptors that wake this worker, by ring number, and where they are watched.
+    kicks: Vec<Option<Arc<OwnedFd>>>,
+    poller: Option<Poller>,
     /// A fault to be reported.
     fault: Option<GuestFault>,
     counters: Counters,
@@ -282,11 +298,13 @@ impl VhostUserPort {
             part,
             share,
             active: None,
+            pairs: 0,
             transmit: Transmit::new(share),
             scratch: Scratch::new(),
             touched: 0,
-            waits: Vec::with_capacity(MAX_PAIRS),
+            full: Vec::with_capacity(MAX_PAIRS),
             kicks: Vec::new(),
+            poller: None,
             fault: None,
             counters: Counters::default(),
             announcement: None,
@@ -308,62 +326,95 @@ impl VhostUserPort {
         }
         self.watch_kicks(device, poller, &mut swapped);
         let is_latched = self.shared.is_latched();
-        for pair in self.share.pairs() {
-            self.shared.receivers.exchange(pair, |old| {
-                let is_awaited = old.as_ref().is_some_and(Receiver::is_awaited);
-                let previous = old.map(|Receiver { memory, ring, .. }| {
-                    swapped.retire(memory);
-                    ring
-                });
-                let number = receive_ring(pair);
-                let ring = swapped.exchange(number, previous, device, is_latched)?;
-                if is_awaited {
-                    ring.kick();
-                }
-                let device = device?;
-                Some(Receiver::new(device.memory.clone(), device.features, ring))
-            });
+        let memory = |device: &Device| device.memory.clone();
+        let old = self.active.as_ref().map(|active| active.memory.clone());
+        let same_memory = match (&old, device.map(memory)) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, &new),
+            _ => false,
+        };
+        let pairs = numbers(device).div_ceil(2).max(self.pairs);
+        for pair in self.share.pairs().take_while(|pair| *pair < pairs) {
+            self.swap_receiver(pair, device, same_memory, is_latched, &mut swapped);
         }
-        self.transmit.swap(device, is_latched, &mut swapped, &mut self.counters);
-        if let Some(old) = std::mem::replace(&mut self.active, device.map(Active::new)) {
-            swapped.retire(old.memory);
-        }
+        self.pairs = numbers(device).div_ceil(2);
+        let counters = &mut self.counters;
+        self.transmit.swap(device, same_memory, is_latched, &mut swapped, counters);
+        self.active = device.map(Active::new);
+        // The receivers' too, until they are on the new one.
+        swapped.retire(old);
         if device.is_none() {
-            // There is nothing more to find out, nor to say, about a guest that is gone.
-            self.waits.clear();
-            self.fault = None;
-            let bit = 1 << self.part;
-            let others = self.shared.present.fetch_and(!bit, Ordering::AcqRel) & !bit;
-            if others == 0 {
-                self.shared.latched.store(false, Ordering::Release);
-            }
+            // There is nothing more to find out, nor to do, for a guest that is gone.
+            self.full.clear();
+            self.announcement = None;
+            swapped.fault = self.fault.take();
+            self.leave();
         }
         swapped
+    }
+
+    /// Exchanges a receive ring of this worker's share.
+    fn swap_receiver(
+        &self,
+        pair: usize,
+        device: Option<&Device>,
+        same_memory: bool,
+        is_latched: bool,
+        swapped: &mut Swapped,
+    ) {
+        let number = receive_ring(pair);
+        let next = device.and_then(|device| setup(device, number));
+        let Some(mut place) = self.shared.receivers.lock_anyway(pair) else { return };
+        if same_memory && unchanged(place.ring().map(|receiver| &receiver.ring), next) {
+            return;
+        }
+        place.exchange(|previous| {
+            let ring = swapped.exchange(number, previous, device, is_latched)?;
+            let Device { memory, features, .. } = device?;
+            Some(Receiver { memory: memory.clone(), features: *features, ring })
+        });
+    }
+
+    /// Does without a guest. After the last part the port may have another one.
+    fn leave(&self) {
+        let bit = 1 << self.part;
+        let others = self.shared.present.fetch_and(!bit, Ordering::AcqRel) & !bit;
+        if others == 0 {
+            self.shared.steering.forget();
+            self.shared.latched.store(false, Ordering::Release);
+        }
     }
 
     /// Has this worker woken by the kicks of the rings that it reads, and of all those that it may
     /// have to wait for with a frame.
     fn watch_kicks(&mut self, device: Option<&Device>, poller: &Poller, swapped: &mut Swapped) {
-        let kick = |number| setup(device?, number)?.kick.as_ref();
-        self.kicks.retain(|(number, watched)| {
-            let stays = kick(*number).is_some_and(|kick| Arc::ptr_eq(kick, watched));
-            if !stays {
-                poller.unwatch(watched);
-                swapped.retire(watched.clone());
-            }
-            stays
-        });
-        let numbers = (0..MAX_PAIRS).map(receive_ring).chain(self.share.pairs().map(transmit_ring));
-        for number in numbers {
-            let Some(kick) = kick(number) else { continue };
-            if self.kicks.iter().any(|(watched, _)| *watched == number) {
-                continue;
-            }
-            match poller.watch(kick) {
-                Ok(()) => self.kicks.push((number, kick.clone())),
-                Err(error) => self.latch(GuestFault::Kick { ring: number, error }),
+        let is_ours = |number: usize| number.is_multiple_of(2) || self.share.has(number / 2);
+        let kick = |number| setup(device?, number)?.kick.clone().filter(|_| is_ours(number));
+        let rings = numbers(device).max(self.kicks.len());
+        let next: Vec<_> = (0..rings).map(kick).collect();
+        let old = std::mem::take(&mut self.kicks);
+        let is_same = |one: &Option<Arc<OwnedFd>>, two: &Option<Arc<OwnedFd>>| match (one, two) {
+            (Some(one), Some(two)) => Arc::ptr_eq(one, two),
+            (one, two) => one.is_none() && two.is_none(),
+        };
+        // All of the old ones go first: one may have become another ring's.
+        for (number, watched) in old.iter().enumerate() {
+            if let Some(descriptor) = watched
+                && !next.get(number).is_some_and(|next| is_same(next, watched))
+            {
+                poller.unwatch(descriptor);
+                swapped.retire(descriptor.clone());
             }
         }
+        for (number, kick) in next.iter().enumerate() {
+            if let Some(descriptor) = kick
+                && !old.get(number).is_some_and(|watched| is_same(watched, kick))
+                && let Err(error) = poller.watch(descriptor)
+            {
+                self.latch(GuestFault::Kick { ring: number, error });
+            }
+        }
+        self.kicks = next;
+        self.poller = Some(poller.clone());
     }
 
     /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
@@ -413,27 +464,64 @@ impl VhostUserPort {
 
     /// Delivers frames to the receive ring of a pair.
     fn deliver(&mut self, pair: usize, burst: &mut Burst<'_>, selection: &Selection) {
-        let Some(mut receiver) = self.shared.receivers.lock_enabled(pair) else {
-            // The worker that it belongs to has been told of a change already, and we are about to
-            // be: then the frames find another pair, or none.
-            let may_wait = !self.shared.receivers.is_broken(pair);
-            for index in selection.iter() {
-                if !(may_wait && burst.hold(index)) {
-                    self.counters.drop(DropReason::ReceiverDown);
-                }
+        let now = burst.now();
+        let known = self.full.iter().position(|full| full.pair == pair);
+        let since = known.map_or(now, |known| self.full.swap_remove(known).since);
+        // Another worker's breath may have begun a little later than ours.
+        let is_patient = now.saturating_sub(since) < PATIENCE;
+        let delivered = match self.shared.receivers.lock(pair) {
+            // A bug of ours: there is nothing to wait for.
+            None => return self.counters[DropReason::ReceiverDown] += selection.len() as u64,
+            Some(mut place) => {
+                let (scratch, counters) = (&mut self.scratch, &mut self.counters);
+                let limit = self.frame_limit;
+                let delivered =
+                    place.deliver(burst, selection, limit, is_patient, scratch, counters);
+                // Without a ring: the worker that it belongs to has been told of a change already,
+                // and we are about to be, or the other way round.
+                delivered.unwrap_or_else(|| Ok(hold(burst, selection, is_patient, counters)))
             }
-            return;
         };
-        let (scratch, counters) = (&mut self.scratch, &mut self.counters);
-        let delivered =
-            receiver.get().deliver(burst, selection, self.frame_limit, scratch, counters);
-        drop(receiver);
         self.touched |= 1 << pair;
-        self.waits.retain(|wait| wait.pair != pair);
         match delivered {
-            Ok(Delivered::All) => {}
-            Ok(Delivered::Held(seen)) => self.waits.push(Wait { pair, seen }),
+            Ok(Delivered { took, is_full: true, held }) => {
+                self.full.push(Full { pair, since: if took { now } else { since }, held });
+            }
+            Ok(_) => {}
             Err(broken) => self.latch(broken.of(pair)),
+        }
+    }
+}
+
+/// Holds frames for a ring that is not there.
+fn hold(
+    burst: &mut Burst<'_>,
+    selection: &Selection,
+    is_patient: bool,
+    counters: &mut Counters,
+) -> Delivered {
+    let mut held = None;
+    for index in selection.iter() {
+        if is_patient && burst.hold(index) {
+            held = Some(Found::NoRing);
+        } else {
+            counters.drop(DropReason::ReceiverDown);
+        }
+    }
+    Delivered { took: false, is_full: true, held }
+}
+
+/// What fails by a bug of ours lets go of the guest, and takes all parts down. Dropped by control.
+impl Drop for VhostUserPort {
+    fn drop(&mut self) {
+        self.shared.latched.store(true, Ordering::Release);
+        for pair in self.share.pairs().take_while(|pair| *pair < self.pairs) {
+            if let Some(mut place) = self.shared.receivers.lock_anyway(pair) {
+                place.exchange(|_| None);
+            }
+        }
+        if let Some(poller) = &self.poller {
+            self.kicks.iter().flatten().for_each(|kick| poller.unwatch(kick));
         }
     }
 }
@@ -498,16 +586,14 @@ impl App for VhostUserPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
-        let is_latched = self.shared.is_latched();
-        let enabled = match &self.active {
-            Some(active) if !is_latched => &active.enabled[..],
-            _ => &[],
-        };
-        match *enabled {
-            [] => self.counters[DropReason::ReceiverDown] += selection.len() as u64,
-            [pair] => self.deliver(pair.into(), burst, selection),
-            _ => {
-                let pairs = self.shared.choose(enabled, burst, selection);
+        let active = self.active.as_ref().filter(|_| !self.shared.is_latched());
+        match active.map(|active| (&active.enabled[..], active)) {
+            None | Some(([], _)) => {
+                self.counters[DropReason::ReceiverDown] += selection.len() as u64;
+            }
+            Some(([pair], _)) => self.deliver((*pair).into(), burst, selection),
+            Some((_, active)) => {
+                let pairs = self.shared.choose(active, burst, selection);
                 self.deliver_to(&pairs, burst, selection);
             }
         }
@@ -524,8 +610,9 @@ impl App for VhostUserPort {
         }
         self.transmit.publish();
         for pair in bits(touched) {
-            if let Some(mut receiver) = self.shared.receivers.lock(pair) {
-                receiver.get().ring.publish();
+            let mut place = self.shared.receivers.lock(pair);
+            if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
+                receiver.ring.publish();
             }
         }
         Ok(())
@@ -541,9 +628,10 @@ impl App for VhostUserPort {
             Ok(more) => busy |= more,
             Err(found) => fault = Some(found),
         }
-        for Wait { pair, seen } in &self.waits {
-            let Some(mut receiver) = self.shared.receivers.lock(*pair) else { continue };
-            match receiver.get().arm(self.part, *seen) {
+        for Full { pair, held, .. } in &self.full {
+            let Some(found) = held else { continue };
+            let Some(mut place) = self.shared.receivers.lock(*pair) else { continue };
+            match place.arm(self.part, *found) {
                 Ok(more) => busy |= more,
                 Err(violation) => fault = Some(GuestFault::receive(*pair, violation)),
             }
@@ -556,26 +644,25 @@ impl App for VhostUserPort {
     }
 
     fn disarm(&mut self) {
-        // A frame that is still held in the next breath waits anew.
-        let waits = self.waits.drain(..);
-        if self.shared.is_latched() {
-            return;
-        }
-        self.transmit.disarm();
-        for Wait { pair, .. } in waits {
-            if let Some(mut receiver) = self.shared.receivers.lock(pair) {
-                receiver.get().disarm(self.part);
+        let is_latched = self.shared.is_latched();
+        for Full { pair, held, .. } in &mut self.full {
+            // A frame that is still held in the next breath waits anew.
+            if held.take().is_some()
+                && !is_latched
+                && let Some(mut place) = self.shared.receivers.lock(*pair)
+            {
+                place.disarm(self.part);
             }
+        }
+        if !is_latched {
+            self.transmit.disarm();
         }
     }
 
     fn deadline(&self, now: u64) -> Option<u64> {
         // After that what is held for a receiver is to be dropped.
-        let patience = self
-            .waits
-            .iter()
-            .filter_map(|Wait { pair, .. }| self.shared.receivers.lock(*pair)?.get().deadline());
-        let deadlines = patience.chain(self.transmit.deadline());
+        let held = self.full.iter().filter(|full| full.held.is_some());
+        let deadlines = held.map(|full| full.since + PATIENCE).chain(self.transmit.deadline());
         deadlines.filter(|deadline| *deadline > now).min()
     }
 

@@ -15,65 +15,115 @@ use virtqueue::{Chain, DeviceQueue, Violation};
 use wire::virtio::Features;
 
 use super::ring::{Ring, Shape};
-use super::{DESCRIPTOR_BUDGET, GuestFault, PATIENCE};
+use super::{DESCRIPTOR_BUDGET, GuestFault};
 use crate::offload::{Delivery, Outgoing};
 
 /// All receive rings of a port, by pair.
 pub(super) struct Receivers {
-    slots: Box<[Slot]>,
+    places: Box<[Aligned]>,
 }
 
-/// A ring of its own cache lines.
+/// A place of its own cache lines. Its lock is one that a waiting worker sleeps on after a short while:
+/// the one that has it may have lost its processor, and to wait for that awake helps nobody.
 #[derive(Default)]
 #[repr(align(128))]
-struct Slot(Mutex<Option<Receiver>>);
+struct Aligned(Mutex<Place>);
+
+/// Where a receive ring is, or may be.
+#[derive(Default)]
+pub(super) struct Place {
+    receiver: Option<Receiver>,
+    /// Counts the times that buffers were used or the ring exchanged, and wraps.
+    uses: u32,
+    /// A bit for each worker that has frames held for this ring, and asked to be woken.
+    awaited: u64,
+}
 
 impl Receivers {
     /// Room for the rings of this many pairs.
     pub(super) fn new(pairs: usize) -> Self {
-        Self { slots: (0..pairs).map(|_| Slot::default()).collect() }
+        Self { places: (0..pairs).map(|_| Aligned::default()).collect() }
     }
 
-    /// The ring of a pair. None when there is none, or [`Self::is_broken`].
+    /// The place of a pair's ring, for nobody else meanwhile. None when a bug of ours left it half
+    /// changed.
     #[inline]
-    pub(super) fn lock(&self, pair: usize) -> Option<Locked<'_>> {
-        let guard = self.slots.get(pair)?.0.lock().ok()?;
-        guard.is_some().then_some(Locked(guard))
+    pub(super) fn lock(&self, pair: usize) -> Option<MutexGuard<'_, Place>> {
+        self.places.get(pair)?.0.lock().ok()
     }
 
-    /// The same, if frames may be delivered to it.
-    #[inline]
-    pub(super) fn lock_enabled(&self, pair: usize) -> Option<Locked<'_>> {
-        let mut locked = self.lock(pair)?;
-        locked.get().ring.setup.enabled.then_some(locked)
-    }
-
-    /// Whether a bug of ours left the ring of a pair half changed.
-    pub(super) fn is_broken(&self, pair: usize) -> bool {
-        self.slots.get(pair).is_none_or(|Slot(mutex)| mutex.is_poisoned())
-    }
-
-    /// Exchanges the ring of a pair.
-    pub(super) fn exchange(
-        &self,
-        pair: usize,
-        exchange: impl FnOnce(Option<Receiver>) -> Option<Receiver>,
-    ) {
-        let Some(Slot(mutex)) = self.slots.get(pair) else { return };
-        let mut slot = mutex.lock().unwrap_or_else(PoisonError::into_inner);
-        *slot = exchange(slot.take());
+    /// The place of a pair's ring, whatever state it is in.
+    pub(super) fn lock_anyway(&self, pair: usize) -> Option<MutexGuard<'_, Place>> {
+        let Aligned(mutex) = self.places.get(pair)?;
+        Some(mutex.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// A ring that nobody else uses meanwhile.
-pub(super) struct Locked<'r>(MutexGuard<'r, Option<Receiver>>);
-
-impl Locked<'_> {
-    /// The ring.
+impl Place {
+    /// The ring, if there is one.
     #[inline]
-    pub(super) fn get(&mut self) -> &mut Receiver {
-        let Some(receiver) = self.0.as_mut() else { unreachable!("looked at when it was locked") };
-        receiver
+    pub(super) fn ring(&mut self) -> Option<&mut Receiver> {
+        self.receiver.as_mut()
+    }
+
+    /// Exchanges the ring for another, or for none. Workers that wait for it are to look at it anew.
+    pub(super) fn exchange(&mut self, exchange: impl FnOnce(Option<Ring>) -> Option<Receiver>) {
+        let old = self.receiver.take().map(|receiver| receiver.ring);
+        self.receiver = exchange(old);
+        self.uses = self.uses.wrapping_add(1);
+        if let Some(receiver) = self.receiver.as_ref().filter(|_| self.awaited != 0) {
+            receiver.ring.kick();
+        }
+    }
+
+    /// Delivers the selected frames. Counts those that are neither delivered nor held, which none is
+    /// unless it is to be patient. None when there is no ring, or it is disabled.
+    pub(super) fn deliver(
+        &mut self,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        frame_limit: usize,
+        is_patient: bool,
+        scratch: &mut Scratch,
+        counters: &mut Counters,
+    ) -> Option<Result<Delivered, Broken>> {
+        let receiver = self.receiver.as_mut().filter(|receiver| receiver.ring.setup.enabled)?;
+        let delivered =
+            receiver.deliver(burst, selection, frame_limit, is_patient, scratch, counters);
+        Some(delivered.map(|Progress { took, is_full, holds }| {
+            self.uses = self.uses.wrapping_add(took.into());
+            let found = || Found::Ring {
+                available: receiver.ring.queue.available().unwrap_or(0),
+                uses: self.uses,
+            };
+            Delivered { took, is_full, held: holds.then(found) }
+        }))
+    }
+
+    /// Asks to be woken when there are more buffers, in the name of a worker that found too few. True
+    /// when there may be more already: others than it has found, or it was another ring, or none.
+    pub(super) fn arm(&mut self, worker: u32, found: Found) -> Result<bool, Violation> {
+        self.awaited |= 1 << worker;
+        let receiver = self.receiver.as_mut().filter(|receiver| receiver.ring.setup.enabled);
+        match (receiver, found) {
+            (None, Found::NoRing) => Ok(false),
+            (Some(receiver), Found::Ring { available, uses }) => {
+                receiver.ring.queue.enable_kicks()?;
+                let more = receiver.ring.queue.available()? > available;
+                Ok(more || self.uses != uses || receiver.ring.setup.kick.is_none())
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// This worker need not be woken. Others may.
+    pub(super) fn disarm(&mut self, worker: u32) {
+        self.awaited &= !(1 << worker);
+        if self.awaited == 0
+            && let Some(receiver) = &mut self.receiver
+        {
+            receiver.ring.queue.disable_kicks();
+        }
     }
 }
 
@@ -82,12 +132,21 @@ pub(super) struct Receiver {
     pub(super) memory: Arc<GuestMemory>,
     pub(super) features: Features,
     pub(super) ring: Ring,
-    /// When it was found to be full, if it has taken nothing since.
-    full_since: Option<u64>,
-    /// Counts the times that buffers were used, and wraps.
-    uses: u32,
-    /// A bit for each worker that sleeps until there are more buffers.
-    armed: u64,
+}
+
+/// What a worker found that could not deliver.
+#[derive(Clone, Copy)]
+pub(super) enum Found {
+    /// No ring, or one that is disabled.
+    NoRing,
+    /// Too few buffers.
+    Ring {
+        /// Chains that were available, or descriptors.
+        available: u16,
+        /// How often buffers had been used. If that is another number now, what is available is not
+        /// what was.
+        uses: u32,
+    },
 }
 
 /// What a worker needs to gather buffers; kept from burst to burst for its allocations.
@@ -106,37 +165,33 @@ impl Scratch {
 }
 
 /// How a delivery ended.
-pub(super) enum Delivered {
-    /// Nothing waits.
-    All,
+pub(super) struct Delivered {
+    /// The ring took a frame.
+    pub(super) took: bool,
+    /// There was no room for the last frame, and possibly others before it.
+    pub(super) is_full: bool,
     /// Frames are held until there is more than this.
-    Held(Seen),
+    pub(super) held: Option<Found>,
 }
 
-/// What was found in a ring.
-#[derive(Clone, Copy)]
-pub(super) struct Seen {
-    /// Chains that were available, or descriptors.
-    available: u16,
-    /// How often buffers had been used. If that is another number now, what is available is not
-    /// what was.
-    uses: u32,
+/// The same, as far as the ring itself knows.
+struct Progress {
+    took: bool,
+    is_full: bool,
+    /// Frames are held.
+    holds: bool,
 }
 
 impl Receiver {
-    pub(super) fn new(memory: Arc<GuestMemory>, features: Features, ring: Ring) -> Self {
-        Self { memory, features, ring, full_since: None, uses: 0, armed: 0 }
-    }
-
-    /// Delivers the selected frames. Counts those that are neither delivered nor held.
-    pub(super) fn deliver(
+    fn deliver(
         &mut self,
         burst: &mut Burst<'_>,
         selection: &Selection,
         frame_limit: usize,
+        mut is_patient: bool,
         scratch: &mut Scratch,
         counters: &mut Counters,
-    ) -> Result<Delivered, Broken> {
+    ) -> Result<Progress, Broken> {
         let shape = Shape::new(self.features, frame_limit);
         let mut gather = Gather {
             translator: self.memory.translator(),
@@ -146,8 +201,7 @@ impl Receiver {
             budget: scratch.budget,
         };
         let queue = &mut self.ring.queue;
-        let mut full = false;
-        let mut holds = false;
+        let (mut took, mut is_full, mut holds) = (false, false, false);
         let mut broken = None;
         for index in selection.iter() {
             if broken.is_some() {
@@ -155,22 +209,15 @@ impl Receiver {
                 continue;
             }
             // Later frames wait behind one that is held: their order is the sender's.
-            let delivered = if full {
+            let delivered = if is_full {
                 Err(Undelivered::Full)
             } else {
                 gather.deliver(queue, shape, burst.frame(index), &mut counters.sent)
             };
             match delivered {
-                Ok(()) => {
-                    self.full_since = None;
-                    self.uses = self.uses.wrapping_add(1);
-                }
+                Ok(()) => (took, is_patient) = (true, true),
                 Err(Undelivered::Full) => {
-                    full = true;
-                    let now = burst.now();
-                    let since = *self.full_since.get_or_insert(now);
-                    // Another worker's breath may have begun a little later than ours.
-                    let is_patient = now.saturating_sub(since) < PATIENCE;
+                    is_full = true;
                     if is_patient && burst.hold(index) {
                         holds = true;
                     } else {
@@ -178,8 +225,7 @@ impl Receiver {
                     }
                 }
                 Err(Undelivered::Cut) => {
-                    full = true;
-                    self.uses = self.uses.wrapping_add(1);
+                    (took, is_patient, is_full) = (true, true, true);
                     counters.drop(DropReason::ReceiverFull);
                 }
                 Err(Undelivered::Dropped(reason)) => counters.drop(reason),
@@ -191,41 +237,7 @@ impl Receiver {
         }
         scratch.budget = gather.budget;
         scratch.slices = recycle_writable(gather.slices);
-        match broken {
-            Some(broken) => Err(broken),
-            None if holds => {
-                let available = queue.available().unwrap_or(0);
-                Ok(Delivered::Held(Seen { available, uses: self.uses }))
-            }
-            None => Ok(Delivered::All),
-        }
-    }
-
-    /// When frames that are held for this ring are to be dropped.
-    pub(super) fn deadline(&self) -> Option<u64> {
-        self.full_since.map(|since| since + PATIENCE)
-    }
-
-    /// Asks for a kick when there are more buffers, in the name of a worker that found too few. True
-    /// when there may be more already: others than it has seen, or the ring was exchanged since.
-    pub(super) fn arm(&mut self, worker: u32, seen: Seen) -> Result<bool, Violation> {
-        self.armed |= 1 << worker;
-        self.ring.queue.enable_kicks()?;
-        let more = self.ring.queue.available()? > seen.available || self.uses != seen.uses;
-        Ok(more || self.full_since.is_none() || self.ring.setup.kick.is_none())
-    }
-
-    /// Whether a worker sleeps until there are more buffers.
-    pub(super) fn is_awaited(&self) -> bool {
-        self.armed != 0
-    }
-
-    /// This worker wants no kick. Others may.
-    pub(super) fn disarm(&mut self, worker: u32) {
-        self.armed &= !(1 << worker);
-        if self.armed == 0 {
-            self.ring.queue.disable_kicks();
-        }
+        broken.map_or(Ok(Progress { took, is_full, holds }), Err)
     }
 }
 

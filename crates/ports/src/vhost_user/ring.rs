@@ -7,6 +7,8 @@ use vhost_user::{Device, RingSetup};
 use virtqueue::DeviceQueue;
 use wire::virtio::{Features, NetHeader};
 
+use super::GuestFault;
+
 /// A started ring.
 pub(super) struct Ring {
     pub(super) queue: DeviceQueue,
@@ -70,6 +72,8 @@ impl Shape {
 pub struct Swapped {
     /// Where each ring stands that was stopped by this swap, by its number.
     pub positions: Vec<(usize, u32)>,
+    /// What a guest that is gone now did wrong, if nobody was told yet.
+    pub fault: Option<GuestFault>,
     /// Parts of the device that was: its memory is to be unmapped and its descriptors are to be
     /// closed by control, and not by the worker.
     retired: Vec<Box<dyn Send>>,
@@ -117,9 +121,24 @@ impl Swapped {
     }
 }
 
+/// How many ring numbers `device` uses.
+pub(super) fn numbers(device: Option<&Device>) -> usize {
+    let last = device.and_then(|device| device.rings.iter().rposition(Option::is_some));
+    last.map_or(0, |last| last + 1)
+}
+
 /// What `device` says of the ring of this number, if that runs.
 pub(super) fn setup(device: &Device, number: usize) -> Option<&RingSetup> {
     device.rings.get(number)?.as_ref()
+}
+
+/// Whether a ring, in the same memory, is what it was.
+pub(super) fn unchanged(ring: Option<&Ring>, next: Option<&RingSetup>) -> bool {
+    match (ring, next) {
+        (None, None) => true,
+        (Some(ring), Some(next)) => ring.setup.is_same(next),
+        _ => false,
+    }
 }
 
 fn same(one: &Option<Arc<OwnedFd>>, other: &Option<Arc<OwnedFd>>) -> bool {

@@ -9,8 +9,8 @@
 //! A guest often sends one flow by several pairs in turn: acknowledgements come from whichever
 //! processor had the time. Were each frame delivered to the pair that was heard last, frames that wait
 //! in different rings would overtake each other, and TCP would take that for loss. So a flow moves
-//! only when nothing can be overtaken: when the driver has taken everything from the ring where the
-//! flow was, or, for drivers that do not tell, when the flow has been quiet.
+//! only when nothing should be overtaken: when the driver has taken everything from the ring where
+//! the flow was, or when the flow has been quiet for so long that it must have.
 //!
 //! # Who writes what
 //!
@@ -26,8 +26,9 @@ const PLACES: usize = 4096;
 /// Nanoseconds in the unit of time in which a flow is quiet, as a power of two: about 0.26 ms.
 const TICK: u32 = 18;
 
-/// Ticks after which a flow that was quiet may move: about a millisecond.
-const QUIET: u32 = 4;
+/// For how long a flow has to be quiet before it may move, in nanoseconds, when its driver does not
+/// tell what it has taken. Such drivers poll.
+pub(super) const QUIET: u64 = 1_000_000;
 
 /// The table of one guest.
 pub(super) struct Steering {
@@ -61,10 +62,12 @@ impl Last {
         (now >> TICK) as u32 & 0xff_ffff
     }
 
-    fn is_quiet(self, tick: u32) -> bool {
+    /// Whether there was nothing for so many nanoseconds, at least.
+    fn is_quiet(self, tick: u32, quiet: u64) -> bool {
+        let quiet = (quiet >> TICK) as u32 + 2;
         // A clock that is a little behind is none that is an hour ahead.
         let passed = tick.wrapping_sub(self.tick) & 0xff_ffff;
-        (QUIET..0x80_0000).contains(&passed)
+        (quiet..0x80_0000).contains(&passed)
     }
 }
 
@@ -76,6 +79,13 @@ impl Steering {
             heard: (0..PLACES).map(|_| AtomicU8::new(0)).collect(),
             delivered: (0..PLACES).map(|_| AtomicU32::new(never)).collect(),
         }
+    }
+
+    /// Forgets all flows.
+    pub(super) fn forget(&self) {
+        let never = Last::NEVER.to_word();
+        self.heard.iter().for_each(|heard| heard.store(0, Relaxed));
+        self.delivered.iter().for_each(|delivered| delivered.store(never, Relaxed));
     }
 
     /// The guest transmitted a frame of the flow with this hash by `pair`.
@@ -90,14 +100,16 @@ impl Steering {
     }
 
     /// Which of the pairs that are enabled, in ascending order and not empty, a frame of the flow
-    /// with this hash is delivered to. `is_drained` says of a pair whether its driver has taken
-    /// everything that was delivered to it.
+    /// with this hash is delivered to, at the time `now`. A flow may move that was quiet for `quiet`
+    /// nanoseconds, or if `is_drained` says of the pair where it was that its driver has taken
+    /// everything.
     #[inline]
     pub(super) fn choose(
         &self,
         hash: u32,
         enabled: &[u8],
         now: u64,
+        quiet: u64,
         is_drained: impl FnOnce(u8) -> bool,
     ) -> u8 {
         let is_enabled = |pair: u8| enabled.binary_search(&pair).is_ok();
@@ -106,7 +118,8 @@ impl Steering {
         let delivered = &self.delivered[place(hash)];
         let last = Last::from_word(delivered.load(Relaxed));
         let tick = Last::tick(now);
-        let may_move = || !is_enabled(last.pair) || last.is_quiet(tick) || is_drained(last.pair);
+        let may_move =
+            || !is_enabled(last.pair) || last.is_quiet(tick, quiet) || is_drained(last.pair);
         let pair = if last.pair == wanted || may_move() { wanted } else { last.pair };
         let next = Last { pair, tick };
         if next != last {
@@ -133,11 +146,11 @@ mod tests {
 
     /// A moment, and one after which any flow has been quiet.
     const NOW: u64 = 1 << 40;
-    const LATER: u64 = NOW + ((QUIET as u64 + 1) << TICK);
+    const LATER: u64 = NOW + QUIET + (3 << TICK);
 
     /// As if every ring were empty.
     fn choose(steering: &Steering, hash: u32, enabled: &[u8]) -> u8 {
-        steering.choose(hash, enabled, NOW, |_| true)
+        steering.choose(hash, enabled, NOW, QUIET, |_| true)
     }
 
     #[test]
@@ -157,8 +170,8 @@ mod tests {
         steering.learn(hash, 2);
         assert_eq!(choose(&steering, hash, &[0, 1, 2, 3]), 2);
         let never = |_| panic!("nothing waits in a ring that is gone");
-        assert_eq!(steering.choose(hash, &[0, 1], NOW, never), 1, "by the hash");
-        assert_eq!(steering.choose(hash, &[7], NOW, never), 7);
+        assert_eq!(steering.choose(hash, &[0, 1], NOW, QUIET, never), 1, "by the hash");
+        assert_eq!(steering.choose(hash, &[7], NOW, QUIET, never), 7);
         assert_eq!(choose(&steering, hash, &[0, 2]), 2, "not forgotten");
     }
 
@@ -178,19 +191,21 @@ mod tests {
         let steering = Steering::new();
         let (hash, enabled) = (77, [0, 1, 2]);
         steering.learn(hash, 1);
-        assert_eq!(steering.choose(hash, &enabled, NOW, |_| false), 1, "it was nowhere");
+        assert_eq!(steering.choose(hash, &enabled, NOW, QUIET, |_| false), 1, "it was nowhere");
         steering.learn(hash, 2);
         for step in 0..10 {
             // A little earlier too: workers' breaths do not begin at the same time.
             let now = NOW + (step << TICK) - (1 << TICK);
             let mut asked = None;
             let waits = |pair| asked.replace(pair).is_some();
-            assert_eq!(steering.choose(hash, &enabled, now, waits), 1, "frames wait there");
+            assert_eq!(steering.choose(hash, &enabled, now, QUIET, waits), 1, "frames wait there");
             assert_eq!(asked, Some(1));
         }
-        assert_eq!(steering.choose(hash, &enabled, NOW, |_| true), 2, "drained");
+        assert_eq!(steering.choose(hash, &enabled, NOW, QUIET, |_| true), 2, "drained");
         steering.learn(hash, 0);
-        assert_eq!(steering.choose(hash, &enabled, NOW, |_| false), 2);
-        assert_eq!(steering.choose(hash, &enabled, LATER, |_| false), 0, "quiet for long");
+        assert_eq!(steering.choose(hash, &enabled, NOW, QUIET, |_| false), 2);
+        assert_eq!(steering.choose(hash, &enabled, LATER, 2 * QUIET, |_| false), 2, "too short");
+        let later = LATER + QUIET + (3 << TICK);
+        assert_eq!(steering.choose(hash, &enabled, later, QUIET, |_| false), 0, "quiet for long");
     }
 }

@@ -13,7 +13,7 @@ use vhost_user::Device;
 use virtqueue::Violation;
 use wire::virtio::{Features, NetHeader};
 
-use super::ring::{Ring, Shape, Swapped, setup};
+use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
 use super::taken::Taken;
 use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
@@ -57,19 +57,28 @@ impl Transmit {
 
     /// Goes on with the rings of `device`. A ring that stops does so with nothing outstanding: frames
     /// that were held are dropped.
+    ///
+    /// `same_memory`: rings of which nothing was said are left as they are.
     pub(super) fn swap(
         &mut self,
         device: Option<&Device>,
+        same_memory: bool,
         is_latched: bool,
         swapped: &mut Swapped,
         counters: &mut Counters,
     ) {
-        let old = std::mem::take(&mut self.rings);
-        let mut old = old.into_iter();
-        for (place, pair) in self.share.pairs().enumerate() {
+        let pairs = numbers(device).div_ceil(2);
+        let places = self.share.pairs().take_while(|pair| *pair < pairs).count();
+        let places = places.max(self.rings.len());
+        self.rings.resize_with(places, || None);
+        for (place, pair) in self.share.pairs().take(places).enumerate() {
+            let Some(slot) = self.rings.get_mut(place) else { break };
             let number = transmit_ring(pair);
-            let mut ring = old.next().flatten();
             let next = device.and_then(|device| setup(device, number));
+            if same_memory && unchanged(slot.as_ref(), next) {
+                continue;
+            }
+            let mut ring = slot.take();
             let goes_on = |ring: &Ring| next.is_some_and(|next| next.start == ring.setup.start);
             if let Some(ring) = ring.as_mut().filter(|ring| !goes_on(ring)) {
                 for (chain, is_held) in self.taken.drain(place) {
@@ -82,10 +91,13 @@ impl Transmit {
                     ring.queue.give_back(chain, 0);
                 }
             }
-            if let Some(ring) = swapped.exchange(number, ring, device, is_latched) {
-                self.rings.resize_with(place, || None);
-                self.rings.push(Some(ring));
-            }
+            *slot = swapped.exchange(number, ring, device, is_latched);
+        }
+        let used = self.rings.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        self.rings.truncate(used);
+        if device.is_none() {
+            self.backlog = Backlog::default();
+            self.moved = false;
         }
     }
 

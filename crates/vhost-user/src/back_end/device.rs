@@ -62,8 +62,9 @@ impl Device {
 }
 
 impl RingSetup {
-    /// The layout follows from the start and the memory, and need not be compared.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    /// Whether a worker that has one of the two need not be given the other. The layout follows from
+    /// the start and the memory, and is not compared.
+    pub fn is_same(&self, other: &Self) -> bool {
         let same = |one: &Option<Arc<OwnedFd>>, two: &Option<Arc<OwnedFd>>| match (one, two) {
             (None, None) => true,
             (Some(one), Some(two)) => Arc::ptr_eq(one, two),
