@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use apps::bridge::table::{PortNumber, Table};
 use engine::{AppId, Fault, Poller, Stopped};
@@ -14,7 +14,7 @@ use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
 use wire::vhost_user::FrontEndRequest;
@@ -37,8 +37,60 @@ pub struct Port {
     pub bridge: (Arc<Table>, PortNumber),
     pub offer: Offer,
     pub workers: Arc<Workers>,
-    /// What a worker says that the guest did wrong.
-    pub faults: mpsc::UnboundedReceiver<Fault>,
+    /// What the workers say of this port.
+    pub troubles: mpsc::UnboundedReceiver<Trouble>,
+}
+
+/// Why a worker took a port down.
+pub enum Trouble {
+    /// The guest broke the rules.
+    Guest(Fault),
+    /// We did.
+    Failed,
+}
+
+impl From<Trouble> for Ended {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Guest(fault) => Self::Guest(fault),
+            Trouble::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Changes of a device that a front end may ask for at once, and how many more each second: enough for
+/// any that starts 128 pairs. Each costs all workers a moment.
+const CHANGES: u32 = 4096;
+const CHANGES_PER_SECOND: u32 = 1000;
+
+/// Has a front end wait that changes its device all the time.
+struct Pace {
+    /// Changes that may be made at once.
+    left: u32,
+    since: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { left: CHANGES, since: now }
+    }
+
+    /// Counts a change. Returns how long to wait before the next.
+    fn count(&mut self, now: Instant) -> Duration {
+        let each = Duration::from_secs(1) / CHANGES_PER_SECOND;
+        let passed = now.saturating_duration_since(self.since);
+        let earned = u32::try_from(passed.as_nanos() / each.as_nanos()).unwrap_or(CHANGES);
+        // Who was quiet for long has earned no more than all.
+        self.since = if earned < CHANGES { self.since + each * earned } else { now };
+        self.left = self.left.saturating_add(earned).min(CHANGES);
+        match self.left.checked_sub(1) {
+            Some(left) => {
+                self.left = left;
+                Duration::ZERO
+            }
+            None => each,
+        }
+    }
 }
 
 /// How a connection ended.
@@ -83,13 +135,14 @@ impl Port {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
-        if let Err(failed) = self.link_down().await {
-            return failed;
-        }
-        // The worker reported whatever the guest did before it let go of it. A front end may well
-        // have been quicker to leave than we were to hear of that.
-        match self.faults.try_recv() {
-            Ok(fault) if !ended.is_fault() => Ended::Guest(fault),
+        let unsaid = match self.link_down().await {
+            Ok(unsaid) => unsaid,
+            Err(failed) => return failed,
+        };
+        // A worker reported whatever the guest did before it let go of it. A front end may well have
+        // been quicker to leave than we were to hear of that.
+        match self.troubles.try_recv().ok().or(unsaid) {
+            Some(trouble) if !ended.is_fault() => trouble.into(),
             _ => ended,
         }
     }
@@ -98,10 +151,11 @@ impl Port {
         let mut socket = Socket::new(socket)?;
         let mut session = Session::new(self.offer);
         let mut notices = NOTICES;
+        let mut pace = Pace::new(Instant::now());
         loop {
             let message = tokio::select! {
                 message = socket.receive() => message?,
-                Some(fault) = self.faults.recv() => return Err(Ended::Guest(fault)),
+                Some(trouble) = self.troubles.recv() => return Err(trouble.into()),
             };
             let Some(message) = message else {
                 return Err(Ended::Closed);
@@ -119,6 +173,10 @@ impl Port {
                 let swapped = self.swap(Some(device.clone())).await?;
                 for (ring, index) in swapped.iter().flat_map(|part| &part.positions) {
                     session.stopped(*ring, *index);
+                }
+                let wait = pace.count(Instant::now());
+                if !wait.is_zero() {
+                    sleep(wait).await;
                 }
             }
             match step.event {
@@ -143,14 +201,17 @@ impl Port {
         }
     }
 
-    /// Has the workers let go of the guest, and the bridge forget its addresses.
-    async fn link_down(&self) -> Result<(), Ended> {
+    /// Has the workers let go of the guest, and the bridge forget its addresses. Returns what a worker
+    /// had found and not said yet.
+    async fn link_down(&self) -> Result<Option<Trouble>, Ended> {
         let swapped = self.swap(None).await;
         let mtu = self.offer.max_mtu;
         let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
         let (table, number) = &self.bridge;
         table.forget_port(*number);
-        swapped.and(reset).map(drop)
+        let (swapped, _) = (swapped?, reset?);
+        let fault = swapped.into_iter().find_map(|part| part.fault);
+        Ok(fault.map(|fault| Trouble::Guest(fault.into())))
     }
 
     /// Has the workers take over `device`, and waits until all did. Parts of the old one are in the
@@ -224,5 +285,32 @@ impl Socket {
             other => Ok(other),
         };
         readiness.async_io(Interest::WRITABLE, flush).await?.map(|_| ())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_front_end_that_changes_its_device_all_the_time_waits() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        for _ in 0..CHANGES {
+            assert_eq!(pace.count(start), Duration::ZERO, "enough for any start");
+        }
+        // From then on, so many each second.
+        let mut now = start;
+        for _ in 0..100 {
+            let wait = pace.count(now);
+            assert!(!wait.is_zero());
+            now += wait;
+            assert_eq!(pace.count(now), Duration::ZERO);
+        }
+        assert_eq!(now - start, Duration::from_secs(1) / CHANGES_PER_SECOND * 100);
+        // One that was quiet for long has no more than any.
+        let later = now + Duration::from_secs(3600);
+        let free = (0..10 * CHANGES).take_while(|_| pace.count(later).is_zero()).count();
+        assert_eq!(free, CHANGES as usize);
     }
 }

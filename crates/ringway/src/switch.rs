@@ -9,9 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::PortNumber;
-use engine::{
-    App, AppId, Counters, Event, Events, Fault, Graph, LinkError, Load, Settings, Worker,
-};
+use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
 use ports::tap::TapPort;
 use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
@@ -20,7 +18,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use vhost_user::back_end::Offer;
 
 use crate::config::{Config, PortConfig, PortKind, SocketRole};
-use crate::session::{Ended, Port};
+use crate::session::{Ended, Port, Trouble};
 use crate::socket::{Listener, listen_at};
 use crate::workers::Workers;
 
@@ -42,6 +40,9 @@ pub struct Switch {
     /// One for each worker: ends when it does.
     events: JoinSet<()>,
 }
+
+/// Where to tell the session of each guest's port what its workers found.
+type Troubles = HashMap<AppId, mpsc::UnboundedSender<Trouble>>;
 
 /// Where a vhost-user port's connections come from.
 enum Source {
@@ -69,11 +70,11 @@ impl Switch {
             guests.extend(guest);
         }
 
-        let mut faults = HashMap::new();
+        let mut troubles = Troubles::new();
         let mut sessions = Vec::new();
         for guest in guests {
             let (sender, receiver) = mpsc::unbounded_channel();
-            faults.insert(guest.app, sender);
+            troubles.insert(guest.app, sender);
             sessions.push((guest, receiver));
         }
         let mut handles = Vec::new();
@@ -85,7 +86,7 @@ impl Switch {
                 &name,
                 graph,
                 settings(config, number, epoch),
-                pass_on(faults.clone(), sender),
+                pass_on(troubles.clone(), sender),
             );
             match started {
                 Ok(handle) => handles.push(handle),
@@ -94,15 +95,15 @@ impl Switch {
                     return Err(error).with_context(|| format!("cannot start {name}"));
                 }
             }
-            events.spawn(report_events(incoming, names.iter().cloned().collect()));
+            let names = names.iter().cloned().collect();
+            events.spawn(report_events(incoming, names, troubles.clone()));
         }
-        drop(faults);
         let workers = Arc::new(Workers::new(handles));
         let mut switch = Self { workers, names, tasks: Vec::new(), events };
 
-        for (Guest { name, app, number, source, offer }, faults) in sessions {
+        for (Guest { name, app, number, source, offer }, troubles) in sessions {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
-            let port = Port { name, app, bridge, offer, workers, faults };
+            let port = Port { name, app, bridge, offer, workers, troubles };
             switch.tasks.push(match source {
                 Source::Listen(listener) => {
                     let socket = listener.socket.try_clone().and_then(UnixListener::from_std)?;
@@ -188,13 +189,10 @@ fn settings(config: &Config, worker: usize, epoch: Instant) -> Settings {
 
 /// Where a worker's events go. A guest's fault goes straight to its session, so that it is there
 /// before the worker's answer to anything that the session asks later.
-fn pass_on(
-    faults: HashMap<AppId, mpsc::UnboundedSender<Fault>>,
-    others: mpsc::UnboundedSender<Event>,
-) -> Events {
+fn pass_on(troubles: Troubles, others: mpsc::UnboundedSender<Event>) -> Events {
     Box::new(move |event| match event {
-        Event::Fault { app, fault } if faults.contains_key(&app) => {
-            let _ = faults[&app].send(fault);
+        Event::Fault { app, fault } if troubles.contains_key(&app) => {
+            let _ = troubles[&app].send(Trouble::Guest(fault));
         }
         event => drop(others.send(event)),
     })
@@ -414,8 +412,12 @@ impl Penalty {
     }
 }
 
-/// Says what the worker has to say that is no guest's session's business.
-async fn report_events(mut events: mpsc::UnboundedReceiver<Event>, names: HashMap<AppId, String>) {
+/// Says what a worker has to say that is no guest's session's business.
+async fn report_events(
+    mut events: mpsc::UnboundedReceiver<Event>,
+    names: HashMap<AppId, String>,
+    troubles: Troubles,
+) {
     let name = |app| names.get(&app).map_or("", String::as_str);
     while let Some(event) = events.recv().await {
         match event {
@@ -425,6 +427,10 @@ async fn report_events(mut events: mpsc::UnboundedReceiver<Event>, names: HashMa
             Event::Failed { app, message, remains } => {
                 tracing::error!(app = name(app), "a bug of ours took this down: {message}");
                 drop(remains);
+                // Its guest is to be let go of on the other workers too.
+                if let Some(session) = troubles.get(&app) {
+                    let _ = session.send(Trouble::Failed);
+                }
             }
         }
     }

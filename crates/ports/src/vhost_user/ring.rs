@@ -7,7 +7,7 @@ use vhost_user::{Device, RingSetup};
 use virtqueue::DeviceQueue;
 use wire::virtio::{Features, NetHeader};
 
-use super::GuestFault;
+use super::{GuestFault, MAX_PAIRS};
 
 /// A started ring.
 pub(super) struct Ring {
@@ -121,10 +121,10 @@ impl Swapped {
     }
 }
 
-/// How many ring numbers `device` uses.
+/// How many ring numbers `device` uses, of those that there can be.
 pub(super) fn numbers(device: Option<&Device>) -> usize {
     let last = device.and_then(|device| device.rings.iter().rposition(Option::is_some));
-    last.map_or(0, |last| last + 1)
+    last.map_or(0, |last| last + 1).min(2 * MAX_PAIRS)
 }
 
 /// What `device` says of the ring of this number, if that runs.

@@ -16,6 +16,7 @@ mod live;
 mod model;
 mod offload;
 mod pairs;
+mod regressions;
 mod segments;
 mod swap;
 mod tap;

@@ -267,30 +267,38 @@ fn a_receiver_that_is_full_keeps_only_those_awake_who_have_something_for_it() {
     assert_eq!(crew.deadline(0), None);
 }
 
+/// What one worker delivers does not lengthen the wait of another's frames, which may be larger.
 #[test]
-fn patience_is_the_rings_and_not_each_workers() {
+fn each_worker_has_patience_of_its_own() {
     let mut crew = three(Features::NONE);
     crew.guests[0].send(&frame(0, TO, 100, 1));
     crew.breathe(0);
-    crew.now += PATIENCE;
-    // The other worker knows that the receiver has taken nothing for long.
-    crew.guests[1].send(&frame(1, TO, 100, 1));
-    crew.breathe(1);
-    assert_eq!(crew.guests[1].reap(), 1);
-    crew.assert_drops(TO, &[(DropReason::ReceiverFull, 1)]);
-    // It takes one by one worker, and is waited for by the other.
-    crew.guests[TO].post(2000);
+    crew.now += PATIENCE / 2;
+    // Too small for the one that waits.
+    crew.guests[TO].post(50);
+    crew.guests[1].send(&frame(1, TO, 30, 1));
     crew.guests[1].send(&frame(1, TO, 100, 2));
     crew.breathe(1);
-    assert_eq!(crew.guests[TO].frames(), [frame(1, TO, 100, 2)]);
+    assert_eq!(crew.guests[TO].frames(), [frame(1, TO, 30, 1)]);
+    assert_eq!(crew.guests[1].reap(), 1, "the other is held");
+    crew.now += PATIENCE / 2;
     crew.breathe(0);
-    assert_eq!(crew.guests[0].reap(), 0, "held");
-    // A breath that began a little before what another found is no reason to give up.
-    crew.now -= 3 * STEP;
-    crew.guests[1].send(&frame(1, TO, 100, 3));
+    assert_eq!(crew.guests[0].reap(), 1, "dropped");
     crew.breathe(1);
-    assert_eq!(crew.guests[1].reap(), 1, "of the one that arrived");
+    assert_eq!(crew.guests[1].reap(), 0, "held for half of its time");
     crew.assert_drops(TO, &[(DropReason::ReceiverFull, 1)]);
+    // A receiver that takes nothing drops at once, until it takes a frame again.
+    crew.guests[0].send(&frame(0, TO, 100, 3));
+    crew.breathe(0);
+    assert_eq!(crew.guests[0].reap(), 1);
+    crew.guests[TO].post(2000);
+    crew.guests[0].send(&frame(0, TO, 100, 4));
+    crew.breathe(0);
+    assert_eq!(crew.guests[TO].frames(), [frame(0, TO, 100, 4)]);
+    crew.guests[0].send(&frame(0, TO, 100, 5));
+    crew.breathe(0);
+    assert_eq!(crew.guests[0].reap(), 1, "of the one that arrived");
+    crew.assert_drops(TO, &[(DropReason::ReceiverFull, 2)]);
 }
 
 /// Makes a ring's available index wrong.
