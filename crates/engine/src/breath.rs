@@ -32,15 +32,18 @@ impl Graph {
         let mut busy = false;
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
-        let count = self.ids().count();
-        let order = (self.first..count).chain(0..self.first);
-        self.first = (self.first + 1) % count.max(1);
+        let order = (self.first..self.ids().count()).chain(0..self.first);
+        let mut is_first = true;
         for id in order.map(AppId) {
             let mut lease = Lease::Empty;
             let mut burst = self.storage.begin(now);
             let pulled = self.call(id, |app| app.pull(&mut lease, &mut burst));
             busy |= pulled.unwrap_or(false);
             if !burst.is_empty() {
+                // Behind the first one that has frames: an app gets no turns of idle ones before it.
+                if std::mem::take(&mut is_first) {
+                    self.first = id.0 + 1;
+                }
                 let all = burst.all();
                 self.send(id, 0, &mut burst, &all);
             }

@@ -69,7 +69,7 @@ pub struct Graph {
     slots: Vec<Slot>,
     has_failures: bool,
     pub(crate) storage: Storage,
-    /// The app whose turn it is to be first.
+    /// The app whose turn it is to be first; the number of apps, if there are no more behind the last.
     pub(crate) first: usize,
 }
 

@@ -131,7 +131,8 @@ impl WorkerHandle {
 }
 
 impl Worker {
-    /// Starts a worker that owns the apps of `graph`.
+    /// Starts a worker that owns the apps of `graph`. When it fails, there is no thread, and the apps
+    /// are gone.
     pub fn start(
         name: &str,
         mut graph: Graph,
@@ -161,7 +162,13 @@ impl Worker {
             let _ = ready.send(pinned);
             if failed { worker.graph } else { worker.live() }
         })?;
-        is_ready.recv().unwrap_or_else(|_| Err(io::Error::other("the worker did not start")))?;
+        let started = is_ready.recv();
+        let started = started.unwrap_or_else(|_| Err(io::Error::other("the worker did not start")));
+        if let Err(error) = started {
+            // It ends at once, and gives back the apps. A panic was reported.
+            let _ = thread.join();
+            return Err(error);
+        }
         Ok(WorkerHandle { commands: sender, wake, thread })
     }
 

@@ -48,10 +48,11 @@ const REFUSED_SIZE: u16 = u16::MAX;
 /// 128).
 const UDP_SEGMENTS: usize = 64;
 
-/// Segments that the port makes for the kernel out of one burst, each at the price of a system
-/// call: enough for a burst of segments of 256 bytes. A guest that asks for segments of one byte
-/// costs the others no time.
-const SEGMENT_BUDGET: usize = 2048;
+/// Segments that the port makes for the kernel in one breath, beyond the first of each frame: each
+/// costs a system call, which any frame does. They are enough for a guest's largest burst in segments
+/// of a usual size. Guests that ask for segments of one byte keep the others waiting for no more than
+/// this, however many they are.
+const SEGMENT_BUDGET: usize = 512;
 
 /// What each step of offloads is called by guests: that transmit, and that receive.
 const WORDS: [(Offloads, Features, Features); 4] = [
@@ -119,6 +120,8 @@ pub struct TapPort {
     moved: bool,
     /// When to read next, while the worker polls.
     next_read: u64,
+    /// What is left of [`SEGMENT_BUDGET`] in this breath.
+    segments: usize,
     fault: Option<TapGone>,
     gone: bool,
     slices: Vec<ReadSlice<'static>>,
@@ -162,6 +165,7 @@ impl TapPort {
             backlog: Backlog::default(),
             moved: false,
             next_read: 0,
+            segments: SEGMENT_BUDGET,
             fault: None,
             gone: false,
             slices: Vec::new(),
@@ -204,9 +208,8 @@ impl TapPort {
 }
 
 impl TapPort {
-    /// Hands one frame to the kernel, in whatever form it takes it. At most `budget` segments are
-    /// made for that.
-    fn send(&mut self, frame: &Frame<'_>, budget: &mut usize) -> Result<(), DropReason> {
+    /// Hands one frame to the kernel, in whatever form it takes it.
+    fn send(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { self.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
@@ -215,8 +218,8 @@ impl TapPort {
             self.counters.sent.count(frame.len);
             return Ok(());
         }
-        let left = budget.checked_sub(delivery.remaining());
-        *budget = left.ok_or(DropReason::TooManySegments)?;
+        let left = self.segments.checked_sub(delivery.remaining().saturating_sub(1));
+        self.segments = left.ok_or(DropReason::TooManySegments)?;
         while let Some(outgoing) = delivery.next() {
             let len = outgoing.len;
             let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
@@ -300,16 +303,16 @@ impl App for TapPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
-        let mut budget = SEGMENT_BUDGET;
         for index in selection.iter() {
             let frame = burst.frame(index);
-            if let Err(reason) = self.send(&frame, &mut budget) {
+            if let Err(reason) = self.send(&frame) {
                 self.counters.drop(reason);
             }
         }
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
+        self.segments = SEGMENT_BUDGET;
         self.fault.take().map_or(Ok(()), |fault| Err(fault.into()))
     }
 

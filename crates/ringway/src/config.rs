@@ -43,7 +43,7 @@ pub const DEFAULT_MTU: u16 = u16::MAX;
 /// The virtio features a guest is offered if `features` is not set.
 pub const DEFAULT_FEATURES: Features = ports::vhost_user::FEATURES;
 
-/// The most queue pairs of a guest if `queue-pairs` is not set: the most there are.
+/// `queue-pairs` of a guest if it is not set: the most there are.
 pub const DEFAULT_QUEUE_PAIRS: u16 = ports::vhost_user::MAX_PAIRS as u16;
 
 /// A complete and valid configuration.
@@ -86,7 +86,9 @@ pub enum PortKind {
         /// The MTU, in bytes, at least 68: larger frames are dropped. The front end may set a smaller
         /// one (NET_SET_MTU).
         mtu: u16,
-        /// Queue pairs that the front end may have, 1 to 128.
+        /// Queue pairs, 1 to 128. A front end that counts rings may have so many, but no more than 64;
+        /// one that counts pairs, as QEMU does, twice as many, up to 128. See
+        /// [`vhost_user::back_end::Offer::queue_number`].
         queue_pairs: u16,
         /// The virtio features that the guest is offered, and no others: nothing else than this
         /// decides, so that a guest finds the same wherever it migrates to.

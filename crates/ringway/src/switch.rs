@@ -46,7 +46,8 @@ type Troubles = HashMap<AppId, mpsc::UnboundedSender<Trouble>>;
 
 /// Where a vhost-user port's connections come from.
 enum Source {
-    Listen(Listener),
+    /// As tokio waits at it, and as it was made.
+    Listen(UnixListener, Listener),
     Connect(PathBuf),
 }
 
@@ -77,6 +78,7 @@ impl Switch {
             troubles.insert(guest.app, sender);
             sessions.push((guest, receiver));
         }
+        // Nothing after the workers can fail, and of what was made before each goes by itself.
         let mut handles = Vec::new();
         let mut events = JoinSet::new();
         for (number, graph) in graphs.0.into_iter().enumerate() {
@@ -91,7 +93,8 @@ impl Switch {
             match started {
                 Ok(handle) => handles.push(handle),
                 Err(error) => {
-                    Workers::new(handles).stop()?;
+                    // Those before it. If one of them has stopped by itself, that is not why.
+                    let _ = Workers::new(handles).stop();
                     return Err(error).with_context(|| format!("cannot start {name}"));
                 }
             }
@@ -105,10 +108,7 @@ impl Switch {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
             let port = Port { name, app, bridge, offer, workers, troubles };
             switch.tasks.push(match source {
-                Source::Listen(listener) => {
-                    let socket = listener.socket.try_clone().and_then(UnixListener::from_std)?;
-                    tokio::spawn(accept(port, socket, listener))
-                }
+                Source::Listen(socket, listener) => tokio::spawn(accept(port, socket, listener)),
                 Source::Connect(path) => tokio::spawn(connect(port, path)),
             });
         }
@@ -247,9 +247,10 @@ fn open(
         PortKind::VhostUser { path, socket, mtu, queue_pairs, features } => {
             let source = match socket {
                 SocketRole::Listen { mode, group } => {
-                    let listener = listen_at(path, *mode, group.as_deref());
                     let what = || format!("port `{name}`: cannot listen at {}", path.display());
-                    Source::Listen(listener.with_context(what)?)
+                    let listener = listen_at(path, *mode, group.as_deref()).with_context(what)?;
+                    let socket = listener.socket.try_clone().and_then(UnixListener::from_std);
+                    Source::Listen(socket.with_context(what)?, listener)
                 }
                 SocketRole::Connect => Source::Connect(path.clone()),
             };
@@ -446,5 +447,85 @@ fn random_key() -> anyhow::Result<[u64; 2]> {
             Ok([u64::from_ne_bytes(*one), u64::from_ne_bytes(*two)])
         }
         _ => Err(anyhow!("the kernel gave too little randomness")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use engine::Mode;
+    use rustix::thread::{CpuSet, sched_getaffinity};
+
+    use super::*;
+    use crate::config::{
+        DEFAULT_FEATURES, DEFAULT_IDLE_SPIN, DEFAULT_LOG, DEFAULT_MTU, DEFAULT_QUEUE_PAIRS,
+        DEFAULT_SOCKET_MODE,
+    };
+
+    /// More than a thread takes to end, on the slowest machine.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// Two workers, and a port that listens.
+    fn config(path: &Path, cpus: Vec<usize>) -> Config {
+        let socket = SocketRole::Listen { mode: DEFAULT_SOCKET_MODE, group: None };
+        let kind = PortKind::VhostUser {
+            path: path.to_owned(),
+            socket,
+            mtu: DEFAULT_MTU,
+            queue_pairs: DEFAULT_QUEUE_PAIRS,
+            features: DEFAULT_FEATURES,
+        };
+        Config {
+            mode: Mode::Interrupt,
+            idle_spin: DEFAULT_IDLE_SPIN,
+            workers: 2,
+            cpus,
+            log: DEFAULT_LOG,
+            ports: vec![PortConfig { name: "vm".to_owned(), kind }],
+        }
+    }
+
+    /// The threads of this process that are workers'.
+    fn workers() -> Vec<String> {
+        let threads = fs::read_dir("/proc/self/task").unwrap();
+        // A thread may end while we look.
+        let names =
+            threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+        names.filter(|name| name.starts_with("worker")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_start_that_fails_leaves_nothing_behind() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vm.sock");
+        let allowed = sched_getaffinity(None).unwrap();
+        let good = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+        let bad = CpuSet::MAX_CPU;
+
+        let Err(error) = Switch::start(&config(&path, vec![good, bad])) else {
+            panic!("there is no processor {bad}");
+        };
+        assert_eq!(
+            format!("{error:#}"),
+            format!(
+                "cannot start worker1: cannot run on processor {bad}: there is none, or we may not \
+                 use it"
+            )
+        );
+        assert!(!path.exists(), "the socket is gone");
+        // A thread that was waited for is listed for another moment.
+        let start = Instant::now();
+        while !workers().is_empty() {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the end of {:?}", workers());
+            std::thread::yield_now();
+        }
+
+        let switch = Switch::start(&config(&path, Vec::new())).unwrap();
+        assert!(path.exists());
+        assert_eq!(workers().len(), 2);
+        switch.stop().await.unwrap();
+        assert!(!path.exists());
     }
 }

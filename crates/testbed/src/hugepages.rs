@@ -1,7 +1,8 @@
 //! Hugepages, borrowed from the kernel for as long as a test needs them.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{Read, Seek, Write};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc;
 use std::thread;
@@ -14,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 pub const PAGE_SIZE: u64 = 2 << 20;
 /// The kernel's pool of them.
 const POOL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
-/// Whoever holds the lock of this file may change the pool; in it is by how much.
+/// Whoever holds the lock of this file may change the pool; in it is by how much, and how large it was before.
 const LEDGER: &str = "/run/testbed-hugepages";
 /// Another test gives its pages back within this time.
 const LOCK_LIMIT: Duration = Duration::from_secs(120);
@@ -48,7 +49,10 @@ pub struct Hugepages {
     pool: Box<dyn Pool>,
     /// Locked.
     ledger: File,
+    /// How many are to be given back, as far as there are more than before.
     count: u64,
+    /// How many there were before.
+    before: u64,
 }
 
 impl Hugepages {
@@ -68,16 +72,21 @@ impl Hugepages {
         count: u64,
         limit: Duration,
     ) -> Result<Hugepages> {
-        let mut pages = Hugepages { pool, ledger: lock(ledger, limit)?, count: 0 };
+        let mut pages = Hugepages { pool, ledger: lock(ledger, limit)?, count: 0, before: 0 };
         // A test that was killed could not give back what it had.
         let mut left = String::new();
         pages.ledger.read_to_string(&mut left)?;
-        pages.count = left.trim().parse().unwrap_or(0);
+        let mut left = left.split_whitespace().map(|number| number.parse().unwrap_or(0));
+        pages.count = left.next().unwrap_or(0);
+        pages.before = left.next().unwrap_or(0);
         pages.give_back()?;
 
-        let before = pages.pool.size()?;
-        pages.pool.resize(before + count)?;
-        pages.count = pages.pool.size()?.saturating_sub(before);
+        pages.before = pages.pool.size()?;
+        // Before there are any, so that a test which is killed here does not take them along.
+        pages.count = count;
+        pages.note()?;
+        pages.pool.resize(pages.before + count)?;
+        pages.count = pages.pool.size()?.saturating_sub(pages.before);
         pages.note()?;
         if pages.count < count {
             bail!(
@@ -92,18 +101,22 @@ impl Hugepages {
     /// Takes the pages out of the pool. Those that a process still has are freed when it ends.
     fn give_back(&mut self) -> Result<()> {
         if self.count > 0 {
-            self.pool.resize(self.pool.size()?.saturating_sub(self.count))?;
+            let size = self.pool.size()?;
+            // What the ledger says may not have come, or have gone already.
+            let added = self.count.min(size.saturating_sub(self.before));
+            if added > 0 {
+                self.pool.resize(size - added)?;
+            }
             self.count = 0;
         }
         self.note()
     }
 
     /// Writes down how many pages there are to give back.
-    fn note(&mut self) -> Result<()> {
-        self.ledger.set_len(0)?;
-        self.ledger.rewind()?;
-        write!(self.ledger, "{}", self.count)?;
-        Ok(())
+    fn note(&self) -> Result<()> {
+        // Always as long, and in one write: whoever is killed leaves either all of it or what was there.
+        let text = format!("{:20} {:20}\n", self.count, self.before);
+        Ok(self.ledger.write_all_at(text.as_bytes(), 0)?)
     }
 }
 
@@ -136,8 +149,9 @@ fn lock(path: &Path, limit: Duration) -> Result<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use std::path::PathBuf;
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{Arc, Mutex};
 
     use tempfile::TempDir;
 
@@ -148,6 +162,8 @@ mod tests {
     struct Model {
         size: Arc<AtomicU64>,
         directory: Arc<TempDir>,
+        /// How many pages there were, and what the ledger said, before and after each change.
+        moments: Arc<Mutex<Vec<(u64, String)>>>,
     }
 
     impl Pool for Model {
@@ -156,20 +172,36 @@ mod tests {
         }
 
         fn resize(&self, size: u64) -> Result<()> {
+            self.remember()?;
             self.size.store(size.min(10), Ordering::Relaxed);
-            Ok(())
+            self.remember()
         }
     }
 
     impl Model {
         fn new() -> Result<Model> {
+            Model::after((7, String::new()))
+        }
+
+        /// As a test left it that was killed in that moment.
+        fn after((size, ledger): (u64, String)) -> Result<Model> {
             let directory = Arc::new(tempfile::tempdir()?);
-            Ok(Model { size: Arc::new(AtomicU64::new(7)), directory })
+            fs::write(directory.path().join("ledger"), ledger)?;
+            Ok(Model { size: Arc::new(AtomicU64::new(size)), directory, moments: Arc::default() })
+        }
+
+        fn ledger(&self) -> PathBuf {
+            self.directory.path().join("ledger")
+        }
+
+        fn remember(&self) -> Result<()> {
+            let moment = (self.size()?, fs::read_to_string(self.ledger())?);
+            self.moments.lock().unwrap().push(moment);
+            Ok(())
         }
 
         fn reserve(&self, count: u64, limit: Duration) -> Result<Hugepages> {
-            let ledger = self.directory.path().join("ledger");
-            Hugepages::reserve_in(Box::new(self.clone()), &ledger, count, limit)
+            Hugepages::reserve_in(Box::new(self.clone()), &self.ledger(), count, limit)
         }
     }
 
@@ -196,12 +228,34 @@ mod tests {
 
     #[test]
     fn what_a_killed_test_had_is_given_back_by_the_next() -> Result<()> {
-        let model = Model::new()?;
-        fs::write(model.directory.path().join("ledger"), "5")?;
-        let pages = model.reserve(4, LOCK_LIMIT)?;
-        assert_eq!(model.size()?, 6);
+        let killed = Model::new()?;
+        let pages = killed.reserve(2, LOCK_LIMIT)?;
+        killed.remember()?;
         drop(pages);
-        assert_eq!(model.size()?, 2);
+        // And one for which there are too few.
+        assert!(killed.reserve(4, LOCK_LIMIT).is_err());
+        let moments = killed.moments.lock().unwrap().clone();
+        assert_eq!(moments.len(), 2 * 2 + 1 + 2 * 2);
+        for moment in moments {
+            let model = Model::after(moment.clone())?;
+            let pages = model.reserve(1, LOCK_LIMIT)?;
+            assert_eq!(model.size()?, 8, "{moment:?}");
+            drop(pages);
+            assert_eq!(model.size()?, 7, "{moment:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_others_added_or_took_meanwhile_are_theirs() -> Result<()> {
+        let model = Model::new()?;
+        for (change, left) in [(10, 8), (8, 7), (6, 6)] {
+            model.resize(7)?;
+            let pages = model.reserve(2, LOCK_LIMIT)?;
+            model.resize(change)?;
+            drop(pages);
+            assert_eq!(model.size()?, left, "{change}");
+        }
         Ok(())
     }
 

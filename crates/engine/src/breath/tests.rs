@@ -93,22 +93,40 @@ fn a_breath_is_as_busy_as_its_apps_say() {
     assert_eq!(graph.get::<Clock>(clock).unwrap().times, [7, 8]);
 }
 
-#[test]
-fn apps_take_turns_to_be_first() {
+/// Two busy apps at these places among others that are idle: in which order their frames went, breath
+/// by breath.
+fn orders(apps: usize, busy: [usize; 2], breaths: usize) -> Vec<[u8; 2]> {
     let mut graph = Graph::new();
     let (sink, took) = Sink::new();
-    let sources = [1, 2].map(|frame| graph.add("source", Source::new([frame])));
+    let sources: Vec<AppId> = (0..apps).map(|_| graph.add("source", Source::default())).collect();
     let sink = graph.add("sink", sink);
-    for source in sources {
-        graph.link((source, 0), (sink, 0)).unwrap();
+    for source in &sources {
+        graph.link((*source, 0), (sink, 0)).unwrap();
     }
-    // The third of the three that take turns is the sink.
-    for order in [[1, 2], [2, 1], [1, 2], [1, 2]] {
+    let mut breathe = || {
+        // One in which nobody has anything is nobody's turn.
         graph.breathe(0, |_| ());
-        assert_eq!(taken(&took), order.map(|frame| (0, frame)));
-        for (source, frame) in sources.into_iter().zip([1, 2]) {
-            graph.get::<Source>(source).unwrap().frames.push_back(frame);
+        for (place, frame) in busy.into_iter().zip([1, 2]) {
+            graph.get::<Source>(sources[place]).unwrap().frames.push_back(frame);
         }
+        graph.breathe(0, |_| ());
+        let order = taken(&took).into_iter().map(|(_, frame)| frame).collect::<Vec<_>>();
+        order.try_into().expect("a frame of each")
+    };
+    (0..breaths).map(|_| breathe()).collect()
+}
+
+#[test]
+fn apps_take_turns_to_be_first() {
+    assert_eq!(orders(2, [0, 1], 4), [[1, 2], [2, 1], [1, 2], [2, 1]]);
+}
+
+#[test]
+fn idle_apps_have_no_turns_to_give_away() {
+    const APPS: usize = 12;
+    for busy in [[0, 1], [0, 4], [3, 4], [5, 11], [0, 11]] {
+        let first = orders(APPS, busy, 2 * APPS).into_iter().filter(|order| *order == [1, 2]);
+        assert_eq!(first.count(), APPS, "{busy:?}");
     }
 }
 

@@ -479,7 +479,11 @@ fn a_processor_that_does_not_exist_is_an_error() {
     for cpu in [CpuSet::MAX_CPU - 1, CpuSet::MAX_CPU, usize::MAX] {
         for cpus in [vec![cpu], vec![good, cpu]] {
             let settings = Settings { cpus, ..Settings::default() };
-            let started = Worker::start("test", Graph::new(), settings, Box::new(|_| ()));
+            let (sink, app) = Sink::new();
+            let mut graph = Graph::new();
+            graph.add("sink", sink);
+            let started = Worker::start("test", graph, settings, Box::new(|_| ()));
+            assert_eq!(Arc::strong_count(&app), 1, "the app is gone");
             assert_eq!(
                 started.err().unwrap().to_string(),
                 format!("cannot run on processor {cpu}: there is none, or we may not use it")

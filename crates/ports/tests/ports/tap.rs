@@ -464,27 +464,60 @@ fn sizes_that_the_kernel_refuses_are_segmented_for_it() {
     }
 }
 
+/// Datagrams of one byte to the host, from either of two guests: so many in one frame.
+fn bytes_together(from: usize, count: usize) -> (NetHeader, Vec<u8>) {
+    let (header, mut frame) = together([GUEST, HOST], &noise(count), 1);
+    frame[6..12].copy_from_slice(&mac(from));
+    (header, frame)
+}
+
 #[test]
 fn segments_of_one_byte_cost_a_bounded_time() {
     let mut world = host(Guest::new(USO, Cut::Whole, RING));
-    for (payload, expected) in [(60_000, 0), (1500, 1500), (1500, 1500), (1200, 1200)] {
+    world.guests[1] = Guest::new(USO, Cut::Whole, RING);
+    world.plug(1);
+    // In one breath: frames of each guest, and how many segments pass. The first one of a frame is free.
+    let breaths: [([&[usize]; 2], u64); 8] = [
+        ([&[60_000], &[]], 0),
+        ([&[513], &[]], 513),
+        ([&[513], &[]], 513),
+        ([&[514], &[]], 0),
+        // What is too large leaves room for others.
+        ([&[400, 400, 115, 114, 65], &[]], 400 + 114),
+        // The kernel takes so many itself.
+        ([&[513, 64, 1], &[]], 513 + 2),
+        ([&[300], &[300]], 300),
+        ([&[300, 1], &[1]], 302),
+    ];
+    for (frames, passes) in breaths {
         let before = world.counters(TAP).sent.frames;
-        let (header, frame) = together([GUEST, HOST], &noise(payload), 1);
-        world.guests[0].send_with(header, &frame);
+        let mut sent = 0;
+        for (from, counts) in frames.into_iter().enumerate() {
+            for count in counts {
+                let (header, frame) = bytes_together(from, *count);
+                world.guests[from].send_with(header, &frame);
+                sent += 1;
+            }
+        }
         world.breathe();
-        assert_eq!(world.counters(TAP).sent.frames - before, expected, "{payload}");
+        assert_eq!(world.counters(TAP).sent.frames - before, passes, "{frames:?}");
+        assert_eq!(world.guests[0].reap() + world.guests[1].reap(), sent, "{frames:?}");
     }
-    world.assert_drops(TAP, &[(DropReason::TooManySegments, 1)]);
+    world.assert_drops(TAP, &[(DropReason::TooManySegments, 6)]);
+}
+
+#[test]
+fn a_frame_that_is_completed_for_the_kernel_passes_when_no_segments_are_left() {
+    let mut world = old_host(Guest::new(USO, Cut::Whole, RING), Offloads::None);
     let before = world.counters(TAP).sent.frames;
-    for payload in [1200, 1200, 800, 1] {
-        let (header, frame) = together([GUEST, HOST], &noise(payload), 1);
-        world.guests[0].send_with(header, &frame);
-    }
+    let (header, frame) = bytes_together(0, 513);
+    world.guests[0].send_with(header, &frame);
+    let (header, frame) = bytes_together(0, 2);
+    world.guests[0].send_with(header, &frame);
+    world.guests[0].send_with(NetHeader { gso_type: NetHeader::GSO_NONE, ..header }, &frame);
     world.breathe();
-    // The last is no more than one segment: it goes as it is.
-    assert_eq!(world.counters(TAP).sent.frames - before, 1200 + 800 + 1);
-    world.assert_drops(TAP, &[(DropReason::TooManySegments, 2)]);
-    assert_eq!(world.guests[0].reap(), 8);
+    assert_eq!(world.counters(TAP).sent.frames - before, 513 + 1);
+    world.assert_drops(TAP, &[(DropReason::TooManySegments, 1)]);
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub const VHOST_USER: PortType = PortType {
         Key {
             name: "queue-pairs",
             form: "1..128",
-            about: "pairs of queues that a guest may have [128]",
+            about: "pairs of queues that a guest may have, read as below [128]",
         },
         Key {
             name: FEATURES,
@@ -107,6 +107,10 @@ pub fn help() -> String {
         }
     }
     text += "
+Front ends read the protocol's number of queues in two ways. Those that take it for rings may have
+as many pairs as queue-pairs says, but no more than 64; those that take it for pairs, as QEMU and
+DPDK do, may have twice as many, up to 128.
+
 Features of a vhost-user port: it offers all of these but ring_reset, unless it has `features`.
 features=version_1+csum offers these two and nothing else; features=-mtu+-ring_packed offers
 what it would, less these two. In a file: features = [\"-mtu\", \"-ring_packed\"]\n";
