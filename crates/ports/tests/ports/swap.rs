@@ -359,7 +359,7 @@ fn rings_without_descriptors_are_polled() {
 }
 
 /// Descriptors of this process that are the guest's memory file, and mappings of it.
-fn leaks(guest: &Guest) -> (usize, usize) {
+pub fn leaks(guest: &Guest) -> (usize, usize) {
     let name = guest.memory_name();
     let links = std::fs::read_dir("/proc/self/fd").unwrap();
     let links = links.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
