@@ -6,6 +6,7 @@ mod backpressure;
 mod blocking;
 mod delivery;
 mod double_fetch;
+mod flavours;
 mod formats;
 mod guest;
 mod hand;
