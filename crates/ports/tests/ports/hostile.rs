@@ -467,6 +467,28 @@ fn a_descriptor_that_is_withdrawn_takes_its_own_port_down() {
     }
 }
 
+/// In one breath a frame goes out of the guest, and then another guest's finds a rule broken.
+#[test]
+fn what_a_breath_did_before_a_violation_is_not_published() {
+    for flavour in FLAVOURS {
+        let mut world = passed_before(flavour);
+        world.guests[0].post_many(1);
+        world.guests[HOSTILE].send(&frame(HOSTILE, 0, 70, 1));
+        world.guests[2].send(&frame(2, HOSTILE, 100, 1));
+        let mut hand = Hand::new(&world.guests[HOSTILE], RECEIVE);
+        let tiny = hand.descriptor(hand.buffer, 5, 0, 0);
+        hand.offer(&world.guests[HOSTILE], &[tiny]);
+        let before = rings(&world);
+        (0..3).for_each(|_| _ = world.breathe());
+        assert_eq!(world.guests[0].frames(), [frame(HOSTILE, 0, 70, 1)]);
+        assert!(rings(&world) == before, "{flavour}: its rings were written to");
+        assert!(world.fault(HOSTILE).contains("of 5 bytes cannot hold"));
+        world.guests[2].reap();
+        assert_eq!(world.guests[2].transmit.outstanding(), 0, "nothing is held for it");
+        comes_back(&mut world, "not published");
+    }
+}
+
 #[test]
 fn memory_that_is_taken_away_takes_its_own_port_down() {
     // While the guest sends, receives, and does nothing at all.
