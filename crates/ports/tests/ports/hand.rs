@@ -66,9 +66,7 @@ impl Hand {
     /// Makes a chain available. In a packed ring it has this id.
     pub fn offer_as(&mut self, guest: &Guest, id: u16, chain: &[Descriptor]) {
         if !self.is_packed {
-            for (index, descriptor) in chain.iter().enumerate() {
-                guest.describe(self.ring, index as u16, *descriptor);
-            }
+            self.write_table(guest, guest.ring(self.ring).places.descriptors, chain);
             self.offer_head(guest, 0);
             return;
         }

@@ -1,14 +1,16 @@
 //! Guests that break the rules of their rings lose their own port, and nobody else notices. Each is
 //! tried on both formats of ring.
 
+use std::sync::Arc;
+
 use engine::{App, DropReason};
 use memory::GuestAddress;
 use virtqueue::Layout;
 use virtqueue::packed::Position;
-use wire::split::Descriptor;
+use wire::split::{Descriptor, used_ring_size};
 use wire::virtio::Features;
 
-use crate::guest::{Cut, Guest, RECEIVE, TRANSMIT};
+use crate::guest::{Cut, Guest, RECEIVE, Ring, TRANSMIT};
 use crate::hand::Hand;
 use crate::swap::leaks;
 use crate::world::{MODERN, RING, World, frame, modern};
@@ -44,12 +46,13 @@ pub fn traffic(world: &mut World, seed: usize) {
     assert_eq!(world.guests[2].frames(), [frame(0, 2, 60, seed)], "a bystander got its frame");
 }
 
-/// All that is in the guest's rings.
+/// All that is in the guest's rings. A packed one takes less.
 fn rings(world: &World) -> [Vec<u8>; 2] {
     let guest = &world.guests[HOSTILE];
     BOTH.map(|ring| {
-        let places = guest.ring(ring).places;
-        guest.read(places.descriptors, (places.areas - places.descriptors) as usize)
+        let Ring { places, size, .. } = guest.ring(ring);
+        let end = places.used + used_ring_size(*size);
+        guest.read(places.descriptors, (end - places.descriptors) as usize)
     })
 }
 
@@ -365,6 +368,11 @@ fn passed_before(features: Features) -> World {
 fn comes_back(world: &mut World, name: &str) {
     world.swap(HOSTILE, None);
     assert_eq!(leaks(&world.guests[HOSTILE]), (1, 3), "{name}: its own file, in three regions");
+    for ring in BOTH {
+        let Ring { kick, call, .. } = world.guests[HOSTILE].ring(ring);
+        let holders = [kick, call].map(|event| Arc::strong_count(&event.0));
+        assert_eq!(holders, [1, 1], "{name}: the guest's own");
+    }
     world.breathe();
     world.guests[0].frames();
     world.guests[0].reap();
@@ -388,12 +396,14 @@ fn each_violation_takes_its_own_port_down_and_is_reported_once() {
     for flavour in FLAVOURS {
         let of_format = if flavour.contains(PACKED) { of_packed_rings() } else { of_split_rings() };
         for attack in common().into_iter().chain(of_format) {
-            violate(flavour, attack);
+            violate(flavour, &attack);
+            violate(flavour | Features::IN_ORDER, &attack);
         }
     }
 }
 
-fn violate(flavour: Features, Attack { name, features, ring, says, act }: Attack) {
+fn violate(flavour: Features, attack: &Attack) {
+    let Attack { name, features, ring, says, act } = *attack;
     let name = &format!("{name}, {flavour}, ring {ring}");
     let mut world = passed_before(features | flavour);
     act(&world.guests[HOSTILE], Hand::new(&world.guests[HOSTILE], ring));
@@ -463,6 +473,33 @@ fn a_descriptor_that_is_withdrawn_takes_its_own_port_down() {
             assert!(fault.contains("was available and is not any more"), "{fault}");
             assert!(hand.reap(&world.guests[HOSTILE]).is_empty());
             comes_back(&mut world, "withdrawn");
+        }
+    }
+}
+
+/// There is nothing to do, so that the worker looks once more before it sleeps.
+#[test]
+fn a_violation_that_is_found_on_the_way_to_sleep_is_reported() {
+    for flavour in [Features::NONE, Features::EVENT_IDX] {
+        for ring in BOTH {
+            let mut world = passed_before(flavour);
+            if ring == RECEIVE {
+                // A frame waits for a buffer.
+                world.guests[0].send(&frame(0, HOSTILE, 100, 1));
+            }
+            while world.breathe() {}
+            let guest = &world.guests[HOSTILE];
+            let next = Hand::new(guest, ring).next();
+            guest.set_available_index(ring, next.wrapping_add(RING + 1));
+            assert!(world.port(HOSTILE).arm(), "there is a fault to report");
+            let before = rings(&world);
+            world.port(HOSTILE).disarm();
+            traffic(&mut world, 2);
+            let fault = world.fault(HOSTILE);
+            assert!(fault.contains("available index is"), "{fault}");
+            traffic(&mut world, 3);
+            assert!(rings(&world) == before, "{flavour}: its rings were written to");
+            comes_back(&mut world, "on the way to sleep");
         }
     }
 }
