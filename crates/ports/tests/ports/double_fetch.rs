@@ -238,8 +238,8 @@ fn in_motion(format: Features) {
     meanwhile(scribble, || {
         let sent: Vec<_> = (0..8).map(|seed| frame(1, 2, 100 + seed, passed + seed)).collect();
         sent.iter().for_each(|frame| world.guests[1].send(frame));
-        // And one for the wild guest, which may be held, and others before it: then a sender waits for
-        // a moment.
+        // And one for the wild guest, which may be held, and others before it: then a sender is not
+        // listened to for a moment.
         world.guests[1].send(&frame(1, WILD, 100, passed));
         let mut received = Vec::new();
         for _ in 0..2 * BLOCK / STEP {
@@ -262,7 +262,7 @@ fn in_motion(format: Features) {
             world.swap(WILD, None);
             let bases = [(); 2].map(|()| match bases.next() as u16 {
                 // The same place for both halves, with either wrap counter.
-                base if is_packed => u32::from(base & 0x8000 | base % RING) * 0x1_0001,
+                base if is_packed => u32::from((base & 0x8000) | (base % RING)) * 0x1_0001,
                 base => base.into(),
             });
             world.guests[WILD].restart(bases);

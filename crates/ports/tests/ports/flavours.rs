@@ -1,8 +1,8 @@
-//! One body, every flavour of ring, through two ports: guests that send, post and look when they like,
-//! and a plain queue of what has to arrive.
+//! One body, every flavour of ring, through two ports: guests that send, post and look when they
+//! like, and a plain queue of what has to arrive.
 //!
-//! Time stands almost still, and buffers are never too few for good: so every frame arrives, once, as it
-//! was sent and in order, and every chain goes back.
+//! Time stands almost still, and buffers are never too few for good: so every frame arrives, once,
+//! as it was sent and in order, and every chain goes back.
 
 use std::collections::VecDeque;
 
@@ -89,8 +89,8 @@ impl Model {
         true
     }
 
-    /// Posts a buffer if there is room, of at least so many bytes that a ring full of them has room for
-    /// the longest frame: so many thousandths of the way from there to a buffer that has it alone.
+    /// Posts a buffer if there is room. It has at least so many bytes that a ring full of them holds
+    /// the longest frame, and at most those of a buffer that holds it alone.
     fn post(&mut self, guest: usize, thousandths: usize) -> bool {
         let Flavour { features, cut, size, longest } = self.flavour;
         let guest = &mut self.world.guests[guest];

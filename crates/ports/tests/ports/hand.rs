@@ -1,8 +1,8 @@
 //! Writes what it likes into one ring, of either format.
 //!
-//! A chain is given as a split ring has it, in the first descriptors of the table. A packed ring, whose
-//! flags are the same, has it in the next slots; there `next` means nothing, and the chain's id is its
-//! first slot.
+//! A chain is given as a split ring has it, in the first descriptors of the table. A packed ring,
+//! whose flags are the same, has it in the next slots; there `next` means nothing, and the chain's id
+//! is its first slot.
 
 use std::collections::VecDeque;
 
@@ -191,7 +191,7 @@ impl Hand {
         }
     }
 
-    /// Writes what says when the driver wants to be called: used_event, or the driver's event structure.
+    /// Writes when the driver wants to be called: flags and used_event, or its event structure.
     pub fn set_driver_event(&self, guest: &Guest, word: u32) {
         let available = guest.ring(self.ring).places.available;
         if self.is_packed {
@@ -203,8 +203,8 @@ impl Hand {
         }
     }
 
-    /// Overwrites what only the device writes, to say when it wants to be kicked: the used ring's flags
-    /// and available_event, or the device's event structure.
+    /// Overwrites what only the device writes, when it wants to be kicked: the used ring's flags and
+    /// available_event, or its event structure.
     pub fn set_device_event(&self, guest: &Guest, word: u32) {
         let used = guest.ring(self.ring).places.used;
         if self.is_packed {

@@ -25,6 +25,8 @@ pub const FLAVOURS: [Features; 4] =
 pub const NEXT: u16 = Descriptor::NEXT;
 pub const INDIRECT: u16 = Descriptor::INDIRECT;
 pub const BOTH: [usize; 2] = [RECEIVE, TRANSMIT];
+/// What is said of an address.
+const OUTSIDE: &str = "outside of the shared memory";
 
 /// Entries in the rings of a guest that breaks the rules: of packed ones, not a power of two.
 pub const fn entries(features: Features) -> u16 {
@@ -76,37 +78,25 @@ fn common() -> Vec<Attack> {
     let plain = Features::NONE;
     let tables = Features::INDIRECT_DESC;
 
-    attack(
-        &BOTH,
-        plain,
-        "address at the end of all",
-        "outside of the shared",
-        |guest, mut hand| {
-            hand.offer(guest, &[hand.descriptor(u64::MAX, 1000, 0, 0)]);
-        },
-    );
-    attack(
-        &BOTH,
-        plain,
-        "one byte at the end of all",
-        "outside of the shared",
-        |guest, mut hand| {
-            hand.offer(guest, &[hand.descriptor(u64::MAX, 1, 0, 0)]);
-        },
-    );
-    attack(&BOTH, plain, "buffer that wraps", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, plain, "address at the end of all", OUTSIDE, |guest, mut hand| {
+        hand.offer(guest, &[hand.descriptor(u64::MAX, 1000, 0, 0)]);
+    });
+    attack(&BOTH, plain, "one byte at the end of all", OUTSIDE, |guest, mut hand| {
+        hand.offer(guest, &[hand.descriptor(u64::MAX, 1, 0, 0)]);
+    });
+    attack(&BOTH, plain, "buffer that wraps", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(u64::MAX - 99, 1000, 0, 0)]);
     });
-    attack(&BOTH, plain, "buffer outside", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, plain, "buffer outside", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(hand.end, 1000, 0, 0)]);
     });
-    attack(&BOTH, plain, "buffer into a hole", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, plain, "buffer into a hole", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(hand.end - 50, 1000, 0, 0)]);
     });
-    attack(&BOTH, plain, "huge buffer into a hole", "outside of the", |guest, mut hand| {
+    attack(&BOTH, plain, "huge buffer into a hole", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(hand.end - 50, u32::MAX, 0, 0)]);
     });
-    attack(&BOTH, plain, "second buffer outside", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, plain, "second buffer outside", OUTSIDE, |guest, mut hand| {
         let good = hand.descriptor(hand.buffer, 30, NEXT, 1);
         hand.offer(guest, &[good, hand.descriptor(hand.end, 1000, 0, 0)]);
     });
@@ -207,34 +197,22 @@ fn common() -> Vec<Attack> {
         let referrer = hand.descriptor(hand.table, 16, INDIRECT | NEXT, 1);
         hand.offer(guest, &[referrer, hand.descriptor(hand.buffer, 1000, 0, 0)]);
     });
-    attack(&BOTH, tables, "table outside", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, tables, "table outside", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(hand.end, 16, INDIRECT, 0)]);
     });
-    attack(&BOTH, tables, "table into a hole", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, tables, "table into a hole", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(hand.end - 8, 16, INDIRECT, 0)]);
     });
-    attack(&BOTH, tables, "table at the end of all", "outside of the shared", |guest, mut hand| {
+    attack(&BOTH, tables, "table at the end of all", OUTSIDE, |guest, mut hand| {
         hand.offer(guest, &[hand.descriptor(u64::MAX - 7, 16, INDIRECT, 0)]);
     });
-    attack(
-        &BOTH,
-        tables,
-        "second entry of a table outside",
-        "outside of the",
-        |guest, mut hand| {
-            hand.write_table(guest, hand.end - 16, &[hand.descriptor(hand.buffer, 30, NEXT, 1)]);
-            hand.offer(guest, &[hand.descriptor(hand.end - 16, 32, INDIRECT, 0)]);
-        },
-    );
-    attack(
-        &BOTH,
-        tables,
-        "buffer outside in a table",
-        "outside of the shared",
-        |guest, mut hand| {
-            hand.offer_table(guest, &[hand.descriptor(hand.end, 1000, 0, 0)], 16);
-        },
-    );
+    attack(&BOTH, tables, "second entry of a table outside", OUTSIDE, |guest, mut hand| {
+        hand.write_table(guest, hand.end - 16, &[hand.descriptor(hand.buffer, 30, NEXT, 1)]);
+        hand.offer(guest, &[hand.descriptor(hand.end - 16, 32, INDIRECT, 0)]);
+    });
+    attack(&BOTH, tables, "buffer outside in a table", OUTSIDE, |guest, mut hand| {
+        hand.offer_table(guest, &[hand.descriptor(hand.end, 1000, 0, 0)], 16);
+    });
     attacks
 }
 

@@ -1,5 +1,5 @@
-//! Rings that look as if they broke the rules, and do not, or harm nobody but their own guest: frames
-//! pass, or are dropped and counted, and every chain comes back.
+//! Rings that look as if they broke the rules, and do not, or harm nobody but their own guest:
+//! frames pass, or are dropped and counted, and every chain comes back.
 
 use engine::{App, DropReason};
 use virtqueue::packed::{Event, Position};
@@ -51,8 +51,7 @@ impl Odd {
         self.hand.offer_table(&self.world.guests[HOSTILE], table, length);
     }
 
-    /// A frame passes through one buffer, of `WHOLE` bytes at `at`, that is available when `offer` was
-    /// called.
+    /// A frame passes through one buffer, of `WHOLE` bytes at `at`, that `offer` makes available.
     fn passes_at(&mut self, at: u64, what: &str, offer: impl FnOnce(&mut Self)) {
         self.seed += 1;
         let what = format!("{what}, {}, ring {}", self.flavour, self.ring);
@@ -272,7 +271,8 @@ fn what_cannot_be_sent_is_counted_and_its_chain_comes_back() {
     for mut odd in Odd::each().filter(|odd| odd.ring == TRANSMIT) {
         let buffer = odd.hand.buffer;
         let chain = |len, flags| [odd.hand.descriptor(buffer, len, flags, 0)];
-        // Only writable: nothing to send. A header and almost an Ethernet header; longer than memory.
+        // Only writable: nothing to send. A header and almost an Ethernet header. Longer than any
+        // frame, and than memory.
         let bad = [chain(WHOLE, Descriptor::WRITE), chain(0, 0), chain(12, 0), chain(25, 0)];
         let long = [chain(65_535 + 22 + 13, 0), chain(u32::MAX, 0)];
         let after = odd.hand.cut(buffer, &[WHOLE, 1000]);
