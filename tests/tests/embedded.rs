@@ -1,7 +1,9 @@
 //! The same switch with embedded guests: seconds instead of minutes, and guests that do what no kernel would.
 
+use std::fs;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,6 +13,8 @@ use ringway_tests::*;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{pwrite, write};
 use vhost_user::{FrontEnd, Region, RingConfig};
+use virtqueue::Layout;
+use virtqueue::packed::{self, Position};
 use wire::split::{Descriptor, RING_INDEX};
 use wire::vhost_user::ProtocolFeatures;
 use wire::virtio::{Features, NetHeader};
@@ -356,77 +360,208 @@ impl Totals {
     }
 }
 
-/// Rings that break the rules, each on a port of its own: the port goes down, with one line, and two other guests lose
-/// not a frame.
-#[test]
-fn rings_that_break_the_rules() -> Result<()> {
+/// What a rogue writes into its ring, and what is said of it.
+struct Rule {
+    features: Features,
+    ring: u8,
+    descriptors: Vec<[u64; 2]>,
+    /// The index of a split ring.
+    available: u16,
+    says: &'static str,
+}
+
+impl Rule {
+    fn split(ring: u8, descriptors: &[Descriptor], available: u16, says: &'static str) -> Rule {
+        let descriptors = descriptors.iter().map(|descriptor| descriptor.to_words()).collect();
+        Rule { features: ROGUE, ring, descriptors, available, says }
+    }
+
+    /// The same descriptors in a packed ring: one chain from the first slot on.
+    fn packed(ring: u8, descriptors: &[Descriptor], says: &'static str) -> Rule {
+        let words = |descriptor: &Descriptor| {
+            let Descriptor { address, length, flags, .. } = *descriptor;
+            let flags = flags | Position::FIRST.available();
+            packed::Descriptor { address, length, id: 0, flags }.to_words()
+        };
+        let descriptors = descriptors.iter().map(words).collect();
+        let features = ROGUE | Features::RING_PACKED;
+        Rule { features, ring, descriptors, available: 0, says }
+    }
+}
+
+fn rules() -> Vec<Rule> {
     let buffer = Descriptor { address: GUEST_START + 0x8000, length: 64, flags: 0, next: 0 };
-    let ring = |descriptors: &[Descriptor], available: u16| (descriptors.to_vec(), available);
-    let cases = [
-        (TRANSMIT, ring(&[buffer], SIZE + 1), "available index"),
-        (TRANSMIT, ring(&[Descriptor { address: 0x10, ..buffer }], 1), "buffer"),
-        (
-            TRANSMIT,
-            ring(&[Descriptor { address: GUEST_START + MEMORY - 32, ..buffer }], 1),
-            "buffer",
-        ),
-        (TRANSMIT, ring(&[Descriptor { flags: Descriptor::NEXT, next: 0, ..buffer }], 1), "loops"),
-        (
-            TRANSMIT,
-            ring(&[Descriptor { flags: Descriptor::NEXT, next: SIZE, ..buffer }], 1),
-            "chains to",
-        ),
-        (
-            TRANSMIT,
-            ring(&[Descriptor { flags: Descriptor::INDIRECT, length: 65, ..buffer }], 1),
-            "indirect",
-        ),
-        (RECEIVE, ring(&[buffer], 1), "readable descriptor"),
-        (
-            RECEIVE,
-            ring(&[Descriptor { flags: Descriptor::WRITE, length: 4, ..buffer }], 1),
-            "header",
-        ),
+    let nowhere = Descriptor { address: 0x10, ..buffer };
+    let hole = Descriptor { address: GUEST_START + MEMORY - 32, ..buffer };
+    let next = |next| Descriptor { flags: Descriptor::NEXT, next, ..buffer };
+    let table = Descriptor { flags: Descriptor::INDIRECT, length: 64, ..buffer };
+    let odd_table = Descriptor { length: 65, ..table };
+    let long_table = Descriptor { length: 16 * (u32::from(SIZE) + 1), ..table };
+    let linked_table = Descriptor { flags: Descriptor::INDIRECT | Descriptor::NEXT, ..table };
+    let writable = Descriptor { flags: Descriptor::WRITE | Descriptor::NEXT, next: 1, ..buffer };
+    let tiny = Descriptor { flags: Descriptor::WRITE, length: 4, ..buffer };
+    let mut rules = vec![
+        Rule::split(TRANSMIT, &[buffer], SIZE + 1, "available index"),
+        Rule::split(TRANSMIT, &[next(0)], 1, "loops"),
+        Rule::split(TRANSMIT, &[next(SIZE)], 1, "chains to"),
+        Rule::packed(TRANSMIT, &[next(0); SIZE as usize], "longer than the ring"),
+        Rule::packed(RECEIVE, &[next(0); SIZE as usize], "readable descriptor"),
+        Rule::packed(TRANSMIT, &[next(1), table], "part of a packed ring's"),
     ];
+    for (ring, chain, says) in [
+        (TRANSMIT, &[nowhere][..], "buffer"),
+        (TRANSMIT, &[hole], "buffer"),
+        (TRANSMIT, &[odd_table], "indirect table of 65 bytes"),
+        (TRANSMIT, &[long_table], "indirect table of 4112 bytes"),
+        (TRANSMIT, &[linked_table, buffer], "that chains on"),
+        (TRANSMIT, &[writable, buffer], "readable descriptor after"),
+        (RECEIVE, &[buffer], "readable descriptor"),
+        (RECEIVE, &[tiny], "header"),
+    ] {
+        rules.push(Rule::split(ring, chain, 1, says));
+        rules.push(Rule::packed(ring, chain, says));
+    }
+    rules
+}
+
+/// What the switch has open, and what of a rogue's memory it has mapped.
+fn traces(switch: &Switch) -> Result<(usize, usize)> {
+    let process = Path::new("/proc").join(switch.pid().to_string());
+    let open = fs::read_dir(process.join("fd"))?.count();
+    let maps = fs::read_to_string(process.join("maps"))?;
+    Ok((open, maps.lines().filter(|line| line.contains("/memfd:rogue")).count()))
+}
+
+/// Has the stations talk until there is nothing left of those who went away.
+fn until_forgotten(
+    switch: &Switch,
+    before: (usize, usize),
+    one: &mut Station,
+    two: &mut Station,
+) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        exchange(one, two, 20)?;
+        let now = traces(switch)?;
+        if now == before {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "{now:?} files and mappings after {before:?}");
+    }
+}
+
+/// In the end, nothing that two guests sent each other was lost, and of each of the `others` one thing was said.
+fn check_log(log: &str, others: usize) -> Result<()> {
+    for port in ["vm1", "vm2"] {
+        let line =
+            log.lines().find(|line| line.contains(&format!("{port}: "))).context("no totals")?;
+        ensure!(line.contains("dropped: none"), "{line}");
+    }
+    for n in 0..others {
+        let port = format!("port=\"bad{n}\"");
+        let said = |line: &&str| line.contains(&port) && !line.contains(" INFO ");
+        ensure!(log.lines().filter(said).count() == 1, "not one complaint of {port}:\n{log}");
+    }
+    Ok(())
+}
+
+/// A switch with two guests, and as many ports for others.
+fn with_others(count: usize) -> Result<(Switch, Station, Station)> {
     let mut ports =
         vec!["vm1=vhost-user:vm1.sock".to_owned(), "vm2=vhost-user:vm2.sock".to_owned()];
-    ports.extend((0..cases.len()).map(|n| format!("bad{n}=vhost-user:bad{n}.sock")));
+    ports.extend((0..count).map(|n| format!("bad{n}=vhost-user:bad{n}.sock")));
     let switch = Switch::start(&ports.iter().map(String::as_str).collect::<Vec<_>>())?;
     let mut one = Station::connect(&switch, 1)?;
     let mut two = Station::connect(&switch, 2)?;
     exchange(&mut one, &mut two, 1000)?;
+    Ok((switch, one, two))
+}
 
-    for (n, (ring, (descriptors, available), said)) in cases.into_iter().enumerate() {
-        let rogue = Rogue::connect(&switch, &format!("bad{n}.sock"), ring)?;
+/// Rings that break the rules, each on a port of its own: the port goes down, with one line, two other guests lose not a
+/// frame, and nothing is left open or mapped.
+#[test]
+fn rings_that_break_the_rules() -> Result<()> {
+    let rules = rules();
+    let others = rules.len();
+    let (switch, mut one, mut two) = with_others(others)?;
+    let before = traces(&switch)?;
+    for (n, rule) in rules.into_iter().enumerate() {
+        let rogue = Rogue::connect(&switch, n, rule.features, rule.ring, PLACES)?;
         exchange(&mut one, &mut two, 200)?;
-        rogue.publish(&descriptors, available)?;
+        rogue.publish(&rule)?;
         // A frame for everyone, so that its receive ring is looked at.
         let frame = numbered(one.address, [0xff; 6], 0);
         ensure!(one.guest.driver().send(NetHeader::default(), &frame)?, "no room");
         one.guest.flush();
         let line = switch.complaint(&format!("bad{n}"))?;
         println!("{line}");
-        ensure!(line.contains(said), "no word of `{said}`: {line}");
+        ensure!(line.contains(rule.says), "no word of `{}`: {line}", rule.says);
         exchange(&mut one, &mut two, 200)?;
     }
-    let log = switch.stop()?;
-    for port in ["vm1", "vm2"] {
-        let line =
-            log.lines().find(|line| line.contains(&format!("{port}: "))).context("no totals")?;
-        ensure!(line.contains("dropped: none"), "{line}");
+    until_forgotten(&switch, before, &mut one, &mut two)?;
+    check_log(&switch.stop()?, others)
+}
+
+/// Rings in places where there can be none: they are refused, with one line, and nobody else notices.
+#[test]
+fn rings_that_lie_nowhere() -> Result<()> {
+    let [descriptors, available, used] = PLACES;
+    let split = [
+        ([descriptors + 8, available, used], "descriptor table"),
+        ([descriptors, available + 1, used], "available ring"),
+        ([descriptors, available, used + 2], "used ring"),
+        ([MEMORY, available, used], "descriptor table"),
+        ([MEMORY - 16 * u64::from(SIZE) + 16, available, used], "descriptor table"),
+        ([descriptors, MEMORY - 516, used], "available ring"),
+        ([descriptors, available, MEMORY - 2052], "used ring"),
+    ];
+    let packed = [
+        ([descriptors + 8, available, used], "descriptor ring"),
+        ([descriptors, available + 2, used], "driver event"),
+        ([descriptors, available, used + 2], "device event"),
+        ([MEMORY - 16 * u64::from(SIZE) + 16, available, used], "descriptor ring"),
+        ([descriptors, MEMORY, used], "driver event"),
+        ([descriptors, available, MEMORY], "device event"),
+    ];
+    let split = split.map(|(places, says)| (ROGUE, places, says));
+    let packed = packed.map(|(places, says)| (ROGUE | Features::RING_PACKED, places, says));
+    let wrong: Vec<_> = split.into_iter().chain(packed).collect();
+    let (switch, mut one, mut two) = with_others(wrong.len() + 1)?;
+    let before = traces(&switch)?;
+    for (n, (features, places, says)) in wrong.iter().copied().enumerate() {
+        let rogue = Rogue::connect(&switch, n, features, TRANSMIT, places);
+        ensure!(rogue.is_err(), "a ring at {places:x?} was taken");
+        let line = switch.complaint(&format!("bad{n}"))?;
+        println!("{line}");
+        ensure!(line.contains(says), "no word of `{says}`: {line}");
+        exchange(&mut one, &mut two, 200)?;
     }
-    Ok(())
+
+    // In a file that cannot be written to.
+    let memory = SharedMemory::create("rogue", MEMORY)?;
+    let path = format!("/proc/self/fd/{}", memory.as_fd().as_raw_fd());
+    let read_only = fs::File::open(path)?;
+    let n = wrong.len();
+    let rogue = Rogue::with(&switch, n, ROGUE, TRANSMIT, PLACES, memory, read_only.as_fd());
+    ensure!(rogue.is_err(), "a ring that cannot be written to was taken");
+    let line = switch.complaint(&format!("bad{n}"))?;
+    println!("{line}");
+    ensure!(line.contains("map"), "no word of mapping: {line}");
+
+    until_forgotten(&switch, before, &mut one, &mut two)?;
+    check_log(&switch.stop()?, wrong.len() + 1)
 }
 
 /// Where a rogue's memory begins, for itself and for its front end, and its size.
 const GUEST_START: u64 = 0x4000_0000;
 const FRONT_END_START: u64 = 0x7f00_0000_0000;
 const MEMORY: u64 = 1 << 20;
-/// Entries of its ring, and where the ring's parts are.
+/// Entries of its ring, and where the ring's parts usually are: descriptors, available, used.
 const SIZE: u16 = 256;
-const DESCRIPTORS: u64 = 0;
-const AVAILABLE: u64 = 0x2000;
-const USED: u64 = 0x4000;
+const PLACES: [u64; 3] = [0, 0x2000, 0x4000];
+/// What it negotiates, but for the format of its ring.
+const ROGUE: Features =
+    Features::VERSION_1.union(Features::MRG_RXBUF).union(Features::INDIRECT_DESC);
 
 /// A guest with one ring, in which it writes what it likes.
 struct Rogue {
@@ -436,29 +571,52 @@ struct Rogue {
 }
 
 impl Rogue {
-    fn connect(switch: &Switch, socket: &str, ring: u8) -> Result<Rogue> {
-        let mut front_end = FrontEnd::connect(&switch.path(socket), LIMIT)?;
-        let features = Features::VERSION_1 | Features::MRG_RXBUF | Features::INDIRECT_DESC;
-        front_end.negotiate(features, features, ProtocolFeatures::REPLY_ACK)?;
+    /// On the port of this number.
+    fn connect(
+        switch: &Switch,
+        n: usize,
+        features: Features,
+        ring: u8,
+        places: [u64; 3],
+    ) -> Result<Rogue> {
         let memory = SharedMemory::create("rogue", MEMORY)?;
+        let file = memory.as_fd().try_clone_to_owned()?;
+        Rogue::with(switch, n, features, ring, places, memory, file.as_fd())
+    }
+
+    /// With a memory of which the switch is given `file`.
+    fn with(
+        switch: &Switch,
+        n: usize,
+        features: Features,
+        ring: u8,
+        places: [u64; 3],
+        memory: SharedMemory,
+        file: BorrowedFd<'_>,
+    ) -> Result<Rogue> {
+        let mut front_end = FrontEnd::connect(&switch.path(&format!("bad{n}.sock")), LIMIT)?;
+        front_end.negotiate(features, features, ProtocolFeatures::REPLY_ACK)?;
         // A ring that nobody has ever touched would be taken for memory that is not shared.
-        pwrite(memory.as_fd(), &[0; USED as usize + 1], 0)?;
+        pwrite(memory.as_fd(), &vec![0; MEMORY as usize], 0)?;
         front_end.set_memory_table(&[Region {
             guest: GuestAddress(GUEST_START),
             size: MEMORY,
             front_end: FrontEndAddress(FRONT_END_START),
             offset: 0,
-            file: memory.as_fd(),
+            file,
         }])?;
         let kick = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let at = |offset| FrontEndAddress(FRONT_END_START + offset);
+        let [descriptors, available, used] =
+            places.map(|offset| FrontEndAddress(FRONT_END_START + offset));
+        let base = Layout::first_position(features);
+        let kick_descriptor = Some(kick.as_fd());
         let config = RingConfig {
             size: SIZE,
-            base: 0,
-            descriptors: at(DESCRIPTORS),
-            available: at(AVAILABLE),
-            used: at(USED),
-            kick: Some(kick.as_fd()),
+            base,
+            descriptors,
+            available,
+            used,
+            kick: kick_descriptor,
             call: None,
         };
         front_end.set_up_ring(ring, config)?;
@@ -466,12 +624,15 @@ impl Rogue {
         Ok(Rogue { memory, kick, _front_end: front_end })
     }
 
-    /// Makes descriptor 0 available, with these in the table, and says that `available` entries are.
-    fn publish(&self, descriptors: &[Descriptor], available: u16) -> Result<()> {
-        let words = descriptors.iter().flat_map(|descriptor| descriptor.to_words());
-        let table: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
-        pwrite(self.memory.as_fd(), &table, DESCRIPTORS)?;
-        pwrite(self.memory.as_fd(), &available.to_le_bytes(), AVAILABLE + RING_INDEX)?;
+    /// Writes what breaks the rule into a ring in its usual place, and kicks.
+    fn publish(&self, rule: &Rule) -> Result<()> {
+        let [descriptors, available, _] = PLACES;
+        let table = rule.descriptors.iter().flatten().flat_map(|word| word.to_le_bytes());
+        pwrite(self.memory.as_fd(), &table.collect::<Vec<u8>>(), descriptors)?;
+        if !rule.features.contains(Features::RING_PACKED) {
+            let index = rule.available.to_le_bytes();
+            pwrite(self.memory.as_fd(), &index, available + RING_INDEX)?;
+        }
         write(&self.kick, &1u64.to_ne_bytes())?;
         Ok(())
     }

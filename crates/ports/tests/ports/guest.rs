@@ -25,8 +25,8 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_user::{Device, RingSetup};
 use virtqueue::{Buffer, DriverQueue, Form, IndirectTables, Layout, Used};
 use wire::split::{
-    AVAILABLE_ENTRY_SIZE, Descriptor, RING_ENTRIES, RING_FLAGS, RING_INDEX, USED_ENTRY_SIZE,
-    available_event_offset, available_ring_size, descriptor_table_size, used_ring_size,
+    AVAILABLE_ENTRY_SIZE, Descriptor, RING_ENTRIES, RING_FLAGS, RING_INDEX, available_event_offset,
+    available_ring_size, descriptor_table_size, used_ring_size,
 };
 use wire::virtio::{Features, NetHeader};
 
@@ -67,13 +67,17 @@ pub enum Cut {
     Indirect,
     /// Descriptors of one byte for the header and the start of the frame, and an empty one.
     Crumbs,
+    /// Of a split ring, two descriptors and then a table. Of a packed one, which has no such chains,
+    /// descriptors and tables by turns.
+    Mixed,
 }
 
 pub const CUTS: [Cut; 3] = [Cut::Whole, Cut::Indirect, Cut::Crumbs];
 
 impl Cut {
-    fn lens(self, total: u32, header: u32) -> Vec<u32> {
-        match self {
+    /// The bytes of each descriptor, of which there are at most `most`.
+    fn lens(self, total: u32, header: u32, most: u16) -> Vec<u32> {
+        let mut lens = match self {
             Self::Whole => vec![total],
             Self::Indirect => vec![header.min(total), total.saturating_sub(header)],
             Self::Crumbs => {
@@ -83,11 +87,26 @@ impl Cut {
                 lens.extend([rest / 3, 0, rest - rest / 3]);
                 lens
             }
+            Self::Mixed => {
+                let rest = total.saturating_sub(header);
+                vec![total.min(4), total.min(header).saturating_sub(4), rest / 2, rest - rest / 2]
+            }
+        };
+        if lens.len() > most.into() {
+            let rest = lens.split_off(usize::from(most) - 1);
+            lens.push(rest.iter().sum());
         }
+        lens
     }
 
-    fn form(self) -> Form {
-        if self == Self::Indirect { Form::Indirect(0) } else { Form::Direct }
+    /// The form of the chain of this number, in a ring.
+    fn form(self, number: u32, ring: &Ring) -> Form {
+        match self {
+            Self::Indirect => Form::Indirect(0),
+            Self::Mixed if !ring.is_packed => Form::Indirect(2.min(ring.size - 1)),
+            Self::Mixed if number.is_multiple_of(2) => Form::Indirect(0),
+            _ => Form::Direct,
+        }
     }
 }
 
@@ -173,6 +192,11 @@ pub struct Ring {
     pub base: u32,
     pub enabled: bool,
     pub runs: bool,
+    is_packed: bool,
+    /// Chains that were added since this start, and their entries: one of a split ring each, as many
+    /// of a packed one as they have descriptors.
+    chains: u32,
+    pub entries: u32,
     /// Buffer areas that no chain uses.
     free: Vec<u32>,
     /// Chains that the device has, in order: which area, and its bytes.
@@ -202,6 +226,9 @@ impl Ring {
             base: Layout::first_position(features),
             enabled: true,
             runs: true,
+            is_packed: features.contains(Features::RING_PACKED),
+            chains: 0,
+            entries: 0,
             free: (0..u32::from(size)).rev().collect(),
             with_device: VecDeque::new(),
         }
@@ -212,12 +239,23 @@ impl Ring {
         self.queue.free()
     }
 
+    /// Whether another chain can be added that is cut like this.
+    pub fn has_room(&self, cut: Cut) -> bool {
+        self.room() >= cut.lens(100, 12, self.size).len() && !self.free.is_empty()
+    }
+
     /// Chains that the device has not used.
     pub fn outstanding(&self) -> usize {
         self.with_device.len()
     }
 
-    fn add(&mut self, lens: &[u32], form: Form, writable: bool) -> u64 {
+    /// Adds a chain of `total` bytes.
+    fn add(&mut self, cut: Cut, total: u32, header: usize, writable: bool) -> u64 {
+        let lens = cut.lens(total, header as u32, self.size);
+        self.add_as(&lens, cut.form(self.chains, self), writable)
+    }
+
+    fn add_as(&mut self, lens: &[u32], form: Form, writable: bool) -> u64 {
         let area = self.free.pop().expect("a free buffer area");
         let start = self.places.area(area);
         let mut at = start;
@@ -230,6 +268,11 @@ impl Ring {
         self.queue.add(&chain, form, area).expect("room for the chain");
         let total: u32 = lens.iter().sum();
         assert!(total <= AREA);
+        self.chains += 1;
+        self.entries += match form {
+            Form::Direct if self.is_packed => chain.len() as u32,
+            _ => 1,
+        };
         self.with_device.push_back((area, total));
         start
     }
@@ -396,9 +439,8 @@ impl Guest {
     }
 
     fn send_bytes_on(&mut self, pair: usize, bytes: &[u8]) -> bool {
-        let lens = self.cut.lens(bytes.len() as u32, self.header_size() as u32);
-        let form = self.cut.form();
-        let at = self.ring_mut(transmit(pair)).add(&lens, form, false);
+        let (cut, header) = (self.cut, self.header_size());
+        let at = self.ring_mut(transmit(pair)).add(cut, bytes.len() as u32, header, false);
         self.write(at, bytes);
         self.ring_mut(transmit(pair)).queue.publish()
     }
@@ -406,14 +448,14 @@ impl Guest {
     /// Queues a frame in one descriptor for each of its bytes.
     pub fn send_bytewise(&mut self, frame: &[u8]) {
         let bytes = [&vec![0; self.header_size()], frame].concat();
-        let at = self.transmit.add(&vec![1; bytes.len()], Form::Direct, false);
+        let at = self.transmit.add_as(&vec![1; bytes.len()], Form::Direct, false);
         self.write(at, &bytes);
         let _ = self.transmit.queue.publish();
     }
 
     /// Whether another frame can be queued.
     pub fn can_send(&self) -> bool {
-        self.transmit.room() >= self.cut.lens(100, 12).len() && !self.transmit.free.is_empty()
+        self.transmit.has_room(self.cut)
     }
 
     /// Posts a receive buffer. Returns whether the device wants a kick.
@@ -423,9 +465,8 @@ impl Guest {
 
     /// Posts a receive buffer in the ring of a pair. Returns whether the device wants a kick.
     pub fn post_on(&mut self, pair: usize, len: u32) -> bool {
-        let lens = self.cut.lens(len, self.header_size() as u32);
-        let form = self.cut.form();
-        let at = self.ring_mut(receive(pair)).add(&lens, form, true);
+        let (cut, header) = (self.cut, self.header_size());
+        let at = self.ring_mut(receive(pair)).add(cut, len, header, true);
         self.write(at, &BLANKS[..len as usize]);
         self.ring_mut(receive(pair)).queue.publish()
     }
@@ -587,14 +628,6 @@ impl Guest {
     fn word(&self, address: u64) -> u16 {
         let bytes = self.read(address, 2);
         u16::from_le_bytes([bytes[0], bytes[1]])
-    }
-
-    /// The heads in the used ring's first entries, and the bytes written.
-    pub fn used(&self, ring: usize, count: u16) -> Vec<(u32, u32)> {
-        let size = usize::from(count) * USED_ENTRY_SIZE as usize;
-        let bytes = self.read(self.ring(ring).places.used + RING_ENTRIES, size);
-        let word = |at: &[u8]| u32::from_le_bytes(at.try_into().unwrap());
-        bytes.chunks(8).map(|entry| (word(&entry[..4]), word(&entry[4..]))).collect()
     }
 
     /// Rings of all pairs.
