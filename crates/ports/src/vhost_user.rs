@@ -166,8 +166,9 @@ impl Shared {
         // A driver that tells, and has not taken everything, may just have lost its processor.
         let tells = active.features.contains(Features::EVENT_IDX);
         let quiet = if tells { PATIENCE } else { steering::QUIET };
-        // A bit for each pair. What was chosen is not there yet, and is there all the same.
-        let (mut looked_at, mut drained, mut chosen) = (0u128, 0u128, 0u128);
+        let mut chooser = self.steering.burst(&active.enabled, burst.now(), quiet);
+        // A bit for each pair, which is looked at once.
+        let (mut looked_at, mut drained) = (0u128, 0u128);
         for index in selection.iter() {
             let hash = wire::flow::hash(burst.frame(index).head);
             let is_drained = |pair: u8| {
@@ -180,13 +181,10 @@ impl Shared {
                         drained |= bit;
                     }
                 }
-                drained & !chosen & bit != 0
+                drained & bit != 0
             };
-            let (enabled, now) = (&active.enabled, burst.now());
-            let pair = self.steering.choose(hash, enabled, now, quiet, is_drained);
-            chosen |= 1 << pair;
-            if let Some(slot) = pairs.get_mut(index) {
-                *slot = pair;
+            if let Some(pair) = pairs.get_mut(index) {
+                *pair = chooser.choose(hash, is_drained);
             }
         }
         pairs
@@ -326,21 +324,20 @@ impl VhostUserPort {
         }
         self.watch_kicks(device, poller, &mut swapped);
         let is_latched = self.shared.is_latched();
-        let memory = |device: &Device| device.memory.clone();
-        let old = self.active.as_ref().map(|active| active.memory.clone());
-        let same_memory = match (&old, device.map(memory)) {
-            (Some(old), Some(new)) => Arc::ptr_eq(old, &new),
+        let is_same = match (&self.active, device) {
+            (Some(old), Some(new)) => {
+                Arc::ptr_eq(&old.memory, &new.memory) && old.features == new.features
+            }
             _ => false,
         };
         let pairs = numbers(device).div_ceil(2).max(self.pairs);
         for pair in self.share.pairs().take_while(|pair| *pair < pairs) {
-            self.swap_receiver(pair, device, same_memory, is_latched, &mut swapped);
+            self.swap_receiver(pair, device, is_same, is_latched, &mut swapped);
         }
         self.pairs = numbers(device).div_ceil(2);
         let counters = &mut self.counters;
-        self.transmit.swap(device, same_memory, is_latched, &mut swapped, counters);
-        self.active = device.map(Active::new);
-        // The receivers' too, until they are on the new one.
+        self.transmit.swap(device, is_same, is_latched, &mut swapped, counters);
+        let old = std::mem::replace(&mut self.active, device.map(Active::new));
         swapped.retire(old);
         if device.is_none() {
             // There is nothing more to find out, nor to do, for a guest that is gone.
@@ -357,14 +354,14 @@ impl VhostUserPort {
         &self,
         pair: usize,
         device: Option<&Device>,
-        same_memory: bool,
+        is_same: bool,
         is_latched: bool,
         swapped: &mut Swapped,
     ) {
         let number = receive_ring(pair);
         let next = device.and_then(|device| setup(device, number));
         let Some(mut place) = self.shared.receivers.lock_anyway(pair) else { return };
-        if same_memory && unchanged(place.ring().map(|receiver| &receiver.ring), next) {
+        if is_same && unchanged(place.ring().map(|receiver| &receiver.ring), next) {
             return;
         }
         place.exchange(|previous| {

@@ -99,28 +99,44 @@ impl Steering {
         }
     }
 
-    /// Which of the pairs that are enabled, in ascending order and not empty, a frame of the flow
-    /// with this hash is delivered to, at the time `now`. A flow may move that was quiet for `quiet`
-    /// nanoseconds, or if `is_drained` says of the pair where it was that its driver has taken
-    /// everything.
+    /// Chooses pairs for the frames of a burst, out of those that are `enabled`, in ascending order and
+    /// not empty, at the time `now`. A flow may move that was quiet for `quiet` nanoseconds.
+    pub(super) fn burst<'s>(&'s self, enabled: &'s [u8], now: u64, quiet: u64) -> Chooser<'s> {
+        Chooser { steering: self, enabled, now, quiet, chosen: [0; PLACES / 64] }
+    }
+}
+
+/// Chooses pairs for one burst.
+pub(super) struct Chooser<'s> {
+    steering: &'s Steering,
+    enabled: &'s [u8],
+    now: u64,
+    quiet: u64,
+    /// A bit for each place of which a frame was seen. Where that goes it is not yet, and later ones
+    /// must not overtake it, whatever is heard meanwhile.
+    chosen: [u64; PLACES / 64],
+}
+
+impl Chooser<'_> {
+    /// Which pair a frame of the flow with this hash is delivered to. The flow may move, too, if
+    /// `is_drained` says of the pair where it was that its driver has taken everything.
     #[inline]
-    pub(super) fn choose(
-        &self,
-        hash: u32,
-        enabled: &[u8],
-        now: u64,
-        quiet: u64,
-        is_drained: impl FnOnce(u8) -> bool,
-    ) -> u8 {
-        let is_enabled = |pair: u8| enabled.binary_search(&pair).is_ok();
-        let heard = self.heard[place(hash)].load(Relaxed).wrapping_sub(1);
-        let wanted = if is_enabled(heard) { heard } else { spread(hash, enabled) };
-        let delivered = &self.delivered[place(hash)];
+    pub(super) fn choose(&mut self, hash: u32, is_drained: impl FnOnce(u8) -> bool) -> u8 {
+        let place = place(hash);
+        let is_enabled = |pair: u8| self.enabled.binary_search(&pair).is_ok();
+        let heard = self.steering.heard[place].load(Relaxed).wrapping_sub(1);
+        let wanted = if is_enabled(heard) { heard } else { spread(place, self.enabled) };
+        let delivered = &self.steering.delivered[place];
         let last = Last::from_word(delivered.load(Relaxed));
-        let tick = Last::tick(now);
-        let may_move =
-            || !is_enabled(last.pair) || last.is_quiet(tick, quiet) || is_drained(last.pair);
+        let tick = Last::tick(self.now);
+        let (word, bit) = (place / 64, 1 << (place % 64));
+        let was_chosen = self.chosen[word] & bit != 0;
+        let may_move = || {
+            let is_quiet = || last.is_quiet(tick, self.quiet) || is_drained(last.pair);
+            !is_enabled(last.pair) || !was_chosen && is_quiet()
+        };
         let pair = if last.pair == wanted || may_move() { wanted } else { last.pair };
+        self.chosen[word] |= bit;
         let next = Last { pair, tick };
         if next != last {
             delivered.store(next.to_word(), Relaxed);
@@ -133,11 +149,10 @@ fn place(hash: u32) -> usize {
     hash as usize % PLACES
 }
 
-/// A pair for a flow that was not heard of.
-fn spread(hash: u32, enabled: &[u8]) -> u8 {
-    // By the upper bits, since the lower ones choose the place.
-    let index = (u64::from(hash) * enabled.len() as u64) >> 32;
-    enabled.get(index as usize).copied().unwrap_or_default()
+/// A pair for a flow that was not heard of: for all that share its place, or they would move it to and
+/// fro.
+fn spread(place: usize, enabled: &[u8]) -> u8 {
+    enabled.get(place * enabled.len() / PLACES).copied().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -148,9 +163,9 @@ mod tests {
     const NOW: u64 = 1 << 40;
     const LATER: u64 = NOW + QUIET + (3 << TICK);
 
-    /// As if every ring were empty.
+    /// As if every ring were empty, in a burst of its own.
     fn choose(steering: &Steering, hash: u32, enabled: &[u8]) -> u8 {
-        steering.choose(hash, enabled, NOW, QUIET, |_| true)
+        steering.burst(enabled, NOW, QUIET).choose(hash, |_| true)
     }
 
     #[test]
@@ -166,12 +181,13 @@ mod tests {
     #[test]
     fn a_pair_that_is_not_enabled_is_not_chosen() {
         let steering = Steering::new();
-        let hash = 0x8000_0001;
+        // In the upper half of the places.
+        let hash = 0x8000_0fff;
         steering.learn(hash, 2);
         assert_eq!(choose(&steering, hash, &[0, 1, 2, 3]), 2);
         let never = |_| panic!("nothing waits in a ring that is gone");
-        assert_eq!(steering.choose(hash, &[0, 1], NOW, QUIET, never), 1, "by the hash");
-        assert_eq!(steering.choose(hash, &[7], NOW, QUIET, never), 7);
+        assert_eq!(steering.burst(&[0, 1], NOW, QUIET).choose(hash, never), 1, "by the hash");
+        assert_eq!(steering.burst(&[7], NOW, QUIET).choose(hash, never), 7);
         assert_eq!(choose(&steering, hash, &[0, 2]), 2, "not forgotten");
     }
 
@@ -191,21 +207,51 @@ mod tests {
         let steering = Steering::new();
         let (hash, enabled) = (77, [0, 1, 2]);
         steering.learn(hash, 1);
-        assert_eq!(steering.choose(hash, &enabled, NOW, QUIET, |_| false), 1, "it was nowhere");
+        assert_eq!(
+            steering.burst(&enabled, NOW, QUIET).choose(hash, |_| false),
+            1,
+            "it was nowhere"
+        );
         steering.learn(hash, 2);
         for step in 0..10 {
             // A little earlier too: workers' breaths do not begin at the same time.
             let now = NOW + (step << TICK) - (1 << TICK);
             let mut asked = None;
             let waits = |pair| asked.replace(pair).is_some();
-            assert_eq!(steering.choose(hash, &enabled, now, QUIET, waits), 1, "frames wait there");
+            assert_eq!(
+                steering.burst(&enabled, now, QUIET).choose(hash, waits),
+                1,
+                "frames wait there"
+            );
             assert_eq!(asked, Some(1));
         }
-        assert_eq!(steering.choose(hash, &enabled, NOW, QUIET, |_| true), 2, "drained");
+        assert_eq!(steering.burst(&enabled, NOW, QUIET).choose(hash, |_| true), 2, "drained");
         steering.learn(hash, 0);
-        assert_eq!(steering.choose(hash, &enabled, NOW, QUIET, |_| false), 2);
-        assert_eq!(steering.choose(hash, &enabled, LATER, 2 * QUIET, |_| false), 2, "too short");
+        assert_eq!(steering.burst(&enabled, NOW, QUIET).choose(hash, |_| false), 2);
+        assert_eq!(
+            steering.burst(&enabled, LATER, 2 * QUIET).choose(hash, |_| false),
+            2,
+            "too short"
+        );
         let later = LATER + QUIET + (3 << TICK);
-        assert_eq!(steering.choose(hash, &enabled, later, QUIET, |_| false), 0, "quiet for long");
+        assert_eq!(
+            steering.burst(&enabled, later, QUIET).choose(hash, |_| false),
+            0,
+            "quiet for long"
+        );
+    }
+
+    #[test]
+    fn within_a_burst_a_flow_stays_whatever_is_heard_meanwhile() {
+        let steering = Steering::new();
+        let enabled = [0, 1, 2];
+        steering.learn(77, 1);
+        let mut burst = steering.burst(&enabled, NOW, QUIET);
+        assert_eq!(burst.choose(77, |_| true), 1);
+        steering.learn(77, 2);
+        assert_eq!(burst.choose(77, |_| true), 1, "the one before is not even delivered");
+        assert_eq!(burst.choose(77 + PLACES as u32, |_| true), 1, "it shares the place");
+        let mut burst = steering.burst(&enabled, NOW, QUIET);
+        assert_eq!(burst.choose(77, |_| true), 2);
     }
 }

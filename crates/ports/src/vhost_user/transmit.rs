@@ -58,11 +58,11 @@ impl Transmit {
     /// Goes on with the rings of `device`. A ring that stops does so with nothing outstanding: frames
     /// that were held are dropped.
     ///
-    /// `same_memory`: rings of which nothing was said are left as they are.
+    /// `is_same`: memory and features are, so rings of which nothing was said are left alone.
     pub(super) fn swap(
         &mut self,
         device: Option<&Device>,
-        same_memory: bool,
+        is_same: bool,
         is_latched: bool,
         swapped: &mut Swapped,
         counters: &mut Counters,
@@ -75,7 +75,7 @@ impl Transmit {
             let Some(slot) = self.rings.get_mut(place) else { break };
             let number = transmit_ring(pair);
             let next = device.and_then(|device| setup(device, number));
-            if same_memory && unchanged(slot.as_ref(), next) {
+            if is_same && unchanged(slot.as_ref(), next) {
                 continue;
             }
             let mut ring = slot.take();

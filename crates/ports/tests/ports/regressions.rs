@@ -8,7 +8,7 @@ use wire::ethernet::MacAddress;
 use wire::virtio::Features;
 
 use crate::crew::Crew;
-use crate::flow::{Flow, which};
+use crate::flow::Flow;
 use crate::guest::{Cut, Guest, receive};
 use crate::world::{MODERN, frame, modern};
 
@@ -82,44 +82,6 @@ fn a_guest_that_left_keeps_no_worker_awake() {
     };
     is_busy();
     assert!(!is_busy());
-}
-
-/// Two flows that share a place in the table, and are spread to different pairs: one moves the place
-/// to a pair that is drained while the other's frame is on its way there.
-#[test]
-fn flows_that_share_a_place_do_not_overtake_themselves_within_a_burst() {
-    let hash = |number: u16| wire::flow::hash(&Flow::udp(0, TO, number).frame(0, 60));
-    let is_second = |number: u16| hash(number) >> 31 == 1;
-    let share = |(one, two): &(u16, u16)| {
-        hash(*one) % 4096 == hash(*two) % 4096 && !is_second(*one) && is_second(*two)
-    };
-    let pairs = (0..3000).flat_map(|one| (0..3000).map(move |two| (one, two)));
-    let (first, second) = pairs.into_iter().find(share).expect("two flows that share a place");
-    let other = |number: &u16| is_second(*number) && hash(*number) % 4096 != hash(first) % 4096;
-    let other = (0..3000).find(other).expect("a flow by itself");
-
-    let guests = vec![modern(), modern(), two_pairs(Features::EVENT_IDX)];
-    let mut crew = Crew::bridged(1, guests);
-    (0..2).for_each(|pair| crew.guests[TO].post_many_on(pair, 30));
-    let send = |crew: &mut Crew, number: u16, count: u32| {
-        crew.guests[0].send(&Flow::udp(0, TO, number).frame(count, 60));
-    };
-    // The driver has taken everything from the first pair, and not from the second.
-    send(&mut crew, first, 0);
-    send(&mut crew, other, 0);
-    crew.breathe(0);
-    crew.guests[TO].frames_on(0);
-    for count in 1..3 {
-        send(&mut crew, first, count);
-        send(&mut crew, second, count);
-    }
-    crew.breathe(0);
-    let came = [0, 1].map(|pair| {
-        let frames = crew.guests[TO].frames_on(pair);
-        let flows: Vec<_> = frames.iter().map(|frame| which(frame).1).collect();
-        flows.into_iter().filter(|flow| *flow == first).count()
-    });
-    assert!(came == [2, 0] || came == [0, 2], "{came:?} by pair");
 }
 
 /// A driver that tells what it has taken, and has not, lost its processor for a while.
