@@ -1,6 +1,6 @@
 //! The guest against a back end that sends every frame back to the queue pair it came from.
 
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -29,6 +29,8 @@ struct Echo {
     device: Arc<Device>,
     /// By the number of the ring: the start that it belongs to, and the queue.
     queues: Vec<Option<(u64, DeviceQueue)>>,
+    /// Frames that it takes before it dies, with nothing published of the last burst.
+    left: usize,
 }
 
 impl Echo {
@@ -36,15 +38,23 @@ impl Echo {
     fn serve(offer: Offer) -> (TempDir, JoinHandle<()>) {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("echo.sock")).unwrap();
-        let serve = move || {
-            let (socket, _) = listener.accept().unwrap();
-            let mut connection = Connection::new(socket.into()).unwrap();
-            let session = Session::new(offer);
-            let device = session.device().clone();
-            let queues = device.rings.iter().map(|_| None).collect();
-            Self { session, device, queues }.live(&mut connection);
-        };
+        let serve = move || Self::on(listener.accept().unwrap().0, offer, usize::MAX);
         (directory, thread::spawn(serve))
+    }
+
+    /// Serves the other end of a connection, and takes so many frames before it dies.
+    fn mortal(offer: Offer, frames: usize) -> (FrontEnd, JoinHandle<()>) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let echo = thread::spawn(move || Self::on(theirs, offer, frames));
+        (FrontEnd::new(ours.into(), LIMIT).unwrap(), echo)
+    }
+
+    fn on(socket: UnixStream, offer: Offer, left: usize) {
+        let mut connection = Connection::new(socket.into()).unwrap();
+        let session = Session::new(offer);
+        let device = session.device().clone();
+        let queues = device.rings.iter().map(|_| None).collect();
+        Self { session, device, queues, left }.live(&mut connection);
     }
 
     fn live(&mut self, connection: &mut Connection) {
@@ -67,6 +77,9 @@ impl Echo {
             let mut busy = false;
             for pair in 0..self.queues.len() / 2 {
                 busy |= self.send_back(pair);
+                if self.left == 0 {
+                    return;
+                }
             }
             if !busy && !self.arm() {
                 let kicks =
@@ -115,6 +128,10 @@ impl Echo {
             let taken = transmit.take_readable(&mut translator, u32::MAX, &mut read).unwrap();
             let Some(chain) = taken else { break };
             busy = true;
+            self.left -= 1;
+            if self.left == 0 {
+                return true;
+            }
             if let (Some((_, queue)), Some(receives)) = (&mut *receive, receives)
                 && sends.enabled
                 && receives.enabled
@@ -340,4 +357,139 @@ fn only_rings_and_pairs_that_exist_can_be_named() {
     let large = "a ring of 128 entries does not fit where there is room for 64";
     guest.stop_ring(0).unwrap();
     assert_eq!(says(guest.restart_ring(0, 128)), large);
+}
+
+/// Waits until the back end has died.
+#[track_caller]
+fn wait_until_dead(guest: &mut Guest, echo: JoinHandle<()>) {
+    let limit = Timespec::try_from(LIMIT).unwrap();
+    let mut polled = [PollFd::new(guest.front_end(), PollFlags::IN)];
+    assert_eq!(poll(&mut polled, Some(&limit)), Ok(1), "the back end lives");
+    echo.join().unwrap();
+}
+
+#[test]
+fn a_guest_goes_on_where_its_back_end_died() {
+    // Up to a ring of frames goes out at once, and its indices wrap many times.
+    const BURST: u32 = 40;
+    const FRAMES: u32 = 600;
+    const LIVES: usize = 57;
+    for features in [
+        SPLIT,
+        PACKED,
+        SPLIT | Features::IN_ORDER,
+        PACKED | Features::IN_ORDER,
+        Features::VERSION_1,
+    ] {
+        let all = Offer { features: PACKED | Features::IN_ORDER, ..offer(1) };
+        let (front_end, mut echo) = Echo::mortal(all, LIVES);
+        let options = Options { features, queue_pairs: 1, ring_size: 64, limit: LIMIT };
+        let mut guest = Guest::start(front_end, &options).unwrap();
+        let (mut sent, mut came, mut deaths) = (0, 0, 0);
+        while came < FRAMES {
+            while sent < FRAMES && sent - came < BURST {
+                send(&mut guest, 0, sent);
+                sent += 1;
+            }
+            let driver = guest.driver();
+            driver.reclaim().unwrap();
+            while let Some(found) = driver.receive(|received| received.frame.to_vec()).unwrap() {
+                assert!(found == frame(0, came), "{features}: frame {came} is another one");
+                came += 1;
+                // Some stay where they are, and are still there when the back end is not.
+                if came % 7 == 0 {
+                    break;
+                }
+            }
+            if !echo.is_finished() {
+                guest.flush();
+                guest.wait(Duration::from_millis(1)).unwrap();
+                continue;
+            }
+            deaths += 1;
+            wait_until_dead(&mut guest, echo);
+            let front_end;
+            (front_end, echo) = Echo::mortal(all, LIVES);
+            guest.resume(front_end).unwrap();
+            assert_eq!(guest.driver().features(), features);
+        }
+        assert!(deaths >= FRAMES as usize / LIVES, "{deaths} deaths");
+    }
+}
+
+#[test]
+fn a_guest_resumes_with_what_ran_and_was_enabled() {
+    for features in [SPLIT, PACKED] {
+        let (front_end, echo) = Echo::mortal(offer(3), 3);
+        let options = Options { features, queue_pairs: 3, ring_size: 64, limit: LIMIT };
+        let mut guest = Guest::start(front_end, &options).unwrap();
+        guest.enable_pair(1, false).unwrap();
+        for number in [1, 2] {
+            send(&mut guest, 0, number);
+            assert_eq!(next(&mut guest), (0, frame(0, number)));
+        }
+        guest.stop_ring(5).unwrap();
+        // The third one kills it.
+        send(&mut guest, 0, 3);
+        wait_until_dead(&mut guest, echo);
+
+        let (front_end, _echo) = Echo::mortal(offer(3), usize::MAX);
+        guest.resume(front_end).unwrap();
+        assert_eq!(next(&mut guest), (0, frame(0, 3)));
+        send(&mut guest, 1, 4);
+        wait_until_sent(&mut guest, 1);
+        guest.enable_pair(1, true).unwrap();
+        send(&mut guest, 1, 5);
+        assert_eq!(next(&mut guest), (1, frame(1, 5)));
+        // A stopped ring starts when it is told to, and not before.
+        send(&mut guest, 2, 6);
+        send(&mut guest, 0, 7);
+        assert_eq!(next(&mut guest), (0, frame(0, 7)));
+        assert_eq!(guest.drivers()[2].in_flight(), 1);
+        guest.restart_ring(5, 64).unwrap();
+        send(&mut guest, 2, 8);
+        assert_eq!(next(&mut guest), (2, frame(2, 8)));
+    }
+}
+
+#[test]
+fn a_guest_resumes_with_no_less_than_it_had() {
+    let (front_end, echo) = Echo::mortal(offer(3), 1);
+    let options = Options { queue_pairs: 3, ..Options::default() };
+    let mut guest = Guest::start(front_end, &options).unwrap();
+    send(&mut guest, 0, 1);
+    wait_until_dead(&mut guest, echo);
+    let mut says = |offer| {
+        let (front_end, _echo) = Echo::mortal(offer, usize::MAX);
+        guest.resume(front_end).unwrap_err().to_string()
+    };
+    let fewer = Offer { features: Features::VERSION_1 | Features::MQ, ..offer(3) };
+    assert_eq!(says(fewer), "the back end does not offer MRG_RXBUF EVENT_IDX");
+    assert!(says(offer(1)).ends_with("queue pairs (GET_QUEUE_NUM), and 3 are wanted"));
+    // And the next one may be better.
+    let (front_end, _echo) = Echo::mortal(offer(3), usize::MAX);
+    guest.resume(front_end).unwrap();
+    assert_eq!(next(&mut guest), (0, frame(0, 1)));
+}
+
+#[test]
+fn a_guest_that_is_reset_begins_anew() {
+    for features in [SPLIT, PACKED] {
+        for protocol in [Offer::PROTOCOL, ProtocolFeatures::MQ] {
+            let (front_end, _echo) = Echo::mortal(Offer { protocol, ..offer(2) }, usize::MAX);
+            let options = Options { features, queue_pairs: 2, ring_size: 64, limit: LIMIT };
+            let mut guest = Guest::start(front_end, &options).unwrap();
+            for round in 0..3 {
+                for pair in [0, 1, 1] {
+                    send(&mut guest, pair, round);
+                    assert_eq!(next(&mut guest), (pair, frame(pair, round)));
+                }
+                guest.enable_pair(1, false).unwrap();
+                guest.stop_ring(0).unwrap();
+                guest.reset().unwrap();
+                let drivers = guest.drivers().iter();
+                assert!(drivers.map(NetDriver::in_flight).all(|frames| frames == 0));
+            }
+        }
+    }
 }
