@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use testbed::dpdk::{Testpmd, Vhost};
 use testbed::hugepages::{Hugepages, PAGE_SIZE};
 use vhost_user::{FrontEnd, FrontEndListener};
+use wire::ethernet::MacAddress;
 use wire::virtio::{Features, NetHeader};
 
 /// Frames get where they should, and front and back end find each other, within this time on a busy machine.
@@ -263,6 +264,35 @@ fn packed_in_order() -> Result<()> {
 #[test]
 fn split_in_order() -> Result<()> {
     lives(SPLIT | Features::IN_ORDER)
+}
+
+/// A monitor's word goes where it should: DPDK sends the RARP into the network, which is the other guest.
+#[test]
+fn an_announcement_and_an_mtu() -> Result<()> {
+    const ADDRESS: MacAddress = MacAddress([2, 0, 0, 0, 0, 0x77]);
+    let mut bed = Bed::new()?;
+    let mut guests = bed.guests(SPLIT)?;
+    exchange(&mut guests, 0, WINDOW)?;
+    guests[0].front_end().announce(ADDRESS)?;
+    let deadline = Instant::now() + LIMIT;
+    let frame = loop {
+        if let Some(frame) = guests[1].driver().receive(|received| received.frame.to_vec())? {
+            break frame;
+        }
+        ensure!(Instant::now() < deadline, "no RARP came");
+        guests[1].wait(LIMIT)?;
+    };
+    let mut header = [0xFF; 14];
+    header[6..12].copy_from_slice(&ADDRESS.0);
+    header[12..].copy_from_slice(&[0x80, 0x35]);
+    ensure!(frame.starts_with(&header), "not a RARP: {frame:02x?}");
+
+    guests[0].front_end().set_mtu(1500)?;
+    // Less than IPv4 works with.
+    let error = guests[0].front_end().set_mtu(67).err().context("DPDK takes an MTU of 67")?;
+    ensure!(error.to_string() == "the back end refused NET_SET_MTU with 1", "{error}");
+    drop(guests);
+    bed.testpmd.quit()
 }
 
 #[test]

@@ -1,7 +1,5 @@
-//! A back end that sends every frame back to the queue pair it came from: what the guest's tests and its
-//! documentation have for a switch.
-
-#![allow(dead_code, missing_docs, reason = "whoever includes this file needs a part of it")]
+// A back end that sends every frame back to the queue pair it came from: what the guest's tests and its
+// documentation have for a switch.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost_user::back_end::{Device, Offer, Session};
 use vhost_user::{Connection, Incoming};
 use virtqueue::DeviceQueue;
+use wire::virtio::NetHeader;
 
 /// Anything here takes milliseconds; this is for a machine that is busy with other things.
 pub const LIMIT: Duration = Duration::from_secs(10);
@@ -131,8 +130,16 @@ impl Echo {
             {
                 let mut write = Vec::new();
                 let to = queue.take_writable(&mut translator, u32::MAX, &mut write).unwrap();
-                let mut cursor = WriteCursor::new(&write);
-                let written: usize = read.into_iter().map(|slice| cursor.write(slice)).sum();
+                // A header, which says how many buffers there are, and the frame.
+                let mut bytes = Vec::new();
+                for slice in read {
+                    let start = bytes.len();
+                    bytes.resize(start + slice.len(), 0);
+                    slice.copy_to(&mut bytes[start..]);
+                }
+                let num_buffers = NetHeader::LEGACY_SIZE..NetHeader::SIZE;
+                bytes[num_buffers].copy_from_slice(&1u16.to_le_bytes());
+                let written = WriteCursor::new(&write).write(bytes.as_slice().into());
                 queue.give_back(to.expect("a buffer is posted"), written as u32);
             }
             transmit.give_back(chain, 0);
