@@ -200,6 +200,12 @@ impl NetDriver {
         (self.transmit.addresses(), self.transmit.queue.size())
     }
 
+    /// Makes the rings ready for another device after this one has died, and returns where it goes on in
+    /// the receive ring and in the transmit ring: see [`DriverQueue::recover`].
+    pub fn recover(&mut self) -> Result<[u32; 2], DriverError> {
+        Ok([self.receive.queue.recover()?, self.transmit.queue.recover()?])
+    }
+
     /// The features that were negotiated.
     pub fn features(&self) -> Features {
         self.features

@@ -1,4 +1,11 @@
 //! The whole guest: memory, front end, driver.
+//!
+//! # How it works
+//!
+//! A guest outlives its back end. It keeps its memory, its rings and what was agreed on, so that the
+//! next back end can go on where the last one has stopped ([`Guest::resume`]): the virtual machine
+//! monitor's art, with which a switch can be replaced under running machines. It needs nothing of the
+//! one that died but what is in the rings.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,7 +19,7 @@ use memory::{
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
-use vhost_user::{FrontEnd, FrontEndError, Region, RingConfig};
+use vhost_user::{FrontEnd, FrontEndError, Negotiated, Region, RingConfig};
 use virtqueue::Layout;
 use wire::vhost_user::{MAX_RINGS, ProtocolFeatures};
 use wire::virtio::Features;
@@ -24,6 +31,22 @@ use crate::layout::{MemoryLayout, RingAddresses};
 /// nobody can mix them up and get away with it.
 const GUEST_START: GuestAddress = GuestAddress(0x4000_0000);
 const FRONT_END_START: FrontEndAddress = FrontEndAddress(0x7f00_0000_0000);
+
+/// What a guest agrees on if it is offered.
+const PROTOCOL: ProtocolFeatures = ProtocolFeatures::REPLY_ACK
+    .union(ProtocolFeatures::MQ)
+    .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
+    .union(ProtocolFeatures::STATUS)
+    .union(ProtocolFeatures::RESET_DEVICE)
+    .union(ProtocolFeatures::RARP)
+    .union(ProtocolFeatures::NET_MTU);
+
+/// The driver knows how to drive the device: ACKNOWLEDGE and DRIVER (virtio 1.3, 2.1).
+const STATUS_DRIVER: u8 = 1 | 2;
+/// Both know the features: FEATURES_OK.
+const STATUS_FEATURES_OK: u8 = 8;
+/// The driver is ready: DRIVER_OK.
+const STATUS_DRIVER_OK: u8 = 4;
 
 /// Why a guest could not go on.
 #[derive(Debug, Error)]
@@ -41,6 +64,14 @@ pub enum GuestError {
         offered: u64,
         /// [`Options::queue_pairs`].
         wanted: u16,
+    },
+    /// The back end offers the features and cannot do with them.
+    #[error("the back end refused the features {features}: its status is {status:#x} (GET_STATUS)")]
+    FeaturesRefused {
+        /// What was agreed on.
+        features: Features,
+        /// The device status, without FEATURES_OK.
+        status: u8,
     },
     /// A queue pair or a ring that the guest does not have.
     #[error("the guest has {pairs} queue pairs: there is no {what} {number}")]
@@ -93,6 +124,10 @@ pub struct Guest {
     enabled: Vec<bool>,
     /// By the number of the ring.
     events: Vec<RingEvents>,
+    /// By the number of the ring: false from [`Guest::stop_ring`] to [`Guest::restart_ring`].
+    running: Vec<bool>,
+    agreed: Negotiated,
+    shared: SharedMemory,
     front_end: FrontEnd,
 }
 
@@ -118,32 +153,34 @@ impl Guest {
     /// Connects to the back end that listens at `path`, and brings the device up, with every queue
     /// pair enabled.
     pub fn connect(path: &Path, options: &Options) -> Result<Self, GuestError> {
-        let mut front_end = FrontEnd::connect(path, options.limit)?;
-        let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::MQ;
+        Self::start(FrontEnd::connect(path, options.limit)?, options)
+    }
+
+    /// Brings a device up on this connection, with every queue pair enabled.
+    pub fn start(front_end: FrontEnd, options: &Options) -> Result<Self, GuestError> {
+        Self::start_in(front_end, options, |size| SharedMemory::create("guest", size))
+    }
+
+    /// The same with memory of another kind, such as hugepages: `create` is given the bytes that are
+    /// needed, and makes a file of zeros of at least that size.
+    pub fn start_in(
+        mut front_end: FrontEnd,
+        options: &Options,
+        create: impl FnOnce(u64) -> io::Result<SharedMemory>,
+    ) -> Result<Self, GuestError> {
         let wanted = options.queue_pairs.max(1);
         // The control queue, by which a driver says how many pairs it uses, is the virtual machine
         // monitor's own affair: all that a back end sees of it is which rings are enabled.
         let several = if wanted > 1 { Features::MQ } else { Features::NONE };
         let required = Features::VERSION_1 | several;
         let features = options.features.without(Features::MQ);
-        let agreed = front_end.negotiate(required, features, protocol)?;
-        let offered = front_end.queue_pairs()?.min(MAX_RINGS as u64 / 2);
-        if offered < wanted.into() {
-            return Err(GuestError::QueuePairs { offered, wanted });
-        }
+        let agreed = front_end.negotiate(required, features, PROTOCOL)?;
 
         let layout = MemoryLayout::new(GUEST_START, agreed.features, options.ring_size, wanted);
-        let shared = SharedMemory::create("guest", layout.size)?;
-        front_end.set_memory_table(&[Region {
-            guest: GUEST_START,
-            size: layout.size,
-            front_end: FRONT_END_START,
-            offset: 0,
-            file: shared.as_fd(),
-        }])?;
+        let shared = create(layout.size)?;
         let memory = Arc::new(GuestMemory::map([RegionRequest {
             guest: GUEST_START,
-            size: layout.size,
+            size: shared.size(),
             front_end: FRONT_END_START,
             offset: 0,
             file: shared.as_fd().try_clone_to_owned()?,
@@ -155,15 +192,109 @@ impl Guest {
             drivers: drivers.collect::<Result<_, _>>()?,
             enabled: vec![true; wanted.into()],
             events: events.collect::<Result<_, _>>()?,
+            running: vec![true; 2 * usize::from(wanted)],
+            agreed,
+            shared,
             front_end,
         };
-        for ring in 0..2 * wanted {
-            guest.set_up_ring(ring)?;
-        }
-        for ring in 0..2 * wanted {
-            guest.enable_ring(ring)?;
-        }
+        let base = Layout::first_position(agreed.features);
+        guest.bring_up(&vec![base; guest.events.len()])?;
         Ok(guest)
+    }
+
+    /// Goes on with another back end after the last one has died: with the same features, memory and
+    /// rings, each from behind the last chain that was used. Frames that were on their way out and not
+    /// used are sent by the new one; those that came and were not received yet are still there. To be
+    /// tried again, with another connection, if it fails.
+    pub fn resume(&mut self, mut front_end: FrontEnd) -> Result<(), GuestError> {
+        front_end.negotiate_again(self.agreed)?;
+        // From here on the old connection is of no use, whatever happens.
+        self.front_end = front_end;
+        let mut positions = Vec::with_capacity(self.events.len());
+        for driver in &mut self.drivers {
+            positions.extend(driver.recover()?);
+        }
+        self.bring_up(&positions)
+    }
+
+    /// Resets the device, as a guest does that is started anew: rings are stopped, whatever was in them
+    /// is gone, and the device comes up again with all that was agreed on and every queue pair enabled.
+    pub fn reset(&mut self) -> Result<(), GuestError> {
+        for ring in 0..self.events.len() as u16 {
+            if self.running[usize::from(ring)] {
+                self.stop_ring(ring)?;
+            }
+        }
+        if self.has(ProtocolFeatures::RESET_DEVICE) {
+            self.front_end.reset_device()?;
+        }
+        if self.has(ProtocolFeatures::STATUS) {
+            self.front_end.set_status(0)?;
+        }
+        self.front_end.set_features(self.agreed.features)?;
+        for driver in &mut self.drivers {
+            driver.reset_receive(driver.receive_ring().1)?;
+            driver.reset_transmit(driver.transmit_ring().1)?;
+        }
+        self.running.fill(true);
+        self.enabled.fill(true);
+        let base = Layout::first_position(self.agreed.features);
+        // Memory is not the device's, and outlives it (vhost-user, RESET_DEVICE).
+        self.start_rings(&vec![base; self.events.len()])
+    }
+
+    /// Shares memory and starts the rings, each at its position, once features are agreed on.
+    fn bring_up(&mut self, positions: &[u32]) -> Result<(), GuestError> {
+        let offered = self.front_end.queue_pairs()?.min(MAX_RINGS as u64 / 2);
+        if offered < self.drivers.len() as u64 {
+            let wanted = self.drivers.len() as u16;
+            return Err(GuestError::QueuePairs { offered, wanted });
+        }
+        let region = Region {
+            guest: GUEST_START,
+            size: self.shared.size(),
+            front_end: FRONT_END_START,
+            offset: 0,
+            file: self.shared.as_fd(),
+        };
+        if self.has(ProtocolFeatures::CONFIGURE_MEM_SLOTS) {
+            self.front_end.add_memory_region(region)?;
+        } else {
+            self.front_end.set_memory_table(&[region])?;
+        }
+        self.start_rings(positions)
+    }
+
+    fn start_rings(&mut self, positions: &[u32]) -> Result<(), GuestError> {
+        if self.has(ProtocolFeatures::STATUS) {
+            self.front_end.set_status(STATUS_DRIVER | STATUS_FEATURES_OK)?;
+            let status = self.front_end.status()?;
+            if status & STATUS_FEATURES_OK == 0 {
+                let features = self.agreed.features;
+                return Err(GuestError::FeaturesRefused { features, status });
+            }
+        }
+        let rings = || (0..self.running.len()).filter(|ring| self.running[*ring]);
+        let rings: Vec<usize> = rings().collect();
+        // First of all, as QEMU restores a guest: what is in a transmit ring that starts before it is
+        // enabled, is to be discarded.
+        for ring in &rings {
+            self.enable_ring(*ring as u16)?;
+        }
+        for ring in &rings {
+            self.set_up_ring(*ring as u16, positions[*ring])?;
+        }
+        if self.has(ProtocolFeatures::STATUS) {
+            let status = STATUS_DRIVER | STATUS_FEATURES_OK | STATUS_DRIVER_OK;
+            self.front_end.set_status(status)?;
+        }
+        // Not every back end looks into a ring that starts, and the driver may have kicked the last one.
+        rings.iter().for_each(|ring| self.events[*ring].kick());
+        Ok(())
+    }
+
+    fn has(&self, protocol: ProtocolFeatures) -> bool {
+        self.agreed.protocol.contains(protocol)
     }
 
     /// The driver of the first queue pair, the only one unless [`Options::queue_pairs`] says
@@ -241,7 +372,9 @@ impl Guest {
     /// nor its buffers any more; the others go on. What it has used can still be reaped.
     pub fn stop_ring(&mut self, ring: u16) -> Result<u32, GuestError> {
         let number = self.number(ring)?;
-        Ok(self.front_end.stop_ring(number)?)
+        let position = self.front_end.stop_ring(number)?;
+        self.running[usize::from(ring)] = false;
+        Ok(position)
     }
 
     /// Starts a ring that was stopped as a new one of `size` entries, up to [`Options::ring_size`]:
@@ -255,8 +388,11 @@ impl Guest {
         } else {
             driver.reset_transmit(size)?;
         }
-        self.set_up_ring(ring)?;
-        self.enable_ring(ring)
+        self.enable_ring(ring)?;
+        self.set_up_ring(ring, Layout::first_position(self.agreed.features))?;
+        self.running[usize::from(ring)] = true;
+        self.events[usize::from(ring)].kick();
+        Ok(())
     }
 
     /// The ring's number as the protocol has it.
@@ -265,8 +401,8 @@ impl Guest {
         number.ok_or(GuestError::NoSuch { what: "ring", number: ring, pairs: self.drivers.len() })
     }
 
-    /// Starts a ring at its beginning.
-    fn set_up_ring(&mut self, ring: u16) -> Result<(), GuestError> {
+    /// Starts a ring at this position.
+    fn set_up_ring(&mut self, ring: u16, base: u32) -> Result<(), GuestError> {
         let number = self.number(ring)?;
         let driver = &mut self.drivers[usize::from(ring / 2)];
         // Nobody to kick yet: a ring is scanned when it starts.
@@ -277,7 +413,7 @@ impl Guest {
         let RingEvents { kick, call } = &self.events[usize::from(ring)];
         let config = RingConfig {
             size,
-            base: Layout::first_position(driver.features()),
+            base,
             descriptors: front_end_address(descriptors),
             available: front_end_address(available),
             used: front_end_address(used),

@@ -6,6 +6,8 @@
 //! testpmd forwards frames between its ports: what comes in at port 0 leaves by port 1 and the other way round. The
 //! harness writes a command to its standard input; the next prompt in its output says that the command is done.
 //!
+//! It can be the switch as well: a [`Vhost`] port is a back end, of DPDK's vhost library.
+//!
 //! DPDK keeps its buffers in hugepages. It can do with ordinary memory, which it then cannot grow; so only tests of memory
 //! that grows need [`Builder::hugepages`].
 
@@ -60,10 +62,39 @@ impl VirtioUser {
     }
 }
 
+/// A port that is a back end, on a vhost-user socket where testpmd listens.
+#[derive(Clone, Debug)]
+pub struct Vhost {
+    arguments: String,
+}
+
+impl Vhost {
+    /// A port that takes whatever rings a front end has.
+    pub fn new(socket: impl AsRef<Path>) -> Vhost {
+        Vhost { arguments: format!("iface={}", socket.as_ref().display()) }
+    }
+
+    /// Adds an option of DPDK's `net_vhost`, such as `client=1`.
+    #[must_use]
+    pub fn option(mut self, option: &str) -> Vhost {
+        self.arguments += &format!(",{option}");
+        self
+    }
+}
+
+/// A port of either kind.
+#[derive(Clone, Debug)]
+struct Port {
+    /// DPDK's name of the driver.
+    driver: &'static str,
+    mac: String,
+    arguments: String,
+}
+
 /// What a testpmd is to be. Made by [`Testpmd::builder`].
 #[derive(Clone, Debug)]
 pub struct Builder {
-    ports: Vec<VirtioUser>,
+    ports: Vec<Port>,
     queues: u16,
     hugepages: bool,
     environment: Vec<String>,
@@ -74,7 +105,17 @@ impl Builder {
     /// Adds a port; the first is port 0.
     #[must_use]
     pub fn port(mut self, port: VirtioUser) -> Builder {
-        self.ports.push(port);
+        let VirtioUser { mac, arguments } = port;
+        self.ports.push(Port { driver: "net_virtio_user", mac, arguments });
+        self
+    }
+
+    /// Adds a port that is a back end.
+    #[must_use]
+    pub fn back_end(mut self, port: Vhost) -> Builder {
+        // The driver's own: the last byte is the port's number.
+        let mac = format!("56:48:4F:53:54:{:02X}", self.ports.len());
+        self.ports.push(Port { driver: "net_vhost", mac, arguments: port.arguments });
         self
     }
 
@@ -132,9 +173,9 @@ impl Builder {
         command.arg(format!("--lcores=(0,1)@({cpus})")).args(&self.environment);
         // For [`Testpmd::driver`]. A driver takes the first level that fits, so a test may ask for more.
         command.arg("--log-level=pmd.net.virtio.*:info");
-        for (number, VirtioUser { arguments, .. }) in self.ports.iter().enumerate() {
+        for (number, Port { driver, arguments, .. }) in self.ports.iter().enumerate() {
             let queues = self.queues;
-            command.arg(format!("--vdev=net_virtio_user{number},queues={queues},{arguments}"));
+            command.arg(format!("--vdev={driver}{number},queues={queues},{arguments}"));
         }
         command.args(["--", "--interactive"]).arg(format!("--total-num-mbufs={BUFFERS}"));
         if self.queues > 1 {
@@ -172,7 +213,7 @@ pub struct Testpmd {
     input: ChildStdin,
     /// Bytes of its output up to the last prompt that was waited for.
     read: usize,
-    ports: Vec<VirtioUser>,
+    ports: Vec<Port>,
     queues: u16,
     _directory: TempDir,
     // Given back after the program was killed.

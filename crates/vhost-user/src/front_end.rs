@@ -1,8 +1,23 @@
 //! The front end's side: drives a back end, for a guest that lives in this process.
 //!
+//! # How it works
+//!
 //! Every call waits for the back end's answer, up to a limit. Where REPLY_ACK is agreed, every
 //! request asks for an acknowledgement; where it is not, GET_FEATURES follows the requests whose
 //! effect must be there before the guest goes on, as QEMU does it.
+//!
+//! A back end may have requests of its own, on a second socket (`channel.rs`). It may wait for their
+//! acknowledgement before it answers ours, so they are served while we wait.
+//!
+//! # The life of a device
+//!
+//! 1. [`FrontEnd::connect`], or [`FrontEndListener::accept`] where the back end is the one to connect.
+//! 2. [`FrontEnd::negotiate`]; after the back end has died and a new one is there,
+//!    [`FrontEnd::negotiate_again`].
+//! 3. [`FrontEnd::set_memory_table`] or [`FrontEnd::add_memory_region`].
+//! 4. For each ring [`FrontEnd::set_up_ring`] and [`FrontEnd::enable_ring`]. From here on the back end
+//!    works.
+//! 5. [`FrontEnd::stop_ring`]; then the ring may be set up again, or the connection be closed.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,12 +32,19 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use thiserror::Error;
 use wire::ethernet::MacAddress;
 use wire::vhost_user::{
-    Answer, FrontEndRequest, MAX_TABLE_REGIONS, MemoryRegion, Payload, ProtocolFeatures,
+    Answer, FrontEndRequest, Gate, MAX_TABLE_REGIONS, MemoryRegion, Payload, ProtocolFeatures,
     RingDescriptor, Shape, VringAddress, VringState,
 };
 use wire::virtio::Features;
 
 use crate::connection::{Connection, ConnectionError, Incoming, Message};
+
+mod channel;
+mod listener;
+
+pub use channel::BackEndEvent;
+use channel::Channel;
+pub use listener::FrontEndListener;
 
 /// Why a back end could not be driven.
 #[derive(Debug, Error)]
@@ -34,6 +56,22 @@ pub enum FrontEndError {
         path: PathBuf,
         /// The kernel's reason.
         source: io::Error,
+    },
+    /// The socket cannot be made, or fails.
+    #[error("cannot listen at {}: {source}", .path.display())]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// The kernel's reason.
+        source: io::Error,
+    },
+    /// We listen, and no back end came.
+    #[error("no back end connected to {} within {limit:?}", .path.display())]
+    NobodyConnected {
+        /// The socket's path.
+        path: PathBuf,
+        /// How long we waited.
+        limit: Duration,
     },
     /// The connection broke.
     #[error("{request}: {source}")]
@@ -79,8 +117,28 @@ pub enum FrontEndError {
         /// The missing features.
         missing: Features,
     },
+    /// The same of protocol features.
+    #[error("the back end no longer offers the protocol features {missing}")]
+    ProtocolNotOffered {
+        /// The missing protocol features.
+        missing: ProtocolFeatures,
+    },
+    /// A request that may only be sent once more has been agreed on.
+    #[error("{request} needs {needs}, which was not agreed on")]
+    NotNegotiated {
+        /// The request, which was not sent.
+        request: FrontEndRequest,
+        /// What has to be agreed on before it.
+        needs: ProtocolFeatures,
+    },
+    /// More regions than one message carries.
+    #[error("SET_MEM_TABLE shares up to {MAX_TABLE_REGIONS} regions, not {count}")]
+    TooManyRegions {
+        /// Regions that were to be shared.
+        count: usize,
+    },
     /// We ran out of descriptors.
-    #[error("cannot duplicate a file descriptor for {request}: {source}")]
+    #[error("cannot make or duplicate a file descriptor for {request}: {source}")]
     Duplicate {
         /// The request that was to carry it.
         request: FrontEndRequest,
@@ -151,6 +209,8 @@ pub struct FrontEnd {
     protocol: ProtocolFeatures,
     /// PROTOCOL_FEATURES, if the back end offers it: to be acknowledged with the guest's features.
     transport: Features,
+    /// Where the back end's own requests come, once it was given its end.
+    channel: Option<Channel>,
 }
 
 impl FrontEnd {
@@ -176,7 +236,7 @@ impl FrontEnd {
             error => io::Error::other(error),
         })?;
         let (protocol, transport) = (ProtocolFeatures::NONE, Features::NONE);
-        Ok(Self { connection, limit, protocol, transport })
+        Ok(Self { connection, limit, protocol, transport, channel: None })
     }
 
     /// Agrees on features: of the `wanted` and `protocol` ones, those that the back end offers.
@@ -205,6 +265,18 @@ impl FrontEnd {
         self.tell(FrontEndRequest::SetOwner, Payload::Empty, &[])?;
         self.set_features(features)?;
         Ok(Negotiated { features, protocol: self.protocol })
+    }
+
+    /// Agrees once more on what was agreed `before`, neither more nor less: with a new back end, after
+    /// the old one has died. The guest goes on as if nothing had happened, so it must find the features
+    /// that its driver was promised. QEMU refuses a back end that offers less, too.
+    pub fn negotiate_again(&mut self, before: Negotiated) -> Result<(), FrontEndError> {
+        let now = self.negotiate(before.features, Features::NONE, before.protocol)?;
+        let missing = ProtocolFeatures(before.protocol.0 & !now.protocol.0);
+        if missing != ProtocolFeatures::NONE {
+            return Err(FrontEndError::ProtocolNotOffered { missing });
+        }
+        Ok(())
     }
 
     /// The virtio features that the back end offers (GET_FEATURES).
@@ -238,6 +310,9 @@ impl FrontEnd {
 
     /// Shares these regions and no others (SET_MEM_TABLE). At most 8.
     pub fn set_memory_table(&mut self, regions: &[Region<'_>]) -> Result<(), FrontEndError> {
+        if regions.len() > MAX_TABLE_REGIONS {
+            return Err(FrontEndError::TooManyRegions { count: regions.len() });
+        }
         let table = regions.iter().map(Region::wire).collect();
         let files: Vec<BorrowedFd<'_>> = regions.iter().map(|region| region.file).collect();
         self.tell(FrontEndRequest::SetMemTable, Payload::MemoryTable(table), &files)?;
@@ -266,17 +341,40 @@ impl FrontEnd {
         let state = |num| Payload::VringState(VringState { index, num });
         self.tell(R::SetVringNum, state(config.size.into()), &[])?;
         self.tell(R::SetVringBase, state(config.base), &[])?;
-        let address = VringAddress {
-            index,
-            flags: 0,
-            descriptors: config.descriptors.0,
-            used: config.used.0,
-            available: config.available.0,
-            log: 0,
-        };
-        self.tell(R::SetVringAddr, Payload::VringAddress(address), &[])?;
+        let RingConfig { descriptors, available, used, .. } = config;
+        self.set_addresses(ring, descriptors, available, used)?;
         self.set_call(ring, config.call)?;
         self.set_kick(ring, config.kick)
+    }
+
+    /// Says where a ring is (SET_VRING_ADDR), as in [`RingConfig`]. QEMU says it again of a ring that
+    /// runs, at the same place, when the memory behind it has changed. What becomes of a ring that runs
+    /// and is told another place is left open by the specification: stop it first.
+    pub fn set_addresses(
+        &mut self,
+        ring: u8,
+        descriptors: FrontEndAddress,
+        available: FrontEndAddress,
+        used: FrontEndAddress,
+    ) -> Result<(), FrontEndError> {
+        let address = VringAddress {
+            index: ring.into(),
+            flags: 0,
+            descriptors: descriptors.0,
+            used: used.0,
+            available: available.0,
+            log: 0,
+        };
+        self.tell(FrontEndRequest::SetVringAddr, Payload::VringAddress(address), &[])
+    }
+
+    /// Says where the back end may report that a ring is broken (SET_VRING_ERR).
+    pub fn set_error(
+        &mut self,
+        ring: u8,
+        error: Option<BorrowedFd<'_>>,
+    ) -> Result<(), FrontEndError> {
+        self.ring_descriptor(FrontEndRequest::SetVringErr, ring, error)
     }
 
     /// Exchanges a ring's call descriptor (SET_VRING_CALL).
@@ -297,8 +395,14 @@ impl FrontEnd {
         self.ring_descriptor(FrontEndRequest::SetVringKick, ring, kick)
     }
 
-    /// Lets frames pass, or not (SET_VRING_ENABLE). On return the back end acts on it.
+    /// Lets frames pass, or not (SET_VRING_ENABLE). On return the back end acts on it. Where the back end
+    /// does not offer PROTOCOL_FEATURES there is no such message: a ring is enabled when it starts, and
+    /// cannot be disabled.
     pub fn enable_ring(&mut self, ring: u8, enabled: bool) -> Result<(), FrontEndError> {
+        if self.transport.is_empty() {
+            let missing = Features::PROTOCOL_FEATURES;
+            return if enabled { Ok(()) } else { Err(FrontEndError::NotOffered { missing }) };
+        }
         let state = VringState { index: ring.into(), num: enabled.into() };
         self.tell(FrontEndRequest::SetVringEnable, Payload::VringState(state), &[])?;
         self.barrier()
@@ -340,6 +444,35 @@ impl FrontEnd {
     /// Resets the device (RESET_DEVICE).
     pub fn reset_device(&mut self) -> Result<(), FrontEndError> {
         self.tell(FrontEndRequest::ResetDevice, Payload::Empty, &[])
+    }
+
+    /// Gives the back end a socket for requests of its own (SET_BACKEND_REQ_FD, with BACKEND_REQ). What
+    /// comes there is served while a call waits for an answer, and by [`Self::back_end_event`].
+    pub fn open_channel(&mut self) -> Result<(), FrontEndError> {
+        let request = FrontEndRequest::SetBackendReqFd;
+        let failed = |source| FrontEndError::Duplicate { request, source };
+        let (channel, theirs) = Channel::new().map_err(failed)?;
+        self.tell(request, Payload::Empty, &[theirs.as_fd()])?;
+        self.channel = Some(channel);
+        Ok(())
+    }
+
+    /// The socket of [`Self::open_channel`]: when it is readable, [`Self::back_end_event`] has something
+    /// to do. `None` when it is not open, or no longer.
+    pub fn channel(&self) -> Option<BorrowedFd<'_>> {
+        self.channel.as_ref().and_then(Channel::socket)
+    }
+
+    /// Serves what the back end has asked for, and returns what it was, one after the other; `None` when
+    /// there is nothing more. Never blocks.
+    ///
+    /// A change of the configuration is acknowledged, if CONFIG is agreed; what else a back end can ask
+    /// for is no part of a network device, or needs features that are never agreed here, and is refused.
+    pub fn back_end_event(&mut self) -> Option<BackEndEvent> {
+        let protocol = self.protocol;
+        let channel = self.channel.as_mut()?;
+        channel.serve(protocol);
+        channel.take()
     }
 
     fn ring_descriptor(
@@ -413,6 +546,11 @@ impl FrontEnd {
         descriptors: &[BorrowedFd<'_>],
         deadline: Instant,
     ) -> Result<(), FrontEndError> {
+        if let Gate::Protocol(needs) = request.message().gate
+            && !self.protocol.contains(needs)
+        {
+            return Err(FrontEndError::NotNegotiated { request, needs });
+        }
         let failed = |source| failure(request, source);
         let descriptors = descriptors
             .iter()
@@ -456,8 +594,10 @@ impl FrontEnd {
         Payload::decode(shape, &message.payload).ok_or(malformed("a payload of another size"))
     }
 
+    /// Waits for the connection, and serves the channel meanwhile: the back end may wait for us there
+    /// before it answers.
     fn wait(
-        &self,
+        &mut self,
         request: FrontEndRequest,
         flags: PollFlags,
         deadline: Instant,
@@ -469,13 +609,21 @@ impl FrontEnd {
                 return Err(FrontEndError::TimedOut { request, limit });
             }
             let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
-            let mut polled = [PollFd::from_borrowed_fd(self.connection.as_fd(), flags)];
+            let mut polled = vec![PollFd::from_borrowed_fd(self.connection.as_fd(), flags)];
+            let channel = self.channel.as_ref().and_then(Channel::wanted);
+            polled.extend(channel.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
             match poll(&mut polled, Some(&left)) {
-                Ok(0) | Err(Errno::INTR) => {}
-                Ok(_) => return Ok(()),
-                Err(error) => {
-                    return Err(failure(request, error.into()));
-                }
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(error) => return Err(failure(request, error.into())),
+            }
+            let ready = polled.iter().map(|polled| !polled.revents().is_empty());
+            let ready: Vec<bool> = ready.collect();
+            if let (Some(true), Some(channel)) = (ready.get(1), &mut self.channel) {
+                channel.serve(self.protocol);
+            }
+            if ready[0] {
+                return Ok(());
             }
         }
     }

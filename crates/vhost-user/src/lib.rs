@@ -16,4 +16,6 @@ mod front_end;
 
 pub use back_end::{Device, RingSetup};
 pub use connection::{Connection, ConnectionError, Incoming, Message};
-pub use front_end::{FrontEnd, FrontEndError, Negotiated, Region, RingConfig};
+pub use front_end::{
+    BackEndEvent, FrontEnd, FrontEndError, FrontEndListener, Negotiated, Region, RingConfig,
+};

@@ -218,6 +218,23 @@ impl DriverQueue {
         either!(self, queue => queue.reap())
     }
 
+    /// Makes the ring ready for another device, after this one has died, and returns where that goes on,
+    /// as [`DeviceQueue::position`] has it: behind the last chain that was used, reaped or not. What this
+    /// one had taken and not used is taken once more.
+    ///
+    /// It must have died for good, and have used chains in the order in which it took them, as a network
+    /// device does: of any other nobody can say which chains it has not used.
+    ///
+    /// A split ring needs no more than that. In a packed one a device overwrites what it uses, and may
+    /// have died before that was to be seen, so the driver writes it again. Where the driver is somebody
+    /// else, it takes the in-flight region of vhost-user to get there.
+    pub fn recover(&mut self) -> Result<u32, Violation> {
+        match self {
+            Self::Split(queue) => queue.recover().map(u32::from),
+            Self::Packed(queue) => queue.recover(),
+        }
+    }
+
     /// Says that no calls are wanted.
     pub fn disable_calls(&mut self) {
         either!(self, queue => queue.disable_calls())

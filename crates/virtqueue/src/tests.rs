@@ -4,5 +4,6 @@ pub mod bed;
 mod drained;
 mod interleavings;
 mod model;
+mod recover;
 mod sleepers;
 mod soak;

@@ -1,20 +1,18 @@
 //! The guest against a back end that sends every frame back to the queue pair it came from.
 
-use std::os::unix::net::UnixListener;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use memory::{ReadSlice, WriteCursor};
+use echo::{Echo, LIMIT};
 use tempfile::TempDir;
-use vhost_user::back_end::{Device, Offer, Session};
-use vhost_user::{Connection, Incoming};
-use virtqueue::DeviceQueue;
+use vhost_user::back_end::Offer;
 use wire::virtio::NetHeader;
 
 use super::*;
 
-/// Anything here takes milliseconds; this is for a machine that is busy with other things.
-const LIMIT: Duration = Duration::from_secs(10);
+#[path = "../../tests/echo/mod.rs"]
+mod echo;
+
 const SPLIT: Features = Features::VERSION_1.union(Features::MRG_RXBUF).union(Features::EVENT_IDX);
 const PACKED: Features = SPLIT.union(Features::RING_PACKED);
 
@@ -23,135 +21,22 @@ fn offer(queue_pairs: u16) -> Offer {
     Offer { features, protocol: Offer::PROTOCOL, queue_pairs, max_mtu: 1500 }
 }
 
-/// One connection's back end, session and data plane in one thread.
-struct Echo {
-    session: Session,
-    device: Arc<Device>,
-    /// By the number of the ring: the start that it belongs to, and the queue.
-    queues: Vec<Option<(u64, DeviceQueue)>>,
+/// A back end that listens, and serves one front end.
+fn listen(offer: Offer) -> (TempDir, JoinHandle<()>) {
+    let directory = tempfile::tempdir().unwrap();
+    let echo = Echo::listen(&directory.path().join("echo.sock"), offer);
+    (directory, echo)
 }
 
-impl Echo {
-    /// Serves one front end, until it leaves.
-    fn serve(offer: Offer) -> (TempDir, JoinHandle<()>) {
-        let directory = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(directory.path().join("echo.sock")).unwrap();
-        let serve = move || {
-            let (socket, _) = listener.accept().unwrap();
-            let mut connection = Connection::new(socket.into()).unwrap();
-            let session = Session::new(offer);
-            let device = session.device().clone();
-            let queues = device.rings.iter().map(|_| None).collect();
-            Self { session, device, queues }.live(&mut connection);
-        };
-        (directory, thread::spawn(serve))
-    }
-
-    fn live(&mut self, connection: &mut Connection) {
-        loop {
-            match connection.receive().unwrap() {
-                Incoming::Closed => return,
-                Incoming::NotYet => {}
-                Incoming::Message(message) => {
-                    // A violation is for the front end to find out.
-                    let Ok(step) = self.session.handle(message) else { return };
-                    if let Some(device) = step.device.clone() {
-                        self.swap(device);
-                    }
-                    if let Some(reply) = self.session.answer(step) {
-                        assert!(connection.send(reply).unwrap());
-                    }
-                    continue;
-                }
-            }
-            let mut busy = false;
-            for pair in 0..self.queues.len() / 2 {
-                busy |= self.send_back(pair);
-            }
-            if !busy && !self.arm() {
-                let kicks =
-                    self.device.rings.iter().flatten().filter_map(|ring| ring.kick.as_ref());
-                let mut polled = vec![PollFd::new(&*connection, PollFlags::IN)];
-                polled.extend(kicks.map(|kick| PollFd::new(kick, PollFlags::IN)));
-                let limit = Timespec::try_from(LIMIT).unwrap();
-                assert!(poll(&mut polled, Some(&limit)).unwrap() > 0, "the front end is silent");
-                for ring in self.device.rings.iter().flatten() {
-                    let _ = rustix::io::read(ring.kick.as_ref().unwrap(), &mut [0; 8]);
-                }
-            }
-        }
-    }
-
-    fn swap(&mut self, device: Arc<Device>) {
-        for (number, queue) in self.queues.iter_mut().enumerate() {
-            let next = device.rings[number].as_ref();
-            if let Some((start, old)) = queue
-                && next.is_none_or(|next| next.start != *start)
-            {
-                self.session.stopped(number, old.position());
-                *queue = None;
-            }
-            if let (Some(next), None) = (next, &queue) {
-                let layout = next.layout.clone();
-                let new = DeviceQueue::new(layout, device.features, next.base);
-                *queue = Some((next.start, new));
-            }
-        }
-        self.device = device;
-    }
-
-    /// Takes what one pair has sent. Returns whether that was anything.
-    fn send_back(&mut self, pair: usize) -> bool {
-        let Device { memory, rings, .. } = &*self.device;
-        let [receive, transmit] = &mut self.queues[2 * pair..][..2] else { unreachable!() };
-        let (Some((_, transmit)), Some(sends)) = (transmit, &rings[2 * pair + 1]) else {
-            return false;
-        };
-        let receives = rings[2 * pair].as_ref();
-        let mut translator = memory.translator();
-        let mut busy = false;
-        loop {
-            let mut read: Vec<ReadSlice<'_>> = Vec::new();
-            let taken = transmit.take_readable(&mut translator, u32::MAX, &mut read).unwrap();
-            let Some(chain) = taken else { break };
-            busy = true;
-            if let (Some((_, queue)), Some(receives)) = (&mut *receive, receives)
-                && sends.enabled
-                && receives.enabled
-            {
-                let mut write = Vec::new();
-                let to = queue.take_writable(&mut translator, u32::MAX, &mut write).unwrap();
-                let mut cursor = WriteCursor::new(&write);
-                let written: usize = read.into_iter().map(|slice| cursor.write(slice)).sum();
-                queue.give_back(to.expect("a buffer is posted"), written as u32);
-            }
-            transmit.give_back(chain, 0);
-        }
-        if transmit.publish() {
-            call_driver(&sends.call);
-        }
-        if let (Some((_, queue)), Some(receives)) = (receive, receives)
-            && queue.publish()
-        {
-            call_driver(&receives.call);
-        }
-        busy
-    }
-
-    /// Asks for kicks. True when there is something to take already.
-    fn arm(&mut self) -> bool {
-        let transmits = self.queues.iter_mut().skip(1).step_by(2).flatten();
-        transmits.fold(false, |more, (_, queue)| queue.enable_kicks().unwrap() | more)
-    }
-}
-
-fn call_driver(call: &Option<Arc<OwnedFd>>) {
-    rustix::io::write(call.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
+/// A front end on a back end that takes so many frames before it dies.
+fn mortal(offer: Offer, frames: usize) -> (FrontEnd, JoinHandle<()>) {
+    let (socket, echo) = Echo::mortal(offer, frames);
+    (FrontEnd::new(socket.into(), LIMIT).unwrap(), echo)
 }
 
 /// A guest with so many pairs on a back end that offers as many.
 fn guest(features: Features, queue_pairs: u16) -> (Guest, JoinHandle<()>) {
-    let (directory, echo) = Echo::serve(offer(queue_pairs));
+    let (directory, echo) = listen(offer(queue_pairs));
     let options = Options { features, queue_pairs, ring_size: 64, limit: LIMIT };
     let guest = Guest::connect(&directory.path().join("echo.sock"), &options).unwrap();
     assert_eq!(guest.drivers.len(), usize::from(queue_pairs));
@@ -167,9 +52,8 @@ fn frame(pair: u16, number: u32) -> Vec<u8> {
 /// Sends a frame on a pair.
 #[track_caller]
 fn send(guest: &mut Guest, pair: u16, number: u32) {
-    let header = NetHeader { num_buffers: 1, ..NetHeader::default() };
     let driver = &mut guest.drivers()[usize::from(pair)];
-    assert!(driver.send(header, &frame(pair, number)).unwrap(), "the ring is full");
+    assert!(driver.send(NetHeader::default(), &frame(pair, number)).unwrap(), "the ring is full");
     guest.flush();
 }
 
@@ -312,7 +196,7 @@ fn a_ring_of_a_disabled_pair_restarts_disabled() {
 #[test]
 fn a_back_end_with_too_few_pairs_is_not_used() {
     let connect = |offer: Offer, queue_pairs| {
-        let (directory, echo) = Echo::serve(offer);
+        let (directory, echo) = listen(offer);
         let options = Options { queue_pairs, ..Options::default() };
         let result = Guest::connect(&directory.path().join("echo.sock"), &options);
         let error = result.err().map(|error| error.to_string());
@@ -340,4 +224,139 @@ fn only_rings_and_pairs_that_exist_can_be_named() {
     let large = "a ring of 128 entries does not fit where there is room for 64";
     guest.stop_ring(0).unwrap();
     assert_eq!(says(guest.restart_ring(0, 128)), large);
+}
+
+/// Waits until the back end has died.
+#[track_caller]
+fn wait_until_dead(guest: &mut Guest, echo: JoinHandle<()>) {
+    let limit = Timespec::try_from(LIMIT).unwrap();
+    let mut polled = [PollFd::new(guest.front_end(), PollFlags::IN)];
+    assert_eq!(poll(&mut polled, Some(&limit)), Ok(1), "the back end lives");
+    echo.join().unwrap();
+}
+
+#[test]
+fn a_guest_goes_on_where_its_back_end_died() {
+    // Up to a ring of frames goes out at once, and its indices wrap many times.
+    const BURST: u32 = 40;
+    const FRAMES: u32 = 600;
+    const LIVES: usize = 57;
+    for features in [
+        SPLIT,
+        PACKED,
+        SPLIT | Features::IN_ORDER,
+        PACKED | Features::IN_ORDER,
+        Features::VERSION_1,
+    ] {
+        let all = Offer { features: PACKED | Features::IN_ORDER, ..offer(1) };
+        let (front_end, mut echo) = mortal(all, LIVES);
+        let options = Options { features, queue_pairs: 1, ring_size: 64, limit: LIMIT };
+        let mut guest = Guest::start(front_end, &options).unwrap();
+        let (mut sent, mut came, mut deaths) = (0, 0, 0);
+        while came < FRAMES {
+            while sent < FRAMES && sent - came < BURST {
+                send(&mut guest, 0, sent);
+                sent += 1;
+            }
+            let driver = guest.driver();
+            driver.reclaim().unwrap();
+            while let Some(found) = driver.receive(|received| received.frame.to_vec()).unwrap() {
+                assert!(found == frame(0, came), "{features}: frame {came} is another one");
+                came += 1;
+                // Some stay where they are, and are still there when the back end is not.
+                if came % 7 == 0 {
+                    break;
+                }
+            }
+            if !echo.is_finished() {
+                guest.flush();
+                guest.wait(Duration::from_millis(1)).unwrap();
+                continue;
+            }
+            deaths += 1;
+            wait_until_dead(&mut guest, echo);
+            let front_end;
+            (front_end, echo) = mortal(all, LIVES);
+            guest.resume(front_end).unwrap();
+            assert_eq!(guest.driver().features(), features);
+        }
+        assert!(deaths >= FRAMES as usize / LIVES, "{deaths} deaths");
+    }
+}
+
+#[test]
+fn a_guest_resumes_with_what_ran_and_was_enabled() {
+    for features in [SPLIT, PACKED] {
+        let (front_end, echo) = mortal(offer(3), 3);
+        let options = Options { features, queue_pairs: 3, ring_size: 64, limit: LIMIT };
+        let mut guest = Guest::start(front_end, &options).unwrap();
+        guest.enable_pair(1, false).unwrap();
+        for number in [1, 2] {
+            send(&mut guest, 0, number);
+            assert_eq!(next(&mut guest), (0, frame(0, number)));
+        }
+        guest.stop_ring(5).unwrap();
+        // The third one kills it.
+        send(&mut guest, 0, 3);
+        wait_until_dead(&mut guest, echo);
+
+        let (front_end, _echo) = mortal(offer(3), usize::MAX);
+        guest.resume(front_end).unwrap();
+        assert_eq!(next(&mut guest), (0, frame(0, 3)));
+        send(&mut guest, 1, 4);
+        wait_until_sent(&mut guest, 1);
+        guest.enable_pair(1, true).unwrap();
+        send(&mut guest, 1, 5);
+        assert_eq!(next(&mut guest), (1, frame(1, 5)));
+        // A stopped ring starts when it is told to, and not before.
+        send(&mut guest, 2, 6);
+        send(&mut guest, 0, 7);
+        assert_eq!(next(&mut guest), (0, frame(0, 7)));
+        assert_eq!(guest.drivers()[2].in_flight(), 1);
+        guest.restart_ring(5, 64).unwrap();
+        send(&mut guest, 2, 8);
+        assert_eq!(next(&mut guest), (2, frame(2, 8)));
+    }
+}
+
+#[test]
+fn a_guest_resumes_with_no_less_than_it_had() {
+    let (front_end, echo) = mortal(offer(3), 1);
+    let options = Options { queue_pairs: 3, ..Options::default() };
+    let mut guest = Guest::start(front_end, &options).unwrap();
+    send(&mut guest, 0, 1);
+    wait_until_dead(&mut guest, echo);
+    let mut says = |offer| {
+        let (front_end, _echo) = mortal(offer, usize::MAX);
+        guest.resume(front_end).unwrap_err().to_string()
+    };
+    let fewer = Offer { features: Features::VERSION_1 | Features::MQ, ..offer(3) };
+    assert_eq!(says(fewer), "the back end does not offer MRG_RXBUF EVENT_IDX");
+    assert!(says(offer(1)).ends_with("queue pairs (GET_QUEUE_NUM), and 3 are wanted"));
+    // And the next one may be better.
+    let (front_end, _echo) = mortal(offer(3), usize::MAX);
+    guest.resume(front_end).unwrap();
+    assert_eq!(next(&mut guest), (0, frame(0, 1)));
+}
+
+#[test]
+fn a_guest_that_is_reset_begins_anew() {
+    for features in [SPLIT, PACKED] {
+        for protocol in [Offer::PROTOCOL, ProtocolFeatures::MQ] {
+            let (front_end, _echo) = mortal(Offer { protocol, ..offer(2) }, usize::MAX);
+            let options = Options { features, queue_pairs: 2, ring_size: 64, limit: LIMIT };
+            let mut guest = Guest::start(front_end, &options).unwrap();
+            for round in 0..3 {
+                for pair in [0, 1, 1] {
+                    send(&mut guest, pair, round);
+                    assert_eq!(next(&mut guest), (pair, frame(pair, round)));
+                }
+                guest.enable_pair(1, false).unwrap();
+                guest.stop_ring(0).unwrap();
+                guest.reset().unwrap();
+                let drivers = guest.drivers().iter();
+                assert!(drivers.map(NetDriver::in_flight).all(|frames| frames == 0));
+            }
+        }
+    }
 }

@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
 use crate::back_end::{Device, Event, Notice, Offer, Session};
+use wire::vhost_user::BackEndRequest;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const FEATURES: Features = Features::VERSION_1.union(Features::MRG_RXBUF);
@@ -228,4 +229,265 @@ fn connecting_names_the_socket() {
     assert_eq!(front_end.features().unwrap(), FEATURES | Features::PROTOCOL_FEATURES);
     drop(front_end);
     back_end.join().unwrap();
+}
+
+/// A back end of our own, to say what no session says: the other end of the connection.
+fn by_hand() -> (FrontEnd, Connection) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    (FrontEnd::new(ours.into(), LIMIT).unwrap(), Connection::new(theirs.into()).unwrap())
+}
+
+/// Waits for the next message.
+fn next(connection: &mut Connection) -> Message {
+    loop {
+        match connection.receive().unwrap() {
+            Incoming::Message(message) => return message,
+            Incoming::Closed => panic!("the front end left"),
+            Incoming::NotYet => {}
+        }
+        let limit = Timespec::try_from(LIMIT).unwrap();
+        let polled = poll(&mut [PollFd::new(&*connection, PollFlags::IN)], Some(&limit));
+        assert_eq!(polled, Ok(1), "the front end is silent");
+    }
+}
+
+/// Answers the next request, which must be this one.
+fn expect(connection: &mut Connection, request: FrontEndRequest, answer: u64) -> Message {
+    let message = next(connection);
+    assert_eq!(message.header.request, request.number(), "not {request}");
+    if message.header.need_reply || matches!(request.message().answer, Answer::Reply(_)) {
+        let payload = Payload::U64(answer).encode();
+        assert!(connection.send(Message::reply_to(request.number(), payload)).unwrap());
+    }
+    message
+}
+
+/// The back end's part of a negotiation with these protocol features; returns its end of the channel.
+fn negotiate_by_hand(connection: &mut Connection, protocol: ProtocolFeatures) -> Connection {
+    use FrontEndRequest as R;
+    expect(connection, R::GetFeatures, (FEATURES | Features::PROTOCOL_FEATURES).0);
+    expect(connection, R::GetProtocolFeatures, protocol.0);
+    expect(connection, R::SetProtocolFeatures, 0);
+    expect(connection, R::SetOwner, 0);
+    expect(connection, R::SetFeatures, 0);
+    let mut message = expect(connection, R::SetBackendReqFd, 0);
+    Connection::new(message.descriptors.pop().unwrap()).unwrap()
+}
+
+#[test]
+fn the_channel_is_served_while_an_answer_is_awaited() {
+    let (mut front_end, mut connection) = by_hand();
+    let protocol = ProtocolFeatures::BACKEND_REQ
+        | ProtocolFeatures::REPLY_ACK
+        | ProtocolFeatures::STATUS
+        | ProtocolFeatures::CONFIG;
+    let back_end = thread::spawn(move || {
+        let mut channel = negotiate_by_hand(&mut connection, protocol);
+        assert_eq!(next(&mut connection).header.request, FrontEndRequest::GetStatus.number());
+        // Asked in the middle of a request of the front end's; answered before that is.
+        let mut ask = |number, payload, descriptors| {
+            assert!(channel.send(Message::request(number, true, payload, descriptors)).unwrap());
+            let Message { header, payload, .. } = next(&mut channel);
+            assert!(header.reply && header.request == number);
+            Payload::decode(Shape::U64, &payload)
+        };
+        let config_change = BackEndRequest::ConfigChange.number();
+        assert_eq!(ask(config_change, vec![], vec![]), Some(Payload::U64(0)));
+        // Of another form, not agreed on, and unknown.
+        assert_eq!(ask(config_change, vec![0; 8], vec![]), Some(Payload::U64(1)));
+        assert_eq!(ask(config_change, vec![], vec![event()]), Some(Payload::U64(1)));
+        let notifier = BackEndRequest::VringHostNotifier.number();
+        assert_eq!(ask(notifier, vec![0; 24], vec![event()]), Some(Payload::U64(1)));
+        assert_eq!(ask(77, vec![], vec![]), Some(Payload::U64(1)));
+        let status = Message::reply_to(FrontEndRequest::GetStatus.number(), vec![0; 8]);
+        assert!(connection.send(status).unwrap());
+        drop(channel);
+        connection
+    });
+    front_end.negotiate(Features::VERSION_1, FEATURES, protocol).unwrap();
+    assert!(front_end.channel().is_none() && front_end.back_end_event().is_none());
+    front_end.open_channel().unwrap();
+    front_end.status().unwrap();
+    let _connection = back_end.join().unwrap();
+    let events: Vec<_> = std::iter::from_fn(|| front_end.back_end_event()).collect();
+    let refused = |event: &BackEndEvent| match event {
+        BackEndEvent::Refused { number } => Some(*number),
+        _ => None,
+    };
+    assert!(matches!(events[0], BackEndEvent::ConfigChanged), "{events:?}");
+    let numbers: Vec<_> = events[1..5].iter().map(refused).collect();
+    assert_eq!(numbers, [Some(2), Some(2), Some(3), Some(77)]);
+    assert!(matches!(events[5..], [BackEndEvent::Ended(None)]), "{events:?}");
+    assert!(front_end.channel().is_none());
+}
+
+#[test]
+fn a_channel_is_bounded_and_may_fail() {
+    // CONFIG is not agreed here, so its message is refused.
+    let (mut front_end, mut connection) = by_hand();
+    let protocol = ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::REPLY_ACK;
+    let back_end = thread::spawn(move || {
+        let mut channel = negotiate_by_hand(&mut connection, protocol);
+        for _ in 0..100 {
+            let number = BackEndRequest::ConfigChange.number();
+            assert!(channel.send(Message::request(number, false, vec![], vec![])).unwrap());
+        }
+        rustix::io::write(&channel, &[0xff; 12]).unwrap();
+        expect(&mut connection, FrontEndRequest::GetFeatures, 0);
+        (connection, channel)
+    });
+    front_end.negotiate(Features::VERSION_1, FEATURES, protocol).unwrap();
+    front_end.open_channel().unwrap();
+    front_end.features().unwrap();
+    let (_connection, mut channel) = back_end.join().unwrap();
+    let events: Vec<_> = std::iter::from_fn(|| front_end.back_end_event()).collect();
+    let refused = |event: &&BackEndEvent| matches!(event, BackEndEvent::Refused { number: 2 });
+    assert_eq!(events.iter().filter(refused).count(), 100);
+    assert!(matches!(events[100..], [BackEndEvent::Ended(Some(_))]), "{events:?}");
+    assert!(matches!(channel.receive(), Ok(Incoming::Closed)), "nothing was to be answered");
+}
+
+#[test]
+fn nobody_reads_on_when_too_much_was_asked() {
+    let (mut front_end, mut connection) = by_hand();
+    let protocol = ProtocolFeatures::BACKEND_REQ | ProtocolFeatures::REPLY_ACK;
+    let (sent, all_sent) = std::sync::mpsc::channel();
+    let back_end = thread::spawn(move || {
+        let mut channel = negotiate_by_hand(&mut connection, protocol);
+        for _ in 0..100 {
+            assert!(channel.send(Message::request(77, false, vec![], vec![])).unwrap());
+        }
+        sent.send(()).unwrap();
+        expect(&mut connection, FrontEndRequest::GetFeatures, 0);
+        (connection, channel)
+    });
+    front_end.negotiate(Features::VERSION_1, FEATURES, protocol).unwrap();
+    front_end.open_channel().unwrap();
+    all_sent.recv_timeout(LIMIT).unwrap();
+    front_end.channel.as_mut().unwrap().serve(protocol);
+    let channel = front_end.channel.as_mut().unwrap();
+    assert!(channel.wanted().is_none(), "there is no room for more");
+    let kept = std::iter::from_fn(|| channel.take()).count();
+    assert_eq!(kept, 64);
+    // And what is left does not keep a request from being answered.
+    front_end.channel.as_mut().unwrap().serve(protocol);
+    front_end.features().unwrap();
+    back_end.join().unwrap();
+}
+
+#[test]
+fn what_was_not_agreed_on_is_not_asked_for() {
+    let (mut front_end, back_end) = pair(Offer { protocol: ProtocolFeatures::NONE, ..OFFER });
+    front_end.negotiate(Features::VERSION_1, Features::NONE, Offer::PROTOCOL).unwrap();
+    let errors = [
+        front_end.set_mtu(1500).unwrap_err(),
+        front_end.announce(MacAddress([2; 6])).unwrap_err(),
+        front_end.set_status(1).unwrap_err(),
+        front_end.reset_device().unwrap_err(),
+        front_end.open_channel().unwrap_err(),
+    ];
+    let says = "NET_SET_MTU needs NET_MTU, which was not agreed on";
+    assert_eq!(errors[0].to_string(), says);
+    for error in errors {
+        assert!(matches!(error, FrontEndError::NotNegotiated { .. }), "{error}");
+    }
+    assert!(front_end.channel().is_none());
+    let memory = SharedMemory::create("front end test", 0x20000).unwrap();
+    let error = front_end.set_memory_table(&[region(&memory); 9]).unwrap_err();
+    assert_eq!(error.to_string(), "SET_MEM_TABLE shares up to 8 regions, not 9");
+    drop(front_end);
+    assert_eq!(back_end.join().unwrap().violation, None);
+}
+
+#[test]
+fn without_protocol_features_rings_start_enabled() {
+    let (mut front_end, mut connection) = by_hand();
+    let back_end = thread::spawn(move || {
+        use FrontEndRequest as R;
+        expect(&mut connection, R::GetFeatures, FEATURES.0);
+        expect(&mut connection, R::SetOwner, 0);
+        let message = expect(&mut connection, R::SetFeatures, 0);
+        assert_eq!(message.payload, Payload::U64(FEATURES.0).encode());
+        // SET_VRING_ENABLE would be next.
+        expect(&mut connection, R::GetFeatures, FEATURES.0);
+    });
+    front_end.negotiate(FEATURES, Features::NONE, Offer::PROTOCOL).unwrap();
+    front_end.enable_ring(0, true).unwrap();
+    let error = front_end.enable_ring(0, false).unwrap_err();
+    assert_eq!(error.to_string(), "the back end does not offer PROTOCOL_FEATURES");
+    front_end.features().unwrap();
+    back_end.join().unwrap();
+}
+
+#[test]
+fn what_was_agreed_before_must_still_be_offered() {
+    let (mut front_end, back_end) = pair(OFFER);
+    let before = front_end.negotiate(Features::VERSION_1, FEATURES, Offer::PROTOCOL).unwrap();
+    drop(front_end);
+    back_end.join().unwrap();
+
+    // One that offers more is as good.
+    let more = Offer { features: FEATURES | Features::EVENT_IDX, ..OFFER };
+    let (mut front_end, back_end) = pair(more);
+    front_end.negotiate_again(before).unwrap();
+    front_end.status().unwrap();
+    drop(front_end);
+    let served = back_end.join().unwrap();
+    assert_eq!((served.device.features, served.violation), (FEATURES, None));
+
+    let fewer = Offer { features: Features::VERSION_1, ..OFFER };
+    let (mut front_end, _back_end) = pair(fewer);
+    let error = front_end.negotiate_again(before).unwrap_err();
+    assert_eq!(error.to_string(), "the back end does not offer MRG_RXBUF");
+    let fewer = Offer { protocol: ProtocolFeatures::REPLY_ACK, ..OFFER };
+    let (mut front_end, _back_end) = pair(fewer);
+    let error = front_end.negotiate_again(before).unwrap_err().to_string();
+    let says = "the back end no longer offers the protocol features ";
+    let missing = error.strip_prefix(says).unwrap_or_else(|| panic!("{error}"));
+    assert!(missing.contains("STATUS") && !missing.contains("REPLY_ACK"), "{missing}");
+}
+
+#[test]
+fn a_listener_takes_one_back_end_after_the_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("port.sock");
+    let listener = FrontEndListener::bind(&path).unwrap();
+    let short = Duration::from_millis(20);
+    let Err(error) = listener.accept(short, LIMIT) else { panic!("nobody came") };
+    let says = format!("no back end connected to {} within 20ms", path.display());
+    assert_eq!(error.to_string(), says);
+    for _ in 0..2 {
+        let back_end = serve(UnixStream::connect(&path).unwrap().into(), OFFER);
+        let mut front_end = listener.accept(LIMIT, LIMIT).unwrap();
+        assert_eq!(front_end.features().unwrap(), FEATURES | Features::PROTOCOL_FEATURES);
+        drop(front_end);
+        back_end.join().unwrap();
+    }
+    // Two at once cannot be.
+    let error = FrontEndListener::bind(&path).unwrap_err();
+    let says = format!("cannot listen at {}: ", path.display());
+    assert!(error.to_string().starts_with(&says), "{error}");
+    drop(listener);
+    assert!(!path.exists());
+}
+
+#[test]
+fn an_error_descriptor_and_the_same_place_again_change_nothing() {
+    let (mut front_end, back_end) = pair(OFFER);
+    front_end.negotiate(Features::VERSION_1, FEATURES, Offer::PROTOCOL).unwrap();
+    let memory = SharedMemory::create("front end test", 0x20000).unwrap();
+    rustix::io::pwrite(&memory, &[0; 0x20000], 0).unwrap();
+    front_end.set_memory_table(&[region(&memory)]).unwrap();
+    let (kick, call, error) = (event(), event(), event());
+    let config = ring(0, &kick, &call);
+    front_end.set_up_ring(0, config).unwrap();
+    front_end.enable_ring(0, true).unwrap();
+    front_end.set_error(0, Some(error.as_fd())).unwrap();
+    front_end.set_error(0, None).unwrap();
+    let RingConfig { descriptors, available, used, .. } = config;
+    front_end.set_addresses(0, descriptors, available, used).unwrap();
+    drop(front_end);
+    let served = back_end.join().unwrap();
+    assert_eq!(served.violation, None);
+    assert!(served.device.rings[0].as_ref().is_some_and(|ring| ring.enabled));
 }

@@ -7,6 +7,7 @@ use wire::virtio::Features;
 
 use super::format::{Descriptor, Event, Position};
 use super::layout::Layout;
+use crate::driver::write_words;
 use crate::fields::{Fields, Mapped, RingMemory};
 use crate::{Buffer, Form, Full, IndirectTables, Used, Violation};
 
@@ -38,8 +39,9 @@ pub struct DriverQueue<M: RingMemory = Mapped> {
     next_available: Position,
     /// Up to where the device can see.
     published: Position,
-    /// The second word of the descriptor there, which is stored last.
-    first: u64,
+    /// What was written to each slot, as its two words. The descriptor at `published` is stored last,
+    /// from here; and the ring's own copy is the device's to overwrite.
+    written: Box<[[u64; 2]]>,
     /// Where the next used descriptor is read.
     next_used: Position,
     /// With IN_ORDER, the id of the chain that was added first.
@@ -63,7 +65,7 @@ impl<M: RingMemory> DriverQueue<M> {
             outstanding: 0,
             next_available: Position::FIRST,
             published: Position::FIRST,
-            first: 0,
+            written: vec![[0; 2]; size.into()].into_boxed_slice(),
             next_used: Position::FIRST,
             oldest: 0,
             batch: None,
@@ -137,10 +139,9 @@ impl<M: RingMemory> DriverQueue<M> {
         let flags = descriptor.flags | place.available();
         let [address, second] = Descriptor { id, flags, ..descriptor }.to_words();
         let at = 2 * usize::from(place.slot());
+        self.written[usize::from(place.slot())] = [address, second];
         self.layout.descriptors.store(at, address, Ordering::Relaxed);
-        if place == self.published {
-            self.first = second;
-        } else {
+        if place != self.published {
             self.layout.descriptors.store(at + 1, second, Ordering::Relaxed);
         }
         self.next_available = place.advance(1, self.size());
@@ -164,8 +165,9 @@ impl<M: RingMemory> DriverQueue<M> {
         if self.published == self.next_available {
             return false;
         }
-        let at = 2 * usize::from(self.published.slot()) + 1;
-        self.layout.descriptors.store(at, self.first, Ordering::Release);
+        let slot = usize::from(self.published.slot());
+        let [_, second] = self.written[slot];
+        self.layout.descriptors.store(2 * slot + 1, second, Ordering::Release);
         let count = self.next_available.since(self.published, size);
         self.published = self.next_available;
         // Our descriptor before their event structure; see the module's text.
@@ -239,6 +241,48 @@ impl<M: RingMemory> DriverQueue<M> {
         let at = 2 * usize::from(self.next_used.slot()) + 1;
         let word = self.layout.descriptors.load(at, Ordering::Acquire);
         (self.published != self.next_used && self.next_used.is_used(word)).then_some(word)
+    }
+
+    /// Makes the ring ready for another device, after this one has died: see
+    /// [`crate::DriverQueue::recover`].
+    pub fn recover(&mut self) -> Result<u32, Violation> {
+        let used = self.used_position()?;
+        // A device stores the first descriptor of a batch last. Of a batch that it did not finish, the
+        // others are lost.
+        let mut place = used;
+        while place != self.published {
+            let slot = usize::from(place.slot());
+            write_words(&self.layout.descriptors, slot, self.written[slot]);
+            place = place.advance(1, self.size());
+        }
+        Ok(u32::from(used.bits()) << 16 | u32::from(used.bits()))
+    }
+
+    /// Behind the last chain that was used, reaped or not.
+    fn used_position(&self) -> Result<Position, Violation> {
+        let size = self.size();
+        let mut place = self.next_used;
+        if let Some((last, _)) = self.batch {
+            let Outstanding { start, slots, .. } = self.outstanding_as(last)?;
+            place = start.advance(slots, size);
+        }
+        while place != self.published {
+            let at = 2 * usize::from(place.slot()) + 1;
+            let word = self.layout.descriptors.load(at, Ordering::Acquire);
+            if !place.is_used(word) {
+                break;
+            }
+            let Descriptor { id, .. } = Descriptor::from_words([0, word]);
+            let Outstanding { start, slots, .. } = self.outstanding_as(id)?;
+            // With IN_ORDER it stands for all up to this chain.
+            let before = if self.in_order { start.since(place, size) } else { 0 };
+            let count = before.saturating_add(slots);
+            if count > self.published.since(place, size) {
+                return Err(Violation::UsedId { id: id.into() });
+            }
+            place = place.advance(count, size);
+        }
+        Ok(place)
     }
 
     /// Says that no calls are wanted.

@@ -260,6 +260,17 @@ impl<M: RingMemory> DriverQueue<M> {
         Ok(chain)
     }
 
+    /// Where another device goes on after this one has died: see [`crate::DriverQueue::recover`].
+    pub fn recover(&mut self) -> Result<u16, Violation> {
+        let found = self.layout.used_index();
+        let taken = self.next_used;
+        let outstanding = self.published.wrapping_sub(taken);
+        if found.wrapping_sub(taken) > outstanding {
+            return Err(Violation::UsedIndex { found, taken, outstanding });
+        }
+        Ok(found)
+    }
+
     /// Says that no calls are wanted.
     pub fn disable_calls(&mut self) {
         if self.event_index {

@@ -1,0 +1,447 @@
+//! rust-vmm's side of everything that is ours: its back end on our front end and driver, and its front
+//! end on our back end.
+//!
+//! Its rings are split ones; it has no others.
+
+#[allow(dead_code, reason = "it has more than this test needs")]
+mod echo;
+
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+use std::time::Instant;
+use std::{io, mem};
+
+use echo::{Echo, LIMIT};
+use memory::{FrontEndAddress, GuestAddress, GuestMemory, RegionRequest, SharedMemory};
+use ringway_guest::{Guest, MemoryLayout, NetDriver, Options};
+use rust_vmm_vhost::vhost_user::message::{
+    VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserSharedMsg,
+};
+use rust_vmm_vhost::vhost_user::{
+    Backend, Frontend, VhostUserFrontend, VhostUserFrontendReqHandler,
+};
+use rust_vmm_vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vhost_user::back_end::Offer;
+use vhost_user::{BackEndEvent, FrontEnd, FrontEndListener};
+use vhost_user_backend::{VhostUserBackendMut, VhostUserDaemon, VringRwLock, VringState, VringT};
+use virtio_queue::QueueT;
+use vm_memory::{
+    Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap,
+};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::event::{
+    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use wire::vhost_user::ProtocolFeatures;
+use wire::virtio::{Features, NetHeader};
+
+/// What both sides of a test could do.
+const FEATURES: Features = Features::VERSION_1
+    .union(Features::MRG_RXBUF)
+    .union(Features::EVENT_IDX)
+    .union(Features::INDIRECT_DESC);
+const RING_SIZE: u16 = 64;
+/// Frames of a test: many times round each ring.
+const FRAMES: u32 = 2_000;
+/// Frames on their way at once.
+const WINDOW: u32 = 48;
+
+type Memory = GuestMemoryMmap<()>;
+
+/// rust-vmm's parts, put together to send back what comes.
+struct RustVmm {
+    memory: GuestMemoryAtomic<Memory>,
+    features: Features,
+    event_index: bool,
+    acked: Arc<Mutex<Features>>,
+    /// Where the channel for its own requests goes.
+    channel: Sender<Backend>,
+    exit: (EventConsumer, EventNotifier),
+}
+
+impl VhostUserBackendMut for RustVmm {
+    type Bitmap = ();
+    type Vring = VringRwLock;
+
+    fn num_queues(&self) -> usize {
+        2
+    }
+
+    fn max_queue_size(&self) -> usize {
+        RING_SIZE.into()
+    }
+
+    fn features(&self) -> u64 {
+        (self.features | Features::PROTOCOL_FEATURES).0
+    }
+
+    fn acked_features(&mut self, features: u64) {
+        *self.acked.lock().unwrap() = Features(features);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        use VhostUserProtocolFeatures as P;
+        P::MQ
+            | P::REPLY_ACK
+            | P::CONFIGURE_MEM_SLOTS
+            | P::RESET_DEVICE
+            | P::BACKEND_REQ
+            | P::SHARED_OBJECT
+    }
+
+    fn set_event_idx(&mut self, enabled: bool) {
+        self.event_index = enabled;
+    }
+
+    fn update_memory(&mut self, memory: GuestMemoryAtomic<Memory>) -> io::Result<()> {
+        self.memory = memory;
+        Ok(())
+    }
+
+    fn set_backend_req_fd(&mut self, backend: Backend) {
+        self.channel.send(backend).unwrap();
+    }
+
+    fn exit_event(&self, _thread: usize) -> Option<(EventConsumer, EventNotifier)> {
+        let (consumer, notifier) = &self.exit;
+        Some((consumer.try_clone().unwrap(), notifier.try_clone().unwrap()))
+    }
+
+    fn handle_event(
+        &mut self,
+        _ring: u16,
+        _events: EventSet,
+        rings: &[VringRwLock],
+        _thread: usize,
+    ) -> io::Result<()> {
+        let memory = self.memory.memory();
+        let (mut receive, mut transmit) = (rings[0].get_mut(), rings[1].get_mut());
+        // One of them is kicked, and the other may not be set up yet.
+        if [&receive, &transmit].iter().any(|ring| !ring.is_enabled() || !ring.get_queue().ready())
+        {
+            return Ok(());
+        }
+        loop {
+            transmit.disable_notification().unwrap();
+            send_back(&memory, &mut receive, &mut transmit);
+            if !transmit.enable_notification().unwrap() {
+                break;
+            }
+        }
+        for ring in [receive, transmit] {
+            let mut ring = ring;
+            if ring.needs_notification().unwrap() {
+                ring.signal_used_queue()?;
+            }
+        }
+        Ok(())
+    }
+}
+
+type Ring = VringState<GuestMemoryAtomic<Memory>>;
+
+fn send_back(memory: &GuestMemoryLoadGuard<Memory>, receive: &mut Ring, transmit: &mut Ring) {
+    while let Some(chain) = transmit.get_queue_mut().pop_descriptor_chain(memory.clone()) {
+        let head = chain.head_index();
+        let mut frame = Vec::new();
+        for descriptor in chain.readable() {
+            let start = frame.len();
+            frame.resize(start + descriptor.len() as usize, 0);
+            memory.read_slice(&mut frame[start..], descriptor.addr()).unwrap();
+        }
+        transmit.add_used(head, 0).unwrap();
+        // As many buffers as the driver has said that there would be for one frame: one.
+        let chain = receive.get_queue_mut().pop_descriptor_chain(memory.clone());
+        let chain = chain.expect("a buffer is posted");
+        let (head, mut rest) = (chain.head_index(), frame.as_slice());
+        for descriptor in chain.writable() {
+            let (now, later) = rest.split_at(rest.len().min(descriptor.len() as usize));
+            memory.write_slice(now, descriptor.addr()).unwrap();
+            rest = later;
+        }
+        assert!(rest.is_empty(), "a frame of these tests fits a buffer");
+        receive.add_used(head, frame.len() as u32).unwrap();
+    }
+}
+
+/// A running back end of rust-vmm's.
+struct Running {
+    thread: JoinHandle<()>,
+    acked: Arc<Mutex<Features>>,
+    channel: Receiver<Backend>,
+}
+
+/// Has rust-vmm connect to the socket where our front end listens.
+fn rust_vmm(path: &Path, features: Features) -> Running {
+    let memory = GuestMemoryAtomic::new(Memory::new());
+    let (sender, channel) = channel();
+    let acked = Arc::new(Mutex::new(Features::NONE));
+    let back_end = RustVmm {
+        memory: memory.clone(),
+        features,
+        event_index: false,
+        acked: acked.clone(),
+        channel: sender,
+        exit: new_event_consumer_and_notifier(EventFlag::NONBLOCK).unwrap(),
+    };
+    let exit = back_end.exit.1.try_clone().unwrap();
+    let mut daemon =
+        VhostUserDaemon::new("echo".to_owned(), Arc::new(Mutex::new(back_end)), memory).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    let thread = thread::spawn(move || {
+        daemon.start_client(&path).unwrap();
+        // It calls it an error that the front end leaves.
+        let _ = daemon.wait();
+        exit.notify().unwrap();
+    });
+    Running { thread, acked, channel }
+}
+
+fn frame(number: u32) -> Vec<u8> {
+    let mut frame = vec![number as u8; 60 + number as usize % 1400];
+    frame[..4].copy_from_slice(&number.to_le_bytes());
+    frame
+}
+
+/// Frames out and back, every byte of them, in their order. `flush` shows and kicks, `wait` waits.
+fn exchange<T>(
+    state: &mut T,
+    driver: impl Fn(&mut T) -> &mut NetDriver,
+    flush: impl Fn(&mut T),
+    wait: impl Fn(&mut T),
+) {
+    let header = NetHeader { num_buffers: 1, ..NetHeader::default() };
+    let (mut sent, mut came) = (0, 0);
+    let deadline = Instant::now() + 2 * LIMIT;
+    while came < FRAMES {
+        assert!(Instant::now() < deadline, "{came} of {FRAMES} frames came");
+        let driver = driver(state);
+        driver.reclaim().unwrap();
+        while sent < FRAMES && sent - came < WINDOW && driver.send(header, &frame(sent)).unwrap() {
+            sent += 1;
+        }
+        let before = came;
+        while let Some(found) = driver.receive(|received| received.frame.to_vec()).unwrap() {
+            assert!(found == frame(came), "frame {came} is another one");
+            came += 1;
+        }
+        flush(state);
+        if came == before {
+            wait(state);
+        }
+    }
+}
+
+fn exchange_by_guest(guest: &mut Guest) {
+    let wait = |guest: &mut Guest| assert!(guest.wait(LIMIT).unwrap(), "nobody calls");
+    exchange(guest, Guest::driver, Guest::flush, wait);
+}
+
+#[test]
+fn its_back_end_serves_our_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = FrontEndListener::bind(&directory.path().join("guest.sock")).unwrap();
+    for features in [FEATURES, Features::VERSION_1] {
+        let path = directory.path().join("guest.sock");
+        let back_end = rust_vmm(&path, features);
+        let front_end = listener.accept(LIMIT, LIMIT).unwrap();
+        let options =
+            Options { features: FEATURES, ring_size: RING_SIZE, queue_pairs: 1, limit: LIMIT };
+        let mut guest = Guest::start(front_end, &options).unwrap();
+        let agreed = guest.driver().features();
+        assert_eq!(agreed, features);
+        assert_eq!(*back_end.acked.lock().unwrap(), features | Features::PROTOCOL_FEATURES);
+        exchange_by_guest(&mut guest);
+        // Stopped where the device stands, and started again, as new ones.
+        for ring in [0, 1] {
+            assert_eq!(guest.stop_ring(ring).unwrap(), FRAMES, "ring {ring}");
+            guest.restart_ring(ring, RING_SIZE / 2).unwrap();
+        }
+        exchange_by_guest(&mut guest);
+        guest.reset().unwrap();
+        exchange_by_guest(&mut guest);
+
+        // It goes away, and another one goes on.
+        let (nobody, _) = UnixStream::pair().unwrap();
+        drop(mem::replace(guest.front_end(), FrontEnd::new(nobody.into(), LIMIT).unwrap()));
+        back_end.thread.join().unwrap();
+        let back_end = rust_vmm(&path, features);
+        guest.resume(listener.accept(LIMIT, LIMIT).unwrap()).unwrap();
+        exchange_by_guest(&mut guest);
+        drop(guest);
+        back_end.thread.join().unwrap();
+    }
+}
+
+fn wait_until_readable(descriptor: impl AsFd, what: &str) {
+    let limit = Timespec::try_from(LIMIT).unwrap();
+    let polled = poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&limit));
+    assert_eq!(polled, Ok(1), "{what} did not come within {LIMIT:?}");
+}
+
+#[test]
+fn its_back_end_is_told_no() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("guest.sock");
+    let listener = FrontEndListener::bind(&path).unwrap();
+    let back_end = rust_vmm(&path, FEATURES);
+    let mut front_end = listener.accept(LIMIT, LIMIT).unwrap();
+    let protocol = ProtocolFeatures::BACKEND_REQ
+        | ProtocolFeatures::REPLY_ACK
+        | ProtocolFeatures::SHARED_OBJECT;
+    let agreed = front_end.negotiate(FEATURES, FEATURES, protocol).unwrap();
+    assert_eq!(agreed.protocol, protocol);
+    front_end.open_channel().unwrap();
+    let channel = back_end.channel.recv_timeout(LIMIT).unwrap();
+    let object = VhostUserSharedMsg::default();
+    let asks = thread::spawn(move || channel.shared_object_add(&object).map_err(drop));
+    wait_until_readable(front_end.channel().unwrap(), "its request");
+    let event = front_end.back_end_event();
+    assert!(matches!(event, Some(BackEndEvent::Refused { number: 6 })), "{event:?}");
+    // It got its answer, and cannot have taken it for a yes.
+    asks.join().unwrap().unwrap_err();
+    drop(front_end);
+    back_end.thread.join().unwrap();
+}
+
+/// A guest of which rust-vmm is the monitor.
+struct Monitored {
+    front_end: Frontend,
+    memory: SharedMemory,
+    driver: NetDriver,
+    /// Kick and call, by ring.
+    events: [[EventFd; 2]; 2],
+}
+
+const GUEST_START: GuestAddress = GuestAddress(0x1_0000_0000);
+const FRONT_END_START: FrontEndAddress = FrontEndAddress(0x7f12_0000_0000);
+
+impl Monitored {
+    /// Negotiates, and has nothing shared yet.
+    fn new(socket: UnixStream) -> Self {
+        let mut front_end = Frontend::from_stream(socket, 2);
+        front_end.set_owner().unwrap();
+        let offered = Features(front_end.get_features().unwrap());
+        assert!(offered.contains(FEATURES | Features::PROTOCOL_FEATURES), "{offered}");
+        front_end.set_features((FEATURES | Features::PROTOCOL_FEATURES).0).unwrap();
+        let offered = front_end.get_protocol_features().unwrap();
+        let wanted = VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::REPLY_ACK
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::RESET_DEVICE;
+        assert!(offered.contains(wanted), "{offered:?}");
+        front_end.set_protocol_features(wanted).unwrap();
+        front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        // It counts rings.
+        assert_eq!(front_end.get_queue_num().unwrap(), 2);
+        assert_eq!(front_end.get_max_mem_slots().unwrap(), 509);
+
+        let layout = MemoryLayout::new(GUEST_START, FEATURES, RING_SIZE, 1);
+        let memory = SharedMemory::create("monitored", layout.size).unwrap();
+        let mapped = GuestMemory::map([RegionRequest {
+            guest: GUEST_START,
+            size: layout.size,
+            front_end: FRONT_END_START,
+            offset: 0,
+            file: memory.as_fd().try_clone_to_owned().unwrap(),
+        }]);
+        let driver = NetDriver::new(Arc::new(mapped.unwrap()), layout.pairs[0], FEATURES).unwrap();
+        let events = [(); 2].map(|()| [(); 2].map(|()| EventFd::new(EFD_NONBLOCK).unwrap()));
+        Self { front_end, memory, driver, events }
+    }
+
+    fn region(&self) -> VhostUserMemoryRegionInfo {
+        VhostUserMemoryRegionInfo {
+            guest_phys_addr: GUEST_START.0,
+            memory_size: self.memory.size(),
+            userspace_addr: FRONT_END_START.0,
+            mmap_offset: 0,
+            mmap_handle: self.memory.as_fd().as_raw_fd(),
+        }
+    }
+
+    fn start(&mut self, base: u32) {
+        for (index, [kick, call]) in self.events.iter().enumerate() {
+            let (areas, size) =
+                if index == 0 { self.driver.receive_ring() } else { self.driver.transmit_ring() };
+            let front_end = |address: GuestAddress| address.0 - GUEST_START.0 + FRONT_END_START.0;
+            let config = VringConfigData {
+                queue_max_size: size,
+                queue_size: size,
+                flags: 0,
+                desc_table_addr: front_end(areas.descriptors),
+                used_ring_addr: front_end(areas.used),
+                avail_ring_addr: front_end(areas.available),
+                log_addr: None,
+            };
+            self.front_end.set_vring_num(index, size).unwrap();
+            self.front_end.set_vring_addr(index, &config).unwrap();
+            self.front_end.set_vring_base(index, base as u16).unwrap();
+            self.front_end.set_vring_call(index, call).unwrap();
+            self.front_end.set_vring_kick(index, kick).unwrap();
+        }
+        for index in 0..2 {
+            self.front_end.set_vring_enable(index, true).unwrap();
+        }
+    }
+
+    fn stop(&mut self) -> [u32; 2] {
+        [0, 1].map(|index| self.front_end.get_vring_base(index).unwrap())
+    }
+
+    fn flush(&mut self) {
+        let wanted = [self.driver.publish_receive(), self.driver.publish_transmit()];
+        for (wanted, [kick, _]) in wanted.into_iter().zip(&self.events) {
+            if wanted {
+                kick.write(1).unwrap();
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        let [_, call] = &self.events[0];
+        if !self.driver.enable_calls() {
+            let (epoll, event) = (Epoll::new().unwrap(), EpollEvent::new(EventSet::IN, 0));
+            epoll.ctl(ControlOperation::Add, call.as_raw_fd(), event).unwrap();
+            let limit = LIMIT.as_millis() as i32;
+            assert_eq!(epoll.wait(limit, &mut [event]).unwrap(), 1, "nobody calls");
+        }
+        let _ = call.read();
+        self.driver.disable_calls();
+    }
+}
+
+#[test]
+fn its_front_end_drives_our_back_end() {
+    let offer = Offer {
+        features: FEATURES | Features::RING_PACKED,
+        protocol: Offer::PROTOCOL,
+        queue_pairs: 1,
+        max_mtu: 1500,
+    };
+    let (socket, echo) = Echo::mortal(offer, usize::MAX);
+    let mut guest = Monitored::new(socket);
+    let region = guest.region();
+    guest.front_end.set_mem_table(&[region]).unwrap();
+    guest.start(0);
+    let exchange = |guest: &mut Monitored| {
+        exchange(guest, |guest| &mut guest.driver, Monitored::flush, Monitored::wait);
+    };
+    exchange(&mut guest);
+    // It stands where both rings are, and goes on there, with memory that comes by the region now.
+    assert_eq!(guest.stop(), [FRAMES; 2]);
+    guest.front_end.remove_mem_region(&region).unwrap();
+    guest.front_end.add_mem_region(&region).unwrap();
+    guest.start(FRAMES);
+    exchange(&mut guest);
+    assert_eq!(guest.stop(), [2 * FRAMES; 2]);
+    guest.front_end.reset_device().unwrap();
+    drop(guest);
+    echo.join().unwrap();
+}
