@@ -22,7 +22,7 @@ use wire::vhost_user::{
 };
 use wire::virtio::Features;
 
-use crate::connection::{Connection, ConnectionError, Incoming, Message};
+use crate::connection::{Connection, ConnectionError, Incoming, Message, Observer};
 
 /// Why a back end could not be driven.
 #[derive(Debug, Error)]
@@ -177,6 +177,11 @@ impl FrontEnd {
         })?;
         let (protocol, transport) = (ProtocolFeatures::NONE, Features::NONE);
         Ok(Self { connection, limit, protocol, transport })
+    }
+
+    /// From now on, shows every message that passes to `observer`.
+    pub fn observe(&mut self, observer: Observer) {
+        self.connection.observe(observer);
     }
 
     /// Agrees on features: of the `wanted` and `protocol` ones, those that the back end offers.
