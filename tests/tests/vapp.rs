@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use guest::Options;
 use ringway_tests::*;
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use testbed::process::{bound_command, spawn};
@@ -342,11 +343,24 @@ fn what_is_no_back_end() -> Result<()> {
     fails(&file, &["file is not a socket"])?;
     let left = directory.path().join("left");
     drop(UnixListener::bind(&left)?);
-    fails(&left, &["cannot connect to", "left"])?;
+    fails(&left, &["cannot connect to", "nobody listens there any more"])?;
     // A socket of another kind.
     let datagram = directory.path().join("datagram");
     let _socket = std::os::unix::net::UnixDatagram::bind(&datagram)?;
-    fails(&datagram, &["cannot connect to", "datagram"])?;
+    fails(&datagram, &["cannot connect to", "not a stream socket"])?;
+    // One that accepts nobody: as many wait as may, and we are one too many.
+    let crowded = directory.path().join("crowded");
+    let _listener = UnixListener::bind(&crowded)?;
+    let mut waiting = Vec::new();
+    loop {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+        if connect(&socket, &SocketAddrUnix::new(&crowded)?).is_err() {
+            break;
+        }
+        waiting.push(socket);
+    }
+    fails(&crowded, &["cannot connect to", "nobody accepts the connection within 5s"])?;
     Ok(())
 }
 

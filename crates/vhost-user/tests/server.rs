@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
 use memory::{
@@ -49,9 +49,14 @@ const MAX_FRAME: usize = 3000;
 /// Sends every frame back, and says what became of it.
 struct Echo {
     frame: Vec<u8>,
-    /// Delivered, or why not.
+    /// The frame at hand was seen before, and there was no room for it.
+    is_waiting: bool,
+    /// Delivered, or why not. That there is no room is said once.
     ends: Sender<Result<Delivery, FrameFault>>,
     notices: Arc<Mutex<Vec<String>>>,
+    /// What a driver does at the worst moment: when there was nothing to do, and no kick was asked for
+    /// yet.
+    idle: Receiver<Box<dyn FnOnce() + Send>>,
 }
 
 impl Echo {
@@ -63,9 +68,13 @@ impl Echo {
             Err(fault) => Err(fault),
         };
         if end == Ok(Delivery::NoRoom) {
+            if !std::mem::replace(&mut self.is_waiting, true) {
+                let _ = self.ends.send(end);
+            }
             pair.put_back(taken);
             return Ok(false);
         }
+        self.is_waiting = false;
         let _ = self.ends.send(end);
         pair.complete(taken);
         Ok(true)
@@ -77,6 +86,9 @@ impl BackEnd for Echo {
         let mut is_busy = false;
         for mut pair in rings.pairs() {
             is_busy |= self.send_back(&mut pair)?;
+        }
+        if !is_busy && let Ok(driver) = self.idle.try_recv() {
+            driver();
         }
         Ok(is_busy)
     }
@@ -103,8 +115,9 @@ struct Bed {
     next: u64,
     ends: Receiver<Result<Delivery, FrameFault>>,
     notices: Arc<Mutex<Vec<String>>>,
+    idle: Sender<Box<dyn FnOnce() + Send>>,
     stop: Arc<OwnedFd>,
-    server: JoinHandle<Result<End, ServerError>>,
+    ended: Receiver<Result<End, ServerError>>,
 }
 
 fn event() -> OwnedFd {
@@ -122,11 +135,21 @@ impl Bed {
         let stop = Arc::new(event());
         let (sender, ends) = channel();
         let notices = Arc::new(Mutex::new(Vec::new()));
-        let told = (notices.clone(), stop.clone());
-        let server = thread::spawn(move || {
-            let mut echo = Echo { frame: Vec::new(), ends: sender, notices: told.0 };
+        let (idle, receiver) = channel();
+        let mut echo = Echo {
+            frame: Vec::new(),
+            is_waiting: false,
+            ends: sender,
+            notices: notices.clone(),
+            idle: receiver,
+        };
+        let (end, ended) = channel();
+        let told = stop.clone();
+        thread::spawn(move || {
             let connection = Connection::new(theirs.into()).unwrap();
-            Server::new(connection, OFFER)?.serve(&mut echo, told.1.as_fd())
+            let server = Server::new(connection, OFFER);
+            let served = server.and_then(|mut server| server.serve(&mut echo, told.as_fd()));
+            let _ = end.send(served);
         });
         let mut front_end = FrontEnd::new(ours.into(), LIMIT).unwrap();
         let protocol = ProtocolFeatures::REPLY_ACK;
@@ -149,7 +172,7 @@ impl Bed {
             call: event(),
         });
         let mut bed =
-            Self { front_end, features, memory, rings, next: 0, ends, notices, stop, server };
+            Self { front_end, features, memory, rings, next: 0, ends, notices, idle, stop, ended };
         for ring in [RECEIVE, TRANSMIT] {
             bed.start(ring, Layout::first_position(features));
             bed.front_end.enable_ring(ring as u8, true).unwrap();
@@ -229,9 +252,7 @@ impl Bed {
                 return used;
             }
             if !queue.enable_calls() {
-                let limit = Timespec::try_from(LIMIT).unwrap();
-                let mut polled = [PollFd::new(&*call, PollFlags::IN)];
-                assert!(poll(&mut polled, Some(&limit)).unwrap() > 0, "nobody calls ring {ring}");
+                assert!(is_signalled(call), "nobody calls ring {ring}");
                 rustix::io::read(&*call, &mut [0; 8]).unwrap();
             }
         }
@@ -265,8 +286,18 @@ impl Bed {
     /// Closes the connection, and returns how the server took it.
     fn close(self) -> Result<End, ServerError> {
         drop(self.front_end);
-        self.server.join().unwrap()
+        ended(&self.ended)
     }
+}
+
+fn ended(server: &Receiver<Result<End, ServerError>>) -> Result<End, ServerError> {
+    server.recv_timeout(LIMIT).expect("the server ends")
+}
+
+/// Whether an event comes, or has come already.
+fn is_signalled(event: &OwnedFd) -> bool {
+    let limit = Timespec::try_from(LIMIT).unwrap();
+    poll(&mut [PollFd::new(event, PollFlags::IN)], Some(&limit)).unwrap() > 0
 }
 
 fn places(start: u64) -> [u64; 3] {
@@ -331,13 +362,12 @@ fn a_frame_waits_for_buffers() {
         let mut bed = Bed::new(features);
         let sent = frame(1, 500);
         bed.send(NetHeader::default(), &sent, &[]);
+        assert_eq!(bed.end(), Ok(Delivery::NoRoom));
         if features.contains(Features::MRG_RXBUF) {
             // Not enough of them, one after the other.
             bed.post(0..1, 300);
-            assert_eq!(bed.ends.recv_timeout(Duration::from_millis(50)).ok(), None);
             bed.post(1..2, 300);
         } else {
-            assert_eq!(bed.ends.recv_timeout(Duration::from_millis(50)).ok(), None);
             bed.post(0..1, 600);
         }
         assert_eq!(bed.receive().0, sent);
@@ -425,11 +455,49 @@ fn rings_without_kicks_are_polled() {
     assert_eq!(bed.receive().0, frame(1, 100));
 }
 
+/// A frame that comes after the last look, and before kicks are asked for, is seen without a kick.
+#[test]
+fn it_looks_once_more_before_it_sleeps() {
+    for features in [BASE, BASE | Features::RING_PACKED, OFFERED] {
+        let bed = Bed::new(features);
+        let Bed { front_end: _alive, rings: [_, mut transmit], idle, ends, .. } = bed;
+        let kick = transmit.kick.as_ref().unwrap().try_clone().unwrap();
+        let (keep, kept) = channel();
+        let send = move || {
+            let address = GuestAddress(GUEST.0 + BUFFERS[TRANSMIT]);
+            let buffer = Buffer { address, len: 100, writable: false };
+            transmit.queue.add(&[buffer], Form::Direct, 0).unwrap();
+            assert!(!transmit.queue.publish(), "kicks are off, with {features}");
+            keep.send(transmit.call).unwrap();
+        };
+        idle.send(Box::new(send)).unwrap();
+        rustix::io::write(&kick, &1u64.to_ne_bytes()).unwrap();
+        let _call = kept.recv_timeout(LIMIT).expect("the server wakes, and finds nothing");
+        // It cannot be delivered, as there are no receive buffers.
+        let end = ends.recv_timeout(LIMIT).expect("the frame is seen");
+        assert_eq!(end, Ok(Delivery::NoRoom), "with {features}");
+    }
+}
+
+/// Nothing was given back, and yet: whoever served the ring before may not have called.
+#[test]
+fn a_driver_is_called_once_when_its_ring_starts() {
+    let mut bed = Bed::new(BASE);
+    for ring in [RECEIVE, TRANSMIT] {
+        assert!(is_signalled(&bed.rings[ring].call), "ring {ring} is not called");
+        rustix::io::read(&bed.rings[ring].call, &mut [0; 8]).unwrap();
+        let base = bed.front_end.stop_ring(ring as u8).unwrap();
+        bed.rings[ring].call = event();
+        bed.start(ring, base);
+        assert!(is_signalled(&bed.rings[ring].call), "ring {ring} is not called again");
+    }
+}
+
 #[test]
 fn it_stops_when_told_to() {
     let bed = Bed::new(BASE);
     rustix::io::write(&bed.stop, &1u64.to_ne_bytes()).unwrap();
-    assert_eq!(bed.server.join().unwrap().unwrap(), End::Stopped);
+    assert_eq!(ended(&bed.ended).unwrap(), End::Stopped);
 }
 
 #[test]
@@ -438,7 +506,7 @@ fn a_driver_that_breaks_a_rule_is_disconnected() {
     let outside = Buffer { address: GuestAddress(0), len: 100, writable: false };
     bed.rings[TRANSMIT].queue.add(&[outside], Form::Direct, 0).unwrap();
     bed.publish(TRANSMIT);
-    let end = bed.server.join().unwrap();
+    let end = ended(&bed.ended);
     assert!(matches!(end, Err(ServerError::Guest(Violation::Memory(_)))), "{end:?}");
 }
 
@@ -446,7 +514,7 @@ fn a_driver_that_breaks_a_rule_is_disconnected() {
 fn a_front_end_that_breaks_a_rule_is_disconnected() {
     let mut bed = Bed::new(BASE);
     assert!(bed.front_end.stop_ring(200).is_err());
-    let end = bed.server.join().unwrap();
+    let end = ended(&bed.ended);
     assert!(matches!(end, Err(ServerError::FrontEnd(_))), "{end:?}");
 }
 
@@ -459,7 +527,7 @@ fn memory_that_is_cut_off_ends_it() {
     ftruncate(&file, 0).unwrap();
     // Whatever wakes it.
     rustix::io::write(bed.rings[TRANSMIT].kick.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
-    let end = bed.server.join().unwrap();
+    let end = ended(&bed.ended);
     assert!(matches!(end, Err(ServerError::MemoryCutOff | ServerError::Guest(_))), "{end:?}");
 }
 
@@ -479,17 +547,20 @@ fn an_observer_sees_both_directions() {
     connection.observe(Box::new(move |direction, message| {
         watched.lock().unwrap().push((direction, message.describe()));
     }));
-    let server = thread::spawn(move || {
-        let (ends, _) = channel();
-        let mut echo = Echo { frame: Vec::new(), ends, notices: Arc::default() };
-        Server::new(connection, OFFER)?.serve(&mut echo, event().as_fd())
+    let (end, server) = channel();
+    thread::spawn(move || {
+        let (ends, (_, idle)) = (channel().0, channel());
+        let mut echo =
+            Echo { frame: Vec::new(), is_waiting: false, ends, notices: Arc::default(), idle };
+        let mut server = Server::new(connection, OFFER).unwrap();
+        end.send(server.serve(&mut echo, event().as_fd())).unwrap();
     });
     let mut front_end = FrontEnd::new(ours.into(), LIMIT).unwrap();
     front_end.features().unwrap();
     let call = event();
     front_end.set_call(1, Some(call.as_fd())).unwrap();
     drop(front_end);
-    assert_eq!(server.join().unwrap().unwrap(), End::Closed);
+    assert_eq!(ended(&server).unwrap(), End::Closed);
     let seen = seen.lock().unwrap();
     let words = "SET_VRING_CALL: ring 1, with anon_inode:[eventfd]";
     assert_eq!(seen[0], (Direction::Received, "GET_FEATURES".to_owned()));

@@ -20,12 +20,17 @@ Examples:
   A QEMU that listens at a socket (-chardev socket,path=/tmp/vm.sock,server=on):
       ringway vapp server --connect /tmp/vm.sock --sink";
 
+const USAGE: &str = "\
+ringway vapp server <--socket-path PATH|--connect PATH|--fd N> [OPTIONS]
+       ringway vapp client PATH [OPTIONS]
+       ringway vapp <-s PATH|-c PATH|-q PATH>";
+
 /// The value of `--arp` where it has none: whom the first program of this name asked for.
 const ARP_TARGET: &str = "192.168.0.1";
 
 /// The flags of `ringway vapp`.
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
+#[command(override_usage = USAGE, after_help = EXAMPLES, arg_required_else_help = true, args_conflicts_with_subcommands = true)]
 pub struct Vapp {
     #[command(subcommand)]
     role: Option<Role>,

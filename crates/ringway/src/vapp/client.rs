@@ -14,8 +14,6 @@ use super::cli::Client;
 use super::frame::Kind;
 use super::{Stopping, dump, socket};
 
-/// How long the back end may take for an answer.
-const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// A frame that is not back by then is lost.
 const LOST: Duration = Duration::from_secs(1);
 /// Frames on their way, if there is no rate.
@@ -35,10 +33,10 @@ pub fn run(flags: &Client, stopping: &Stopping) -> anyhow::Result<()> {
     let mut guest = connect(flags)?;
     let (kind, most) = (flags.kind(), guest.driver().max_frame());
     ensure!(kind.size() <= most, "a frame may have {most} bytes at most");
-    println_or_fail(&format!("connected to {place}, features {}", guest.driver().features()))?;
+    say(&format!("connected to {place}, features {}", guest.driver().features()))?;
     let mut check = Check::new(kind);
     let result = exchange(flags, &mut guest, &mut check, stopping);
-    println_or_fail(&check.total.summary(check.in_flight.len()))?;
+    say(&check.total.summary(check.in_flight.len()))?;
     result.with_context(|| format!("the back end at {place}"))?;
     if flags.verify && !check.total.is_flawless() {
         bail!("not every frame came back once, in order and as it was sent");
@@ -49,24 +47,28 @@ pub fn run(flags: &Client, stopping: &Stopping) -> anyhow::Result<()> {
 /// Connects to the back end, or says in plain words why that cannot be done.
 fn connect(flags: &Client) -> anyhow::Result<Guest> {
     let place = flags.path.display();
-    socket::check(&flags.path)?;
-    let mut front_end = FrontEnd::connect(&flags.path, ANSWER_LIMIT)?;
+    let mut front_end = FrontEnd::new(socket::connect(&flags.path)?, socket::LIMIT)?;
     if flags.dump {
         front_end.observe(dump::messages());
     }
-    let options = Options { limit: ANSWER_LIMIT, ..Options::default() };
-    Guest::over(front_end, &options)
-        .with_context(|| format!("cannot use the back end at {place}"))
-        .map_err(|error| match error.downcast_ref::<GuestError>() {
-            Some(GuestError::FrontEnd(FrontEndError::Connection {
+    let options = Options { limit: socket::LIMIT, ..Options::default() };
+    Guest::over(front_end, &options).map_err(|error| {
+        use GuestError::FrontEnd;
+        let is_strange = matches!(
+            error,
+            FrontEnd(FrontEndError::Connection {
                 source: ConnectionError::Header(_) | ConnectionError::CutOff { .. },
                 ..
-            })) => error.context("this does not look like a vhost-user back end"),
-            _ => error,
-        })
+            })
+        );
+        let hint = if is_strange { ", which does not look like a vhost-user back end" } else { "" };
+        let context = format!("cannot use what listens at {place}{hint}");
+        anyhow::Error::from(error).context(context)
+    })
 }
 
-fn println_or_fail(line: &str) -> std::io::Result<()> {
+/// One line on standard output.
+fn say(line: &str) -> std::io::Result<()> {
     writeln!(std::io::stdout(), "{line}")
 }
 
@@ -114,7 +116,7 @@ fn exchange(
             return Ok(());
         }
         if let Some(line) = report.due(now, &check.total) {
-            println_or_fail(&line)?;
+            say(&line)?;
         }
         if !came {
             let limit = pace.next().map_or(LOOK, |next| next.saturating_duration_since(now));
