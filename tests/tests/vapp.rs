@@ -17,6 +17,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use testbed::dpdk::{Testpmd, VirtioUser};
 use testbed::process::{bound_command, spawn};
 use testbed::{Nic, Output, Program, Shell};
 use vhost_user::Connection;
@@ -456,6 +457,36 @@ fn a_server_and_those_who_are_no_front_end() -> Result<()> {
         third.text()
     );
     server.stop()?;
+    Ok(())
+}
+
+/// DPDK's driver, whose frames go round and round.
+#[test]
+fn dpdk_with_split_and_packed_rings() -> Result<()> {
+    for options in [
+        "packed_vq=0,in_order=0,mrg_rxbuf=1",
+        "packed_vq=0,in_order=1,mrg_rxbuf=0",
+        "packed_vq=1,in_order=0,mrg_rxbuf=1",
+        "packed_vq=1,in_order=1,mrg_rxbuf=0",
+    ] {
+        let server = Listening::new(&[])?;
+        let port = VirtioUser::new(server.path(), "52:54:00:00:00:10").option(options);
+        let mut testpmd = Testpmd::builder().port(port).start()?;
+        testpmd.forward(Some(2))?;
+        let what = format!("100,000 frames with {options}");
+        testpmd
+            .wait_for_statistics(&what, Duration::from_secs(30), |all| all[0].received > 100_000)?;
+        testpmd.halt()?;
+        let statistics = testpmd.statistics(0)?;
+        ensure!(statistics.errors().is_empty(), "{options}: {statistics:?}");
+        testpmd.quit()?;
+        let line =
+            server.program.job().wait_for_line(&["from the guest", "to it, 0 dropped"], LIMIT)?;
+        println!("{options}: {line}");
+        let taken: u64 = line.split(' ').next().context("a number")?.parse()?;
+        ensure!(taken == statistics.sent, "{options}: {line}, and it sent {}", statistics.sent);
+        server.stop()?;
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use vhost_user::back_end::{BackEnd, Delivery, End, Offer, Pair, Rings, Server, ServerError};
 use vhost_user::{Connection, Direction};
 use virtqueue::Violation;
-use wire::vhost_user::MAX_RINGS;
+use wire::vhost_user::{MAX_RINGS, ProtocolFeatures};
 use wire::virtio::{Features, NetHeader};
 
 use super::{dump, frame};
@@ -25,7 +25,8 @@ const OFFER: Offer = Offer {
         .union(Features::MRG_RXBUF)
         .union(Features::MTU)
         .union(Features::MQ),
-    protocol: Offer::PROTOCOL,
+    // There is no network to which a guest could be announced.
+    protocol: Offer::PROTOCOL.without(ProtocolFeatures::RARP),
     queue_pairs: MAX_RINGS as u16 / 2,
     max_mtu: u16::MAX,
 };
