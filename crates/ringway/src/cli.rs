@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{self, Config, Draft, Faults};
+use crate::vapp::cli::Vapp;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -62,6 +63,8 @@ pub enum Command {
     Run(Run),
     /// Watch two embedded guests talk through a real switch, without a virtual machine
     Demo(Demo),
+    /// The reference pair: the smallest back end and the smallest front end, to try others with
+    Vapp(Vapp),
 }
 
 /// The flags of `ringway run`.

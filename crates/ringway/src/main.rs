@@ -7,6 +7,7 @@ mod session;
 mod sharing;
 mod socket;
 mod switch;
+mod vapp;
 mod workers;
 
 use std::io::{self, IsTerminal};
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             Err(faults) => Err(faults.into()),
         },
         Command::Demo(demo) => show(demo.seconds),
+        Command::Vapp(flags) => on_runtime(async { vapp::vapp(flags, &mut Stop::new()?).await }),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,8 +1,12 @@
 //! The few raw system interfaces that rustix lacks.
 #![expect(
     unsafe_code,
-    reason = "ioctls take structures that only their own documentation describes"
+    reason = "ioctls take structures that only their own documentation describes, and an inherited \
+              descriptor is a number"
 )]
 
+mod inherit;
 pub mod notify;
 pub mod tun;
+
+pub use inherit::inherited;

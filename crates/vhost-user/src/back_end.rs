@@ -50,7 +50,9 @@
 //!   newer front ends try them.
 
 mod device;
+mod pair;
 mod ring;
+mod server;
 mod violation;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -65,8 +67,10 @@ use wire::vhost_user::{
 use wire::virtio::Features;
 
 pub use device::{Device, RingSetup};
+pub use pair::{Delivery, FrameFault, Pair, Taken};
 pub use ring::RingFault;
 use ring::{Addresses, Ring};
+pub use server::{BackEnd, End, Rings, RunningRing, Server, ServerError};
 pub use violation::{Notice, Violation};
 
 use crate::connection::Message;

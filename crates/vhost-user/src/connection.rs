@@ -60,6 +60,29 @@ impl Message {
     }
 }
 
+impl Message {
+    /// The message in words, descriptors included: for people who watch a front end and a back end.
+    pub fn describe(&self) -> String {
+        let words = wire::vhost_user::describe(&self.header, &self.payload);
+        let kinds: Vec<String> =
+            self.descriptors.iter().map(|one| descriptor::kind(one.as_fd())).collect();
+        if kinds.is_empty() { words } else { format!("{words}, with {}", kinds.join(" ")) }
+    }
+}
+
+/// Which way a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the peer to us.
+    Received,
+    /// From us to the peer.
+    Sent,
+}
+
+/// Is shown every message that passes: each that came, before it is acted on, and each that goes,
+/// before it is sent.
+pub type Observer = Box<dyn Fn(Direction, &Message) + Send + Sync>;
+
 /// What a read found.
 #[derive(Debug)]
 pub enum Incoming {
@@ -133,19 +156,29 @@ pub struct Connection {
     socket: OwnedFd,
     partial: Partial,
     outgoing: VecDeque<Outgoing>,
+    observer: Option<Observer>,
 }
 
 impl Connection {
     /// Takes over a connected Unix stream socket and makes it non-blocking.
     pub fn new(socket: OwnedFd) -> Result<Self, ConnectionError> {
         rustix::io::ioctl_fionbio(&socket, true)?;
-        Ok(Self { socket, partial: Partial::START, outgoing: VecDeque::new() })
+        let outgoing = VecDeque::new();
+        Ok(Self { socket, partial: Partial::START, outgoing, observer: None })
+    }
+
+    /// From now on, shows every message that passes to `observer`.
+    pub fn observe(&mut self, observer: Observer) {
+        self.observer = Some(observer);
     }
 
     /// Reads on. Never blocks.
     pub fn receive(&mut self) -> Result<Incoming, ConnectionError> {
         loop {
             if let Some(message) = self.take_complete()? {
+                if let Some(observer) = &self.observer {
+                    observer(Direction::Received, &message);
+                }
                 return Ok(Incoming::Message(message));
             }
             match self.fill() {
@@ -171,6 +204,9 @@ impl Connection {
     pub fn send(&mut self, message: Message) -> Result<bool, ConnectionError> {
         if self.outgoing.len() >= MAX_OUTGOING {
             return Err(ConnectionError::NotReading);
+        }
+        if let Some(observer) = &self.observer {
+            observer(Direction::Sent, &message);
         }
         let mut bytes = message.header.encode().to_vec();
         bytes.extend(message.payload);

@@ -37,7 +37,7 @@ use wire::vhost_user::{
 };
 use wire::virtio::Features;
 
-use crate::connection::{Connection, ConnectionError, Incoming, Message};
+use crate::connection::{Connection, ConnectionError, Incoming, Message, Observer};
 
 mod channel;
 mod listener;
@@ -237,6 +237,11 @@ impl FrontEnd {
         })?;
         let (protocol, transport) = (ProtocolFeatures::NONE, Features::NONE);
         Ok(Self { connection, limit, protocol, transport, channel: None })
+    }
+
+    /// From now on, shows every message that passes to `observer`.
+    pub fn observe(&mut self, observer: Observer) {
+        self.connection.observe(observer);
     }
 
     /// Agrees on features: of the `wanted` and `protocol` ones, those that the back end offers.

@@ -5,6 +5,8 @@
 //! * [`back_end::Session`] is what a message means to a virtio-net back end: a state machine
 //!   without I/O of its own. Messages go in; out come the [`Device`] for the data plane and the
 //!   answer for the peer.
+//! * [`back_end::Server`] is the loop around both for a back end in one thread: what it needs of you
+//!   is a [`back_end::BackEnd`], which moves frames.
 //! * [`FrontEnd`] is the other role: it drives a back end, for guests that live in this process.
 //!
 //! The form of every message is a table in [`wire::vhost_user`].
@@ -15,7 +17,7 @@ mod descriptor;
 mod front_end;
 
 pub use back_end::{Device, RingSetup};
-pub use connection::{Connection, ConnectionError, Incoming, Message};
+pub use connection::{Connection, ConnectionError, Direction, Incoming, Message, Observer};
 pub use front_end::{
     BackEndEvent, FrontEnd, FrontEndError, FrontEndListener, Negotiated, Region, RingConfig,
 };

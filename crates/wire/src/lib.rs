@@ -5,6 +5,7 @@
 
 mod bits;
 pub mod checksum;
+pub mod describe;
 pub mod ethernet;
 pub mod flow;
 pub mod rarp;

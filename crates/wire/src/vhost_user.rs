@@ -10,11 +10,13 @@
 //!
 #![doc = include_str!("../MESSAGES.md")]
 
+mod describe;
 mod header;
 mod payload;
 mod protocol_features;
 mod table;
 
+pub use describe::describe;
 pub use header::{Header, HeaderError, MAX_PAYLOAD};
 pub use payload::{MemoryRegion, Payload, RingDescriptor, Shape, VringAddress, VringState};
 pub use protocol_features::ProtocolFeatures;

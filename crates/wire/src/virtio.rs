@@ -2,8 +2,10 @@
 
 mod features;
 mod header;
+mod status;
 
 pub use features::Features;
 pub use header::{HeaderFault, NetHeader, Offload, Segmentation, SegmentationKind};
+pub use status::DeviceStatus;
 
 pub use crate::checksum::PartialChecksum;

@@ -1,0 +1,326 @@
+//! A back end in one thread, for programs that have no event loop of their own.
+//!
+//! # How it works
+//!
+//! ```text
+//! until the front end is gone, or we are told to stop:
+//!     have the back end move frames (BackEnd::process), publish its rings, call the driver
+//!     if it found nothing to do: ask for kicks, look once more, and sleep
+//!     take one message: hand a changed device to the rings, and only then answer
+//! ```
+//!
+//! One thread does all of it, so that the hand-over that [`super`] asks for needs no waiting: between
+//! two calls of [`BackEnd::process`] nobody uses the rings. The back end may take its time over a
+//! burst, but not more: messages wait for it.
+//!
+//! Kick descriptors are watched edge-triggered and never read, since a peer decides what a read of
+//! its descriptor does.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use memory::{ReadSlice, WriteSlice};
+use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
+use rustix::io::Errno;
+use thiserror::Error;
+use virtqueue::{Chain, DeviceQueue};
+use wire::virtio::Features;
+
+use super::{Device, Offer, Pair, RingSetup, Session, Step, Violation};
+use crate::connection::{Connection, ConnectionError, Incoming};
+
+/// How often rings without a kick descriptor are looked at.
+const POLL_INTERVAL: Duration = Duration::from_micros(100);
+
+/// What a back end does with its rings.
+pub trait BackEnd {
+    /// Moves frames: takes chains, reads or fills them, and gives every one of them back before it
+    /// returns. What was given back is published, and the driver called, afterwards.
+    ///
+    /// Returns whether it did anything. While it did, it is called again, after a look at the
+    /// socket; so one call should take a burst and not all that there is. When it did nothing, it is
+    /// called again once the front end made something available.
+    ///
+    /// # Errors
+    ///
+    /// The driver broke a rule: the connection ends.
+    fn process(&mut self, rings: &mut Rings) -> Result<bool, virtqueue::Violation>;
+
+    /// Is shown what a message led to besides changes of the rings: [`Step::event`], and
+    /// [`Step::notices`].
+    fn told(&mut self, _step: &Step) {}
+}
+
+/// A ring that runs.
+pub struct RunningRing {
+    /// The ring itself.
+    pub queue: DeviceQueue,
+    setup: RingSetup,
+    /// Entries that were known to be available when the back end last had a look.
+    known: u16,
+    /// To be called whether it asks for that or not.
+    is_new: bool,
+    /// Kept from frame to frame for their allocation, by [`Pair`].
+    pub(super) readable: Vec<ReadSlice<'static>>,
+    pub(super) writable: Vec<WriteSlice<'static>>,
+    pub(super) chains: Vec<Chain>,
+}
+
+impl RunningRing {
+    fn new(setup: &RingSetup, features: Features) -> Self {
+        let queue = DeviceQueue::new(setup.layout.clone(), features, setup.base);
+        Self {
+            queue,
+            setup: setup.clone(),
+            known: 0,
+            is_new: true,
+            readable: Vec::new(),
+            writable: Vec::new(),
+            chains: Vec::new(),
+        }
+    }
+
+    /// Whether frames may pass. If not, nothing may be delivered, and what the guest sends is to be
+    /// consumed and discarded.
+    pub fn is_enabled(&self) -> bool {
+        self.setup.enabled
+    }
+
+    fn publish(&mut self) {
+        let is_wanted = self.queue.publish();
+        if (is_wanted || std::mem::take(&mut self.is_new))
+            && let Some(call) = &self.setup.call
+        {
+            // It is an eventfd, as the session has checked.
+            let _ = sys::notify::signal(call.as_fd());
+        }
+    }
+}
+
+/// All rings of a device.
+pub struct Rings {
+    device: Arc<Device>,
+    rings: Vec<Option<RunningRing>>,
+    /// Watches the kick descriptors.
+    kicks: OwnedFd,
+}
+
+impl Rings {
+    fn new(device: Arc<Device>) -> io::Result<Self> {
+        let kicks = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let rings = device.rings.iter().map(|_| None).collect();
+        Ok(Self { device, rings, kicks })
+    }
+
+    /// The queue pairs of which a ring runs, in order.
+    pub fn pairs(&mut self) -> impl Iterator<Item = Pair<'_>> {
+        let (memory, features) = (&*self.device.memory, self.device.features);
+        self.rings.chunks_exact_mut(2).filter_map(move |pair| {
+            let [receive, transmit] = pair else { return None };
+            let (receive, transmit) = (receive.as_mut(), transmit.as_mut());
+            let runs = receive.is_some() || transmit.is_some();
+            runs.then_some(Pair { memory, features, receive, transmit })
+        })
+    }
+
+    fn running(&mut self) -> impl Iterator<Item = &mut RunningRing> {
+        self.rings.iter_mut().flatten()
+    }
+
+    /// Notes what the back end can see.
+    fn look(&mut self) -> Result<(), virtqueue::Violation> {
+        for ring in self.running() {
+            ring.known = ring.queue.available()?;
+        }
+        Ok(())
+    }
+
+    fn publish(&mut self) {
+        self.running().for_each(RunningRing::publish);
+    }
+
+    /// Asks for kicks. True when there is more than the back end could see: do not sleep.
+    fn enable_kicks(&mut self) -> Result<bool, virtqueue::Violation> {
+        let mut has_more = false;
+        for ring in self.running() {
+            ring.queue.enable_kicks()?;
+            has_more |= ring.queue.available()? > ring.known;
+        }
+        Ok(has_more)
+    }
+
+    fn disable_kicks(&mut self) {
+        self.running().for_each(|ring| ring.queue.disable_kicks());
+    }
+
+    /// Takes over a changed device. Returns the rings that are gone or restarted, and where each was
+    /// left.
+    fn swap(&mut self, device: Arc<Device>) -> io::Result<Vec<(usize, u32)>> {
+        let mut stopped = Vec::new();
+        for (index, (ring, setup)) in self.rings.iter_mut().zip(&device.rings).enumerate() {
+            if let Some(kick) = ring.as_ref().and_then(|ring| ring.setup.kick.as_ref()) {
+                // Before it may be closed: a peer that shares it would go on waking us.
+                epoll::delete(&self.kicks, kick)?;
+            }
+            match (&mut *ring, setup) {
+                (Some(ring), Some(setup)) if ring.setup.start == setup.start => {
+                    ring.queue.relocate(setup.layout.clone());
+                    ring.setup = setup.clone();
+                    // Whoever reads a new call descriptor may not know of what the old one was told.
+                    ring.is_new = true;
+                }
+                (left, setup) => {
+                    stopped.extend(left.take().map(|ring| (index, ring.queue.position())));
+                    *left = setup.as_ref().map(|setup| RunningRing::new(setup, device.features));
+                }
+            }
+            if let Some(kick) = ring.as_ref().and_then(|ring| ring.setup.kick.as_ref()) {
+                let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+                epoll::add(&self.kicks, kick, epoll::EventData::new_u64(0), flags)?;
+            }
+        }
+        self.device = device;
+        Ok(stopped)
+    }
+}
+
+/// Why a front end is served no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It closed the connection.
+    Closed,
+    /// We were told to stop.
+    Stopped,
+}
+
+/// Why a front end could not be served any longer.
+#[derive(Debug, Error)]
+pub enum ServerError {
+    /// The front end broke the protocol, or the socket did.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    /// The front end broke a rule of vhost-user.
+    #[error(transparent)]
+    FrontEnd(#[from] Violation),
+    /// The guest broke a rule of virtio.
+    #[error(transparent)]
+    Guest(#[from] virtqueue::Violation),
+    /// A file that the front end shared became shorter under us.
+    #[error("the front end cut off memory that it had shared")]
+    MemoryCutOff,
+    /// The kernel refused.
+    #[error("cannot wait for the front end: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Serves one front end.
+pub struct Server {
+    connection: Connection,
+    session: Session,
+    rings: Rings,
+    /// Whether all answers are gone.
+    is_flushed: bool,
+}
+
+impl Server {
+    /// A server of the front end at the other end of `connection`, to whom this is offered.
+    ///
+    /// # Errors
+    ///
+    /// There are too many open files.
+    pub fn new(connection: Connection, offer: Offer) -> Result<Self, ServerError> {
+        let session = Session::new(offer);
+        let rings = Rings::new(session.device().clone())?;
+        Ok(Self { connection, session, rings, is_flushed: true })
+    }
+
+    /// Serves the front end until it goes away, or `stop` becomes readable.
+    ///
+    /// # Errors
+    ///
+    /// The front end or its guest broke a rule, and the connection should be closed.
+    pub fn serve(
+        &mut self,
+        back_end: &mut impl BackEnd,
+        stop: BorrowedFd<'_>,
+    ) -> Result<End, ServerError> {
+        loop {
+            self.rings.look()?;
+            let is_busy = back_end.process(&mut self.rings)?;
+            self.rings.publish();
+            if self.rings.device.memory.is_poisoned() {
+                return Err(ServerError::MemoryCutOff);
+            }
+            let is_awake = is_busy || self.rings.enable_kicks()?;
+            let [message, stopped] = self.wait(!is_awake, stop)?;
+            self.rings.disable_kicks();
+            if stopped {
+                return Ok(End::Stopped);
+            }
+            if message && !self.converse(back_end)? {
+                return Ok(End::Closed);
+            }
+        }
+    }
+
+    /// Waits, if it may, until something happens. Returns whether there is something to read from
+    /// the front end, and whether it is time to stop.
+    fn wait(&mut self, may_sleep: bool, stop: BorrowedFd<'_>) -> Result<[bool; 2], ServerError> {
+        let is_polled = self.rings.running().any(|ring| ring.setup.kick.is_none());
+        let limit = match (may_sleep, is_polled) {
+            (false, _) => Some(Duration::ZERO),
+            (true, true) => Some(POLL_INTERVAL),
+            (true, false) => None,
+        };
+        let limit = limit.map(|limit| Timespec {
+            tv_sec: limit.as_secs() as i64,
+            tv_nsec: limit.subsec_nanos().into(),
+        });
+        let answers = if self.is_flushed { PollFlags::empty() } else { PollFlags::OUT };
+        let mut polled = [
+            PollFd::new(&self.connection, PollFlags::IN | answers),
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+            PollFd::new(&self.rings.kicks, PollFlags::IN),
+        ];
+        match poll(&mut polled, limit.as_ref()) {
+            // A signal.
+            Err(Errno::INTR) => return Ok([false; 2]),
+            result => result.map_err(io::Error::from)?,
+        };
+        let [socket, stop, kicks] = polled.map(|polled| polled.revents());
+        if !kicks.is_empty() {
+            // Only to have them noted: whoever was kicked, all rings are looked at.
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            let mut fired = [MaybeUninit::uninit(); 16];
+            let _ = epoll::wait(&self.rings.kicks, &mut fired, Some(&now));
+        }
+        if socket.contains(PollFlags::OUT) {
+            self.is_flushed = self.connection.flush()?;
+        }
+        Ok([!socket.difference(PollFlags::OUT).is_empty(), !stop.is_empty()])
+    }
+
+    /// Takes one message. False when the front end has closed the connection.
+    fn converse(&mut self, back_end: &mut impl BackEnd) -> Result<bool, ServerError> {
+        let message = match self.connection.receive()? {
+            Incoming::Message(message) => message,
+            Incoming::NotYet => return Ok(true),
+            Incoming::Closed => return Ok(false),
+        };
+        let step = self.session.handle(message)?;
+        back_end.told(&step);
+        if let Some(device) = &step.device {
+            for (ring, position) in self.rings.swap(device.clone())? {
+                self.session.stopped(ring, position);
+            }
+        }
+        // What the front end is told now, holds: the rings are what it asked for.
+        if let Some(answer) = self.session.answer(step) {
+            self.is_flushed = self.connection.send(answer)?;
+        }
+        Ok(true)
+    }
+}
