@@ -5,4 +5,5 @@ mod drained;
 mod interleavings;
 mod model;
 mod sleepers;
+mod slots;
 mod soak;
