@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench;
 use crate::config::{self, Config, Draft, Faults};
 
 const EXAMPLES: &str = "\
@@ -62,6 +63,8 @@ pub enum Command {
     Run(Run),
     /// Watch two embedded guests talk through a real switch, without a virtual machine
     Demo(Demo),
+    /// Load a vhost-user back end with frames, and measure what comes of it
+    Bench(bench::Options),
 }
 
 /// The flags of `ringway run`.

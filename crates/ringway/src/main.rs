@@ -1,5 +1,6 @@
 //! The ringway program: command line, configuration, control.
 
+mod bench;
 mod cli;
 mod config;
 mod demo;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
             Err(faults) => Err(faults.into()),
         },
         Command::Demo(demo) => show(demo.seconds),
+        Command::Bench(options) => load(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,6 +67,11 @@ fn run(config: &Config) -> anyhow::Result<()> {
 fn show(seconds: u64) -> anyhow::Result<()> {
     log_to_stderr(DEFAULT_LOG);
     on_runtime(async { demo::demo(seconds, &mut Stop::new()?).await })
+}
+
+/// Runs a load, or until it is told to stop.
+fn load(options: bench::Options) -> anyhow::Result<()> {
+    on_runtime(async { bench::bench(options, &mut Stop::new()?).await })
 }
 
 /// The signals that end the program.
