@@ -22,6 +22,8 @@ mod generator;
 mod port;
 mod search;
 mod tally;
+#[cfg(test)]
+mod tests;
 
 pub use frame::{Addresses, Frames, MAX_SIZE, MIN_SEGMENTED_SIZE, MIN_SIZE, Template};
 pub use generator::{Generator, Load, Outcome, Pace, Progress, Report, Setup};

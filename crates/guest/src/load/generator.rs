@@ -217,6 +217,7 @@ impl Generator {
             setup,
             pace: *pace,
             start: Instant::now(),
+            end: 0,
             now: 0,
             moved: 0,
             looked_up: 0,
@@ -382,6 +383,8 @@ struct Trial<'a> {
     setup: &'a Setup,
     pace: Pace,
     start: Instant,
+    /// When to stop sending.
+    end: u64,
     /// Of the pass under way.
     now: u64,
     /// When anything was last sent or received.
@@ -403,13 +406,17 @@ impl Trial<'_> {
         progress: &Progress,
     ) -> Result<Report, LoadError> {
         let cpu = thread_time();
-        let end = nanoseconds(time);
+        self.end = nanoseconds(time);
         let mut interrupted = false;
-        while self.now < end && !interrupted {
+        while self.now < self.end && !interrupted {
             self.pass(generator, true)?;
             if self.looks_up(generator, progress)? {
                 interrupted = progress.stop.load(Ordering::Relaxed);
             }
+        }
+        if !interrupted {
+            // What became due while we were not looking.
+            self.pass(generator, true)?;
         }
         let (sending, cpu, busy) = (self.now, thread_time() - cpu, self.busy);
         let counts = |receiver: &Receiver| (receiver.tally.received, receiver.bytes);
@@ -551,7 +558,7 @@ impl Trial<'_> {
                 (window.saturating_sub(under_way as usize), least.min(window.div_ceil(2)), None)
             }
             Pace::Rate(rate) => {
-                let due = (self.now as f64 * rate / 1e9) as u64 + 1;
+                let due = (self.now.min(self.end) as f64 * rate / 1e9) as u64 + 1;
                 (due.saturating_sub(sender.sent) as usize, 1, Some(1e9 / rate))
             }
         };
