@@ -138,7 +138,6 @@ fn an_interrupt_prints_what_there_is() -> Result<()> {
         let command = command(&switch, flags, &["vm1.sock", "vm2.sock"])?;
         let program = Program::start("host", "ringway bench", command)?;
         switch.wait_for_log("connected", LIMIT)?;
-        thread::sleep(Duration::from_millis(300));
         program.signal(signal)?;
         let output = program.into_job().wait(LIMIT)?;
         ensure!(output.success(), "{}", output.text());

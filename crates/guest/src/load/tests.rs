@@ -307,6 +307,29 @@ fn a_trial_can_be_stopped() {
 }
 
 #[test]
+fn the_busy_path_does_not_allocate() {
+    for verify in [false, true] {
+        let (directory, echo) = Echo::serve(Fault::None);
+        let mut generator = generator(&directory, Features::NONE);
+        let mut allocations = |time| {
+            let load = Load { setup: setup(200, verify), pace: Pace::Window(32), time };
+            let mut received = 0;
+            let found = allocation_counter::measure(|| {
+                let report = generator.run(&load, &Progress::default()).unwrap();
+                received = report.directions[0].received;
+            });
+            assert!(received > 0);
+            found.count_total
+        };
+        // The first trial makes room for the longest frame.
+        allocations(TIME);
+        assert_eq!(allocations(TIME / 4), allocations(TIME));
+        drop(generator);
+        echo.join().unwrap();
+    }
+}
+
+#[test]
 fn a_window_has_to_fit() {
     let large = Load { setup: setup(64, false), pace: Pace::Window(65), time: TIME };
     let error = load(Fault::None, Features::NONE, &large).unwrap_err();

@@ -264,6 +264,14 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_help_are_valid() {
+        let examples =
+            EXAMPLES.lines().filter_map(|line| line.trim().strip_prefix("ringway bench"));
+        let parsed = examples.map(|line| parse(&format!("bench {line}")));
+        assert_eq!(parsed.filter(Result::is_ok).count(), 5);
+    }
+
+    #[test]
     fn flags_ask_for_features() {
         let options = parse("bench a b").unwrap();
         assert_eq!(options.required(), Features::NONE);
