@@ -2,7 +2,7 @@
 //!
 //! It is made of the same parts as its counterpart: the front end of `vhost-user`, the driver side
 //! of `virtqueue`, and `memory` that it shares out itself. `ringway demo` and the tests drive the
-//! switch with it. Whoever has other plans for a back end starts with [`Guest`] for the whole, with
+//! switch with it, and [`load`] is what `ringway bench` runs. Whoever has other plans for a back end starts with [`Guest`] for the whole, with
 //! [`vhost_user::FrontEnd`] for the messages alone, or with [`NetDriver`] for the rings alone.
 //!
 //! # A frame out, and one back
@@ -60,6 +60,7 @@
 mod driver;
 mod guest;
 mod layout;
+pub mod load;
 
 pub use driver::{DriverError, NetDriver, Received};
 pub use guest::{Guest, GuestError, Options};

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench;
 use crate::config::{self, Config, Draft, Faults};
 use crate::vapp::cli::Vapp;
 
@@ -65,6 +66,8 @@ pub enum Command {
     Demo(Demo),
     /// The reference pair: the smallest back end and the smallest front end, to try others with
     Vapp(Vapp),
+    /// Load a vhost-user back end with frames, and measure what comes of it
+    Bench(bench::Options),
 }
 
 /// The flags of `ringway run`.

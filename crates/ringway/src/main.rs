@@ -1,5 +1,6 @@
 //! The ringway program: command line, configuration, control.
 
+mod bench;
 mod cli;
 mod config;
 mod demo;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         },
         Command::Demo(demo) => show(demo.seconds),
         Command::Vapp(flags) => on_runtime(async { vapp::vapp(flags, &mut Stop::new()?).await }),
+        Command::Bench(options) => load(options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -67,6 +69,11 @@ fn run(config: &Config) -> anyhow::Result<()> {
 fn show(seconds: u64) -> anyhow::Result<()> {
     log_to_stderr(DEFAULT_LOG);
     on_runtime(async { demo::demo(seconds, &mut Stop::new()?).await })
+}
+
+/// Runs a load, or until it is told to stop.
+fn load(options: bench::Options) -> anyhow::Result<()> {
+    on_runtime(async { bench::bench(options, &mut Stop::new()?).await })
 }
 
 /// The signals that end the program.

@@ -344,6 +344,11 @@ impl Testpmd {
         })
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.program.pid()
+    }
+
     /// All that was printed so far.
     pub fn log(&self) -> String {
         self.program.job().text()

@@ -284,6 +284,14 @@ impl FrontEnd {
         Ok(())
     }
 
+    /// Whether the back end has closed the connection, or died. Does not wait.
+    pub fn is_closed(&self) -> bool {
+        // What it may have to say does not matter here: only whether it has hung up.
+        let mut polled = [PollFd::new(&self.connection, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok_and(|found| found > 0)
+    }
+
     /// The virtio features that the back end offers (GET_FEATURES).
     pub fn features(&mut self) -> Result<Features, FrontEndError> {
         self.ask_u64(FrontEndRequest::GetFeatures, Payload::Empty).map(Features)

@@ -25,6 +25,7 @@ mod fields;
 mod layout;
 pub mod packed;
 mod queue;
+mod slots;
 pub mod split;
 #[cfg(test)]
 mod tests;
@@ -34,4 +35,5 @@ pub use chain::{Chain, Piece};
 pub use driver::{Buffer, Form, Full, IndirectTables, Used};
 pub use layout::{Area, Layout, LayoutError};
 pub use queue::{DeviceQueue, DriverQueue};
+pub use slots::{Buffers, SlotQueue};
 pub use violation::Violation;

@@ -6,4 +6,5 @@ mod interleavings;
 mod model;
 mod recover;
 mod sleepers;
+mod slots;
 mod soak;

@@ -55,6 +55,7 @@ mod device;
 mod driver;
 mod format;
 mod layout;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -62,3 +63,4 @@ pub use device::DeviceQueue;
 pub use driver::DriverQueue;
 pub use format::{Descriptor, Event, FIRST_POSITION, Position};
 pub use layout::Layout;
+pub use slots::SlotQueue;

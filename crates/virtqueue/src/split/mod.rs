@@ -43,9 +43,11 @@ mod device;
 mod driver;
 mod index;
 mod layout;
+mod slots;
 #[cfg(test)]
 mod tests;
 
 pub use device::DeviceQueue;
 pub use driver::DriverQueue;
 pub use layout::Layout;
+pub use slots::SlotQueue;

@@ -1,0 +1,134 @@
+//! What became of the frames of one direction.
+
+/// How far back a frame that is late can be told from one that came twice.
+const HISTORY: usize = 1 << 16;
+
+/// What a received frame is, by its number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// Later than all before it, though some may be missing in between.
+    InOrder,
+    /// It had been missed: reordered.
+    Late,
+    /// It had come already, or is older than the history.
+    Again,
+}
+
+/// Finds by their sequence numbers which frames were lost, reordered and duplicated.
+pub struct Tally {
+    /// One more than the highest number that came.
+    next: u64,
+    /// Numbers that were skipped, plus one, each at its place modulo [`HISTORY`].
+    missing: Box<[u64]>,
+    /// Frames that came, each once.
+    pub received: u64,
+    /// Of these, frames that came after one with a higher number.
+    pub reordered: u64,
+    /// Frames that came again.
+    pub duplicates: u64,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        let missing = vec![0; HISTORY].into_boxed_slice();
+        Self { next: 0, missing, received: 0, reordered: 0, duplicates: 0 }
+    }
+}
+
+impl Tally {
+    /// Counts a frame.
+    #[inline]
+    pub fn add(&mut self, number: u64) -> Arrival {
+        if number == self.next {
+            self.next += 1;
+            self.received += 1;
+            return Arrival::InOrder;
+        }
+        self.add_unexpected(number)
+    }
+
+    #[cold]
+    fn add_unexpected(&mut self, number: u64) -> Arrival {
+        let place = |number: u64| (number % HISTORY as u64) as usize;
+        if number > self.next {
+            let first = self.next.max(number.saturating_sub(HISTORY as u64));
+            for skipped in first..number {
+                self.missing[place(skipped)] = skipped + 1;
+            }
+            self.next = number + 1;
+            self.received += 1;
+            return Arrival::InOrder;
+        }
+        let missing = &mut self.missing[place(number)];
+        if *missing == number + 1 {
+            *missing = 0;
+            self.received += 1;
+            self.reordered += 1;
+            return Arrival::Late;
+        }
+        self.duplicates += 1;
+        Arrival::Again
+    }
+
+    /// Where frames are only sent: the back end has taken so many of them.
+    pub(super) fn set_taken(&mut self, count: u64) {
+        (self.next, self.received) = (count, count);
+    }
+
+    /// One more than the highest number that came: frames from here on may still be on their way.
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(numbers: impl IntoIterator<Item = u64>) -> Tally {
+        let mut tally = Tally::default();
+        for number in numbers {
+            tally.add(number);
+        }
+        tally
+    }
+
+    fn counts(tally: &Tally) -> [u64; 4] {
+        [tally.received, tally.reordered, tally.duplicates, tally.next()]
+    }
+
+    #[test]
+    fn in_order() {
+        assert_eq!(counts(&tally(0..200_000)), [200_000, 0, 0, 200_000]);
+    }
+
+    #[test]
+    fn a_gap_is_a_loss_until_it_is_filled() {
+        let mut tally = tally([0, 1, 4]);
+        assert_eq!(counts(&tally), [3, 0, 0, 5]);
+        assert_eq!(tally.add(2), Arrival::Late);
+        assert_eq!(counts(&tally), [4, 1, 0, 5]);
+        assert_eq!(tally.add(2), Arrival::Again);
+        assert_eq!(tally.add(5), Arrival::InOrder);
+        assert_eq!(counts(&tally), [5, 1, 1, 6]);
+    }
+
+    #[test]
+    fn what_came_and_comes_again_is_not_late() {
+        let mut tally = tally(0..10);
+        for number in [9, 0] {
+            assert_eq!(tally.add(number), Arrival::Again);
+        }
+        assert_eq!(counts(&tally), [10, 0, 2, 10]);
+    }
+
+    #[test]
+    fn a_gap_longer_than_the_history() {
+        let far = 3 * HISTORY as u64;
+        let mut tally = tally([0, far]);
+        assert_eq!(counts(&tally), [2, 0, 0, far + 1]);
+        assert_eq!(tally.add(far - 1), Arrival::Late);
+        assert_eq!(tally.add(far - HISTORY as u64), Arrival::Late);
+        assert_eq!(tally.add(far - HISTORY as u64 - 1), Arrival::Again);
+    }
+}
