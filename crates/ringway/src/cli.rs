@@ -62,6 +62,8 @@ pub enum Command {
     Run(Run),
     /// Watch two embedded guests talk through a real switch, without a virtual machine
     Demo(Demo),
+    /// Judge a vhost-user net back end: numbered cases, each citing the rule that it tests
+    Check(crate::check::Flags),
 }
 
 /// The flags of `ringway run`.
