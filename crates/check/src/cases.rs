@@ -5,6 +5,7 @@ pub(crate) mod descriptors;
 pub(crate) mod dirty_log;
 pub(crate) mod enable;
 pub(crate) mod errors;
+mod frames;
 pub(crate) mod life_cycle;
 pub(crate) mod memory;
 pub(crate) mod mergeable;

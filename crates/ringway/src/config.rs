@@ -88,6 +88,8 @@ pub enum PortKind {
         mtu: u16,
         /// Queue pairs that the front end may have, 1 to 128.
         queue_pairs: u16,
+        /// Whether a front end that broke the rules has to wait before it may try again.
+        penalty: bool,
         /// The virtio features that the guest is offered, and no others: nothing else than this
         /// decides, so that a guest finds the same wherever it migrates to.
         features: Features,
