@@ -157,6 +157,11 @@ impl Rig {
         self.far.as_mut().unwrap_or(&mut self.device)
     }
 
+    /// The device under test; whoever it talks to leaves.
+    pub fn into_device(self) -> Device {
+        self.device
+    }
+
     /// Whether what is sent comes back to the device itself.
     pub fn is_echo(&self) -> bool {
         self.far.is_none()

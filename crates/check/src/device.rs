@@ -161,6 +161,17 @@ impl Device {
         self.set_kick(index, Some(self.kick_descriptor(index)))
     }
 
+    /// As [`Self::start_ring`], behind the last chain that was used, as QEMU does when a back end has
+    /// come back: what is outstanding is still to be used.
+    pub fn start_ring_at_used(&self, index: u32) -> Check {
+        self.set_num(index, self.rings[index as usize].size.into())?;
+        let used = self.rings[index as usize].used_index(&self.memory);
+        self.set_base(index, used.into())?;
+        self.set_addresses(index)?;
+        self.set_call(index, Some(self.call(index)))?;
+        self.set_kick(index, Some(self.kick_descriptor(index)))
+    }
+
     /// SET_VRING_NUM.
     pub fn set_num(&self, index: u32, num: u32) -> Check {
         let payload = Payload::VringState(VringState { index, num });

@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect,
+    recvmsg, sendmsg, shutdown, socket_with,
 };
 use wire::vhost_user::{FrontEndRequest, Payload, ProtocolFeatures, Shape};
 use wire::virtio::Features;
@@ -322,10 +322,10 @@ impl Peer {
         }
     }
 
-    /// Whether nothing is wrong with the connection: for the case that a back end may take a thing
-    /// or leave it.
-    pub fn is_open(&self) -> bool {
-        self.barrier().is_ok()
+    /// Ends the connection.
+    pub fn hang_up(&self) {
+        // The only error is that it has ended already.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 
     /// Introduces the front end: SET_OWNER, and of these protocol features those that are offered.
