@@ -195,7 +195,7 @@ mod tests {
         for case in &cases {
             let id = case.id();
             assert!(case.expects.ends_with('.'), "{id}: {}", case.expects);
-            let source = case.cites.split(' ').next().unwrap_or_default();
+            let source = case.cites.split([',', ' ']).next().unwrap_or_default();
             assert!(["vhost-user", "virtio"].contains(&source), "{id}: {}", case.cites);
             let namesakes = cases.iter().filter(|other| other.expects == case.expects).count();
             assert_eq!(namesakes, 1, "{id}: {}", case.expects);

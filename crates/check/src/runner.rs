@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 use std::{fmt, thread};
 
-use wire::vhost_user::FrontEndRequest;
+use wire::vhost_user::{FrontEndRequest, Payload};
 use wire::virtio::Features;
 
 use crate::bench::{Bench, Target, Traffic, probe};
 use crate::case::Case;
 use crate::peer::Peer;
-use crate::verdict::{Check, Stop, Verdict};
+use crate::verdict::{Check, Stop, Verdict, fail};
 
 /// Between two attempts to connect.
 const RETRY: Duration = Duration::from_millis(50);
@@ -139,8 +139,14 @@ pub fn run(
 /// Waits until the back end takes a front end and answers it, up to `patience`.
 fn greet(target: &Target, patience: Duration) -> std::result::Result<(), String> {
     let deadline = Instant::now() + patience;
+    // Any answer will do: whether it is right is for the cases to say.
     let answered = |path| -> Check {
-        Peer::connect(path, target.limit)?.ask_u64(FrontEndRequest::GetFeatures).map(drop)
+        let peer = Peer::connect(path, target.limit)?;
+        peer.say(FrontEndRequest::GetFeatures, &Payload::Empty)?;
+        match peer.receive()? {
+            Some(_) => Ok(()),
+            None => Err(fail("the back end closes the connection at once")),
+        }
     };
     let paths = [Some(&target.path), target.peer.as_ref()];
     for path in paths.into_iter().flatten() {

@@ -25,6 +25,9 @@ fn started(bench: &Bench<'_>) -> Check<Rig> {
 pub(crate) const CASES: &[Rule] = &[
     case("passes no frame from a transmit ring that was never enabled.", STATES, |bench| {
         let mut rig = started(bench)?;
+        // What comes back must have somewhere to go.
+        rig.device.enable(RX, true)?;
+        rig.listen()?;
         let frame = rig.frame(100);
         rig.device.transmit(0, PLAIN, &frame)?;
         rig.stays_away(&frame)

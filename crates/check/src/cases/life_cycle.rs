@@ -64,16 +64,9 @@ pub(crate) const CASES: &[Rule] = &[
         GET_VRING_BASE,
         |bench| {
             let mut rig = bench.rig(F::NONE)?;
-            if rig.is_echo() {
-                rig.device.post(0, 10, BUFFER)?;
-                for _ in 0..10 {
-                    rig.delivers(100)?;
-                }
-            } else {
-                rig.device.post(0, 10, BUFFER)?;
-                for _ in 0..10 {
-                    rig.delivers(100)?;
-                }
+            rig.device.post(0, 10, BUFFER)?;
+            for _ in 0..10 {
+                rig.delivers(100)?;
             }
             equal("the base", rig.device.stop_ring(RX)?, 10)
         },

@@ -165,7 +165,7 @@ pub(crate) const CASES: &[Rule] = &[
             for len in [0, 1, 15, 17, 16 * 65, u32::MAX] {
                 bad_chain(bench, F::INDIRECT_DESC, &[(0, len, 0, INDIRECT)])?;
             }
-            bad_chain(bench, F::INDIRECT_DESC, &[(u64::MAX & !15, 32, 0, INDIRECT)])
+            bad_chain(bench, F::INDIRECT_DESC, &[(!15, 32, 0, INDIRECT)])
         },
     ),
     hostile(
