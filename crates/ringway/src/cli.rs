@@ -68,6 +68,8 @@ pub enum Command {
     Vapp(Vapp),
     /// Load a vhost-user back end with frames, and measure what comes of it
     Bench(bench::Options),
+    /// Judge a vhost-user net back end: numbered cases, each citing the rule that it tests
+    Check(crate::check::Flags),
 }
 
 /// The flags of `ringway run`.

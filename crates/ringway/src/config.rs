@@ -90,6 +90,8 @@ pub enum PortKind {
         /// one that counts pairs, as QEMU does, twice as many, up to 128. See
         /// [`vhost_user::back_end::Offer::queue_number`].
         queue_pairs: u16,
+        /// Whether a front end that broke the rules has to wait before it may try again.
+        penalty: bool,
         /// The virtio features that the guest is offered, and no others: nothing else than this
         /// decides, so that a guest finds the same wherever it migrates to.
         features: Features,

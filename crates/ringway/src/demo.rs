@@ -83,6 +83,7 @@ fn config(sockets: &[PathBuf]) -> Config {
             socket: SocketRole::Listen { mode: DEFAULT_SOCKET_MODE, group: None },
             mtu: DEFAULT_MTU,
             queue_pairs: 1,
+            penalty: true,
             features: DEFAULT_FEATURES,
         },
     };

@@ -1,6 +1,7 @@
 //! The ringway program: command line, configuration, control.
 
 mod bench;
+mod check;
 mod cli;
 mod config;
 mod demo;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Demo(demo) => show(demo.seconds),
         Command::Vapp(flags) => on_runtime(async { vapp::vapp(flags, &mut Stop::new()?).await }),
         Command::Bench(options) => load(options),
+        Command::Check(flags) => return judge(&flags),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -47,6 +49,19 @@ fn main() -> ExitCode {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let error = error.downcast_ref::<io::Error>();
     error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Judges a back end: 0 when it does as it should, 1 when it does not, 2 when there is no saying.
+fn judge(flags: &check::Flags) -> ExitCode {
+    match check::check(flags) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ringway: {error:#}");
+            ExitCode::from(2)
+        }
+    }
 }
 
 /// Runs a switch until it is told to stop.

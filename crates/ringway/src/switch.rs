@@ -104,12 +104,12 @@ impl Switch {
         let workers = Arc::new(Workers::new(handles));
         let mut switch = Self { workers, names, tasks: Vec::new(), events };
 
-        for (Guest { name, app, number, source, offer }, troubles) in sessions {
+        for (Guest { name, app, number, source, penalty, offer }, troubles) in sessions {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
             let port = Port { name, app, bridge, offer, workers, troubles };
             switch.tasks.push(match source {
-                Source::Listen(socket, listener) => tokio::spawn(accept(port, socket, listener)),
-                Source::Connect(path) => tokio::spawn(connect(port, path)),
+                Source::Listen(socket, listener) => tokio::spawn(accept(port, penalty, socket, listener)),
+                Source::Connect(path) => tokio::spawn(connect(port, penalty, path)),
             });
         }
         Ok(switch)
@@ -232,6 +232,8 @@ struct Guest {
     /// Which port of the bridge.
     number: PortNumber,
     source: Source,
+    /// Whether a front end that broke the rules has to wait.
+    penalty: bool,
     offer: Offer,
 }
 
@@ -244,7 +246,7 @@ fn open(
     let workers = graphs.0.len();
     let PortConfig { name, kind } = port;
     match kind {
-        PortKind::VhostUser { path, socket, mtu, queue_pairs, features } => {
+        PortKind::VhostUser { path, socket, mtu, queue_pairs, penalty, features } => {
             let source = match socket {
                 SocketRole::Listen { mode, group } => {
                     let what = || format!("port `{name}`: cannot listen at {}", path.display());
@@ -263,7 +265,10 @@ fn open(
             let mut parts = VhostUserPort::parts(workers, number.into());
             parts.iter_mut().for_each(|part| part.set_mtu(*mtu));
             let app = graphs.add(name, parts);
-            Ok((app, Some(Guest { name: name.clone(), app, number, source, offer })))
+            Ok((
+                app,
+                Some(Guest { name: name.clone(), app, number, source, penalty: *penalty, offer }),
+            ))
         }
         PortKind::Tap { interface } => {
             let tap = TapPort::open(interface)
@@ -274,8 +279,8 @@ fn open(
 }
 
 /// Serves the front ends that connect, one at a time.
-async fn accept(mut port: Port, listener: UnixListener, _file: Listener) {
-    let mut penalty = Penalty::new();
+async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Listener) {
+    let mut penalty = Penalty::new(penalty);
     let queue = Queue { name: port.name.clone(), listener, waiting: Mutex::new(None) };
     loop {
         let socket = queue.next().await;
@@ -348,8 +353,8 @@ impl Queue {
 }
 
 /// Connects to a front end that listens, again and again.
-async fn connect(mut port: Port, path: PathBuf) {
-    let mut penalty = Penalty::new();
+async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
+    let mut penalty = Penalty::new(penalty);
     let mut retry = RETRY_FIRST;
     loop {
         match UnixStream::connect(&path).await {
@@ -377,13 +382,15 @@ async fn serve(port: &mut Port, socket: UnixStream) -> Ended {
 
 /// The wait of a peer that broke the rules: longer each time, until it has behaved for a while.
 struct Penalty {
+    wanted: bool,
     next: Duration,
     since: Instant,
 }
 
 impl Penalty {
-    fn new() -> Self {
-        Self { next: PENALTY_FIRST, since: Instant::now() }
+    /// If there is one at all.
+    fn new(wanted: bool) -> Self {
+        Self { wanted, next: PENALTY_FIRST, since: Instant::now() }
     }
 
     /// Says how a connection ended, and how long its peer has to wait now. None: nobody will be
@@ -401,6 +408,9 @@ impl Penalty {
             }
             ended if ended.is_fault() => {
                 tracing::error!(port, "disconnected the front end: {ended}");
+                if !self.wanted {
+                    return Some(Duration::ZERO);
+                }
                 let wait = self.next;
                 self.next = (2 * self.next).min(PENALTY_MOST);
                 Some(wait)
@@ -476,6 +486,7 @@ mod tests {
             mtu: DEFAULT_MTU,
             queue_pairs: DEFAULT_QUEUE_PAIRS,
             features: DEFAULT_FEATURES,
+            penalty: true,
         };
         Config {
             mode: Mode::Interrupt,

@@ -75,6 +75,11 @@ pub const VHOST_USER: PortType = PortType {
             about: "pairs of queues that a guest may have, read as below [128]",
         },
         Key {
+            name: "penalty",
+            form: "on|off",
+            about: "let a front end that broke the rules wait before it may try again [on]",
+        },
+        Key {
             name: FEATURES,
             form: "NAME+...",
             about: "virtio features to offer, or not to, as below [all but ring_reset]",

@@ -134,6 +134,7 @@ impl WrittenPort {
         let mut group = None;
         let mut mtu = None;
         let mut queue_pairs = None;
+        let mut penalty = Some(true);
         let mut features = Some(DEFAULT_FEATURES);
         for entry in self.keys(&keys::VHOST_USER, faults) {
             match entry.key.as_str() {
@@ -143,6 +144,7 @@ impl WrittenPort {
                 "socket-group" => group = entry.read(faults, value::socket_group),
                 "mtu" => mtu = entry.read(faults, value::mtu),
                 "queue-pairs" => queue_pairs = entry.read(faults, value::queue_pairs),
+                "penalty" => penalty = entry.read(faults, value::switch),
                 "features" => features = features::read(entry, faults),
                 _ => {}
             }
@@ -165,6 +167,7 @@ impl WrittenPort {
             socket,
             mtu: mtu.unwrap_or(DEFAULT_MTU),
             queue_pairs: queue_pairs.unwrap_or(DEFAULT_QUEUE_PAIRS),
+            penalty: penalty?,
             features: features?,
         })
     }

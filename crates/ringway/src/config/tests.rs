@@ -57,6 +57,7 @@ fn flags_and_a_file_say_the_same() {
         socket-group = "kvm"
         mtu = 9000
         queue-pairs = 4
+        penalty = false
         features = ["version_1", "csum", "host_tso4"]
 
         [port.an-earlier-name]
@@ -78,7 +79,7 @@ fn flags_and_a_file_say_the_same() {
         (
             "port",
             "vm1=vhost-user:/run/vm1.sock,socket-mode=0600,socket-group=kvm,mtu=9000,queue-pairs=4,\
-             features=version_1+csum+host_tso4",
+             penalty=off,features=version_1+csum+host_tso4",
         ),
         ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on,features=-ring_packed"),
         ("port", "host=tap:rw0"),
@@ -97,6 +98,7 @@ fn flags_and_a_file_say_the_same() {
                     socket: SocketRole::Listen { mode: 0o600, group: Some("kvm".to_owned()) },
                     mtu: 9000,
                     queue_pairs: 4,
+                    penalty: false,
                     features: Features::VERSION_1 | Features::CSUM | Features::HOST_TSO4,
                 },
             },
@@ -107,6 +109,7 @@ fn flags_and_a_file_say_the_same() {
                     socket: SocketRole::Connect,
                     mtu: 65535,
                     queue_pairs: 128,
+                    penalty: true,
                     features: DEFAULT_FEATURES.without(Features::RING_PACKED),
                 },
             },
@@ -133,6 +136,7 @@ fn what_is_not_said_has_a_default() {
                 socket: SocketRole::Listen { mode: 0o660, group: None },
                 mtu: 65535,
                 queue_pairs: 128,
+                penalty: true,
                 features: DEFAULT_FEATURES,
             },
         }],
@@ -178,7 +182,7 @@ ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, worke
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
-socket-mode, socket-group, mtu, queue-pairs or features; did you mean `connect`?
+socket-mode, socket-group, mtu, queue-pairs, penalty or features; did you mean `connect`?
 --port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0: 1 to \
 15 bytes, not . or .., without space / : or %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
@@ -334,7 +338,7 @@ fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhost-user:/run/a.sock,socket_mode=0660",
         "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
-         socket-group, mtu, queue-pairs or features; did you mean `socket-mode`?",
+         socket-group, mtu, queue-pairs, penalty or features; did you mean `socket-mode`?",
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",

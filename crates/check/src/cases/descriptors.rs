@@ -1,0 +1,215 @@
+//! What is left open.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use wire::vhost_user::{FrontEndRequest as R, Payload, ProtocolFeatures as P, RingDescriptor};
+use wire::virtio::Features as F;
+
+use crate::bench::Bench;
+use crate::case::{Rule, case, hostile};
+use crate::device::{TX, event};
+use crate::peer::{Peer, QUIET, VERSION};
+use crate::verdict::{Check, ensure, fail, skip};
+use std::thread;
+
+const COMMUNICATION: &str = "vhost-user, \"Communication\"";
+const SET_MEM_TABLE: &str = "vhost-user, \"VHOST_USER_SET_MEM_TABLE\"";
+/// Descriptors that may come and go for other reasons.
+const SLACK: usize = 4;
+/// How often a thing is done that must leave nothing behind.
+const ROUNDS: usize = 50;
+
+/// Descriptors that the back end has open.
+fn open(peer: &Peer) -> Check<usize> {
+    let process = peer.process().ok_or_else(|| skip("the kernel does not tell the process"))?;
+    let list = fs::read_dir(format!("/proc/{process}/fd"))
+        .map_err(|error| skip(format!("cannot look into /proc/{process}/fd: {error}")))?;
+    Ok(list.count())
+}
+
+/// Mappings of memory of ours that the back end has.
+fn mapped(peer: &Peer) -> Check<usize> {
+    let process = peer.process().ok_or_else(|| skip("the kernel does not tell the process"))?;
+    let maps = fs::read_to_string(format!("/proc/{process}/maps"))
+        .map_err(|error| skip(format!("cannot look into /proc/{process}/maps: {error}")))?;
+    Ok(maps.lines().filter(|line| line.contains("ringway-check")).count())
+}
+
+fn not_more(what: &str, before: usize, after: usize) -> Check {
+    ensure(
+        after <= before + SLACK,
+        format!("{what}: {before} before, {after} after {ROUNDS} rounds"),
+    )
+}
+
+/// A pipe of which the back end gets the end for writing: the other hangs up when that is closed.
+fn witness() -> Check<(OwnedFd, OwnedFd)> {
+    rustix::pipe::pipe().map_err(|error| fail(format!("no pipe: {error}")))
+}
+
+/// Waits until nobody has the other end of a pipe any more.
+fn is_closed(reader: &OwnedFd, limit: Duration) -> Check {
+    let limit = Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
+    let mut polled = [PollFd::new(reader, PollFlags::IN)];
+    let _ = poll(&mut polled, Some(&limit));
+    let hung_up = polled[0].revents().contains(PollFlags::HUP);
+    ensure(hung_up, "the back end has kept the descriptor open")
+}
+
+/// Sends a message with a descriptor on it that the back end has no use for, and sees it closed.
+fn closes(bench: &Bench<'_>, number: u32, payload: &[u8]) -> Check {
+    let peer = bench.hello(P::NONE)?;
+    let (reader, writer) = witness()?;
+    let _ = peer.send(number, VERSION, payload, &[writer.as_fd()]);
+    drop(writer);
+    let _ = peer.barrier();
+    is_closed(&reader, bench.target.limit)
+}
+
+pub(crate) const CASES: &[Rule] = &[
+    case("keeps no descriptor open of front ends that are gone.", COMMUNICATION, |bench| {
+        let peer = bench.connect()?;
+        peer.barrier()?;
+        let before = open(&peer)?;
+        drop(peer);
+        for _ in 0..ROUNDS / 5 {
+            drop(bench.device(F::NONE)?);
+            thread::sleep(QUIET / 5);
+        }
+        thread::sleep(QUIET);
+        let peer = bench.connect()?;
+        peer.barrier()?;
+        not_more("open descriptors", before, open(&peer)?)
+    }),
+    case("keeps no memory mapped of front ends that are gone.", COMMUNICATION, |bench| {
+        for _ in 0..3 {
+            drop(bench.device(F::NONE)?);
+            thread::sleep(QUIET);
+        }
+        let peer = bench.connect()?;
+        peer.barrier()?;
+        let left = mapped(&peer)?;
+        ensure(left == 0, format!("{left} mappings of former memory are left"))
+    }),
+    case(
+        "closes call descriptors that are exchanged.",
+        "vhost-user, \"VHOST_USER_SET_VRING_CALL\"",
+        |bench| {
+            let device = bench.device(F::NONE)?;
+            let before = open(&device.peer)?;
+            for _ in 0..ROUNDS {
+                let call = event(0)?;
+                device.set_call(TX, Some(call.as_fd()))?;
+            }
+            device.peer.barrier()?;
+            not_more("open descriptors", before, open(&device.peer)?)
+        },
+    ),
+    case(
+        "closes kick descriptors that are exchanged.",
+        "vhost-user, \"VHOST_USER_SET_VRING_KICK\"",
+        |bench| {
+            let device = bench.device(F::NONE)?;
+            let before = open(&device.peer)?;
+            for _ in 0..ROUNDS {
+                let kick = event(0)?;
+                device.set_kick(TX, Some(kick.as_fd()))?;
+            }
+            device.peer.barrier()?;
+            not_more("open descriptors", before, open(&device.peer)?)
+        },
+    ),
+    case(
+        "closes error descriptors that are exchanged.",
+        "vhost-user, \"VHOST_USER_SET_VRING_ERR\"",
+        |bench| {
+            let device = bench.device(F::NONE)?;
+            let before = open(&device.peer)?;
+            for _ in 0..ROUNDS {
+                let error = event(0)?;
+                device.set_descriptor(R::SetVringErr, TX, Some(error.as_fd()))?;
+            }
+            device.peer.barrier()?;
+            not_more("open descriptors", before, open(&device.peer)?)
+        },
+    ),
+    case(
+        "closes the files of memory tables, and unmaps the former ones.",
+        SET_MEM_TABLE,
+        |bench| {
+            let device = bench.device(F::NONE)?;
+            let (open_before, mapped_before) = (open(&device.peer)?, mapped(&device.peer)?);
+            for _ in 0..ROUNDS {
+                device.share_memory()?;
+            }
+            device.peer.barrier()?;
+            not_more("open descriptors", open_before, open(&device.peer)?)?;
+            not_more("mappings", mapped_before, mapped(&device.peer)?)
+        },
+    ),
+    case(
+        "keeps nothing of rings that start and stop.",
+        "vhost-user, \"VHOST_USER_GET_VRING_BASE\"",
+        |bench| {
+            let device = bench.device(F::NONE)?;
+            let before = open(&device.peer)?;
+            for _ in 0..ROUNDS {
+                device.stop_ring(TX)?;
+                device.start_ring(TX)?;
+            }
+            not_more("open descriptors", before, open(&device.peer)?)
+        },
+    ),
+    case(
+        "keeps nothing of regions that come and go.",
+        "vhost-user, \"VHOST_USER_REM_MEM_REG\"",
+        |bench| {
+            let peer = bench.hello(P::CONFIGURE_MEM_SLOTS)?;
+            let before = open(&peer)?;
+            let memory = crate::memory::Memory::new(&[0], 0)?;
+            let region = Payload::SingleRegion(memory.regions()[0]);
+            for _ in 0..ROUNDS {
+                peer.tell(R::AddMemReg, &region, &[memory.file()])?;
+                peer.tell(R::RemMemReg, &region, &[])?;
+            }
+            peer.barrier()?;
+            not_more("open descriptors", before, open(&peer)?)
+        },
+    ),
+    hostile(
+        "closes a descriptor that comes with a request that takes none.",
+        COMMUNICATION,
+        |bench| {
+            closes(bench, R::GetFeatures.number(), &[])?;
+            closes(bench, R::SetOwner.number(), &[])?;
+            closes(bench, R::SetVringNum.number(), &[0, 0, 0, 0, 64, 0, 0, 0])
+        },
+    ),
+    hostile("closes a descriptor that comes with an unknown request.", COMMUNICATION, |bench| {
+        closes(bench, 200, &[])
+    }),
+    hostile(
+        "closes a descriptor that comes with the flag that says there is none.",
+        "vhost-user, \"VHOST_USER_SET_VRING_CALL\"",
+        |bench| {
+            let none = RingDescriptor { ring: 0, attached: false };
+            closes(bench, R::SetVringCall.number(), &Payload::RingDescriptor(none).encode())
+        },
+    ),
+    hostile("closes a file that cannot be memory.", SET_MEM_TABLE, |bench| {
+        let words = [1u64, 0x1000_0000, 4096, 0x7f00_0000_0000, 0];
+        let payload: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        closes(bench, R::SetMemTable.number(), &payload)
+    }),
+    hostile("closes the descriptors of a message that is cut off.", COMMUNICATION, |bench| {
+        let peer = bench.hello(P::NONE)?;
+        let (reader, writer) = witness()?;
+        let bytes = crate::peer::message(R::SetVringKick.number(), VERSION, &[0; 8]);
+        let _ = peer.send_bytes(bytes.get(..14).unwrap_or_default(), &[writer.as_fd()]);
+        drop((writer, peer));
+        is_closed(&reader, bench.target.limit)
+    }),
+];

@@ -1,0 +1,93 @@
+//! MRG_RXBUF.
+
+use wire::virtio::Features as F;
+
+use crate::bench::{Bench, PLAIN, Rig};
+use crate::case::{Rule, case, hostile};
+use crate::device::{BUFFER, Received};
+use crate::verdict::{Check, ensure, equal};
+
+const DEVICE: &str = "virtio 1.3, 5.1.6.3.2";
+const INCOMING: &str = "virtio 1.3, 5.1.6.4.1";
+
+/// A frame of `len` bytes in buffers of `buffer` bytes.
+fn merged(bench: &Bench<'_>, features: F, buffer: u32, len: usize) -> Check<(Rig, Received)> {
+    let mut rig = bench.rig(features | F::MRG_RXBUF)?;
+    rig.device.post(0, 24, buffer)?;
+    let received = rig.delivers(len)?;
+    Ok((rig, received))
+}
+
+fn num_buffers(received: &Received) -> u16 {
+    u16::from_le_bytes([received.header[10], received.header[11]])
+}
+
+/// As many as are needed, and all but the last full.
+fn is_dense(received: &Received, buffer: u32, len: usize) -> Check {
+    let expected = (len + 12).div_ceil(buffer as usize);
+    equal("num_buffers", usize::from(num_buffers(received)), expected)?;
+    let (_, full) = received.used.split_last().unwrap_or((&received.used[0], &[]));
+    let right = full.iter().all(|used| used.written == buffer);
+    ensure(right, "a buffer that is not the last one was not filled")
+}
+
+pub(crate) const CASES: &[Rule] = &[
+    case("says that a small frame fills one buffer.", DEVICE, |bench| {
+        let (_, received) = merged(bench, F::NONE, BUFFER, 100)?;
+        equal("num_buffers", num_buffers(&received), 1)
+    }),
+    case("spreads a frame over several buffers, and fills all but the last.", DEVICE, |bench| {
+        let (_, received) = merged(bench, F::NONE, 256, 1514)?;
+        is_dense(&received, 256, 1514)
+    }),
+    case("spreads a frame that ends where a buffer does.", DEVICE, |bench| {
+        let (_, received) = merged(bench, F::NONE, 512, 1024 - 12)?;
+        is_dense(&received, 512, 1024 - 12)
+    }),
+    case(
+        "spreads a frame over several buffers of a packed ring, and fills all but the last.",
+        DEVICE,
+        |bench| {
+            let (_, received) = merged(bench, F::RING_PACKED, 256, 1514)?;
+            is_dense(&received, 256, 1514)
+        },
+    ),
+    case("delivers small frames and large ones in turn.", DEVICE, |bench| {
+        let mut rig = bench.rig(F::MRG_RXBUF)?;
+        for round in 0..20 {
+            rig.device.post(0, 5, 400)?;
+            for len in [60, 1400] {
+                let received = rig.delivers(len + round)?;
+                is_dense(&received, 400, len + round)?;
+            }
+        }
+        Ok(())
+    }),
+    case("says that there is one buffer when MRG_RXBUF is not negotiated.", INCOMING, |bench| {
+        let mut rig = bench.rig(F::NONE)?;
+        rig.device.post(0, 2, BUFFER)?;
+        equal("num_buffers", num_buffers(&rig.delivers(200)?), 1)
+    }),
+    case(
+        "passes no part of a frame that does not fit its only buffer.",
+        "virtio 1.3, 5.1.6.4",
+        |bench| {
+            let mut rig = bench.rig(F::NONE)?;
+            rig.device.post(0, 4, 600)?;
+            let frame = rig.frame_back(1000);
+            rig.inject(PLAIN, &frame)?;
+            let part = move |found: &[u8]| {
+                !found.is_empty() && frame[12..].starts_with(found.get(12..).unwrap_or(&[1; 2000]))
+            };
+            rig.device.expect_none(0, part, crate::peer::QUIET)
+        },
+    ),
+    hostile("survives a frame that is larger than all buffers together.", DEVICE, |bench| {
+        let mut rig = bench.rig(F::MRG_RXBUF)?;
+        rig.device.post(0, 3, 100)?;
+        let frame = rig.frame_back(1500);
+        let _ = rig.inject(PLAIN, &frame);
+        super::frames::linger();
+        Ok(())
+    }),
+];

@@ -1,0 +1,186 @@
+//! Packed rings.
+
+use wire::virtio::Features as F;
+
+use super::frames as f;
+use crate::bench::Bench;
+use crate::case::{Rule, case, hostile};
+use crate::device::{RX, Setup, TX};
+use crate::ring::{INDIRECT, NEXT};
+use crate::verdict::{Check, equal};
+
+const FORMAT: &str = "virtio 1.3, 2.8";
+const USED: &str = "virtio 1.3, 2.8.5";
+const FRAMING: &str = "virtio 1.3, 2.8.3";
+const NEXT_FLAG: &str = "virtio 1.3, 2.8.6";
+const TABLE: &str = "virtio 1.3, 2.8.7";
+const PACKED: F = F::RING_PACKED;
+
+/// Makes descriptors available at the start of the transmit ring that no driver would write:
+/// address (below 4096: of a buffer), length, id, flags.
+fn bad_chain(bench: &Bench<'_>, features: F, descriptors: &[(u64, u32, u16, u16)]) -> Check {
+    let mut device = bench.device(features | PACKED)?;
+    let start = device.memory.allocate(4096);
+    for (slot, &(address, len, id, flags)) in descriptors.iter().enumerate().rev() {
+        let slot = slot as u16;
+        let place = device.rings[1].areas[0] + 16 * u64::from(slot);
+        let available = device.rings[1].available_flags(slot);
+        device.memory.set_u64(place, if address < 4096 { start + address } else { address });
+        let rest = u64::from(len) | u64::from(id) << 32;
+        device.memory.set_u64(place + 8, rest | u64::from(flags | available) << 48);
+    }
+    device.kick(TX);
+    f::linger();
+    Ok(())
+}
+
+/// A rig with packed rings of a size that need not be a power of two.
+fn sized(bench: &Bench<'_>, size: u16) -> Check {
+    let features = F::VERSION_1 | PACKED;
+    let mut rig = bench.rig_with(&Setup { features, size, ..Setup::default() })?;
+    for _ in 0..3 * size.min(40) {
+        rig.exchange(200)?;
+    }
+    Ok(())
+}
+
+pub(crate) const CASES: &[Rule] = &[
+    case("passes a frame in both directions over a packed ring.", FORMAT, |bench| {
+        bench.rig(PACKED)?.exchange(100)
+    }),
+    case("passes frames of every length over a packed ring.", FORMAT, |bench| {
+        f::lengths(bench, PACKED)
+    }),
+    case(
+        "passes a frame in a packed ring whose header has a descriptor of its own.",
+        FRAMING,
+        |bench| f::pieces(bench, PACKED, &[12]),
+    ),
+    case(
+        "passes a frame in a packed ring whose header lies in twelve descriptors.",
+        FRAMING,
+        |bench| f::pieces(bench, PACKED, &[1; 12]),
+    ),
+    case("delivers a frame to several descriptors of a packed ring.", FRAMING, |bench| {
+        f::scattered(bench, PACKED, &[12, 30, 600, 1500])
+    }),
+    case("gives a chain of a packed ring back by its id.", USED, |bench| {
+        f::transmitted_comes_back(bench, PACKED)
+    }),
+    case("says how many bytes it has written to a packed ring's buffer.", USED, |bench| {
+        f::delivered_length(bench, PACKED)
+    }),
+    case("leaves what is behind the frame in a packed ring's buffer as it was.", USED, |bench| {
+        f::rest_is_untouched(bench, PACKED)
+    }),
+    case("goes round a packed ring many times.", "virtio 1.3, 2.8.1", |bench| {
+        f::rounds(bench, PACKED)
+    }),
+    case("follows chains over the end of a packed ring.", NEXT_FLAG, |bench| {
+        let mut rig = bench.rig(PACKED)?;
+        // Three descriptors each: 64 is no multiple of it.
+        for _ in 0..50 {
+            rig.listen()?;
+            let frame = rig.frame(300);
+            let chain = f::cut(&mut rig, &frame, &[12, 100]);
+            rig.passes_as(&frame, &chain)?;
+        }
+        Ok(())
+    }),
+    case(
+        "serves packed rings of sizes that are no power of two.",
+        "virtio 1.3, 2.8.10.1",
+        |bench| {
+            sized(bench, 48)?;
+            sized(bench, 100)
+        },
+    ),
+    case("passes frames of a packed ring in order.", "virtio 1.3, 5.1.6.2", |bench| {
+        f::order(bench, PACKED)
+    }),
+    case("reads a frame from an indirect table of a packed ring.", TABLE, |bench| {
+        f::indirect(bench, PACKED, 3)
+    }),
+    case("delivers a frame to an indirect table of a packed ring.", TABLE, |bench| {
+        f::indirect_receive(bench, PACKED)
+    }),
+    case("uses buffers of a packed ring in order with IN_ORDER.", "virtio 1.3, 2.8.8", |bench| {
+        f::order(bench, PACKED | F::IN_ORDER)?;
+        f::rounds(bench, PACKED | F::IN_ORDER)
+    }),
+    case(
+        "returns both halves of a packed ring's base by GET_VRING_BASE.",
+        "vhost-user, \"VHOST_USER_GET_VRING_BASE\"",
+        |bench| {
+            let mut rig = bench.rig(PACKED)?;
+            for _ in 0..70 {
+                rig.passes(100)?;
+            }
+            let base = rig.device.stop_ring(TX)?;
+            equal("the base", base, rig.device.rings[1].base())
+        },
+    ),
+    case(
+        "goes on where a packed ring was, in either round.",
+        "vhost-user, \"VHOST_USER_SET_VRING_BASE\"",
+        |bench| {
+            let mut rig = bench.rig(PACKED)?;
+            for _ in 0..8 {
+                for _ in 0..11 {
+                    rig.passes(100)?;
+                }
+                rig.device.stop_ring(TX)?;
+                rig.device.start_ring(TX)?;
+            }
+            rig.passes(100)
+        },
+    ),
+    case("passes frames over a packed ring with EVENT_IDX.", "virtio 1.3, 2.8.10", |bench| {
+        f::rounds(bench, PACKED | F::EVENT_IDX)
+    }),
+    hostile("survives an id of a packed ring that is larger than the ring.", USED, |bench| {
+        bad_chain(bench, F::NONE, &[(0, 100, 64, 0)])?;
+        bad_chain(bench, F::NONE, &[(0, 100, 0xffff, 0)])
+    }),
+    hostile(
+        "survives a chain of a packed ring that is longer than the ring.",
+        NEXT_FLAG,
+        |bench| bad_chain(bench, F::NONE, &[(0, 10, 0, NEXT); 64]),
+    ),
+    hostile(
+        "survives a chain of a packed ring that goes on where nothing is available.",
+        NEXT_FLAG,
+        |bench| bad_chain(bench, F::NONE, &[(0, 100, 0, NEXT)]),
+    ),
+    hostile("survives buffers of a packed ring outside of the memory.", FORMAT, |bench| {
+        bad_chain(bench, F::NONE, &[(0x10_0000_0000, 100, 0, 0)])?;
+        bad_chain(bench, F::NONE, &[(u64::MAX - 10, 100, 0, 0)])?;
+        bad_chain(bench, F::NONE, &[(0, u32::MAX, 0, 0)])?;
+        bad_chain(bench, F::NONE, &[(0, 0, 0, 0)])
+    }),
+    hostile(
+        "survives tables of a packed ring of no bytes, of odd ones, and of too many.",
+        TABLE,
+        |bench| {
+            for len in [0, 1, 15, 17, 16 * 65, u32::MAX] {
+                bad_chain(bench, F::INDIRECT_DESC, &[(0, len, 0, INDIRECT)])?;
+            }
+            bad_chain(bench, F::INDIRECT_DESC, &[(!15, 32, 0, INDIRECT)])
+        },
+    ),
+    hostile(
+        "survives a driver's event structure that means nothing.",
+        "virtio 1.3, 2.8.10",
+        |bench| {
+            for (offset, flags) in [(0xffff, 3), (0x7fff, 2), (64, 2), (0, 0xffff)] {
+                let mut rig = bench.rig(PACKED | F::EVENT_IDX)?;
+                let driver = rig.device.rings[RX as usize].areas[1];
+                rig.device.memory.set_u16(driver, offset);
+                rig.device.memory.set_u16(driver + 2, flags);
+                rig.device.post(0, 4, 2048)?;
+                let _ = rig.delivers(100);
+            }
+            Ok(())
+        },
+    ),
+];

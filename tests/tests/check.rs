@@ -1,0 +1,156 @@
+//! The judge before a real switch: `ringway check` against `ringway run`.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use ringway_tests::*;
+use serde_json::Value;
+use std::time::Duration;
+use testbed::Output;
+use testbed::Program;
+use testbed::process::bound_command;
+
+/// All cases take less than this, on a machine that is busy with other tests.
+const LIMIT: Duration = Duration::from_secs(240);
+
+/// Two ports whose front ends may try again at once after they broke the rules.
+const PORTS: [&str; 2] = ["a=vhost-user:a.sock,penalty=off", "b=vhost-user:b.sock,penalty=off"];
+
+/// Runs `ringway check` to its end.
+fn judge(arguments: &[&str]) -> Result<Output> {
+    let mut command = bound_command(binary()?);
+    command.arg("check").args(arguments);
+    let what = format!("ringway check {}", arguments.join(" "));
+    Program::start("judge", &what, command)?.into_job().wait(LIMIT)
+}
+
+#[test]
+fn the_switch_passes_every_case_that_applies() -> Result<()> {
+    let switch = Switch::start(&PORTS)?;
+    let (a, b) = (switch.path("a.sock"), switch.path("b.sock"));
+    let (a, b) = (a.to_str().context("a path")?, b.to_str().context("a path")?);
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("check.xml");
+    let file = file.to_str().context("a path")?;
+    let arguments = [a, "--peer", b, "--hostile", "--json", "--limit", "5000", "--junit", file];
+    let Output { status, bytes } = judge(&arguments)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let report: Value = serde_json::from_str(&text).with_context(|| text.clone().into_owned())?;
+    let results = report["results"].as_array().context("results")?;
+    let bad: Vec<String> = results
+        .iter()
+        .filter(|result| !["pass", "skipped"].contains(&result["verdict"].as_str().unwrap_or("")))
+        .map(Value::to_string)
+        .collect();
+    ensure!(bad.is_empty(), "{}\n{}", bad.join("\n"), switch.log());
+    ensure!(status == 0, "status {status}");
+    ensure!(report["traffic"] == "through", "{}", report["traffic"]);
+
+    // What is not offered, and nothing else.
+    let skipped: Vec<&str> = results
+        .iter()
+        .filter(|result| result["verdict"] == "skipped")
+        .filter_map(|result| result["id"].as_str())
+        .collect();
+    let is_log = |id: &&&str| id.starts_with("11.");
+    let others: Vec<_> = skipped.iter().filter(|id| !is_log(id)).collect();
+    ensure!(others == [&"2.11"], "skipped: {skipped:?}");
+    ensure!(results.len() >= 250, "{} results", results.len());
+
+    let xml = fs::read_to_string(file)?;
+    ensure!(xml.contains("failures=\"0\" errors=\"0\""), "{xml}");
+    ensure!(xml.matches("<testcase ").count() == results.len(), "{xml}");
+    Ok(())
+}
+
+#[test]
+fn the_switch_alone_is_judged_without_frames() -> Result<()> {
+    let switch = Switch::start(&["a=vhost-user:a.sock"])?;
+    let a = switch.path("a.sock");
+    let a = a.to_str().context("a path")?;
+    let Output { status, bytes } = judge(&[a, "--only", "connection", "--only", "7.1"])?;
+    let text = String::from_utf8_lossy(&bytes);
+    ensure!(status == 0, "{text}");
+    ensure!(text.contains("  1.1    pass    answers GET_FEATURES"), "{text}");
+    ensure!(text.contains("  7.1    skipped"), "{text}");
+    ensure!(text.contains("a switch needs --peer"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn nobody_to_judge_is_said_in_one_sentence() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("file");
+    fs::write(&file, "no socket")?;
+    let silent = directory.path().join("silent");
+    let _listener = std::os::unix::net::UnixListener::bind(&silent)?;
+    for (path, expected) in [
+        (directory.path().join("nothing"), "No such file or directory"),
+        (file, "Connection refused"),
+        (silent, "no answer within 200ms"),
+    ] {
+        let path = path.to_str().context("a path")?;
+        let Output { status, bytes } = judge(&[path, "--limit", "200"])?;
+        let text = String::from_utf8_lossy(&bytes);
+        ensure!(status == 2, "{path}: status {status}: {text}");
+        ensure!(text.contains("cannot judge") && text.contains(expected), "{path}: {text}");
+        ensure!(text.lines().count() == 1, "{path}: {text}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_list_has_every_case_and_nobody_need_be_there() -> Result<()> {
+    let Output { status, bytes } = judge(&["--list", "--only", "split"])?;
+    let text = String::from_utf8_lossy(&bytes);
+    ensure!(
+        status == 0 && text.contains("7. split") && text.contains("[virtio 1.3, 2.7]"),
+        "{text}"
+    );
+    let Output { status, bytes } = judge(&["--list", "--only", "nonsense"])?;
+    let text = String::from_utf8_lossy(&bytes);
+    ensure!(status == 2 && text.contains("there is no such case or topic"), "{text}");
+    Ok(())
+}
+
+/// A back end that dies is started again, and the rest is judged.
+#[test]
+fn a_back_end_that_dies_is_started_again() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("a.sock");
+    let port = format!("a=vhost-user:{}", socket.display());
+    let start = format!("exec {} run --port {port}", binary()?.display());
+    // Without this option it stands still for a minute after the first violation, as good as dead.
+    let _first = Program::start("host", &start, {
+        let mut command = bound_command("sh");
+        command.args(["-c", &start]);
+        command
+    })?;
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+        ensure!(std::time::Instant::now() < deadline, "the switch does not listen within 10 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let restart = format!("touch {}", directory.path().join("restarted").display());
+    let socket = socket.to_str().context("a path")?;
+    let arguments = [
+        socket,
+        "--hostile",
+        "--only",
+        "1.17",
+        "--only",
+        "1.1",
+        "--restart",
+        &restart,
+        "--patience",
+        "200",
+        "--limit",
+        "200",
+    ];
+    let Output { status, bytes } = judge(&arguments)?;
+    let text = String::from_utf8_lossy(&bytes);
+    ensure!(status == 1, "{text}");
+    ensure!(text.contains("  1.1    pass") && text.contains("  1.17   crashed"), "{text}");
+    ensure!(directory.path().join("restarted").exists(), "nothing was started: {text}");
+    Ok(())
+}
