@@ -9,6 +9,7 @@ mod echo;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -49,8 +50,21 @@ const FEATURES: Features = Features::VERSION_1
 const RING_SIZE: u16 = 64;
 /// Frames of a test: many times round each ring.
 const FRAMES: u32 = 2_000;
-/// Frames on their way at once.
-const WINDOW: u32 = 48;
+/// Frames on their way at once: there are as many buffers in half a ring.
+const WINDOW: u32 = 24;
+/// Frames that wait for the next back end.
+const WAITING: u32 = 16;
+
+/// A frame comes back with it, and then it counts buffers.
+const HEADER: NetHeader = NetHeader {
+    flags: 0,
+    gso_type: 0,
+    hdr_len: 0,
+    gso_size: 0,
+    csum_start: 0,
+    csum_offset: 0,
+    num_buffers: 1,
+};
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -62,6 +76,9 @@ struct RustVmm {
     acked: Arc<Mutex<Features>>,
     /// Where the channel for its own requests goes.
     channel: Sender<Backend>,
+    /// Whether it does nothing when it is kicked, and where it says by which ring it was.
+    idle: Arc<AtomicBool>,
+    kicked: Sender<u16>,
     exit: (EventConsumer, EventNotifier),
 }
 
@@ -115,11 +132,15 @@ impl VhostUserBackendMut for RustVmm {
 
     fn handle_event(
         &mut self,
-        _ring: u16,
+        ring: u16,
         _events: EventSet,
         rings: &[VringRwLock],
         _thread: usize,
     ) -> io::Result<()> {
+        if self.idle.load(Ordering::Relaxed) {
+            self.kicked.send(ring).unwrap();
+            return Ok(());
+        }
         let memory = self.memory.memory();
         let (mut receive, mut transmit) = (rings[0].get_mut(), rings[1].get_mut());
         // One of them is kicked, and the other may not be set up yet.
@@ -134,8 +155,7 @@ impl VhostUserBackendMut for RustVmm {
                 break;
             }
         }
-        for ring in [receive, transmit] {
-            let mut ring = ring;
+        for mut ring in [receive, transmit] {
             if ring.needs_notification().unwrap() {
                 ring.signal_used_queue()?;
             }
@@ -175,14 +195,20 @@ struct Running {
     thread: JoinHandle<()>,
     acked: Arc<Mutex<Features>>,
     channel: Receiver<Backend>,
+    idle: Arc<AtomicBool>,
+    kicked: Receiver<u16>,
 }
 
 /// Has rust-vmm connect to the socket where our front end listens.
 fn rust_vmm(path: &Path, features: Features) -> Running {
     let memory = GuestMemoryAtomic::new(Memory::new());
     let (sender, channel) = channel();
+    let (kick_sender, kicked) = std::sync::mpsc::channel();
+    let idle = Arc::new(AtomicBool::new(false));
     let acked = Arc::new(Mutex::new(Features::NONE));
     let back_end = RustVmm {
+        idle: idle.clone(),
+        kicked: kick_sender,
         memory: memory.clone(),
         features,
         event_index: false,
@@ -200,7 +226,7 @@ fn rust_vmm(path: &Path, features: Features) -> Running {
         let _ = daemon.wait();
         exit.notify().unwrap();
     });
-    Running { thread, acked, channel }
+    Running { thread, acked, channel, idle, kicked }
 }
 
 fn frame(number: u32) -> Vec<u8> {
@@ -209,21 +235,23 @@ fn frame(number: u32) -> Vec<u8> {
     frame
 }
 
-/// Frames out and back, every byte of them, in their order. `flush` shows and kicks, `wait` waits.
+/// So many frames out and back, every byte of them, in their order. The first ones are `sent` already.
+/// `flush` shows and kicks, `wait` waits.
 fn exchange<T>(
     state: &mut T,
+    frames: u32,
+    mut sent: u32,
     driver: impl Fn(&mut T) -> &mut NetDriver,
     flush: impl Fn(&mut T),
     wait: impl Fn(&mut T),
 ) {
-    let header = NetHeader { num_buffers: 1, ..NetHeader::default() };
-    let (mut sent, mut came) = (0, 0);
+    let mut came = 0;
     let deadline = Instant::now() + 2 * LIMIT;
-    while came < FRAMES {
-        assert!(Instant::now() < deadline, "{came} of {FRAMES} frames came");
+    while came < frames {
+        assert!(Instant::now() < deadline, "{came} of {frames} frames came");
         let driver = driver(state);
         driver.reclaim().unwrap();
-        while sent < FRAMES && sent - came < WINDOW && driver.send(header, &frame(sent)).unwrap() {
+        while sent < frames && sent - came < WINDOW && driver.send(HEADER, &frame(sent)).unwrap() {
             sent += 1;
         }
         let before = came;
@@ -238,9 +266,9 @@ fn exchange<T>(
     }
 }
 
-fn exchange_by_guest(guest: &mut Guest) {
+fn exchange_by_guest(guest: &mut Guest, frames: u32, sent: u32) {
     let wait = |guest: &mut Guest| assert!(guest.wait(LIMIT).unwrap(), "nobody calls");
-    exchange(guest, Guest::driver, Guest::flush, wait);
+    exchange(guest, frames, sent, Guest::driver, Guest::flush, wait);
 }
 
 #[test]
@@ -257,23 +285,32 @@ fn its_back_end_serves_our_guest() {
         let agreed = guest.driver().features();
         assert_eq!(agreed, features);
         assert_eq!(*back_end.acked.lock().unwrap(), features | Features::PROTOCOL_FEATURES);
-        exchange_by_guest(&mut guest);
+        exchange_by_guest(&mut guest, FRAMES, 0);
         // Stopped where the device stands, and started again, as new ones.
         for ring in [0, 1] {
             assert_eq!(guest.stop_ring(ring).unwrap(), FRAMES, "ring {ring}");
             guest.restart_ring(ring, RING_SIZE / 2).unwrap();
         }
-        exchange_by_guest(&mut guest);
+        exchange_by_guest(&mut guest, FRAMES, 0);
         guest.reset().unwrap();
-        exchange_by_guest(&mut guest);
+        exchange_by_guest(&mut guest, FRAMES, 0);
 
-        // It goes away, and another one goes on.
+        // It goes away with a kick that it has heard, and another one goes on.
+        back_end.idle.store(true, Ordering::Relaxed);
+        guest.driver().reclaim().unwrap();
+        for number in 0..WAITING {
+            assert!(guest.driver().send(HEADER, &frame(number)).unwrap());
+        }
+        guest.flush();
+        while back_end.kicked.recv_timeout(LIMIT).unwrap() != 1 {}
         let (nobody, _) = UnixStream::pair().unwrap();
         drop(mem::replace(guest.front_end(), FrontEnd::new(nobody.into(), LIMIT).unwrap()));
         back_end.thread.join().unwrap();
         let back_end = rust_vmm(&path, features);
         guest.resume(listener.accept(LIMIT, LIMIT).unwrap()).unwrap();
-        exchange_by_guest(&mut guest);
+        // Nobody but the one who resumed will kick now.
+        exchange_by_guest(&mut guest, WAITING, WAITING);
+        exchange_by_guest(&mut guest, FRAMES, 0);
         drop(guest);
         back_end.thread.join().unwrap();
     }
@@ -431,7 +468,7 @@ fn its_front_end_drives_our_back_end() {
     guest.front_end.set_mem_table(&[region]).unwrap();
     guest.start(0);
     let exchange = |guest: &mut Monitored| {
-        exchange(guest, |guest| &mut guest.driver, Monitored::flush, Monitored::wait);
+        exchange(guest, FRAMES, 0, |guest| &mut guest.driver, Monitored::flush, Monitored::wait);
     };
     exchange(&mut guest);
     // It stands where both rings are, and goes on there, with memory that comes by the region now.

@@ -1,11 +1,13 @@
 //! The guest against a back end that sends every frame back to the queue pair it came from.
 
+use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use echo::{Echo, LIMIT};
 use tempfile::TempDir;
-use vhost_user::back_end::Offer;
+use vhost_user::back_end::{Offer, Session};
+use vhost_user::{Connection, Incoming};
 use wire::virtio::NetHeader;
 
 use super::*;
@@ -316,6 +318,11 @@ fn a_guest_resumes_with_what_ran_and_was_enabled() {
         guest.restart_ring(5, 64).unwrap();
         send(&mut guest, 2, 8);
         assert_eq!(next(&mut guest), (2, frame(2, 8)));
+        // And then runs for good.
+        let (front_end, _echo) = mortal(offer(3), usize::MAX);
+        guest.resume(front_end).unwrap();
+        send(&mut guest, 2, 9);
+        assert_eq!(next(&mut guest), (2, frame(2, 9)));
     }
 }
 
@@ -359,4 +366,47 @@ fn a_guest_that_is_reset_begins_anew() {
             }
         }
     }
+}
+
+/// A back end that answers, and never looks into a ring.
+fn idle(offer: Offer) -> (FrontEnd, JoinHandle<()>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let serve = move || {
+        let mut connection = Connection::new(theirs.into()).unwrap();
+        let mut session = Session::new(offer);
+        loop {
+            let message = match connection.receive().unwrap() {
+                Incoming::Message(message) => message,
+                Incoming::Closed => return,
+                Incoming::NotYet => {
+                    let limit = Timespec::try_from(LIMIT).unwrap();
+                    let polled = poll(&mut [PollFd::new(&connection, PollFlags::IN)], Some(&limit));
+                    assert_eq!(polled, Ok(1), "the front end is silent");
+                    continue;
+                }
+            };
+            let step = session.handle(message).unwrap();
+            if let Some(reply) = session.answer(step) {
+                assert!(connection.send(reply).unwrap());
+            }
+        }
+    };
+    (FrontEnd::new(ours.into(), LIMIT).unwrap(), thread::spawn(serve))
+}
+
+#[test]
+fn rings_that_start_are_kicked() {
+    let (front_end, _back_end) = idle(offer(1));
+    let mut guest = Guest::start(front_end, &Options::default()).unwrap();
+    let kicked = |guest: &Guest| {
+        [0, 1].map(|ring| rustix::io::read(&guest.events[ring].kick, &mut [0; 8]).is_ok())
+    };
+    assert_eq!(kicked(&guest), [true; 2]);
+    assert_eq!(kicked(&guest), [false; 2], "once");
+    let (front_end, _back_end) = idle(offer(1));
+    guest.resume(front_end).unwrap();
+    assert_eq!(kicked(&guest), [true; 2]);
+    guest.stop_ring(1).unwrap();
+    guest.restart_ring(1, 64).unwrap();
+    assert_eq!(kicked(&guest), [false, true]);
 }
