@@ -79,12 +79,14 @@ fn the_pair_with_each_other() -> Result<()> {
         &["--count", "20000", "--verify"][..],
         &["--count", "2000", "--size", "1514", "--verify"],
         &["--count", "500", "--size", "16372", "--verify"],
+        &["--count", "2000", "--packed", "--size", "9000", "--verify"],
         &["--count", "100", "--rate", "1000", "--verify"],
         &["--count", "100", "--arp", "--verify"],
     ] {
         let output = client(&server.path(), arguments)?;
         let text = output.text();
         ensure!(output.success(), "{arguments:?}: {text}");
+        ensure!(text.contains("RING_PACKED") == arguments.contains(&"--packed"), "{text}");
         let count = arguments[1];
         let summary = format!(
             "{count} frames sent, {count} came back, 0 lost, 0 damaged, 0 out of order, 0 surplus"

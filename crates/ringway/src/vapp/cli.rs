@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use wire::virtio::Features;
 
 use super::frame::{DEFAULT_SIZE, Kind, MIN_SIZE};
 use super::server::Work;
@@ -80,6 +81,7 @@ impl Vapp {
                 size: DEFAULT_SIZE,
                 arp: ARP_TARGET.parse().ok(),
                 rate: Some(1),
+                packed: false,
                 verify: false,
                 dump: true,
             })
@@ -150,6 +152,9 @@ pub struct Client {
     /// Send so many frames a second [default: as many as come back, 64 on their way at a time]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: Option<u32>,
+    /// Use packed rings, if the back end offers them
+    #[arg(long)]
+    packed: bool,
     /// Exit with status 1 if a frame is lost, damaged, out of order or there twice
     #[arg(long)]
     pub verify: bool,
@@ -159,6 +164,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// What the guest wants of the back end.
+    pub fn features(&self) -> Features {
+        let ring = if self.packed { Features::RING_PACKED } else { Features::NONE };
+        guest::Options::default().features | ring
+    }
+
     /// What to send.
     pub fn kind(&self) -> Kind {
         match self.arp {
@@ -215,11 +226,13 @@ mod tests {
         };
         assert_eq!(client.kind(), Kind::Numbered { size: 1514 });
         assert_eq!((client.count, client.rate, client.verify), (Some(5), Some(100), true));
-        let Role::Client(client) = parse("vapp client --arp=10.0.0.7 /x").unwrap() else {
+        assert!(!client.features().contains(Features::RING_PACKED));
+        let Role::Client(client) = parse("vapp client --arp=10.0.0.7 --packed /x").unwrap() else {
             panic!("a client");
         };
         assert_eq!(client.kind(), Kind::Arp { target: Ipv4Addr::new(10, 0, 0, 7) });
         assert_eq!(client.kind().size(), 60);
+        assert!(client.features().contains(Features::RING_PACKED | Features::MRG_RXBUF));
     }
 
     #[test]

@@ -51,7 +51,8 @@ fn connect(flags: &Client) -> anyhow::Result<Guest> {
     if flags.dump {
         front_end.observe(dump::messages());
     }
-    let options = Options { limit: socket::LIMIT, ..Options::default() };
+    let options =
+        Options { features: flags.features(), limit: socket::LIMIT, ..Options::default() };
     Guest::start(front_end, &options).map_err(|error| {
         use GuestError::FrontEnd;
         let is_strange = matches!(
