@@ -131,7 +131,7 @@ fn the_old_names() -> Result<()> {
 /// A guest over a connected socket, which sends one frame, sees it come back, and leaves.
 fn guest_over(socket: OwnedFd) -> Result<()> {
     let front_end = vhost_user::FrontEnd::new(socket, LIMIT)?;
-    let mut guest = guest::Guest::over(front_end, &Options::default())?;
+    let mut guest = guest::Guest::start(front_end, &Options::default())?;
     let sent = vec![7; 100];
     guest.driver().send(NetHeader::default(), &sent)?;
     guest.flush();

@@ -118,11 +118,11 @@ impl Guest {
     /// Connects to the back end that listens at `path`, and brings the device up, with every queue
     /// pair enabled.
     pub fn connect(path: &Path, options: &Options) -> Result<Self, GuestError> {
-        Self::over(FrontEnd::connect(path, options.limit)?, options)
+        Self::start(FrontEnd::connect(path, options.limit)?, options)
     }
 
-    /// The same over a front end that is connected, and has said nothing yet.
-    pub fn over(mut front_end: FrontEnd, options: &Options) -> Result<Self, GuestError> {
+    /// Brings a device up on this connection, with every queue pair enabled.
+    pub fn start(mut front_end: FrontEnd, options: &Options) -> Result<Self, GuestError> {
         let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::MQ;
         let wanted = options.queue_pairs.max(1);
         // The control queue, by which a driver says how many pairs it uses, is the virtual machine

@@ -53,7 +53,7 @@ fn connect(flags: &Client) -> anyhow::Result<Guest> {
     }
     let options =
         Options { features: flags.features(), limit: socket::LIMIT, ..Options::default() };
-    Guest::over(front_end, &options).map_err(|error| {
+    Guest::start(front_end, &options).map_err(|error| {
         use GuestError::FrontEnd;
         let is_strange = matches!(
             error,
