@@ -108,7 +108,9 @@ impl Switch {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
             let port = Port { name, app, bridge, offer, workers, troubles };
             switch.tasks.push(match source {
-                Source::Listen(socket, listener) => tokio::spawn(accept(port, penalty, socket, listener)),
+                Source::Listen(socket, listener) => {
+                    tokio::spawn(accept(port, penalty, socket, listener))
+                }
                 Source::Connect(path) => tokio::spawn(connect(port, penalty, path)),
             });
         }

@@ -38,10 +38,14 @@ enum Fault {
     Truncate,
     /// Says that it fills no buffer.
     NoBuffers,
+    /// Does nothing for [`STALL`].
+    Stall,
     Hang,
     HangUp,
 }
 
+/// A stalling back end's pause.
+const STALL: Duration = Duration::from_millis(100);
 /// The frame that suffers.
 const VICTIM: usize = 40;
 
@@ -130,6 +134,7 @@ impl Echo {
                     Fault::Change(at) => frame[12 + at] ^= 0x40,
                     Fault::Truncate => frame.truncate(frame.len() - 1),
                     Fault::NoBuffers => frame[10] = 0,
+                    Fault::Stall => thread::sleep(STALL),
                     Fault::Repeat => self.frames.push_back(frame.clone()),
                     _ => {}
                 }
@@ -287,9 +292,20 @@ fn a_back_end_that_hangs_keeps_its_frames() {
 
 #[test]
 fn a_rate_is_kept() {
-    let rate = Load { setup: setup(64, false), pace: Pace::Rate(20e3), time: TIME };
+    // So few that they all find room, however long this thread has to wait for its processor.
+    let rate = Load { setup: setup(64, false), pace: Pace::Rate(200.0), time: TIME };
     let way = load(Fault::None, Features::NONE, &rate).unwrap();
-    assert!((3000..=4001).contains(&way.sent), "{}", way.sent);
+    // One at the start, and one every 5 ms.
+    assert_eq!(way.sent, 41);
+}
+
+/// A sender that waited with the back end would find only those frames late that were in its ring.
+#[test]
+fn a_stall_makes_all_frames_late_that_should_have_been_sent_meanwhile() {
+    let rate = Load { setup: setup(64, false), pace: Pace::Rate(10e3), time: TIME };
+    let way = load(Fault::Stall, Features::NONE, &rate).unwrap();
+    let late = way.latency.count_between(STALL.as_nanos() as u64 / 5, u64::MAX);
+    assert!(late > 300, "{late} of {} frames were late", way.received);
 }
 
 #[test]
