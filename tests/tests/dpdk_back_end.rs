@@ -310,6 +310,10 @@ fn hugepages() -> Result<()> {
     let maps = std::fs::read_to_string("/proc/self/smaps")?;
     let large = format!("KernelPageSize: {:>8} kB", PAGE_SIZE >> 10);
     ensure!(maps.matches(&large).count() == 2, "each guest has its memory in hugepages:\n{maps}");
+    // More than there are of them are missed at once, and not when they are touched.
+    let error = SharedMemory::create_in_hugepages("too large", 1 << 40).err();
+    let error = error.context("a TiB of hugepages")?.to_string();
+    ensure!(error.starts_with("no 524288 free hugepages of 2 MiB: "), "{error}");
     exchange(&mut guests, 0, FRAMES)?;
     drop(guests);
     bed.testpmd.quit()?;
