@@ -97,7 +97,14 @@ pub fn signalled(event: BorrowedFd<'_>, limit: Duration) -> bool {
 
 impl Device {
     /// Negotiates and shares memory; no ring is set up yet.
-    pub fn prepare(mut peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
+    pub fn prepare(peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
+        let device = Self::negotiate(peer, setup, limit)?;
+        device.share_memory()?;
+        Ok(device)
+    }
+
+    /// As [`Self::prepare`], but shares no memory yet.
+    pub fn negotiate(mut peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
         peer.hello(setup.protocol)?;
         let missing = setup.features.without(peer.offered);
         if !missing.is_empty() {
@@ -123,9 +130,7 @@ impl Device {
         let rings = rings.collect();
         let events = || (0..count).map(|_| event(0)).collect::<Check<Vec<_>>>();
         let (kicks, calls) = (events()?, events()?);
-        let device = Self { peer, memory, rings, features: setup.features, kicks, calls, limit };
-        device.share_memory()?;
-        Ok(device)
+        Ok(Self { peer, memory, rings, features: setup.features, kicks, calls, limit })
     }
 
     /// As [`Self::prepare`], and starts and enables every ring.
@@ -379,37 +384,42 @@ impl Device {
         bytes
     }
 
-    /// Waits for a frame for which `wanted` holds, on a pair; others are passed over.
-    pub fn expect(&mut self, pair: u32, wanted: impl Fn(&[u8]) -> bool) -> Check<Received> {
+    /// The next frame that came on any pair.
+    pub fn receive_any(&mut self) -> Check<Option<Received>> {
+        for pair in 0..self.rings.len() as u32 / 2 {
+            if let Some(received) = self.receive(pair)? {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Waits for a frame for which `wanted` holds, on any pair; others are passed over.
+    pub fn expect(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Check<Received> {
         let deadline = Instant::now() + self.limit;
         loop {
-            match self.receive(pair)? {
+            match self.receive_any()? {
                 Some(received) if wanted(&received.frame) => return Ok(received),
                 Some(_) => {}
                 None if Instant::now() > deadline => {
                     return Err(fail(format!("the frame did not come within {:?}", self.limit)));
                 }
-                None => self.pause(2 * pair),
+                None => self.pause(RX),
             }
         }
     }
 
-    /// Fails when such a frame comes on a pair within `limit`.
-    pub fn expect_none(
-        &mut self,
-        pair: u32,
-        unwanted: impl Fn(&[u8]) -> bool,
-        limit: Duration,
-    ) -> Check {
+    /// Fails when such a frame comes on any pair within `limit`.
+    pub fn expect_none(&mut self, unwanted: impl Fn(&[u8]) -> bool, limit: Duration) -> Check {
         let deadline = Instant::now() + limit;
         loop {
-            match self.receive(pair)? {
+            match self.receive_any()? {
                 Some(received) if unwanted(&received.frame) => {
                     return Err(fail("a frame came that should not"));
                 }
                 Some(_) => {}
                 None if Instant::now() > deadline => return Ok(()),
-                None => self.pause(2 * pair),
+                None => self.pause(RX),
             }
         }
     }

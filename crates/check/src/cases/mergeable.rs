@@ -79,7 +79,7 @@ pub(crate) const CASES: &[Rule] = &[
             let part = move |found: &[u8]| {
                 !found.is_empty() && frame[12..].starts_with(found.get(12..).unwrap_or(&[1; 2000]))
             };
-            rig.device.expect_none(0, part, crate::peer::QUIET)
+            rig.device.expect_none(part, crate::peer::QUIET)
         },
     ),
     hostile("survives a frame that is larger than all buffers together.", DEVICE, |bench| {

@@ -41,7 +41,7 @@ fn calls(rig: &mut Rig, expected: bool) -> Check {
     let frame = rig.frame_back(100);
     rig.inject(PLAIN, &frame)?;
     let called = rig.device.called(RX, if expected { LIMIT } else { QUIET });
-    let came = rig.device.expect(0, |found| crate::bench::same(found, &frame));
+    let came = rig.device.expect(|found| crate::bench::same(found, &frame));
     came?;
     let seen = if called { "it called" } else { "it did not call" };
     ensure(called == expected, seen)

@@ -100,14 +100,14 @@ fn completes(bench: &Bench<'_>, protocol: u8) -> Check {
     let mut rig = pair(bench, F::CSUM, F::NONE)?;
     let frame = ip_frame(protocol, 301);
     rig.device.transmit(0, needs_checksum(protocol).to_bytes(), &frame)?;
-    let received = rig.far().expect(0, is_ours)?;
+    let received = rig.far().expect(is_ours)?;
     equal("the flags of the received header", received.header[0], 0)?;
     ensure(is_complete(&received.frame), "the checksum was not completed")
 }
 
 /// What arrives must be whole: finished here as its header asks.
 fn arrives_complete(rig: &mut Rig) -> Check {
-    let mut received = rig.far().expect(0, is_ours)?;
+    let mut received = rig.far().expect(is_ours)?;
     let header = NetHeader::from_bytes(&received.header);
     if header.flags & NetHeader::NEEDS_CSUM != 0 {
         let partial = PartialChecksum { start: header.csum_start, offset: header.csum_offset };
@@ -197,7 +197,7 @@ pub(crate) const CASES: &[Rule] = &[
         let payload = send_tcp(&mut rig)?;
         let mut found: Vec<u8> = Vec::new();
         while found.len() < payload.len() {
-            let received = rig.far().expect(0, is_ours)?;
+            let received = rig.far().expect(is_ours)?;
             equal("gso_type", received.header[1], NetHeader::GSO_NONE)?;
             ensure(received.frame.len() <= 54 + 1000, "a segment is larger than gso_size")?;
             ensure(is_complete(&received.frame), "a segment has a wrong checksum")?;
@@ -215,7 +215,7 @@ pub(crate) const CASES: &[Rule] = &[
             let payload = send_tcp(&mut rig)?;
             let mut found: Vec<u8> = Vec::new();
             while found.len() < payload.len() {
-                let received = rig.far().expect(0, is_ours)?;
+                let received = rig.far().expect(is_ours)?;
                 found.extend(received.frame.get(54..).unwrap_or_default());
             }
             ensure(found == payload, "other bytes came than were sent")
@@ -227,7 +227,7 @@ pub(crate) const CASES: &[Rule] = &[
             rig.listen()?;
             let header = NetHeader { hdr_len, ..needs_checksum(TCP) };
             rig.device.transmit(0, header.to_bytes(), &ip_frame(TCP, 300))?;
-            rig.far().expect(0, is_ours)?;
+            rig.far().expect(is_ours)?;
         }
         Ok(())
     }),
@@ -246,7 +246,7 @@ pub(crate) const CASES: &[Rule] = &[
         let frame = rig.frame(777);
         rig.device.transmit(0, PLAIN, &frame)?;
         rig.arrives(&frame)?;
-        rig.far().expect_none(0, |found| crate::bench::same(found, &frame), QUIET)
+        rig.far().expect_none(|found| crate::bench::same(found, &frame), QUIET)
     }),
     hostile("survives a checksum that lies outside of the frame.", OUTGOING, |bench| {
         for (csum_start, csum_offset) in

@@ -115,7 +115,8 @@ pub(crate) const CASES: &[Rule] = &[
             device.peer.hang_up();
             let Device { memory, rings, .. } = device;
             thread::sleep(QUIET);
-            let mut device = bench.prepare(&Setup::default())?;
+            let limit = bench.target.limit;
+            let mut device = Device::negotiate(bench.connect()?, &Setup::default(), limit)?;
             (device.memory, device.rings) = (memory, rings);
             device.share_memory()?;
             // As QEMU does, which takes the used index for the base.

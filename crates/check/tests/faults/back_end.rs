@@ -165,12 +165,12 @@ impl Served {
     fn new(socket: OwnedFd, fault: Fault) -> Self {
         use Features as F;
         let mut features = F::VERSION_1 | F::MRG_RXBUF | F::INDIRECT_DESC | F::EVENT_IDX;
-        features = features | F::RING_PACKED | F::IN_ORDER | F::MQ;
+        features |= F::RING_PACKED | F::IN_ORDER | F::MQ;
         match fault {
             Fault::NoVersion1 => features = features.without(F::VERSION_1),
-            Fault::GuestTsoWithoutChecksum => features = features | F::GUEST_TSO4,
-            Fault::HostTsoWithoutChecksum => features = features | F::HOST_TSO6,
-            Fault::EcnWithoutTso => features = features | F::CSUM | F::HOST_ECN,
+            Fault::GuestTsoWithoutChecksum => features |= F::GUEST_TSO4,
+            Fault::HostTsoWithoutChecksum => features |= F::HOST_TSO6,
+            Fault::EcnWithoutTso => features |= F::CSUM | F::HOST_ECN,
             _ => {}
         }
         let offer = Offer { features, protocol: Offer::PROTOCOL, queue_pairs: 4, max_mtu: 9000 };
@@ -261,7 +261,10 @@ impl Served {
                 answer = answer.map(|answer| {
                     let mut bytes = [0; 8];
                     bytes.copy_from_slice(&answer.payload);
-                    value(u64::from_ne_bytes(bytes) ^ if lasting.asked % 2 == 0 { bits } else { 0 })
+                    value(
+                        u64::from_ne_bytes(bytes)
+                            ^ if lasting.asked.is_multiple_of(2) { bits } else { 0 },
+                    )
                 });
             }
             (Fault::NoQueues, Some(R::GetQueueNum)) | (Fault::NoSlots, Some(R::GetMaxMemSlots)) => {
