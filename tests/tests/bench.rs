@@ -132,8 +132,8 @@ fn the_table_is_for_people() -> Result<()> {
 
 #[test]
 fn an_interrupt_prints_what_there_is() -> Result<()> {
-    let switch = Switch::start(&PORTS)?;
     for signal in [Signal::INT, Signal::TERM] {
+        let switch = Switch::start(&PORTS)?;
         let flags = "--size 64,1518 --seconds 3600 --json";
         let command = command(&switch, flags, &["vm1.sock", "vm2.sock"])?;
         let program = Program::start("host", "ringway bench", command)?;
@@ -145,8 +145,8 @@ fn an_interrupt_prints_what_there_is() -> Result<()> {
         let trials = found["trials"].as_array().context("trials")?;
         ensure!(trials.len() == 1 && trials[0]["interrupted"] == true, "{found:#}");
         ensure!(trials[0]["directions"][0]["received"].as_u64() > Some(0), "{found:#}");
+        switch.stop()?;
     }
-    switch.stop()?;
     Ok(())
 }
 

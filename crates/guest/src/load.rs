@@ -7,7 +7,7 @@
 //! switch that both are on; with one, to a back end that echoes.
 //!
 //! Frames are written before the load begins, one into each transmit buffer, and stay there
-//! ([`Template`]). On the busy path a frame costs only what changes: its [`Stamp`], which says who sent
+//! ([`Template`]). On the busy path a frame costs only what changes: its *stamp*, which says who sent
 //! it, as what number, and when; and its addresses, where there are several. A received frame is
 //! known by its stamp. With verification it is compared as a whole, by a checksum over all of it.
 //!

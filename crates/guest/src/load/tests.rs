@@ -262,6 +262,8 @@ fn without_verification_order_is_checked_and_contents_are_not() {
     };
     assert_eq!(load_of(Fault::Exchange), [0, 1, 0, 0]);
     assert_eq!(load_of(Fault::Change(150)), [0; 4]);
+    // A number that was never sent.
+    assert_eq!(load_of(Fault::Change(48)), [0, 0, 0, 1]);
 }
 
 #[test]

@@ -215,3 +215,14 @@ fn a_device_that_uses_twice() {
     assert_eq!(driver.reap(|_, _| reaped += 1), Err(Violation::UsedId { id: 0 }));
     assert_eq!(reaped, 1);
 }
+
+#[test]
+fn a_device_that_stands_for_more_than_it_used() {
+    let bed = Bed::new(SPLIT, 4);
+    let mut driver = queue(&bed, SPLIT | Features::IN_ORDER, false);
+    let _ = (driver.post(), driver.post());
+    let _ = driver.publish();
+    bed.write(bed.areas[2].0 + RING_INDEX, &1u16.to_le_bytes());
+    bed.write(bed.areas[2].0 + RING_ENTRIES, &1u32.to_le_bytes());
+    assert_eq!(driver.reap(|_, _| ()), Err(Violation::UsedId { id: 1 }));
+}
