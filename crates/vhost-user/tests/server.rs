@@ -152,7 +152,7 @@ impl Bed {
             let _ = end.send(served);
         });
         let mut front_end = FrontEnd::new(ours.into(), LIMIT).unwrap();
-        let protocol = ProtocolFeatures::REPLY_ACK;
+        let protocol = ProtocolFeatures::REPLY_ACK | ProtocolFeatures::NET_MTU;
         front_end.negotiate(features, Features::NONE, protocol).unwrap();
         front_end
             .set_memory_table(&[Region {
@@ -534,7 +534,7 @@ fn memory_that_is_cut_off_ends_it() {
 #[test]
 fn the_back_end_hears_of_what_was_refused() {
     let mut bed = Bed::new(BASE);
-    assert!(bed.front_end.set_mtu(1500).is_err(), "NET_MTU was not agreed on");
+    assert!(bed.front_end.set_mtu(9001).is_err(), "more than is offered");
     assert_eq!(bed.notices.lock().unwrap().len(), 1);
 }
 
