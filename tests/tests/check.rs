@@ -120,7 +120,8 @@ fn a_back_end_that_dies_is_started_again() -> Result<()> {
     let socket = directory.path().join("a.sock");
     let port = format!("a=vhost-user:{}", socket.display());
     let start = format!("exec {} run --port {port}", binary()?.display());
-    // Without this option it stands still for a minute after the first violation, as good as dead.
+    // Without penalty=off it turns front ends away for a second after a violation: longer than the
+    // patience below, as good as dead.
     let _first = Program::start("host", &start, {
         let mut command = bound_command("sh");
         command.args(["-c", &start]);
