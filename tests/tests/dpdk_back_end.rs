@@ -8,16 +8,19 @@
 //!
 //! Both guests send at once, and compare every byte of what comes.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use guest::{Guest, Options};
+use guest::{Guest, MemoryLayout, Options, RingAddresses, RingLayout};
 use memory::SharedMemory;
 use tempfile::TempDir;
 use testbed::dpdk::{Testpmd, Vhost};
 use testbed::hugepages::{Hugepages, PAGE_SIZE};
-use vhost_user::{FrontEnd, FrontEndListener};
+use vhost_user::{DirtyLog, FrontEnd, FrontEndListener};
+use virtqueue::Layout;
 use wire::ethernet::MacAddress;
 use wire::virtio::{Features, NetHeader};
 
@@ -293,6 +296,96 @@ fn an_announcement_and_an_mtu() -> Result<()> {
     ensure!(error.to_string() == "the back end refused NET_SET_MTU with 1", "{error}");
     drop(guests);
     bed.testpmd.quit()
+}
+
+/// The pages that the back end has written since the last time.
+fn dirty(guest: &Guest) -> Result<BTreeSet<u64>> {
+    let mut pages = BTreeSet::new();
+    guest.dirty_log().context("there is no log")?.take(|page| {
+        pages.insert(page.0);
+    });
+    Ok(pages)
+}
+
+/// What a guest has in its memory, to be looked up in its log.
+struct Places {
+    /// What the device writes of its rings.
+    rings: [u64; 2],
+    received: Range<u64>,
+    sent: Range<u64>,
+}
+
+impl Places {
+    fn of(guest: &mut Guest) -> Places {
+        let Options { ring_size, .. } = Options::default();
+        let driver = guest.driver();
+        let features = driver.features();
+        // Its rings are in their first place, and the first of all is at the start.
+        let start = driver.receive_ring().0.descriptors;
+        let layout = MemoryLayout::new(start, features, ring_size, 1);
+        let [receive, transmit] = [layout.pairs[0].receive, layout.pairs[0].transmit];
+        let is_packed = features.contains(Features::RING_PACKED);
+        let written = |ring: RingLayout| {
+            let RingAddresses { descriptors, used, .. } = ring.places[0];
+            if is_packed { descriptors.0 } else { used.0 }
+        };
+        let used_size = Layout::areas(features, ring_size)[2].size;
+        let behind =
+            |ring: RingLayout| (ring.places[1].used.0 + used_size).next_multiple_of(DirtyLog::PAGE);
+        Places {
+            rings: [written(receive), written(transmit)],
+            received: behind(receive)..transmit.places[0].descriptors.0,
+            sent: behind(transmit)..start.0 + layout.size,
+        }
+    }
+
+    /// All that was received is logged, and nothing that was only read.
+    fn check(&self, dirty: &BTreeSet<u64>) -> Result<()> {
+        let pages = self.received.clone().step_by(DirtyLog::PAGE as usize);
+        let mut written = pages.chain(self.rings);
+        let missing = written.find(|page| !dirty.contains(page));
+        ensure!(missing.is_none(), "{missing:x?} was written, but is not in {dirty:x?}");
+        let surplus = dirty.range(self.sent.clone()).next();
+        ensure!(surplus.is_none(), "{surplus:x?} was not written");
+        Ok(())
+    }
+}
+
+/// A migration as far as its source sees it: each page that DPDK writes is in the log, as long as it is told to log.
+#[test]
+fn a_dirty_log() -> Result<()> {
+    for features in [SPLIT, PACKED] {
+        let mut bed = Bed::new()?;
+        let mut guests = bed.guests(features)?;
+        let places = Places::of(&mut guests[0]);
+        exchange(&mut guests, 0, FRAMES)?;
+        guests[0].start_logging()?;
+        exchange(&mut guests, 0, FRAMES)?;
+        places.check(&dirty(&guests[0])?)?;
+        // What was taken is clean, once DPDK has nothing left to do.
+        let deadline = Instant::now() + LIMIT;
+        while !dirty(&guests[0])?.is_empty() {
+            ensure!(Instant::now() < deadline, "the log is never clean");
+        }
+        exchange(&mut guests, 0, FRAMES)?;
+        places.check(&dirty(&guests[0])?)?;
+
+        // A migration that was cancelled.
+        let log = guests[0].stop_logging()?.context("there was a log")?;
+        log.take(|_| {});
+        exchange(&mut guests, 0, FRAMES)?;
+        log.take(|page| panic!("{page} is logged"));
+
+        // Another one, while DPDK is replaced by a new one.
+        guests[0].start_logging()?;
+        bed = bed.replace()?;
+        bed.resume(&mut guests)?;
+        exchange(&mut guests, 0, FRAMES)?;
+        places.check(&dirty(&guests[0])?)?;
+        drop(guests);
+        bed.testpmd.quit()?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -618,6 +618,7 @@ impl Rogue {
             used,
             kick: kick_descriptor,
             call: None,
+            log: None,
         };
         front_end.set_up_ring(ring, config)?;
         front_end.enable_ring(ring, true)?;

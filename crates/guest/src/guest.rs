@@ -19,7 +19,7 @@ use memory::{
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use thiserror::Error;
-use vhost_user::{FrontEnd, FrontEndError, Negotiated, Region, RingConfig};
+use vhost_user::{DirtyLog, FrontEnd, FrontEndError, Negotiated, Region, RingConfig};
 use virtqueue::Layout;
 use wire::vhost_user::{MAX_RINGS, ProtocolFeatures};
 use wire::virtio::Features;
@@ -39,7 +39,8 @@ const PROTOCOL: ProtocolFeatures = ProtocolFeatures::REPLY_ACK
     .union(ProtocolFeatures::STATUS)
     .union(ProtocolFeatures::RESET_DEVICE)
     .union(ProtocolFeatures::RARP)
-    .union(ProtocolFeatures::NET_MTU);
+    .union(ProtocolFeatures::NET_MTU)
+    .union(ProtocolFeatures::LOG_SHMFD);
 
 /// The driver knows how to drive the device: ACKNOWLEDGE and DRIVER (virtio 1.3, 2.1).
 const STATUS_DRIVER: u8 = 1 | 2;
@@ -127,6 +128,8 @@ pub struct Guest {
     /// By the number of the ring: false from [`Guest::stop_ring`] to [`Guest::restart_ring`].
     running: Vec<bool>,
     agreed: Negotiated,
+    /// While the back end logs what it writes.
+    log: Option<DirtyLog>,
     shared: SharedMemory,
     front_end: FrontEnd,
 }
@@ -194,6 +197,7 @@ impl Guest {
             events: events.collect::<Result<_, _>>()?,
             running: vec![true; 2 * usize::from(wanted)],
             agreed,
+            log: None,
             shared,
             front_end,
         };
@@ -231,7 +235,7 @@ impl Guest {
         if self.has(ProtocolFeatures::STATUS) {
             self.front_end.set_status(0)?;
         }
-        self.front_end.set_features(self.agreed.features)?;
+        self.front_end.set_features(self.features())?;
         for driver in &mut self.drivers {
             driver.reset_receive(driver.receive_ring().1)?;
             driver.reset_transmit(driver.transmit_ring().1)?;
@@ -261,6 +265,10 @@ impl Guest {
             self.front_end.add_memory_region(region)?;
         } else {
             self.front_end.set_memory_table(&[region])?;
+        }
+        if let Some(log) = &self.log {
+            self.front_end.set_log(log)?;
+            self.front_end.set_features(self.features())?;
         }
         self.start_rings(positions)
     }
@@ -358,6 +366,55 @@ impl Guest {
         Ok(woken)
     }
 
+    /// Has the back end log which pages of the guest's memory it writes, as for a migration, from now on and
+    /// until [`Self::stop_logging`], over resets and other back ends.
+    pub fn start_logging(&mut self) -> Result<(), GuestError> {
+        if !self.front_end.features()?.contains(Features::LOG_ALL) {
+            return Err(FrontEndError::NotOffered { missing: Features::LOG_ALL }.into());
+        }
+        let log = DirtyLog::new(GuestAddress(GUEST_START.0 + self.shared.size()))?;
+        self.front_end.set_log(&log)?;
+        self.log = Some(log);
+        self.switch_logging()
+    }
+
+    /// Has the back end log no more. Returns the log, which has what was written and not taken yet.
+    pub fn stop_logging(&mut self) -> Result<Option<DirtyLog>, GuestError> {
+        let log = self.log.take();
+        self.switch_logging()?;
+        Ok(log)
+    }
+
+    /// What the back end writes, if it is logged.
+    pub fn dirty_log(&self) -> Option<&DirtyLog> {
+        self.log.as_ref()
+    }
+
+    /// Tells the back end whether there is a log, while its rings run.
+    fn switch_logging(&mut self) -> Result<(), GuestError> {
+        self.front_end.set_features(self.features())?;
+        let is_logged = self.log.is_some();
+        for ring in 0..self.events.len() as u16 {
+            if !self.running[usize::from(ring)] {
+                continue;
+            }
+            let number = self.number(ring)?;
+            let driver = &self.drivers[usize::from(ring / 2)];
+            // Where it goes on is no part of what it is told now.
+            let config = ring_config(driver, &self.events[usize::from(ring)], ring, 0, is_logged);
+            self.front_end.set_addresses(number, &config)?;
+        }
+        // Whatever was not acknowledged has been acted on when this comes back.
+        self.front_end.features()?;
+        Ok(())
+    }
+
+    /// What is acknowledged.
+    fn features(&self) -> Features {
+        let logging = if self.log.is_some() { Features::LOG_ALL } else { Features::NONE };
+        self.agreed.features | logging
+    }
+
     /// Lets frames pass on a queue pair, or not: what a virtual machine monitor does when its guest
     /// uses more pairs, or fewer (SET_VRING_ENABLE, for both rings).
     pub fn enable_pair(&mut self, pair: u16, enabled: bool) -> Result<(), GuestError> {
@@ -407,19 +464,8 @@ impl Guest {
         let driver = &mut self.drivers[usize::from(ring / 2)];
         // Nobody to kick yet: a ring is scanned when it starts.
         let _ = if is_receive(ring) { driver.publish_receive() } else { driver.publish_transmit() };
-        let (addresses, size) =
-            if is_receive(ring) { driver.receive_ring() } else { driver.transmit_ring() };
-        let RingAddresses { descriptors, available, used } = addresses;
-        let RingEvents { kick, call } = &self.events[usize::from(ring)];
-        let config = RingConfig {
-            size,
-            base,
-            descriptors: front_end_address(descriptors),
-            available: front_end_address(available),
-            used: front_end_address(used),
-            kick: Some(kick.as_fd()),
-            call: Some(call.as_fd()),
-        };
+        let is_logged = self.log.is_some();
+        let config = ring_config(driver, &self.events[usize::from(ring)], ring, base, is_logged);
         Ok(self.front_end.set_up_ring(number, config)?)
     }
 
@@ -427,6 +473,30 @@ impl Guest {
     fn enable_ring(&mut self, ring: u16) -> Result<(), GuestError> {
         let number = self.number(ring)?;
         Ok(self.front_end.enable_ring(number, self.enabled[usize::from(ring / 2)])?)
+    }
+}
+
+/// A ring as its driver has it, to be started at `base`.
+fn ring_config<'a>(
+    driver: &NetDriver,
+    events: &'a RingEvents,
+    ring: u16,
+    base: u32,
+    is_logged: bool,
+) -> RingConfig<'a> {
+    let (addresses, size) =
+        if is_receive(ring) { driver.receive_ring() } else { driver.transmit_ring() };
+    let RingAddresses { descriptors, available, used } = addresses;
+    let is_packed = driver.features().contains(Features::RING_PACKED);
+    RingConfig {
+        size,
+        base,
+        descriptors: front_end_address(descriptors),
+        available: front_end_address(available),
+        used: front_end_address(used),
+        kick: Some(events.kick.as_fd()),
+        call: Some(events.call.as_fd()),
+        log: is_logged.then_some(if is_packed { descriptors } else { used }),
     }
 }
 

@@ -18,6 +18,23 @@
 //! 4. For each ring [`FrontEnd::set_up_ring`] and [`FrontEnd::enable_ring`]. From here on the back end
 //!    works.
 //! 5. [`FrontEnd::stop_ring`]; then the ring may be set up again, or the connection be closed.
+//!
+//! # Migration
+//!
+//! While a guest's memory is copied, the back end tells what it writes there in a [`DirtyLog`]. In the
+//! order in which QEMU turns it on, under traffic:
+//!
+//! 1. [`FrontEnd::set_log`].
+//! 2. [`FrontEnd::set_features`] with LOG_ALL, for what is written into buffers.
+//! 3. [`FrontEnd::set_addresses`] of each ring with [`RingConfig::log`], for what is written into rings.
+//!
+//! And off again: the features without LOG_ALL, and the addresses without the log.
+//!
+//! # What is not here
+//!
+//! The region of descriptors in flight (GET_INFLIGHT_FD) is for devices that complete out of order, such
+//! as disks: QEMU has none for network devices. What a back end had taken when it died is found in the
+//! rings themselves, as far as a network needs it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,19 +49,27 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connec
 use thiserror::Error;
 use wire::ethernet::MacAddress;
 use wire::vhost_user::{
-    Answer, FrontEndRequest, Gate, MAX_TABLE_REGIONS, MemoryRegion, Payload, ProtocolFeatures,
-    RingDescriptor, Shape, VringAddress, VringState,
+    Answer, ConfigSpace, FrontEndRequest, Gate, LogArea, MAX_TABLE_REGIONS, MemoryRegion, Payload,
+    ProtocolFeatures, RingDescriptor, Shape, VringAddress, VringState,
 };
 use wire::virtio::Features;
 
 use crate::connection::{Connection, ConnectionError, Incoming, Message, Observer};
 
 mod channel;
+mod dirty_log;
 mod listener;
 
 pub use channel::BackEndEvent;
 use channel::Channel;
+pub use dirty_log::DirtyLog;
 pub use listener::FrontEndListener;
+
+/// Of SET_VRING_ADDR: writes into the ring are to be logged (VHOST_VRING_F_LOG).
+const LOG_RING: u32 = 1;
+
+/// The most bytes of configuration space in one message.
+const MAX_CONFIG: usize = 256;
 
 /// Why a back end could not be driven.
 #[derive(Debug, Error)]
@@ -137,6 +162,20 @@ pub enum FrontEndError {
         /// Regions that were to be shared.
         count: usize,
     },
+    /// A part of the configuration space that the back end does not have.
+    #[error("the back end has no {len} bytes of configuration at offset {offset}")]
+    NoConfig {
+        /// Where it starts, in bytes.
+        offset: u32,
+        /// Bytes.
+        len: usize,
+    },
+    /// More of the configuration space than one message carries.
+    #[error("a message carries up to {MAX_CONFIG} bytes of configuration, not {len}")]
+    TooMuchConfig {
+        /// Bytes.
+        len: usize,
+    },
     /// We ran out of descriptors.
     #[error("cannot make or duplicate a file descriptor for {request}: {source}")]
     Duplicate {
@@ -199,6 +238,9 @@ pub struct RingConfig<'a> {
     pub kick: Option<BorrowedFd<'a>>,
     /// Where the driver wants to be called; `None` says that it polls.
     pub call: Option<BorrowedFd<'a>>,
+    /// Where the guest has what the back end writes of the ring, if that is to be in the [`DirtyLog`]: the
+    /// used ring, or the packed ring's descriptors.
+    pub log: Option<GuestAddress>,
 }
 
 /// A connection to a back end.
@@ -245,7 +287,8 @@ impl FrontEnd {
     }
 
     /// Agrees on features: of the `wanted` and `protocol` ones, those that the back end offers.
-    /// Without `required` ones there is an error.
+    /// Without `required` ones there is an error. LOG_ALL may be among these, but is only acknowledged by
+    /// [`Self::set_features`], when logging is to start.
     pub fn negotiate(
         &mut self,
         required: Features,
@@ -259,7 +302,7 @@ impl FrontEnd {
         }
         let mut features = (required | wanted) & offered;
         features = features.without(features.missing_dependencies());
-        features = features.without(Features::PROTOCOL_FEATURES);
+        features = features.without(Features::PROTOCOL_FEATURES | Features::LOG_ALL);
         self.transport = offered & Features::PROTOCOL_FEATURES;
         if !self.transport.is_empty() {
             let offered = self.ask_u64(FrontEndRequest::GetProtocolFeatures, Payload::Empty)?;
@@ -297,7 +340,8 @@ impl FrontEnd {
         self.ask_u64(FrontEndRequest::GetFeatures, Payload::Empty).map(Features)
     }
 
-    /// Acknowledges the guest's features again, after a reset (SET_FEATURES).
+    /// Acknowledges the guest's features again: after a reset, or with LOG_ALL or without it, which is the
+    /// one that may change while rings run (SET_FEATURES).
     pub fn set_features(&mut self, features: Features) -> Result<(), FrontEndError> {
         let features = features | self.transport;
         self.tell(FrontEndRequest::SetFeatures, Payload::U64(features.0), &[])
@@ -354,29 +398,27 @@ impl FrontEnd {
         let state = |num| Payload::VringState(VringState { index, num });
         self.tell(R::SetVringNum, state(config.size.into()), &[])?;
         self.tell(R::SetVringBase, state(config.base), &[])?;
-        let RingConfig { descriptors, available, used, .. } = config;
-        self.set_addresses(ring, descriptors, available, used)?;
+        self.set_addresses(ring, &config)?;
         self.set_call(ring, config.call)?;
         self.set_kick(ring, config.kick)
     }
 
-    /// Says where a ring is (SET_VRING_ADDR), as in [`RingConfig`]. QEMU says it again of a ring that
-    /// runs, at the same place, when the memory behind it has changed. What becomes of a ring that runs
-    /// and is told another place is left open by the specification: stop it first.
+    /// Says where a ring is, and whether writes into it are logged (SET_VRING_ADDR): its addresses in
+    /// [`RingConfig`]. QEMU says it again of a ring that runs, at the same place, when logging starts or
+    /// stops. What becomes of a ring that runs and is told another place is left open by the
+    /// specification: stop it first.
     pub fn set_addresses(
         &mut self,
         ring: u8,
-        descriptors: FrontEndAddress,
-        available: FrontEndAddress,
-        used: FrontEndAddress,
+        config: &RingConfig<'_>,
     ) -> Result<(), FrontEndError> {
         let address = VringAddress {
             index: ring.into(),
-            flags: 0,
-            descriptors: descriptors.0,
-            used: used.0,
-            available: available.0,
-            log: 0,
+            flags: if config.log.is_some() { LOG_RING } else { 0 },
+            descriptors: config.descriptors.0,
+            used: config.used.0,
+            available: config.available.0,
+            log: config.log.map_or(0, |log| log.0),
         };
         self.tell(FrontEndRequest::SetVringAddr, Payload::VringAddress(address), &[])
     }
@@ -452,6 +494,56 @@ impl FrontEnd {
         let [a, b, c, d, e, f] = address.0;
         let value = u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]);
         self.tell(FrontEndRequest::SendRarp, Payload::U64(value), &[])
+    }
+
+    /// Shares a dirty log, in place of the last one (SET_LOG_BASE, with LOG_SHMFD). Nothing is logged
+    /// before [`Self::set_features`] and [`Self::set_addresses`] say so. On return the back end has it.
+    pub fn set_log(&mut self, log: &DirtyLog) -> Result<(), FrontEndError> {
+        let request = FrontEndRequest::SetLogBase;
+        let deadline = Instant::now() + self.limit;
+        let area = LogArea { size: log.size(), offset: 0 };
+        self.send(request, false, Payload::Log(area), &[log.as_fd()], deadline)?;
+        // DPDK answers with nothing, libvhost-user with a number and rust-vmm with the area once more.
+        match Payload::decode(Shape::U64, &self.reply_bytes(request, deadline)?) {
+            Some(Payload::U64(code)) if code != 0 => Err(FrontEndError::Refused { request, code }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Says where the back end may report that it has logged something (SET_LOG_FD). QEMU does without,
+    /// and has a look at the log whenever it likes.
+    pub fn set_log_event(&mut self, event: BorrowedFd<'_>) -> Result<(), FrontEndError> {
+        self.tell(FrontEndRequest::SetLogFd, Payload::Empty, &[event])
+    }
+
+    /// Reads `len` bytes of the device's configuration space, from `offset` on (GET_CONFIG, with CONFIG;
+    /// virtio 1.3, 5.1.4). Up to 256.
+    pub fn config(&mut self, offset: u32, len: usize) -> Result<Vec<u8>, FrontEndError> {
+        let request = FrontEndRequest::GetConfig;
+        let deadline = Instant::now() + self.limit;
+        let space = ConfigSpace { offset, flags: 0, bytes: vec![0; checked_config(len)?] };
+        self.send(request, false, Payload::Config(space), &[], deadline)?;
+        let reply = self.reply_bytes(request, deadline)?;
+        if reply.is_empty() {
+            return Err(FrontEndError::NoConfig { offset, len });
+        }
+        match Payload::decode(Shape::Config, &reply) {
+            Some(Payload::Config(space)) if space.bytes.is_empty() && len > 0 => {
+                Err(FrontEndError::NoConfig { offset, len })
+            }
+            Some(Payload::Config(space)) if space.offset == offset && space.bytes.len() == len => {
+                Ok(space.bytes)
+            }
+            _ => Err(FrontEndError::Malformed { request, what: "another part" }),
+        }
+    }
+
+    /// Writes into the device's configuration space, as its driver does (SET_CONFIG, with CONFIG). Up to
+    /// 256 bytes.
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), FrontEndError> {
+        checked_config(bytes.len())?;
+        let space = ConfigSpace { offset, flags: 0, bytes: bytes.to_vec() };
+        self.tell(FrontEndRequest::SetConfig, Payload::Config(space), &[])
     }
 
     /// Resets the device (RESET_DEVICE).
@@ -586,6 +678,17 @@ impl FrontEnd {
         shape: Shape,
         deadline: Instant,
     ) -> Result<Payload, FrontEndError> {
+        let what = "a payload of another size";
+        let payload = self.reply_bytes(request, deadline)?;
+        Payload::decode(shape, &payload).ok_or(FrontEndError::Malformed { request, what })
+    }
+
+    /// The payload of the reply to `request`.
+    fn reply_bytes(
+        &mut self,
+        request: FrontEndRequest,
+        deadline: Instant,
+    ) -> Result<Vec<u8>, FrontEndError> {
         let failed = |source| failure(request, source);
         let malformed = |what| FrontEndError::Malformed { request, what };
         let message = loop {
@@ -604,7 +707,7 @@ impl FrontEnd {
         if !message.descriptors.is_empty() {
             return Err(malformed("it carries descriptors"));
         }
-        Payload::decode(shape, &message.payload).ok_or(malformed("a payload of another size"))
+        Ok(message.payload)
     }
 
     /// Waits for the connection, and serves the channel meanwhile: the back end may wait for us there
@@ -640,6 +743,11 @@ impl FrontEnd {
             }
         }
     }
+}
+
+/// Bytes of configuration space, if one message carries so many.
+fn checked_config(len: usize) -> Result<usize, FrontEndError> {
+    if len > MAX_CONFIG { Err(FrontEndError::TooMuchConfig { len }) } else { Ok(len) }
 }
 
 /// A back end that finds a message wrong closes the connection, with what follows unread.

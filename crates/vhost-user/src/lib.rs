@@ -19,5 +19,6 @@ mod front_end;
 pub use back_end::{Device, RingSetup};
 pub use connection::{Connection, ConnectionError, Direction, Incoming, Message, Observer};
 pub use front_end::{
-    BackEndEvent, FrontEnd, FrontEndError, FrontEndListener, Negotiated, Region, RingConfig,
+    BackEndEvent, DirtyLog, FrontEnd, FrontEndError, FrontEndListener, Negotiated, Region,
+    RingConfig,
 };

@@ -185,7 +185,16 @@ impl Bed {
             places(RINGS[ring]).map(|place| FrontEndAddress(FRONT_END.0 + place));
         let Ring { kick, call, .. } = &self.rings[ring];
         let (kick, call) = (kick.as_ref().map(AsFd::as_fd), Some(call.as_fd()));
-        let config = RingConfig { size: RING_SIZE, base, descriptors, available, used, kick, call };
+        let config = RingConfig {
+            size: RING_SIZE,
+            base,
+            descriptors,
+            available,
+            used,
+            kick,
+            call,
+            log: None,
+        };
         self.front_end.set_up_ring(ring as u8, config).unwrap();
     }
 

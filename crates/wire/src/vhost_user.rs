@@ -18,7 +18,9 @@ mod table;
 
 pub use describe::describe;
 pub use header::{Header, HeaderError, MAX_PAYLOAD};
-pub use payload::{MemoryRegion, Payload, RingDescriptor, Shape, VringAddress, VringState};
+pub use payload::{
+    ConfigSpace, LogArea, MemoryRegion, Payload, RingDescriptor, Shape, VringAddress, VringState,
+};
 pub use protocol_features::ProtocolFeatures;
 pub use table::{Answer, BackEndRequest, FormFault, FrontEndRequest, Gate, Message};
 

@@ -410,3 +410,16 @@ fn rings_that_start_are_kicked() {
     guest.restart_ring(1, 64).unwrap();
     assert_eq!(kicked(&guest), [false, true]);
 }
+
+#[test]
+fn a_back_end_that_cannot_log_is_not_asked_to() {
+    let (mut guest, echo) = guest(SPLIT, 1);
+    let error = guest.start_logging().unwrap_err();
+    assert_eq!(error.to_string(), "the back end does not offer LOG_ALL");
+    assert!(guest.dirty_log().is_none());
+    // And goes on as it was.
+    send(&mut guest, 0, 1);
+    guest.front_end().features().unwrap();
+    drop(guest);
+    echo.join().unwrap();
+}

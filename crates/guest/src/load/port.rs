@@ -277,6 +277,7 @@ impl Port {
                 used: at(used),
                 kick: Some(kick.as_fd()),
                 call: Some(call.as_fd()),
+                log: None,
             };
             front_end.set_up_ring(number, config).map_err(failed)?;
             let area = Area { stride, words };

@@ -96,6 +96,7 @@ fn ring<'a>(index: u8, kick: &'a OwnedFd, call: &'a OwnedFd) -> RingConfig<'a> {
         used: FrontEndAddress(at + 0x3000),
         kick: Some(kick.as_fd()),
         call: Some(call.as_fd()),
+        log: None,
     }
 }
 
@@ -385,6 +386,9 @@ fn what_was_not_agreed_on_is_not_asked_for() {
         front_end.set_status(1).unwrap_err(),
         front_end.reset_device().unwrap_err(),
         front_end.open_channel().unwrap_err(),
+        front_end.set_log(&DirtyLog::new(GuestAddress(0x20000)).unwrap()).unwrap_err(),
+        front_end.config(0, 6).unwrap_err(),
+        front_end.set_config(0, &[0; 6]).unwrap_err(),
     ];
     let says = "NET_SET_MTU needs NET_MTU, which was not agreed on";
     assert_eq!(errors[0].to_string(), says);
@@ -397,6 +401,113 @@ fn what_was_not_agreed_on_is_not_asked_for() {
     assert_eq!(error.to_string(), "SET_MEM_TABLE shares up to 8 regions, not 9");
     drop(front_end);
     assert_eq!(back_end.join().unwrap().violation, None);
+}
+
+/// A front end and the back end's end of a negotiation of just that; LOG_ALL is wanted and offered too.
+fn negotiated(protocol: ProtocolFeatures) -> (FrontEnd, Connection) {
+    let (mut front_end, mut connection) = by_hand();
+    let features = FEATURES | Features::LOG_ALL;
+    let back_end = thread::spawn(move || {
+        use FrontEndRequest as R;
+        expect(&mut connection, R::GetFeatures, (features | Features::PROTOCOL_FEATURES).0);
+        expect(&mut connection, R::GetProtocolFeatures, protocol.0);
+        expect(&mut connection, R::SetProtocolFeatures, 0);
+        expect(&mut connection, R::SetOwner, 0);
+        let message = expect(&mut connection, R::SetFeatures, 0);
+        let acknowledged = Payload::U64((FEATURES | Features::PROTOCOL_FEATURES).0);
+        assert_eq!(message.payload, acknowledged.encode(), "nothing is to be logged yet");
+        connection
+    });
+    let agreed = front_end.negotiate(features, Features::NONE, protocol).unwrap();
+    assert_eq!(agreed, Negotiated { features: FEATURES, protocol });
+    (front_end, back_end.join().unwrap())
+}
+
+#[test]
+fn a_log_is_shared_whatever_form_the_answer_has() {
+    let (mut front_end, mut connection) = negotiated(ProtocolFeatures::LOG_SHMFD);
+    let log = DirtyLog::new(GuestAddress(1 << 30)).unwrap();
+    let number = FrontEndRequest::SetLogBase.number();
+    // DPDK's, libvhost-user's and rust-vmm's; the last one says no.
+    let answers = [vec![], vec![0; 8], vec![1; 16], 7u64.to_ne_bytes().to_vec()];
+    let back_end = thread::spawn(move || {
+        for answer in answers {
+            let Message { header, payload, descriptors } = next(&mut connection);
+            assert_eq!((header.request, descriptors.len()), (number, 1));
+            // A bit for each of 2^18 pages.
+            let area = LogArea { size: 1 << 15, offset: 0 };
+            assert_eq!(payload, Payload::Log(area).encode());
+            assert_eq!(rustix::fs::fstat(&descriptors[0]).unwrap().st_size, 1 << 15);
+            // The first page is dirty.
+            rustix::io::pwrite(&descriptors[0], &[1], 0).unwrap();
+            assert!(connection.send(Message::reply_to(number, answer)).unwrap());
+        }
+        connection
+    });
+    for _ in 0..3 {
+        front_end.set_log(&log).unwrap();
+        let mut pages = 0;
+        log.take(|page| pages += u64::from(page == GuestAddress(0)));
+        assert_eq!(pages, 1, "the back end was given another log");
+    }
+    let error = front_end.set_log(&log).unwrap_err();
+    assert_eq!(error.to_string(), "the back end refused SET_LOG_BASE with 7");
+    let mut connection = back_end.join().unwrap();
+
+    // And what says that it is to be used.
+    front_end.set_log_event(event().as_fd()).unwrap();
+    let message = next(&mut connection);
+    assert_eq!(message.header.request, FrontEndRequest::SetLogFd.number());
+    assert_eq!((message.payload.len(), message.descriptors.len()), (0, 1));
+    front_end.set_features(FEATURES | Features::LOG_ALL).unwrap();
+    let acknowledged = FEATURES | Features::LOG_ALL | Features::PROTOCOL_FEATURES;
+    assert_eq!(next(&mut connection).payload, Payload::U64(acknowledged.0).encode());
+    let (kick, call) = (event(), event());
+    for log in [Some(GuestAddress(0x3000)), None] {
+        front_end.set_addresses(1, &RingConfig { log, ..ring(1, &kick, &call) }).unwrap();
+        let (flags, log) = if log.is_some() { (1, 0x3000) } else { (0, 0) };
+        let payload = Payload::decode(Shape::VringAddress, &next(&mut connection).payload);
+        let Some(Payload::VringAddress(address)) = payload else { panic!("no addresses") };
+        assert_eq!((address.flags, address.log), (flags, log));
+    }
+}
+
+#[test]
+fn the_configuration_is_read_and_written() {
+    let (mut front_end, mut connection) = negotiated(ProtocolFeatures::CONFIG);
+    let part = |offset, bytes: &[u8]| {
+        Payload::Config(ConfigSpace { offset, flags: 0, bytes: bytes.to_vec() }).encode()
+    };
+    // An MTU of 1500 (virtio 1.3, 5.1.4); no such part, as it may be said; and another one.
+    let answers = [part(10, &[0xdc, 5]), vec![], part(10, &[]), part(10, &[1]), part(0, &[1, 2])];
+    let back_end = thread::spawn(move || {
+        let number = FrontEndRequest::GetConfig.number();
+        for answer in answers {
+            let message = next(&mut connection);
+            let asked = (message.header.request, message.payload);
+            assert_eq!(asked, (number, part(10, &[0, 0])));
+            assert!(connection.send(Message::reply_to(number, answer)).unwrap());
+        }
+        let message = next(&mut connection);
+        assert_eq!(message.header.request, FrontEndRequest::SetConfig.number());
+        assert_eq!(message.payload, part(3, &[4, 5, 6]));
+        connection
+    });
+    assert_eq!(front_end.config(10, 2).unwrap(), [0xdc, 5]);
+    for _ in 0..2 {
+        let error = front_end.config(10, 2).unwrap_err().to_string();
+        assert_eq!(error, "the back end has no 2 bytes of configuration at offset 10");
+    }
+    for _ in 0..2 {
+        let error = front_end.config(10, 2).unwrap_err().to_string();
+        assert_eq!(error, "the back end's answer to GET_CONFIG is malformed: another part");
+    }
+    front_end.set_config(3, &[4, 5, 6]).unwrap();
+    for error in [front_end.config(0, 257).map(drop), front_end.set_config(0, &[0; 257])] {
+        let error = error.unwrap_err().to_string();
+        assert_eq!(error, "a message carries up to 256 bytes of configuration, not 257");
+    }
+    back_end.join().unwrap();
 }
 
 #[test]
@@ -484,8 +595,7 @@ fn an_error_descriptor_and_the_same_place_again_change_nothing() {
     front_end.enable_ring(0, true).unwrap();
     front_end.set_error(0, Some(error.as_fd())).unwrap();
     front_end.set_error(0, None).unwrap();
-    let RingConfig { descriptors, available, used, .. } = config;
-    front_end.set_addresses(0, descriptors, available, used).unwrap();
+    front_end.set_addresses(0, &config).unwrap();
     drop(front_end);
     let served = back_end.join().unwrap();
     assert_eq!(served.violation, None);

@@ -71,6 +71,11 @@ fn words(request: FrontEndRequest, payload: &Payload, size: usize) -> String {
             list.join("; ")
         }
         Payload::SingleRegion(one) => region(one),
+        Payload::Log(area) => format!("{:#x} bytes at offset {:#x}", area.size, area.offset),
+        Payload::Config(space) => {
+            let bytes: Vec<String> = space.bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("offset {}, {} bytes: {}", space.offset, bytes.len(), bytes.join(" "))
+        }
         Payload::Opaque => format!("{size} bytes of payload"),
     }
 }
@@ -103,7 +108,7 @@ fn region(region: &MemoryRegion) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vhost_user::{RingDescriptor, VringAddress, VringState};
+    use crate::vhost_user::{ConfigSpace, LogArea, RingDescriptor, VringAddress, VringState};
     use proptest::prelude::*;
 
     fn request(request: FrontEndRequest, need_reply: bool, payload: Payload) -> String {
@@ -167,6 +172,16 @@ mod tests {
                 R::SetMemTable,
                 Payload::MemoryTable(vec![region]),
                 &format!("SET_MEM_TABLE: {region_words}"),
+            ),
+            (
+                R::SetLogBase,
+                Payload::Log(LogArea { size: 0x1000, offset: 0 }),
+                "SET_LOG_BASE: 0x1000 bytes at offset 0x0",
+            ),
+            (
+                R::SetConfig,
+                Payload::Config(ConfigSpace { offset: 10, flags: 0, bytes: vec![0xdc, 5] }),
+                "SET_CONFIG: offset 10, 2 bytes: dc 05",
             ),
             (R::AddMemReg, Payload::SingleRegion(region), &format!("ADD_MEM_REG: {region_words}")),
         ] {

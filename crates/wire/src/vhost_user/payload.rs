@@ -23,11 +23,11 @@ pub enum Shape {
     MemoryTable,
     /// Padding, then one [`MemoryRegion`].
     SingleRegion,
-    /// Size and offset of the dirty log.
+    /// [`LogArea`].
     Log,
     /// An IOTLB entry, with or without its tail padding.
     Iotlb,
-    /// Offset, size, flags, and up to 256 bytes of configuration space.
+    /// [`ConfigSpace`].
     Config,
     /// A crypto session, whose size is the crypto device's business.
     CryptoSession,
@@ -115,6 +115,35 @@ pub struct MemoryRegion {
     pub mmap_offset: u64,
 }
 
+/// Where the dirty log is in its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct LogArea {
+    /// Bytes.
+    pub size: u64,
+    /// Where it starts in the file, in bytes.
+    pub offset: u64,
+}
+
+/// A part of the device's configuration space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigSpace {
+    /// Where it starts, in bytes.
+    pub offset: u32,
+    /// Who writes: 0 is the driver. Front ends differ in what else they say.
+    pub flags: u32,
+    /// What is in it, up to 256 bytes.
+    pub bytes: Vec<u8>,
+}
+
+#[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct ConfigHeader {
+    offset: u32,
+    size: u32,
+    flags: u32,
+}
+
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 struct SingleRegion {
@@ -173,13 +202,17 @@ pub enum Payload {
     MemoryTable(Vec<MemoryRegion>),
     /// One region.
     SingleRegion(MemoryRegion),
+    /// Where the dirty log is.
+    Log(LogArea),
+    /// A part of the configuration space.
+    Config(ConfigSpace),
     /// The payload of a message that is known by its form only.
     Opaque,
 }
 
 impl Payload {
     /// Decodes the bytes of a payload. `None` when they do not have this shape: a wrong size, a
-    /// memory table whose count contradicts its size, meaningless bits beside a ring index.
+    /// memory table or a configuration space whose size contradicts itself, meaningless bits beside a ring index.
     pub fn decode(shape: Shape, bytes: &[u8]) -> Option<Self> {
         if !shape.allows(bytes.len()) {
             return None;
@@ -196,6 +229,8 @@ impl Payload {
             Shape::SingleRegion => {
                 Self::SingleRegion(SingleRegion::read_from_bytes(bytes).ok()?.region)
             }
+            Shape::Log => Self::Log(LogArea::read_from_bytes(bytes).ok()?),
+            Shape::Config => Self::Config(decode_config(bytes)?),
             _ => Self::Opaque,
         })
     }
@@ -216,6 +251,12 @@ impl Payload {
             Self::SingleRegion(region) => {
                 SingleRegion { padding: 0, region: *region }.as_bytes().to_vec()
             }
+            Self::Log(area) => area.as_bytes().to_vec(),
+            Self::Config(ConfigSpace { offset, flags, bytes }) => {
+                let size = bytes.len() as u32;
+                let header = ConfigHeader { offset: *offset, size, flags: *flags };
+                [header.as_bytes(), bytes].concat()
+            }
         }
     }
 }
@@ -227,6 +268,12 @@ fn decode_memory_table(bytes: &[u8]) -> Option<Vec<MemoryRegion>> {
         return None;
     }
     regions.iter().map(|region| MemoryRegion::read_from_bytes(region).ok()).collect()
+}
+
+fn decode_config(payload: &[u8]) -> Option<ConfigSpace> {
+    let (header, bytes) = ConfigHeader::read_from_prefix(payload).ok()?;
+    let ConfigHeader { offset, size, flags } = header;
+    (size as usize == bytes.len()).then(|| ConfigSpace { offset, flags, bytes: bytes.to_vec() })
 }
 
 #[cfg(test)]
@@ -244,6 +291,7 @@ mod tests {
             (Shape::VringState, size_of::<VringState>()),
             (Shape::VringAddress, size_of::<VringAddress>()),
             (Shape::SingleRegion, size_of::<SingleRegion>()),
+            (Shape::Log, size_of::<LogArea>()),
         ] {
             assert_eq!(shape.sizes(), (size, size, 1), "{shape:?}");
         }
@@ -298,6 +346,16 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_space_must_have_the_size_that_it_says() {
+        let decode = |size| Payload::decode(Shape::Config, &words(&[4, size, 0, 0x01020304]));
+        let bytes = 0x01020304u32.to_ne_bytes().to_vec();
+        assert_eq!(decode(4), Some(Payload::Config(ConfigSpace { offset: 4, flags: 0, bytes })));
+        for size in [0, 3, 5, u32::MAX] {
+            assert_eq!(decode(size), None, "{size}");
+        }
+    }
+
+    #[test]
     fn ring_descriptors_have_nine_bits() {
         let decode = RingDescriptor::decode;
         assert_eq!(decode(3), Some(RingDescriptor { ring: 3, attached: true }));
@@ -333,6 +391,14 @@ mod tests {
                 Payload::RingDescriptor(RingDescriptor { ring, attached })
             )),
             table.prop_map(|regions| (Shape::MemoryTable, Payload::MemoryTable(regions))),
+            any::<(u64, u64)>()
+                .prop_map(|(size, offset)| (Shape::Log, Payload::Log(LogArea { size, offset }))),
+            (any::<(u32, u32)>(), proptest::collection::vec(any::<u8>(), 0..=256)).prop_map(
+                |((offset, flags), bytes)| (
+                    Shape::Config,
+                    Payload::Config(ConfigSpace { offset, flags, bytes })
+                )
+            ),
             any::<[u64; 4]>()
                 .prop_map(move |words| (Shape::SingleRegion, Payload::SingleRegion(region(words)))),
         ]
