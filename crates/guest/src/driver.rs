@@ -14,13 +14,13 @@ use crate::layout::{PairLayout, RECEIVE_BUFFER, RingAddresses, RingLayout, TRANS
 pub enum DriverError {
     /// The rings do not fit the memory.
     #[error("the rings do not fit the guest's memory: {0}")]
-    Layout(#[from] LayoutError),
+    Layout(LayoutError),
     /// A buffer is not in the memory.
     #[error("a buffer is not in the guest's memory: {0}")]
-    Memory(#[from] Fault),
+    Memory(Fault),
     /// The device broke a rule of the ring.
     #[error("the back end broke a rule of the ring: {0}")]
-    Device(#[from] Violation),
+    Device(Violation),
     /// A ring that is to become larger than the memory that was laid out for it.
     #[error("a ring of {size} entries does not fit where there is room for {most}")]
     RingSize {
@@ -51,6 +51,24 @@ pub enum DriverError {
         /// As the used ring says.
         written: u32,
     },
+}
+
+impl From<LayoutError> for DriverError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(error)
+    }
+}
+
+impl From<Fault> for DriverError {
+    fn from(fault: Fault) -> Self {
+        Self::Memory(fault)
+    }
+}
+
+impl From<Violation> for DriverError {
+    fn from(violation: Violation) -> Self {
+        Self::Device(violation)
+    }
 }
 
 /// A frame that came, valid until it is handed back by the end of the callback.

@@ -86,13 +86,31 @@ pub enum GuestError {
     },
     /// The guest's own memory could not be made.
     #[error("cannot make the guest's memory: {0}")]
-    Memory(#[from] MapError),
+    Memory(MapError),
     /// A ring is not in memory.
     #[error("cannot place the guest's rings: {0}")]
-    Ring(#[from] Fault),
+    Ring(Fault),
     /// The kernel refused.
     #[error("cannot set the guest up: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<MapError> for GuestError {
+    fn from(error: MapError) -> Self {
+        Self::Memory(error)
+    }
+}
+
+impl From<Fault> for GuestError {
+    fn from(fault: Fault) -> Self {
+        Self::Ring(fault)
+    }
+}
+
+impl From<io::Error> for GuestError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// What a guest wants.

@@ -84,7 +84,7 @@ pub enum MapError {
     TooManyMappings,
     /// The kernel refused.
     #[error("{0} of a memory region failed: {1}")]
-    Io(&'static str, #[source] io::Error),
+    Io(&'static str, io::Error),
 }
 
 /// An address range that is not in the table.

@@ -405,10 +405,8 @@ impl Session {
             return Err(Violation::RegionDescriptors { regions, descriptors });
         }
         let requests = regions.iter().zip(descriptors).map(|(region, file)| request(region, file));
-        let memory = GuestMemory::map(requests).map_err(|source| Violation::Memory {
-            request: FrontEndRequest::SetMemTable,
-            source,
-        })?;
+        let memory = GuestMemory::map(requests)
+            .map_err(|cause| Violation::Memory { request: FrontEndRequest::SetMemTable, cause })?;
         self.replace_memory(memory);
         Ok(())
     }
@@ -424,9 +422,9 @@ impl Session {
             if self.memory.has(&request) {
                 continue;
             }
-            let memory = self.memory.with(request).map_err(|source| Violation::Memory {
+            let memory = self.memory.with(request).map_err(|cause| Violation::Memory {
                 request: FrontEndRequest::AddMemReg,
-                source,
+                cause,
             })?;
             self.replace_memory(memory);
         }
@@ -444,7 +442,7 @@ impl Session {
         let memory = self
             .memory
             .without(guest, front_end, region.size)
-            .map_err(|source| Violation::Memory { request: FrontEndRequest::RemMemReg, source })?;
+            .map_err(|cause| Violation::Memory { request: FrontEndRequest::RemMemReg, cause })?;
         self.replace_memory(memory);
         Ok(())
     }
@@ -610,7 +608,7 @@ fn memory_files(
         return Ok(descriptors);
     }
     descriptor::close(descriptors);
-    Err(Violation::Memory { request, source: MapError::NotMemory })
+    Err(Violation::Memory { request, cause: MapError::NotMemory })
 }
 
 fn request(region: &MemoryRegion, file: OwnedFd) -> RegionRequest {

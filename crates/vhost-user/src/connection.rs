@@ -99,7 +99,7 @@ pub enum Incoming {
 pub enum ConnectionError {
     /// The kernel refused.
     #[error("the socket failed: {0}")]
-    Io(#[from] std::io::Error),
+    Io(std::io::Error),
     /// A header that starts no message.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -124,6 +124,12 @@ pub enum ConnectionError {
     /// The peer takes no messages.
     #[error("the peer does not read: {MAX_OUTGOING} messages wait for it")]
     NotReading,
+}
+
+impl From<std::io::Error> for ConnectionError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 impl From<Errno> for ConnectionError {

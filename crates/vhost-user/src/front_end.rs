@@ -75,20 +75,20 @@ const MAX_CONFIG: usize = 256;
 #[derive(Debug, Error)]
 pub enum FrontEndError {
     /// Nobody listens, or we may not.
-    #[error("cannot connect to {}: {source}", .path.display())]
+    #[error("cannot connect to {}: {cause}", .path.display())]
     Connect {
         /// The socket's path.
         path: PathBuf,
         /// The kernel's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// The socket cannot be made, or fails.
-    #[error("cannot listen at {}: {source}", .path.display())]
+    #[error("cannot listen at {}: {cause}", .path.display())]
     Listen {
         /// The socket's path.
         path: PathBuf,
         /// The kernel's reason.
-        source: io::Error,
+        cause: io::Error,
     },
     /// We listen, and no back end came.
     #[error("no back end connected to {} within {limit:?}", .path.display())]
@@ -99,12 +99,12 @@ pub enum FrontEndError {
         limit: Duration,
     },
     /// The connection broke.
-    #[error("{request}: {source}")]
+    #[error("{request}: {cause}")]
     Connection {
         /// The request that was on its way.
         request: FrontEndRequest,
         /// What happened.
-        source: ConnectionError,
+        cause: ConnectionError,
     },
     /// The back end closed the connection: it found something wrong, and its log says what.
     #[error("the back end closed the connection on {request}")]
@@ -177,12 +177,12 @@ pub enum FrontEndError {
         len: usize,
     },
     /// We ran out of descriptors.
-    #[error("cannot make or duplicate a file descriptor for {request}: {source}")]
+    #[error("cannot make or duplicate a file descriptor for {request}: {cause}")]
     Duplicate {
         /// The request that was to carry it.
         request: FrontEndRequest,
         /// The kernel's reason.
-        source: io::Error,
+        cause: io::Error,
     },
 }
 
@@ -266,7 +266,7 @@ impl FrontEnd {
             connect(&socket, &SocketAddrUnix::new(path)?)?;
             Ok(socket)
         };
-        let failed = |source| FrontEndError::Connect { path: path.to_owned(), source };
+        let failed = |cause| FrontEndError::Connect { path: path.to_owned(), cause };
         let socket = connect().map_err(|error| failed(error.into()))?;
         Self::new(socket, limit).map_err(failed)
     }
@@ -555,7 +555,7 @@ impl FrontEnd {
     /// comes there is served while a call waits for an answer, and by [`Self::back_end_event`].
     pub fn open_channel(&mut self) -> Result<(), FrontEndError> {
         let request = FrontEndRequest::SetBackendReqFd;
-        let failed = |source| FrontEndError::Duplicate { request, source };
+        let failed = |cause| FrontEndError::Duplicate { request, cause };
         let (channel, theirs) = Channel::new().map_err(failed)?;
         self.tell(request, Payload::Empty, &[theirs.as_fd()])?;
         self.channel = Some(channel);
@@ -656,12 +656,12 @@ impl FrontEnd {
         {
             return Err(FrontEndError::NotNegotiated { request, needs });
         }
-        let failed = |source| failure(request, source);
+        let failed = |cause| failure(request, cause);
         let descriptors = descriptors
             .iter()
             .map(|descriptor| descriptor.try_clone_to_owned())
             .collect::<io::Result<Vec<OwnedFd>>>()
-            .map_err(|source| FrontEndError::Duplicate { request, source })?;
+            .map_err(|cause| FrontEndError::Duplicate { request, cause })?;
         let number = request.number();
         let message = Message::request(number, need_reply, payload.encode(), descriptors);
         let mut gone = self.connection.send(message).map_err(failed)?;
@@ -689,7 +689,7 @@ impl FrontEnd {
         request: FrontEndRequest,
         deadline: Instant,
     ) -> Result<Vec<u8>, FrontEndError> {
-        let failed = |source| failure(request, source);
+        let failed = |cause| failure(request, cause);
         let malformed = |what| FrontEndError::Malformed { request, what };
         let message = loop {
             match self.connection.receive().map_err(failed)? {
@@ -751,10 +751,10 @@ fn checked_config(len: usize) -> Result<usize, FrontEndError> {
 }
 
 /// A back end that finds a message wrong closes the connection, with what follows unread.
-fn failure(request: FrontEndRequest, source: ConnectionError) -> FrontEndError {
-    match source {
+fn failure(request: FrontEndRequest, cause: ConnectionError) -> FrontEndError {
+    match cause {
         ConnectionError::Gone => FrontEndError::Closed { request },
-        source => FrontEndError::Connection { request, source },
+        cause => FrontEndError::Connection { request, cause },
     }
 }
 

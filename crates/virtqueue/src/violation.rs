@@ -91,7 +91,7 @@ pub enum Violation {
     },
     /// A buffer or table that is not in shared memory.
     #[error("buffer: {0} (virtio 1.3, 2.7.5 and 2.8.13)")]
-    Memory(#[from] Fault),
+    Memory(Fault),
     /// A used entry that names no outstanding chain.
     #[error("used entry names chain {id}, which is not outstanding (virtio 1.3, 2.7.8 and 2.8.6)")]
     UsedId {
@@ -110,4 +110,10 @@ pub enum Violation {
         /// Chains that the device holds.
         outstanding: u16,
     },
+}
+
+impl From<Fault> for Violation {
+    fn from(fault: Fault) -> Self {
+        Self::Memory(fault)
+    }
 }

@@ -34,12 +34,12 @@ pub enum LoadError {
     #[error(transparent)]
     Connect(FrontEndError),
     /// The vhost-user side failed.
-    #[error("{}: {source}", .path.display())]
+    #[error("{}: {cause}", .path.display())]
     FrontEnd {
         /// The back end's socket.
         path: PathBuf,
         /// What happened.
-        source: FrontEndError,
+        cause: FrontEndError,
     },
     /// The back end went away.
     #[error("{}: the back end closed the connection, or died", .path.display())]
@@ -48,12 +48,12 @@ pub enum LoadError {
         path: PathBuf,
     },
     /// The back end broke a rule of the ring.
-    #[error("{}: the back end broke a rule of the ring: {source}", .path.display())]
+    #[error("{}: the back end broke a rule of the ring: {cause}", .path.display())]
     Ring {
         /// The back end's socket.
         path: PathBuf,
         /// Which one.
-        source: Violation,
+        cause: Violation,
     },
     /// The back end delivered what is no frame.
     #[error("{}: the back end delivered {what} (virtio 1.3, 5.1.6.4)", .path.display())]
@@ -91,16 +91,40 @@ pub enum LoadError {
     },
     /// The rings do not fit the memory.
     #[error("cannot lay out the rings: {0}")]
-    Layout(#[from] LayoutError),
+    Layout(LayoutError),
     /// A buffer is not in the memory.
     #[error("cannot reach a buffer: {0}")]
-    Memory(#[from] Fault),
+    Memory(Fault),
     /// The memory could not be made.
     #[error("cannot make the port's memory: {0}")]
-    Map(#[from] MapError),
+    Map(MapError),
     /// The kernel refused.
     #[error("cannot set up a port: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<LayoutError> for LoadError {
+    fn from(error: LayoutError) -> Self {
+        Self::Layout(error)
+    }
+}
+
+impl From<Fault> for LoadError {
+    fn from(fault: Fault) -> Self {
+        Self::Memory(fault)
+    }
+}
+
+impl From<MapError> for LoadError {
+    fn from(error: MapError) -> Self {
+        Self::Map(error)
+    }
+}
+
+impl From<io::Error> for LoadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// What a port is to be.
@@ -195,9 +219,9 @@ impl Port {
     ///
     /// The back end cannot be reached, lacks a feature, or does not answer in time.
     pub fn connect(path: &Path, options: &PortOptions) -> Result<Self, LoadError> {
-        let failed = |source| match source {
-            FrontEndError::Connect { .. } => LoadError::Connect(source),
-            source => LoadError::FrontEnd { path: path.to_owned(), source },
+        let failed = |cause| match cause {
+            FrontEndError::Connect { .. } => LoadError::Connect(cause),
+            cause => LoadError::FrontEnd { path: path.to_owned(), cause },
         };
         let mut front_end = FrontEnd::connect(path, options.limit).map_err(failed)?;
         let required = Features::VERSION_1 | options.required;
@@ -326,7 +350,7 @@ impl Port {
     }
 
     pub(super) fn violation(path: &Path) -> impl Fn(Violation) -> LoadError {
-        move |source| LoadError::Ring { path: path.to_owned(), source }
+        move |cause| LoadError::Ring { path: path.to_owned(), cause }
     }
 
     /// Takes back the transmit buffers that were sent.

@@ -58,7 +58,7 @@ fn connect(flags: &Client) -> anyhow::Result<Guest> {
         let is_strange = matches!(
             error,
             FrontEnd(FrontEndError::Connection {
-                source: ConnectionError::Header(_) | ConnectionError::CutOff { .. },
+                cause: ConnectionError::Header(_) | ConnectionError::CutOff { .. },
                 ..
             })
         );

@@ -236,6 +236,6 @@ pub(super) fn event_descriptor(
     }
     // Where calls are plain writes, so that an honest front end's full counter does not block them.
     rustix::io::ioctl_fionbio(&descriptor, true)
-        .map_err(|source| Violation::Descriptor { source: source.into() })?;
+        .map_err(|cause| Violation::Descriptor { cause: cause.into() })?;
     Ok(Arc::new(descriptor))
 }

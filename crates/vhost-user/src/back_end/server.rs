@@ -213,7 +213,13 @@ pub enum ServerError {
     MemoryCutOff,
     /// The kernel refused.
     #[error("cannot wait for the front end: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
+}
+
+impl From<io::Error> for ServerError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
 }
 
 /// Serves one front end.

@@ -88,12 +88,12 @@ pub enum Violation {
         descriptors: usize,
     },
     /// A region that cannot be mapped.
-    #[error("{request}: {source}")]
+    #[error("{request}: {cause}")]
     Memory {
         /// The request.
         request: FrontEndRequest,
         /// What is wrong with the region.
-        source: MapError,
+        cause: MapError,
     },
     /// A ring that does not exist.
     #[error(
@@ -157,10 +157,10 @@ pub enum Violation {
         kind: String,
     },
     /// A descriptor that the kernel does not let us use.
-    #[error("a ring's file descriptor cannot be used: {source}")]
+    #[error("a ring's file descriptor cannot be used: {cause}")]
     Descriptor {
         /// The kernel's reason.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A ring that was told to go and has no place.
     #[error("ring {ring} cannot run: {fault}")]

@@ -32,14 +32,14 @@ impl FrontEndListener {
         };
         match bind() {
             Ok(listener) => Ok(Self { listener, path }),
-            Err(source) => Err(FrontEndError::Listen { path, source }),
+            Err(cause) => Err(FrontEndError::Listen { path, cause }),
         }
     }
 
     /// Waits up to `patience` for a back end to connect. `limit` is how long each of its answers may
     /// take.
     pub fn accept(&self, patience: Duration, limit: Duration) -> Result<FrontEnd, FrontEndError> {
-        let failed = |source| FrontEndError::Listen { path: self.path.clone(), source };
+        let failed = |cause| FrontEndError::Listen { path: self.path.clone(), cause };
         let deadline = Instant::now() + patience;
         loop {
             match self.listener.accept() {
