@@ -1,13 +1,13 @@
 //! `ringway vapp`: the reference pair with each other, with stock QEMU, and with all that is not what it says it is.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -186,6 +186,61 @@ fn a_dump_tells_both_directions() -> Result<()> {
         ensure!(text.contains(&format!("{mine} {words}")), "no {mine} {words}: {text}");
         server.program.job().wait_for(&format!("{its} {words}"), LIMIT)?;
     }
+    server.stop()?;
+    Ok(())
+}
+
+/// Starts `ringway vapp` with these arguments, has somebody read one line of what it prints, and go away.
+fn read_one_line(arguments: &[&str]) -> Result<(Child, JoinHandle<Result<String>>)> {
+    let mut command = bound_command(binary()?);
+    command.arg("vapp").args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(command)?;
+    let output = child.stdout.take().context("a pipe")?;
+    let reader = thread::spawn(move || {
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line)?;
+        Ok(line)
+    });
+    Ok((child, reader))
+}
+
+#[test]
+fn nobody_reads_the_dump_any_more() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let path = directory.path().join("s");
+    let place = path.to_str().context("a path of ours")?;
+    let (mut server, reader) = read_one_line(&["server", "--socket-path", place, "--dump"])?;
+    let mut says = BufReader::new(server.stderr.take().context("a pipe")?);
+    let mut line = String::new();
+    says.read_line(&mut line)?;
+    ensure!(line.starts_with("listening at"), "{line}");
+    // It goes in the middle of their conversation.
+    client(&path, &[])?;
+    ensure!(reader.join().expect("it reads")?.starts_with("<- GET_FEATURES"));
+    ensure!(server.wait()?.success() && !path.exists(), "it left its socket behind");
+
+    let server = Listening::new(&[])?;
+    let path = server.path();
+    let place = path.to_str().context("a path of ours")?;
+    for (arguments, line) in [
+        (&["client", place, "--dump"][..], "-> GET_FEATURES"),
+        (&["client", place], "connected to"),
+    ] {
+        let (mut client, reader) = read_one_line(arguments)?;
+        ensure!(reader.join().expect("it reads")?.starts_with(line), "{arguments:?}");
+        ensure!(client.wait()?.success(), "{arguments:?}");
+    }
+    server.stop()?;
+    Ok(())
+}
+
+/// QEMU has a file to hand over, and maps it for itself: no frame would ever come.
+#[test]
+fn a_guest_that_shares_no_memory() -> Result<()> {
+    let server = Listening::new(&[])?;
+    let nic = Nic::vhost_user(server.path()).mac(&mac(1));
+    let [_guest] = boot([guest(1, nic)?.memory_backend("memory-backend-memfd,share=off")])?;
+    server.program.job().wait_for_line(&["front end was disconnected", "share=on"], LIMIT)?;
     server.stop()?;
     Ok(())
 }

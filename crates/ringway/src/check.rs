@@ -100,6 +100,8 @@ pub fn check(flags: &Flags) -> anyhow::Result<bool> {
             && let Err(error) = print(result, &mut topic)
         {
             broken.get_or_insert(error);
+            // Nobody reads what would come.
+            interrupted.store(true, Ordering::Relaxed);
         }
     });
     let report = outcome.with_context(|| format!("cannot judge {}", path.display()))?;

@@ -6,7 +6,6 @@ mod cli;
 mod config;
 mod demo;
 mod session;
-mod sharing;
 mod socket;
 mod switch;
 mod vapp;

@@ -15,15 +15,10 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
-use vhost_user::back_end::{Device, Event, Offer, Session, Violation};
+use vhost_user::back_end::{Device, Event, Offer, Session, Violation, sharing};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
-use wire::vhost_user::FrontEndRequest;
 
-use crate::sharing;
 use crate::workers::Workers;
-
-/// How long to ask the kernel whether a front end's memory is really shared.
-const SHARING_LIMIT: Duration = Duration::from_millis(500);
 
 /// What is logged of one connection about requests that were refused and forgiven: a front end
 /// could send them without end.
@@ -250,16 +245,15 @@ impl Socket {
     /// Whether `message` hands over memory of which the front end keeps a copy of its own. Asked of
     /// the kernel by a thread that may wait: the answer takes a lock of the front end's.
     async fn is_private_memory(&self, message: &Message) -> bool {
-        use FrontEndRequest::{AddMemReg, SetMemTable};
-        let hands_over = [SetMemTable, AddMemReg].map(FrontEndRequest::number);
-        let Some(peer) = self.peer else { return false };
-        if !hands_over.contains(&message.header.request) {
+        let (Some(peer), files) = (self.peer, sharing::shared_files(message)) else { return false };
+        if files.is_empty() {
             return false;
         }
-        let files = message.descriptors.iter().filter_map(sharing::memory_file).collect();
         let is_private = spawn_blocking(move || sharing::is_private(peer, files));
         // No answer is no reason to refuse anybody.
-        timeout(SHARING_LIMIT, is_private).await.is_ok_and(|is_private| is_private.unwrap_or(false))
+        timeout(sharing::LIMIT, is_private)
+            .await
+            .is_ok_and(|is_private| is_private.unwrap_or(false))
     }
 
     /// The next message; none when the front end is gone. May be cancelled.

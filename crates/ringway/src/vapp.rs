@@ -24,6 +24,7 @@ use vhost_user::back_end::End;
 use crate::config::DEFAULT_SOCKET_MODE;
 use crate::socket::listen_at;
 use cli::{Role, Server, Vapp};
+use dump::Dump;
 use server::Net;
 
 /// How long either end may take to stop once it was told to.
@@ -92,7 +93,7 @@ pub async fn vapp(flags: Vapp, stop: &mut crate::Stop) -> anyhow::Result<()> {
 
 /// Serves front ends where the flags say that they are.
 fn serve(flags: &Server, stopping: &Stopping) -> anyhow::Result<()> {
-    let mut net = Net::new(flags.work(), flags.dump);
+    let mut net = Net::new(flags.work(), flags.dump.then(|| Dump::new(stopping)));
     if let Some(path) = &flags.place.socket_path {
         return serve_all(path, &mut net, stopping);
     }
@@ -132,8 +133,8 @@ fn serve_all(path: &Path, net: &mut Net, stopping: &Stopping) -> anyhow::Result<
 /// Serves one front end, and says what came of it.
 fn serve_one(socket: OwnedFd, net: &mut Net, stopping: &Stopping) -> anyhow::Result<End> {
     let mut connection = Connection::new(socket)?;
-    if net.dump {
-        connection.observe(dump::messages());
+    if let Some(dump) = &net.dump {
+        connection.observe(dump.messages());
     }
     net.tally = server::Tally::default();
     let end = net.serve(connection, stopping);

@@ -53,6 +53,7 @@ mod device;
 mod pair;
 mod ring;
 mod server;
+pub mod sharing;
 mod violation;
 
 use std::os::fd::{AsFd, OwnedFd};

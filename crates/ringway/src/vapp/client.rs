@@ -11,8 +11,9 @@ use vhost_user::{ConnectionError, Direction, FrontEnd, FrontEndError};
 use wire::virtio::NetHeader;
 
 use super::cli::Client;
+use super::dump::Dump;
 use super::frame::Kind;
-use super::{Stopping, dump, socket};
+use super::{Stopping, socket};
 
 /// A frame that is not back by then is lost.
 const LOST: Duration = Duration::from_secs(1);
@@ -30,12 +31,13 @@ const SAMPLES: usize = 100_000;
 /// Runs the client until it is done, or told to stop.
 pub fn run(flags: &Client, stopping: &Stopping) -> anyhow::Result<()> {
     let place = flags.path.display();
-    let mut guest = connect(flags)?;
+    let dump = flags.dump.then(|| Dump::new(stopping));
+    let mut guest = connect(flags, dump.as_ref())?;
     let (kind, most) = (flags.kind(), guest.driver().max_frame());
     ensure!(kind.size() <= most, "a frame may have {most} bytes at most");
     say(&format!("connected to {place}, features {}", guest.driver().features()))?;
     let mut check = Check::new(kind);
-    let result = exchange(flags, &mut guest, &mut check, stopping);
+    let result = exchange(flags, &mut guest, &mut check, dump.as_ref(), stopping);
     say(&check.total.summary(check.in_flight.len()))?;
     result.with_context(|| format!("the back end at {place}"))?;
     if flags.verify && !check.total.is_flawless() {
@@ -45,11 +47,11 @@ pub fn run(flags: &Client, stopping: &Stopping) -> anyhow::Result<()> {
 }
 
 /// Connects to the back end, or says in plain words why that cannot be done.
-fn connect(flags: &Client) -> anyhow::Result<Guest> {
+fn connect(flags: &Client, dump: Option<&Dump>) -> anyhow::Result<Guest> {
     let place = flags.path.display();
     let mut front_end = FrontEnd::new(socket::connect(&flags.path)?, socket::LIMIT)?;
-    if flags.dump {
-        front_end.observe(dump::messages());
+    if let Some(dump) = dump {
+        front_end.observe(dump.messages());
     }
     let options =
         Options { features: flags.features(), limit: socket::LIMIT, ..Options::default() };
@@ -78,6 +80,7 @@ fn exchange(
     flags: &Client,
     guest: &mut Guest,
     check: &mut Check,
+    dump: Option<&Dump>,
     stopping: &Stopping,
 ) -> anyhow::Result<()> {
     let mut pace = Pace::new(flags, guest.driver().receive_buffers(check.kind.size()));
@@ -90,8 +93,8 @@ fn exchange(
         // As many as there are buffers for, so that we also send.
         for _ in 0..MOST {
             let taken = guest.driver().receive(|received| {
-                if flags.dump {
-                    dump::frame(Direction::Received, Ok(received.header), received.frame);
+                if let Some(dump) = dump {
+                    dump.frame(Direction::Received, Ok(received.header), received.frame);
                 }
                 check.take(received.frame, now)
             })?;
@@ -106,8 +109,8 @@ fn exchange(
             if !guest.driver().send(NetHeader::default(), &frame)? {
                 break;
             }
-            if flags.dump {
-                dump::frame(Direction::Sent, Ok(NetHeader::default()), &frame);
+            if let Some(dump) = dump {
+                dump.frame(Direction::Sent, Ok(NetHeader::default()), &frame);
             }
             check.sent(pace.sent, now);
             pace.sent += 1;

@@ -12,7 +12,8 @@ use virtqueue::Violation;
 use wire::vhost_user::{MAX_RINGS, ProtocolFeatures};
 use wire::virtio::{Features, NetHeader};
 
-use super::{dump, frame};
+use super::dump::Dump;
+use super::frame;
 
 /// What a guest may have. No offloads: every frame is complete, and none is longer than its MTU.
 const OFFER: Offer = Offer {
@@ -50,8 +51,8 @@ pub enum Work {
 /// The back end.
 pub struct Net {
     pub work: Work,
-    /// Whether to print every frame.
-    pub dump: bool,
+    /// Prints every frame, if that is wanted.
+    pub dump: Option<Dump>,
     pub tally: Tally,
     /// The frame at hand: a private copy, which the guest cannot change any more.
     frame: Vec<u8>,
@@ -68,7 +69,7 @@ pub struct Tally {
 }
 
 impl Net {
-    pub fn new(work: Work, dump: bool) -> Self {
+    pub fn new(work: Work, dump: Option<Dump>) -> Self {
         Self { work, dump, tally: Tally::default(), frame: Vec::new() }
     }
 
@@ -90,8 +91,8 @@ impl Net {
             pair.put_back(taken);
             return Ok(false);
         }
-        if self.dump {
-            dump::frame(Direction::Received, taken.header, &self.frame);
+        if let Some(dump) = &self.dump {
+            dump.frame(Direction::Received, taken.header, &self.frame);
         }
         self.tally.from_guest += 1;
         self.tally.bytes_from_guest += self.frame.len() as u64;
@@ -106,8 +107,8 @@ impl Net {
         let delivery = pair.deliver(NetHeader::default(), &self.frame)?;
         if delivery == Delivery::Done {
             self.tally.to_guest += 1;
-            if self.dump {
-                dump::frame(Direction::Sent, Ok(NetHeader::default()), &self.frame);
+            if let Some(dump) = &self.dump {
+                dump.frame(Direction::Sent, Ok(NetHeader::default()), &self.frame);
             }
         }
         Ok(delivery)

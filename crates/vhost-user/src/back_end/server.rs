@@ -25,11 +25,12 @@ use std::time::Duration;
 use memory::{ReadSlice, WriteSlice};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
 use thiserror::Error;
 use virtqueue::{Chain, DeviceQueue};
 use wire::virtio::Features;
 
-use super::{Device, Offer, Pair, RingSetup, Session, Step, Violation};
+use super::{Device, Offer, Pair, RingSetup, Session, Step, Violation, sharing};
 use crate::connection::{Connection, ConnectionError, Incoming};
 
 /// How often rings without a kick descriptor are looked at.
@@ -225,6 +226,8 @@ impl From<io::Error> for ServerError {
 /// Serves one front end.
 pub struct Server {
     connection: Connection,
+    /// The front end's process, if it can be seen from here.
+    peer: Option<i32>,
     session: Session,
     rings: Rings,
     /// Whether all answers are gone.
@@ -240,7 +243,9 @@ impl Server {
     pub fn new(connection: Connection, offer: Offer) -> Result<Self, ServerError> {
         let session = Session::new(offer);
         let rings = Rings::new(session.device().clone())?;
-        Ok(Self { connection, session, rings, is_flushed: true })
+        let peer = socket_peercred(&connection).ok();
+        let peer = peer.map(|peer| peer.pid.as_raw_nonzero().get());
+        Ok(Self { connection, peer, session, rings, is_flushed: true })
     }
 
     /// Serves the front end until it goes away, or `stop` becomes readable.
@@ -316,6 +321,13 @@ impl Server {
             Incoming::NotYet => return Ok(true),
             Incoming::Closed => return Ok(false),
         };
+        let files = sharing::shared_files(&message);
+        if let Some(peer) = self.peer
+            && !files.is_empty()
+            && sharing::is_found_private(peer, files)
+        {
+            return Err(Violation::NotShared.into());
+        }
         let step = self.session.handle(message)?;
         back_end.told(&step);
         if let Some(device) = &step.device {

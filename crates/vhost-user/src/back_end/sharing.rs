@@ -9,20 +9,52 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{fcntl_get_seals, fstat, major, minor};
+use std::sync::mpsc::channel;
+use std::thread;
+use std::time::Duration;
 
+use rustix::fs::{fcntl_get_seals, fstat, major, minor};
+use wire::vhost_user::FrontEndRequest;
+
+use crate::connection::Message;
+
+/// How long to ask the kernel whether a front end's memory is really shared.
+pub const LIMIT: Duration = Duration::from_millis(500);
 /// Most of a process's list of mappings that is read.
 const LIST_MAX: u64 = 4 << 20;
 
+/// Files of memory that `message` hands over, to ask [`is_private`] about.
+pub fn shared_files(message: &Message) -> Vec<OwnedFd> {
+    use FrontEndRequest::{AddMemReg, SetMemTable};
+    let hands_over = [SetMemTable, AddMemReg].map(FrontEndRequest::number);
+    if !hands_over.contains(&message.header.request) {
+        return Vec::new();
+    }
+    message.descriptors.iter().filter_map(memory_file).collect()
+}
+
+/// [`is_private`], for a thread that may wait a moment. False when the kernel has no answer by then.
+pub(super) fn is_found_private(process: i32, files: Vec<OwnedFd>) -> bool {
+    let (answer, answered) = channel();
+    let ask = move || {
+        let _ = answer.send(is_private(process, files));
+    };
+    let asks = thread::Builder::new().name("sharing".to_owned()).spawn(ask);
+    // No answer is no reason to refuse anybody.
+    asks.is_ok() && answered.recv_timeout(LIMIT).unwrap_or(false)
+}
+
 /// A file of memory, to ask about. None for any other file: even to ask for its name might mean to
 /// wait for whoever serves it.
-pub fn memory_file(file: &OwnedFd) -> Option<OwnedFd> {
+fn memory_file(file: &OwnedFd) -> Option<OwnedFd> {
     fcntl_get_seals(file).ok()?;
     file.try_clone().ok()
 }
 
 /// Whether `process` has one of these files mapped, and only for itself. False when that cannot be
 /// told: the process is another user's, or the memory that of yet another process.
+///
+/// Call it from a thread that may wait: to answer, the kernel takes a lock of the front end's.
 pub fn is_private(process: i32, files: Vec<OwnedFd>) -> bool {
     let Ok(list) = File::open(format!("/proc/{process}/maps")) else { return false };
     let mut mappings = String::new();
