@@ -85,8 +85,8 @@ fn nobody_to_judge_is_said_in_one_sentence() -> Result<()> {
     let silent = directory.path().join("silent");
     let _listener = std::os::unix::net::UnixListener::bind(&silent)?;
     for (path, expected) in [
-        (directory.path().join("nothing"), "No such file or directory"),
-        (file, "Connection refused"),
+        (directory.path().join("nothing"), "there is no socket"),
+        (file, "it is not a socket"),
         (silent, "no answer within 200ms"),
     ] {
         let path = path.to_str().context("a path")?;

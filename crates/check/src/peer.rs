@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout, socket_peercred};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect,
-    recvmsg, sendmsg, shutdown, socket_with,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
 use wire::vhost_user::{FrontEndRequest, Payload, ProtocolFeatures, Shape};
 use wire::virtio::Features;
@@ -78,14 +77,7 @@ pub fn message(number: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
 impl Peer {
     /// Connects. `limit` is how long each answer may take.
     pub fn connect(path: &Path, limit: Duration) -> Check<Self> {
-        let connected = || -> Result<OwnedFd, Errno> {
-            let socket =
-                socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-            set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-            connect(&socket, &SocketAddrUnix::new(path)?)?;
-            Ok(socket)
-        };
-        let socket = connected()
+        let socket = sys::connect(path, limit)
             .map_err(|error| fail(format!("cannot connect to {}: {error}", path.display())))?;
         Ok(Self { socket, limit, offered: Features::NONE, protocol: ProtocolFeatures::NONE })
     }
@@ -191,7 +183,10 @@ impl Peer {
             u32::from_ne_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
         let [number, flags, size] = [word(0), word(4), word(8)];
-        ensure(size <= 4096, format!("a message of {size} bytes came"))?;
+        ensure(
+            size <= 4096,
+            format!("a message of {size} bytes came, which is more than vhost-user has"),
+        )?;
         let mut payload = vec![0; size as usize];
         if self.read(&mut payload, &mut descriptors)?.is_none() {
             return Err(fail("the connection was closed inside a message"));

@@ -213,9 +213,14 @@ fn connect(options: &Options) -> anyhow::Result<Generator> {
     Ok(Generator::new(ports.collect::<Result<_, _>>().map_err(said)?))
 }
 
-/// An error that names its cause already.
+/// An error, and what may be behind it.
 fn said(error: LoadError) -> anyhow::Error {
-    anyhow!("{error}")
+    match &error {
+        LoadError::FrontEnd { cause, .. } if cause.is_foreign() => {
+            anyhow!("{error}; this does not look like a vhost-user back end")
+        }
+        _ => error.into(),
+    }
 }
 
 /// The line that shows how a trial gets on; nothing, where nobody watches.

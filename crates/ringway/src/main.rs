@@ -11,7 +11,7 @@ mod switch;
 mod vapp;
 mod workers;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -39,10 +39,15 @@ fn main() -> ExitCode {
         // Whoever read our output has seen enough.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ringway: {error:#}");
+            tell(&format!("ringway: {error:#}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// One line on standard error, if anybody reads it.
+fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -57,7 +62,7 @@ fn judge(flags: &check::Flags) -> ExitCode {
         Ok(false) => ExitCode::FAILURE,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ringway: {error:#}");
+            tell(&format!("ringway: {error:#}"));
             ExitCode::from(2)
         }
     }

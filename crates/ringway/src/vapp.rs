@@ -23,6 +23,7 @@ use vhost_user::back_end::End;
 
 use crate::config::DEFAULT_SOCKET_MODE;
 use crate::socket::listen_at;
+use crate::tell;
 use cli::{Role, Server, Vapp};
 use dump::Dump;
 use server::Net;
@@ -98,7 +99,8 @@ fn serve(flags: &Server, stopping: &Stopping) -> anyhow::Result<()> {
         return serve_all(path, &mut net, stopping);
     }
     let socket = match (&flags.place.connect, flags.place.fd) {
-        (Some(path), _) => socket::connect(path)?,
+        (Some(path), _) => sys::connect(path, socket::LIMIT)
+            .with_context(|| format!("cannot connect to {}", path.display()))?,
         (None, Some(number)) => socket::inherited(number)?,
         (None, None) => bail!("say where the front end is: --socket-path, --connect or --fd"),
     };
@@ -110,7 +112,7 @@ fn serve_all(path: &Path, net: &mut Net, stopping: &Stopping) -> anyhow::Result<
     let place = path.display();
     let listener = listen_at(path, DEFAULT_SOCKET_MODE, None)
         .with_context(|| format!("cannot listen at {place}"))?;
-    eprintln!("listening at {place}");
+    tell(&format!("listening at {place}"));
     loop {
         let [_, stopped] = stopping.wait_for(&listener.socket, None)?;
         if stopped {
@@ -125,7 +127,7 @@ fn serve_all(path: &Path, net: &mut Net, stopping: &Stopping) -> anyhow::Result<
         match serve_one(socket.into(), net, stopping) {
             Ok(End::Stopped) => return Ok(()),
             Ok(End::Closed) => {}
-            Err(error) => eprintln!("ringway: {error:#}"),
+            Err(error) => tell(&format!("ringway: {error:#}")),
         }
     }
 }
@@ -139,9 +141,9 @@ fn serve_one(socket: OwnedFd, net: &mut Net, stopping: &Stopping) -> anyhow::Res
     net.tally = server::Tally::default();
     let end = net.serve(connection, stopping);
     let server::Tally { from_guest, bytes_from_guest, to_guest, dropped } = net.tally;
-    eprintln!(
+    tell(&format!(
         "{from_guest} frames ({bytes_from_guest} bytes) from the guest, {to_guest} to it, \
          {dropped} dropped"
-    );
+    ));
     end.context("the front end was disconnected")
 }

@@ -1,12 +1,14 @@
-//! The few raw system interfaces that rustix lacks.
+//! The few raw system interfaces that rustix lacks, and calls that would otherwise wait for ever.
 #![expect(
     unsafe_code,
     reason = "ioctls take structures that only their own documentation describes, and an inherited \
               descriptor is a number"
 )]
 
+mod connect;
 mod inherit;
 pub mod notify;
 pub mod tun;
 
+pub use connect::connect;
 pub use inherit::inherited;

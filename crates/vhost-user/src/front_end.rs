@@ -44,8 +44,6 @@ use std::time::{Duration, Instant};
 use memory::{FrontEndAddress, GuestAddress};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 use thiserror::Error;
 use wire::ethernet::MacAddress;
 use wire::vhost_user::{
@@ -186,6 +184,14 @@ pub enum FrontEndError {
     },
 }
 
+impl FrontEndError {
+    /// Whether it looks as if no vhost-user back end had answered at all, but something else.
+    pub fn is_foreign(&self) -> bool {
+        use ConnectionError::{CutOff, Header};
+        matches!(self, Self::Connection { cause: Header(_) | CutOff { .. }, .. })
+    }
+}
+
 /// What both sides agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Negotiated {
@@ -256,18 +262,10 @@ pub struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// Connects to a back end that listens. `limit` is how long each answer may take.
+    /// Connects to a back end that listens. `limit` is how long that and each answer may take.
     pub fn connect(path: &Path, limit: Duration) -> Result<Self, FrontEndError> {
-        let connect = || -> Result<OwnedFd, Errno> {
-            let flags = SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            // A listener that does not accept would otherwise hold us for ever.
-            set_socket_timeout(&socket, Timeout::Send, Some(limit))?;
-            connect(&socket, &SocketAddrUnix::new(path)?)?;
-            Ok(socket)
-        };
         let failed = |cause| FrontEndError::Connect { path: path.to_owned(), cause };
-        let socket = connect().map_err(|error| failed(error.into()))?;
+        let socket = sys::connect(path, limit).map_err(failed)?;
         Self::new(socket, limit).map_err(failed)
     }
 

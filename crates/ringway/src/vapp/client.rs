@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use guest::{Guest, GuestError, Options};
-use vhost_user::{ConnectionError, Direction, FrontEnd, FrontEndError};
+use vhost_user::{Direction, FrontEnd};
 use wire::virtio::NetHeader;
 
 use super::cli::Client;
@@ -49,22 +49,15 @@ pub fn run(flags: &Client, stopping: &Stopping) -> anyhow::Result<()> {
 /// Connects to the back end, or says in plain words why that cannot be done.
 fn connect(flags: &Client, dump: Option<&Dump>) -> anyhow::Result<Guest> {
     let place = flags.path.display();
-    let mut front_end = FrontEnd::new(socket::connect(&flags.path)?, socket::LIMIT)?;
+    let mut front_end = FrontEnd::connect(&flags.path, socket::LIMIT)?;
     if let Some(dump) = dump {
         front_end.observe(dump.messages());
     }
     let options =
         Options { features: flags.features(), limit: socket::LIMIT, ..Options::default() };
     Guest::start(front_end, &options).map_err(|error| {
-        use GuestError::FrontEnd;
-        let is_strange = matches!(
-            error,
-            FrontEnd(FrontEndError::Connection {
-                cause: ConnectionError::Header(_) | ConnectionError::CutOff { .. },
-                ..
-            })
-        );
-        let hint = if is_strange { ", which does not look like a vhost-user back end" } else { "" };
+        let is_foreign = matches!(&error, GuestError::FrontEnd(error) if error.is_foreign());
+        let hint = if is_foreign { ", which does not look like a vhost-user back end" } else { "" };
         let context = format!("cannot use what listens at {place}{hint}");
         anyhow::Error::from(error).context(context)
     })
