@@ -8,7 +8,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
