@@ -123,6 +123,19 @@ impl Peer {
         Ok(())
     }
 
+    /// Sends bytes one by one, each when the one before was read: the back end sees pieces. One that reads
+    /// nothing before it has everything is not waited for.
+    pub fn send_slowly(&self, bytes: &[u8]) -> Check {
+        let deadline = Instant::now() + QUIET;
+        for byte in bytes {
+            self.send_bytes(&[*byte], &[])?;
+            while sys::is_read(&self.socket).is_ok_and(|read| !read) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
     /// Sends a request with any number, flags and payload.
     pub fn send(
         &self,

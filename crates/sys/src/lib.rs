@@ -8,5 +8,7 @@
 mod inherit;
 pub mod notify;
 pub mod tun;
+mod unread;
 
 pub use inherit::inherited;
+pub use unread::is_read;

@@ -54,18 +54,15 @@ pub(crate) const CASES: &[Rule] = &[
     }),
     case("puts a header together that comes byte by byte.", COMMUNICATION, |bench| {
         let peer = bench.connect()?;
-        for byte in get_features() {
-            peer.send_bytes(&[byte], &[])?;
-        }
+        peer.send_slowly(&get_features())?;
         peer.reply(R::GetFeatures).map(drop)
     }),
     case("puts a payload together that comes byte by byte.", COMMUNICATION, |bench| {
         let mut peer = bench.connect()?;
         peer.hello(ProtocolFeatures::NONE)?;
         let features = peer.offered;
-        for byte in message(R::SetFeatures.number(), VERSION, &features.0.to_ne_bytes()) {
-            peer.send_bytes(&[byte], &[])?;
-        }
+        let bytes = message(R::SetFeatures.number(), VERSION, &features.0.to_ne_bytes());
+        peer.send_slowly(&bytes)?;
         peer.barrier()
     }),
     case(
