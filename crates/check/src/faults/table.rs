@@ -194,7 +194,7 @@ const FAULTS: &[Fault] = &[
     slip("always-calls", Slip::AlwaysCalls, &["6.2", "6.4", "6.7", "6.9"]),
     feature("forgets-event-index", Does::Forgets(F::EVENT_IDX), &["6.5", "6.4", "6.9"]),
     slip("asks-for-no-kicks", Slip::AsksForNoKicks, &["6.10", "6.11", "6.12", "6.13"]),
-    on("stalls-on-idle-kick", &["kicked ring=1 for nothing"], Stalls, &["6.14"]),
+    on("stalls-on-many-kicks", &["kicked ring=1 many times"], Stalls, &["6.14"]),
     slip("keeps-former-call", Slip::KeepsFormerCall, &["6.15"]),
     slip("keeps-former-kick", Slip::KeepsFormerKick, &["6.16"]),
     // 7. Split.
