@@ -22,6 +22,9 @@ pub const TX: u32 = 1;
 /// Bytes of a receive buffer, unless a case wants others.
 pub const BUFFER: u32 = 2048;
 
+/// How long a back end that shows nothing may look at something wrong.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// How a device is brought up.
 #[derive(Clone, Debug)]
 pub struct Setup {
@@ -304,6 +307,29 @@ impl Device {
     /// Waits for a moment, or until the back end calls. It need not have been asked to.
     fn pause(&self, index: u32) {
         signalled(self.call(index), Duration::from_millis(1));
+    }
+
+    /// Lets the back end look at something wrong that was made available and kicked on a ring: until
+    /// it has used it, taken the kick, said something or closed the connection, and a message was
+    /// answered after that. It need do none of the first, as it may pass over what is wrong without a
+    /// word, and may leave kicks uncounted; so this waits no longer than [`LOOK`] for it.
+    pub fn look(&self, index: u32) {
+        let deadline = Instant::now() + LOOK;
+        let kick = self.kick_descriptor(index);
+        let is_kicked = || {
+            let mut polled = [PollFd::from_borrowed_fd(kick, PollFlags::IN)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
+        };
+        while Instant::now() < deadline
+            && is_kicked()
+            && !self.rings[index as usize].has_used(&self.memory)
+            && !self.peer.readable(Duration::ZERO)
+        {
+            self.pause(index);
+        }
+        // It is the next case's affair, or the runner's, when there is no answer.
+        let _ = self.peer.barrier();
     }
 
     /// Bytes of the header.

@@ -19,6 +19,8 @@ pub mod bench;
 mod case;
 mod cases;
 pub mod device;
+#[cfg(feature = "faults")]
+pub mod faults;
 mod memory;
 pub mod peer;
 pub mod ring;

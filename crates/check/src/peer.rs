@@ -27,6 +27,8 @@ pub const VERSION: u32 = 1;
 pub const REPLY: u32 = 4;
 /// Flag of a request that asks for an acknowledgement.
 pub const NEED_REPLY: u32 = 8;
+/// Flags that mean something; of the others nothing is said.
+pub const FLAGS: u32 = 0xf;
 /// The most descriptors that the kernel passes at once.
 pub const MOST_DESCRIPTORS: usize = 253;
 /// How long nothing may come before we believe that nothing comes.
@@ -113,6 +115,19 @@ impl Peer {
         Ok(())
     }
 
+    /// Sends bytes one by one, each when the one before was read: the back end sees pieces. One that reads
+    /// nothing before it has everything is not waited for.
+    pub fn send_slowly(&self, bytes: &[u8]) -> Check {
+        let deadline = Instant::now() + QUIET;
+        for byte in bytes {
+            self.send_bytes(&[*byte], &[])?;
+            while sys::is_read(&self.socket).is_ok_and(|read| !read) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
+        Ok(())
+    }
+
     /// Sends a request with any number, flags and payload.
     pub fn send(
         &self,
@@ -129,8 +144,8 @@ impl Peer {
         self.send(request.number(), VERSION, &payload.encode(), &[])
     }
 
-    /// Waits until something can be read, for `limit`.
-    fn readable(&self, limit: Duration) -> bool {
+    /// Whether something can be read, or the connection is closed, within `limit`.
+    pub fn readable(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -204,7 +219,7 @@ impl Peer {
             format!("a message with number {} came instead of a reply to {request}", reply.number),
         )?;
         ensure(
-            reply.flags == VERSION | REPLY,
+            reply.flags & FLAGS == VERSION | REPLY,
             format!("the reply to {request} has flags {:#x}, not 0x5", reply.flags),
         )?;
         Ok(reply)
@@ -274,7 +289,7 @@ impl Peer {
         let request = FrontEndRequest::from_number(number)
             .map_or_else(|| format!("request {number}"), |request| request.to_string());
         ensure(
-            reply.number == expected && reply.flags == VERSION | REPLY,
+            reply.number == expected && reply.flags & FLAGS == VERSION | REPLY,
             format!("after {request} came message {} with flags {:#x}", reply.number, reply.flags),
         )?;
         if !acknowledged {

@@ -292,6 +292,15 @@ impl Ring {
         Ok(self.reaped.pop_front())
     }
 
+    /// Whether the back end has used anything that was not reaped yet, whatever it says of it.
+    pub fn has_used(&self, memory: &Memory) -> bool {
+        if !self.packed {
+            return memory.u16(self.areas[2] + 2) != self.seen;
+        }
+        let flags = memory.u16(self.areas[0] + 16 * u64::from(self.seen) + 14);
+        [AVAIL, USED].iter().all(|bit| (flags & bit != 0) == self.wraps.1)
+    }
+
     fn used_split(&self, memory: &Memory) -> Check<Option<(u32, u32)>> {
         let index = memory.u16(self.areas[2] + 2);
         let ahead = index.wrapping_sub(self.seen);

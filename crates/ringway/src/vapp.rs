@@ -94,6 +94,10 @@ pub async fn vapp(flags: Vapp, stop: &mut crate::Stop) -> anyhow::Result<()> {
 
 /// Serves front ends where the flags say that they are.
 fn serve(flags: &Server, stopping: &Stopping) -> anyhow::Result<()> {
+    #[cfg(feature = "faults")]
+    if let (Some(fault), Some(path)) = (flags.fault, &flags.place.socket_path) {
+        return serve_wrong(path, fault, stopping);
+    }
     let mut net = Net::new(flags.work(), flags.dump.then(|| Dump::new(stopping)));
     if let Some(path) = &flags.place.socket_path {
         return serve_all(path, &mut net, stopping);
@@ -130,6 +134,25 @@ fn serve_all(path: &Path, net: &mut Net, stopping: &Stopping) -> anyhow::Result<
             Err(error) => tell(&format!("ringway: {error:#}")),
         }
     }
+}
+
+/// Serves front ends with one thing wrong, until that is the end of it.
+#[cfg(feature = "faults")]
+fn serve_wrong(
+    path: &Path,
+    fault: &'static check::faults::Fault,
+    stopping: &Stopping,
+) -> anyhow::Result<()> {
+    let place = path.display();
+    let listener = listen_at(path, DEFAULT_SOCKET_MODE, None)
+        .with_context(|| format!("cannot listen at {place}"))?;
+    eprintln!("listening at {place} with the fault {}", fault.name);
+    let now = Some(Duration::ZERO);
+    let stop = || stopping.wait_for(&listener.socket, now).is_ok_and(|[_, stopped]| stopped);
+    if !check::faults::serve(&listener.socket, fault, &stop) {
+        bail!("the fault {} is the end of it", fault.name);
+    }
+    Ok(())
 }
 
 /// Serves one front end, and says what came of it.

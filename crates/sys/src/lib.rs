@@ -9,6 +9,8 @@ mod connect;
 mod inherit;
 pub mod notify;
 pub mod tun;
+mod unread;
 
 pub use connect::connect;
 pub use inherit::inherited;
+pub use unread::is_read;

@@ -212,4 +212,19 @@ pub(crate) const CASES: &[Rule] = &[
         drop((writer, peer));
         is_closed(&reader, bench.target.limit)
     }),
+    case(
+        "closes a descriptor that comes with REM_MEM_REG.",
+        "vhost-user, \"VHOST_USER_REM_MEM_REG\"",
+        |bench| {
+            let peer = bench.hello(P::CONFIGURE_MEM_SLOTS)?;
+            let memory = crate::memory::Memory::new(&[0], 0)?;
+            let region = Payload::SingleRegion(memory.regions()[0]);
+            peer.tell(R::AddMemReg, &region, &[memory.file()])?;
+            let (reader, writer) = witness()?;
+            // Whether it accepts that is its own affair.
+            let _ = peer.try_bytes(R::RemMemReg.number(), &region.encode(), &[writer.as_fd()])?;
+            drop(writer);
+            is_closed(&reader, bench.target.limit)
+        },
+    ),
 ];

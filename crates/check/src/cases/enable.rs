@@ -6,9 +6,10 @@ use crate::bench::{Bench, PLAIN, Rig};
 use crate::case::{Rule, case, hostile};
 use crate::device::{BUFFER, RX, Setup, TX};
 use crate::verdict::{Check, ensure, equal, skip};
-use wire::vhost_user::{FrontEndRequest as R, Payload, VringState};
+use wire::vhost_user::{FrontEndRequest as R, Payload, ProtocolFeatures as P, VringState};
 
 const STATES: &str = "vhost-user, \"Ring states\"";
+const REPLY_ACK: &str = "vhost-user, \"VHOST_USER_PROTOCOL_F_REPLY_ACK\"";
 const ENABLE: &str = "vhost-user, \"VHOST_USER_SET_VRING_ENABLE\"";
 
 /// A device whose rings were started and not enabled.
@@ -55,8 +56,9 @@ pub(crate) const CASES: &[Rule] = &[
         rig.device.enable(TX, true)?;
         rig.exchange(100)
     }),
-    case("acts on SET_VRING_ENABLE before it acknowledges it.", ENABLE, |bench| {
+    case("acts on SET_VRING_ENABLE before it acknowledges it.", REPLY_ACK, |bench| {
         let mut rig = bench.rig(F::NONE)?;
+        rig.device.peer.needs(P::REPLY_ACK)?;
         rig.passes(100)?;
         for _ in 0..20 {
             rig.device.enable(TX, false)?;
@@ -97,7 +99,7 @@ pub(crate) const CASES: &[Rule] = &[
         rig.device.enable(TX, true)?;
         rig.passes(100)
     }),
-    case("takes SET_VRING_ENABLE before a ring is set up.", ENABLE, |bench| {
+    case("takes SET_VRING_ENABLE before a ring is set up.", STATES, |bench| {
         bench.need_traffic()?;
         let device = bench.prepare(&Setup::default())?;
         device.enable(RX, true)?;

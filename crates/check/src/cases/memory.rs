@@ -17,6 +17,7 @@ use crate::verdict::{Check, Stop, fail};
 const SET_MEM_TABLE: &str = "vhost-user, \"VHOST_USER_SET_MEM_TABLE\"";
 const ADD_MEM_REG: &str = "vhost-user, \"VHOST_USER_ADD_MEM_REG\"";
 const REM_MEM_REG: &str = "vhost-user, \"VHOST_USER_REM_MEM_REG\"";
+const ACCESS: &str = "vhost-user, \"Memory access\"";
 const REGION: &str = "vhost-user, \"Memory region description\"";
 const HALF: u64 = SIZE / 2;
 
@@ -92,13 +93,13 @@ pub(crate) const CASES: &[Rule] = &[
     case("takes a region that does not begin where its file does.", REGION, |bench| {
         with_regions(bench, &[0], 2 << 20)
     }),
-    case("finds rings in one region and buffers in another.", REGION, |bench| {
+    case("finds rings in one region and buffers in another.", ACCESS, |bench| {
         // Buffers come after the space for rings.
         with_regions(bench, &[0, 0x10_0000], 0)
     }),
     case(
         "reads a buffer that crosses from one region into the next.",
-        "virtio 1.3, 2.6",
+        "vhost-user, \"Memory access\"",
         |bench| {
             let setup = Setup { regions: vec![0, HALF], ..Setup::default() };
             let mut rig = bench.rig_with(&setup)?;
@@ -112,7 +113,7 @@ pub(crate) const CASES: &[Rule] = &[
     ),
     case(
         "writes a buffer that crosses from one region into the next.",
-        "virtio 1.3, 2.6",
+        "vhost-user, \"Memory access\"",
         |bench| {
             let setup = Setup { regions: vec![0, HALF], ..Setup::default() };
             let mut rig = bench.rig_with(&setup)?;
@@ -122,12 +123,16 @@ pub(crate) const CASES: &[Rule] = &[
             rig.delivers(900).map(drop)
         },
     ),
-    case("takes the same memory table again while rings run.", SET_MEM_TABLE, |bench| {
-        let mut rig = bench.rig(F::NONE)?;
-        rig.passes(100)?;
-        rig.device.share_memory()?;
-        rig.passes(100)
-    }),
+    case(
+        "takes the same memory table again while rings run.",
+        "vhost-user, \"Ring states\"",
+        |bench| {
+            let mut rig = bench.rig(F::NONE)?;
+            rig.passes(100)?;
+            rig.device.share_memory()?;
+            rig.passes(100)
+        },
+    ),
     case("takes another memory table once its rings have stopped.", SET_MEM_TABLE, |bench| {
         let mut device = bench.device(F::NONE)?;
         for ring in 0..2 {

@@ -6,7 +6,7 @@ use wire::vhost_user::{
 use wire::virtio::Features as F;
 
 use crate::bench::Bench;
-use crate::case::{Rule, case};
+use crate::case::{Rule, case, hostile};
 use crate::device::event;
 use crate::peer::{NEED_REPLY, Peer, VERSION};
 use crate::verdict::{Check, ensure, equal, skip};
@@ -15,7 +15,8 @@ use std::os::fd::AsFd;
 const GET_FEATURES: &str = "vhost-user, \"VHOST_USER_GET_FEATURES\"";
 const SET_FEATURES: &str = "vhost-user, \"VHOST_USER_SET_FEATURES\"";
 const REPLY_ACK: &str = "vhost-user, \"VHOST_USER_PROTOCOL_F_REPLY_ACK\"";
-const DEPENDENCIES: &str = "virtio 1.3, 2.2.1 and 5.1.3.1";
+const COMMUNICATION: &str = "vhost-user, \"Communication\"";
+const DEPENDENCIES: &str = "virtio 1.3, 2.2.2 and 5.1.3.1";
 
 /// What the back end offers.
 fn offered(bench: &Bench<'_>) -> Check<F> {
@@ -47,6 +48,17 @@ fn complete(bench: &Bench<'_>, of: F) -> Check {
     }
 }
 
+/// A connection on which NET_SET_MTU may be sent: its feature and the device's were negotiated.
+pub(super) fn mtu(bench: &Bench<'_>) -> Check<Peer> {
+    let peer = bench.hello(P::NET_MTU)?;
+    if !peer.offered.contains(F::MTU) {
+        return Err(skip("MTU is not offered"));
+    }
+    let features = peer.offered & (F::VERSION_1 | F::PROTOCOL_FEATURES | F::MTU);
+    peer.tell(R::SetFeatures, &Payload::U64(features.0), &[])?;
+    Ok(peer)
+}
+
 /// A request that asks for an acknowledgement gets one, of 0, and nothing more.
 fn acknowledged(bench: &Bench<'_>, request: R, payload: &Payload) -> Check {
     let peer = bench.hello(P::REPLY_ACK)?;
@@ -60,7 +72,7 @@ pub(crate) const CASES: &[Rule] = &[
         let first = peer.ask_u64(R::GetFeatures)?;
         equal("the second answer", peer.ask_u64(R::GetFeatures)?, first)
     }),
-    case("offers VERSION_1.", "virtio 1.3, 6.1.1", |bench| {
+    case("offers VERSION_1.", "virtio 1.3, 6.2", |bench| {
         ensure(offered(bench)?.contains(F::VERSION_1), "VERSION_1 is not offered")
     }),
     case(
@@ -124,15 +136,16 @@ pub(crate) const CASES: &[Rule] = &[
             peer.barrier()
         },
     ),
-    case(
-        "offers INBAND_NOTIFICATIONS only with BACKEND_REQ and REPLY_ACK.",
+    hostile(
+        "closes the connection when INBAND_NOTIFICATIONS is agreed on without what it needs.",
         "vhost-user, \"In-band notifications\"",
         |bench| {
-            let (_, offered) = protocol(bench)?;
+            let (peer, offered) = protocol(bench)?;
             if !offered.contains(P::INBAND_NOTIFICATIONS) {
                 return Err(skip("INBAND_NOTIFICATIONS is not offered"));
             }
-            ensure(offered.contains(P::BACKEND_REQ | P::REPLY_ACK), format!("it offers {offered}"))
+            peer.say(R::SetProtocolFeatures, &Payload::U64(P::INBAND_NOTIFICATIONS.0))?;
+            ensure(peer.closed(), "it did not close the connection")
         },
     ),
     case("takes SET_FEATURES with all features that it offers.", SET_FEATURES, |bench| {
@@ -174,12 +187,18 @@ pub(crate) const CASES: &[Rule] = &[
         peer.say(R::SetVringNum, &num)?;
         peer.expect_silence()
     }),
-    case("acknowledges nothing while REPLY_ACK was not negotiated.", REPLY_ACK, |bench| {
-        let peer = bench.connect()?;
-        peer.ask_u64(R::GetFeatures)?;
-        peer.send(R::SetOwner.number(), VERSION | NEED_REPLY, &[], &[])?;
-        peer.expect_silence()
-    }),
+    case(
+        "answers nothing that has no reply while REPLY_ACK was not negotiated.",
+        COMMUNICATION,
+        |bench| {
+            let peer = bench.connect()?;
+            let features = F(peer.ask_u64(R::GetFeatures)?) & (F::VERSION_1 | F::PROTOCOL_FEATURES);
+            peer.say(R::SetOwner, &Payload::Empty)?;
+            peer.say(R::SetFeatures, &Payload::U64(features.0))?;
+            peer.say(R::SetVringNum, &Payload::VringState(VringState { index: 0, num: 64 }))?;
+            peer.expect_silence()
+        },
+    ),
     case(
         "answers GET_FEATURES once, also when an acknowledgement is asked for.",
         REPLY_ACK,
@@ -230,7 +249,7 @@ pub(crate) const CASES: &[Rule] = &[
             Ok(())
         },
     ),
-    case("has status 0 after SET_STATUS 0.", "vhost-user, \"VHOST_USER_SET_STATUS\"", |bench| {
+    case("has status 0 after SET_STATUS 0.", "virtio 1.3, 2.4.1", |bench| {
         let peer = bench.hello(P::STATUS)?;
         peer.tell(R::SetStatus, &Payload::U64(3), &[])?;
         peer.tell(R::SetStatus, &Payload::U64(0), &[])?;
@@ -240,7 +259,7 @@ pub(crate) const CASES: &[Rule] = &[
         "takes an MTU of 1500 by NET_SET_MTU.",
         "vhost-user, \"VHOST_USER_NET_SET_MTU\"",
         |bench| {
-            let peer = bench.hello(P::NET_MTU)?;
+            let peer = mtu(bench)?;
             peer.tell(R::NetSetMtu, &Payload::U64(1500), &[])
         },
     ),

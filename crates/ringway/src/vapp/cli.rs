@@ -73,6 +73,8 @@ impl Vapp {
             sink: false,
             source: false,
             dump: true,
+            #[cfg(feature = "faults")]
+            fault: None,
         }));
         let old_client = client.map(|path| {
             Role::Client(Client {
@@ -104,6 +106,11 @@ pub struct Server {
     /// Print every message and every frame, in words
     #[arg(long)]
     pub dump: bool,
+    /// Do one thing wrong, for the tests of `ringway check`; `list` names all that there is
+    #[cfg(feature = "faults")]
+    #[arg(long, value_name = "NAME", value_parser = fault, requires = "socket_path",
+          conflicts_with_all = ["sink", "source", "dump"])]
+    pub fault: Option<&'static check::faults::Fault>,
 }
 
 /// Where front ends are.
@@ -177,6 +184,19 @@ impl Client {
             None => Kind::Numbered { size: self.size },
         }
     }
+}
+
+/// The fault of this name. For `list`, prints all names and the cases that catch them, and ends: there need
+/// be no socket for that.
+#[cfg(feature = "faults")]
+fn fault(name: &str) -> Result<&'static check::faults::Fault, String> {
+    if name == "list" {
+        for fault in check::faults::all() {
+            println!("{:<40} {}", fault.name, fault.caught.join(" "));
+        }
+        std::process::exit(0);
+    }
+    check::faults::find(name).ok_or_else(|| "there is no such fault; `list` names all".to_owned())
 }
 
 /// What the embedded guest's transmit buffers take.
