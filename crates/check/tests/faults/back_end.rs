@@ -27,7 +27,6 @@ pub enum Fault {
     SpeaksFirst,
     LosesMessages,
     AnswersOwner,
-    AcknowledgesWithoutFeature,
     AcknowledgesUnasked,
     AnswersTwice,
     NeverAcknowledges,
@@ -112,7 +111,7 @@ struct Lasting {
     kept: Vec<OwnedFd>,
     devices: Vec<Arc<Device>>,
     asked: u64,
-    remembered: bool,
+    remembered: u64,
 }
 
 fn serve(listener: &UnixListener, fault: Fault, stop: &AtomicBool) {
@@ -217,7 +216,7 @@ impl Served {
         self.connection.flush().ok().map(drop)
     }
 
-    fn message(&mut self, message: Message, lasting: &mut Lasting) -> Option<()> {
+    fn message(&mut self, mut message: Message, lasting: &mut Lasting) -> Option<()> {
         let request = R::from_number(message.header.request);
         let (number, asked) = (message.header.request, message.header.need_reply);
         let negotiated = self.session.protocol_features().contains(ProtocolFeatures::REPLY_ACK);
@@ -231,6 +230,13 @@ impl Served {
         }
         if request == Some(R::SetStatus) {
             self.status = 0;
+        }
+        if self.fault == Fault::RemembersFrontEnd
+            && request == Some(R::SetFeatures)
+            && let Ok(features) = message.payload.as_slice().try_into()
+        {
+            lasting.remembered |= u64::from_ne_bytes(features);
+            message.payload = lasting.remembered.to_ne_bytes().to_vec();
         }
         if self.fault == Fault::IgnoresReset && request == Some(R::ResetDevice) {
             return self.send(Message::reply_to(number, 0u64.to_ne_bytes().to_vec()));
@@ -247,9 +253,6 @@ impl Served {
         });
         match (self.fault, request) {
             (Fault::AnswersOwner, Some(R::SetOwner)) => answer = Some(value(0)),
-            (Fault::AcknowledgesWithoutFeature, _) if asked && !negotiated && answer.is_none() => {
-                answer = Some(value(0));
-            }
             (Fault::AcknowledgesUnasked, _) if negotiated && !own => answer = Some(value(0)),
             (Fault::AnswersTwice, _) if asked && own => self.send(value(0))?,
             (Fault::NeverAcknowledges, _) if !own => answer = None,
@@ -281,12 +284,6 @@ impl Served {
                 answer = Some(Message::reply_to(number, state));
             }
             (Fault::AcknowledgesUnknown, None) if asked && negotiated => answer = Some(value(0)),
-            (Fault::RemembersFrontEnd, _) => {
-                lasting.remembered |= negotiated;
-                if asked && lasting.remembered && answer.is_none() {
-                    answer = Some(value(0));
-                }
-            }
             _ => {}
         }
         match answer {

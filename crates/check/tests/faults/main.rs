@@ -18,7 +18,6 @@ const FOUND: &[(Fault, &str)] = &[
     (Fault::SpeaksFirst, "says nothing before it is asked"),
     (Fault::LosesMessages, "takes several messages that come at once"),
     (Fault::AnswersOwner, "does not answer SET_OWNER"),
-    (Fault::AcknowledgesWithoutFeature, "acknowledges nothing while REPLY_ACK"),
     (Fault::AcknowledgesUnasked, "does not acknowledge what does not ask"),
     (Fault::AnswersTwice, "answers GET_FEATURES once, also when"),
     (Fault::NeverAcknowledges, "acknowledges SET_OWNER with 0"),
