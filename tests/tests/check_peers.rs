@@ -39,7 +39,7 @@ type Rows = BTreeMap<(u32, u32), Row>;
 fn judge(path: &Path, peer: &Path, restart: &str, varying: &[&str]) -> Result<Rows> {
     let mut command = bound_command(binary()?);
     command.arg("check").arg(path).arg("--peer").arg(peer);
-    command.args(["--hostile", "--json", "--limit", "1000", "--patience", "10000"]);
+    command.args(["--hostile", "--json", "--limit", "1000", "--patience", "5000"]);
     command.args(["--restart", restart]);
     let program = Program::start("judge", "ringway check", command)?;
     let Output { status, bytes } = program.into_job().wait(LIMIT)?;
@@ -50,9 +50,11 @@ fn judge(path: &Path, peer: &Path, restart: &str, varying: &[&str]) -> Result<Ro
     ensure!(report["traffic"] == "through", "{}", report["traffic"]);
     let mut rows = Rows::new();
     for result in report["results"].as_array().context("results")? {
+        // Without the directory, which is another each time.
+        let directory = path.parent().and_then(Path::to_str).context("a directory")?;
         let field = |name: &str| {
             let text = result[name].as_str().with_context(|| format!("no {name}: {result}"));
-            text.map(str::to_owned)
+            text.map(|text| text.replace(&format!("{directory}/"), ""))
         };
         let (id, verdict) = (field("id")?, field("verdict")?);
         if varying.contains(&id.as_str()) {
