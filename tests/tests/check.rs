@@ -63,6 +63,42 @@ fn the_switch_passes_every_case_that_applies() -> Result<()> {
     Ok(())
 }
 
+/// The back end that sends frames back, from which others may copy.
+#[test]
+fn the_server_of_the_reference_pair_passes_every_case_that_applies() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("echo.sock");
+    let mut command = bound_command(binary()?);
+    command.args(["vapp", "server", "--socket-path"]).arg(&socket);
+    let server = Program::start("host", "ringway vapp server", command)?;
+    server.job().wait_for("listening at", Duration::from_secs(10))?;
+    let socket = socket.to_str().context("a path")?;
+    let Output { status, bytes } = judge(&[socket, "--hostile", "--json"])?;
+    let text = String::from_utf8_lossy(&bytes);
+    let report: Value = serde_json::from_str(&text).with_context(|| text.clone().into_owned())?;
+    let results = report["results"].as_array().context("results")?;
+    let with = |verdict: &str| -> Vec<&Value> {
+        results.iter().filter(|result| result["verdict"] == verdict).collect()
+    };
+    let (failed, crashed, skipped) = (with("fail"), with("crashed"), with("skipped"));
+    ensure!(failed.is_empty() && crashed.is_empty(), "{failed:#?}\n{crashed:#?}");
+    ensure!(status == 0 && report["cut_short"] == false, "status {status}");
+    ensure!(report["traffic"] == "echo", "{}", report["traffic"]);
+    ensure!(results.len() >= 250, "{} results", results.len());
+
+    // It offers no offload and no log, has no in-band notifications, and nobody else can send to its guest.
+    let ids: Vec<&str> = skipped.iter().filter_map(|result| result["id"].as_str()).collect();
+    let expected = ["2.3", "2.4", "2.5", "2.11", "12.8"];
+    let other = |id: &&&str| !id.starts_with("10.") && !id.starts_with("11.");
+    let others: Vec<&str> = ids.iter().filter(other).copied().collect();
+    ensure!(others == expected, "skipped: {ids:?}");
+    for result in skipped.iter().filter(|result| result["topic"] == "offload header") {
+        let seen = result["seen"].as_str().unwrap_or_default();
+        ensure!(seen.ends_with("is not offered"), "{result}");
+    }
+    Ok(())
+}
+
 #[test]
 fn the_switch_alone_is_judged_without_frames() -> Result<()> {
     let switch = Switch::start(&["a=vhost-user:a.sock"])?;

@@ -18,9 +18,9 @@ pub const NEAR: MacAddress = MacAddress([0x52, 0x54, 0, 0xc0, 0, 1]);
 pub const FAR: MacAddress = MacAddress([0x52, 0x54, 0, 0xc0, 0, 2]);
 /// The header of a frame for which nothing is to be done.
 pub const PLAIN: [u8; 12] = [0; 12];
-/// How often a frame is sent before it counts as lost: networks may lose one, and switches do while the
-/// other end comes up.
-const ATTEMPTS: usize = 3;
+/// How often a frame is sent, within the limit of one, before it counts as lost: networks may lose one, and
+/// switches do while the other end comes up.
+const ATTEMPTS: u32 = 8;
 /// What our frames carry: an EtherType for experiments (IEEE 802).
 const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
 
@@ -90,10 +90,7 @@ impl Bench<'_> {
     pub fn rig_with(&self, setup: &Setup) -> Check<Rig> {
         self.need_traffic()?;
         let mut rig = self.rig_of(Device::bring_up(self.connect()?, setup, self.target.limit)?)?;
-        // Switches lose frames while the other end comes up: better this one than one that counts.
-        if !rig.is_echo() {
-            rig.passes(60)?;
-        }
+        rig.warm_up()?;
         Ok(rig)
     }
 
@@ -179,6 +176,12 @@ impl Rig {
         self.far.is_none()
     }
 
+    /// Has a frame passed. Switches lose frames while the other end comes up: better this one than one
+    /// that counts.
+    pub fn warm_up(&mut self) -> Check {
+        if self.is_echo() { Ok(()) } else { self.passes(60) }
+    }
+
     /// Posts receive buffers at the end that receives what the device under test sends, if that is
     /// the device itself. The other one has some.
     pub fn listen(&mut self) -> Check {
@@ -194,7 +197,13 @@ impl Rig {
 
     /// Waits until `frame` comes to whoever gets what the device sends.
     pub fn arrives(&mut self, frame: &[u8]) -> Check<Received> {
-        let received = self.far().expect(|found| same(found, frame))?;
+        let patience = self.far().limit();
+        self.arrives_within(&[frame.to_vec()], patience)
+    }
+
+    /// Waits until one of these frames comes to whoever gets what the device sends.
+    fn arrives_within(&mut self, frames: &[Vec<u8>], patience: Duration) -> Check<Received> {
+        let received = self.far().expect_within(|found| is_one_of(found, frames), patience)?;
         if let Some(far) = &mut self.far
             && far.rings[0].outstanding() < 48
         {
@@ -206,12 +215,16 @@ impl Rig {
     /// Has the device send a plain frame, in one buffer, and expects it at the other end and its
     /// buffer back.
     pub fn passes(&mut self, len: usize) -> Check {
+        let mut sent = Vec::new();
         let mut last = Ok(());
         for _ in 0..ATTEMPTS {
             self.listen()?;
             let frame = self.frame(len);
             self.device.transmit(0, PLAIN, &frame)?;
-            last = self.arrives(&frame).map(drop);
+            sent.push(frame);
+            let patience = self.far().limit() / ATTEMPTS;
+            // The former one may be late, rather than lost.
+            last = self.arrives_within(&sent, patience).map(drop);
             self.device.drain(TX)?;
             if last.is_ok() {
                 break;
@@ -239,11 +252,14 @@ impl Rig {
 
     /// Sends a plain frame to the device under test, and expects it there.
     pub fn delivers(&mut self, len: usize) -> Check<Received> {
+        let mut sent = Vec::new();
         let mut last = Err(fail("nothing was sent"));
         for _ in 0..ATTEMPTS {
             let frame = self.frame_back(len);
             self.inject(PLAIN, &frame)?;
-            last = self.device.expect(|found| same(found, &frame));
+            sent.push(frame);
+            let patience = self.device.limit() / ATTEMPTS;
+            last = self.device.expect_within(|found| is_one_of(found, &sent), patience);
             if last.is_ok() {
                 break;
             }
@@ -274,6 +290,10 @@ impl Rig {
 /// Whether two frames are the same. A back end that echoes may swap the addresses.
 pub fn same(found: &[u8], frame: &[u8]) -> bool {
     found.len() == frame.len() && found.get(12..) == frame.get(12..)
+}
+
+fn is_one_of(found: &[u8], frames: &[Vec<u8>]) -> bool {
+    frames.iter().any(|frame| same(found, frame))
 }
 
 /// Finds out what becomes of a frame.

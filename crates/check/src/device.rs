@@ -239,6 +239,11 @@ impl Device {
         self.peer.tell(FrontEndRequest::SetVringEnable, &payload, &[])
     }
 
+    /// How long one answer, or one frame, may take.
+    pub fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// GET_VRING_BASE: stops a ring. Returns where it stands.
     pub fn stop_ring(&self, index: u32) -> Check<u32> {
         let request = FrontEndRequest::GetVringBase;
@@ -422,13 +427,22 @@ impl Device {
 
     /// Waits for a frame for which `wanted` holds, on any pair; others are passed over.
     pub fn expect(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Check<Received> {
-        let deadline = Instant::now() + self.limit;
+        self.expect_within(wanted, self.limit)
+    }
+
+    /// As [`Self::expect`], but not longer than `limit`.
+    pub fn expect_within(
+        &mut self,
+        wanted: impl Fn(&[u8]) -> bool,
+        limit: Duration,
+    ) -> Check<Received> {
+        let deadline = Instant::now() + limit;
         loop {
             match self.receive_any()? {
                 Some(received) if wanted(&received.frame) => return Ok(received),
                 Some(_) => {}
                 None if Instant::now() > deadline => {
-                    return Err(fail(format!("the frame did not come within {:?}", self.limit)));
+                    return Err(fail(format!("the frame did not come within {limit:?}")));
                 }
                 None => self.pause(RX),
             }

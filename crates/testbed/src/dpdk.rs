@@ -23,7 +23,7 @@ use tempfile::TempDir;
 
 use crate::hugepages::{Hugepages, PAGE_SIZE};
 use crate::image::find_program;
-use crate::process::{Program, bound_command};
+use crate::process::{Program, bound_command, replace, shell_words};
 
 /// testpmd has its ports up within this time.
 const START_LIMIT: Duration = Duration::from_secs(30);
@@ -160,7 +160,8 @@ impl Builder {
 
         // To a pipe, the C library would print by the block; the prompt goes past it.
         let mut command = bound_command("stdbuf");
-        command.args(["--output=0", "dpdk-testpmd", "--no-pci", "--no-telemetry", "--no-shconf"]);
+        command.args(["--output=0", "dpdk-testpmd", "-v", "--no-pci", "--no-telemetry"]);
+        command.arg("--no-shconf");
         command.env("RUNTIME_DIRECTORY", directory.path());
         if self.hugepages {
             // Hugepages in one file, or each would be a region of its own, and there may be eight.
@@ -186,6 +187,7 @@ impl Builder {
 
         let options: Vec<&str> = self.ports.iter().map(|port| port.arguments.as_str()).collect();
         let what = format!("dpdk-testpmd {}", options.join(" "));
+        let words = shell_words(&command)?;
         let (program, input) = Program::start_interactive("host", &what, command)?;
         let mut testpmd = Testpmd {
             program,
@@ -193,7 +195,8 @@ impl Builder {
             read: 0,
             ports: self.ports,
             queues: self.queues,
-            _directory: directory,
+            words,
+            directory,
             _hugepages: hugepages,
         };
         let said = testpmd.prompt("to start", START_LIMIT)?;
@@ -215,7 +218,9 @@ pub struct Testpmd {
     read: usize,
     ports: Vec<Port>,
     queues: u16,
-    _directory: TempDir,
+    /// How it was started.
+    words: String,
+    directory: TempDir,
     // Given back after the program was killed.
     _hugepages: Option<Hugepages>,
 }
@@ -363,6 +368,39 @@ impl Testpmd {
         self.program.job().wait_until(&format!("{text:?} {count} times"), limit, |printed| {
             (printed.matches(text).count() >= count).then_some(())
         })
+    }
+
+    /// A shell command that starts it anew after it has died or hangs, and stays in the foreground. Nobody can tell it
+    /// anything then, so it should forward by itself (`--auto-start`).
+    ///
+    /// # Errors
+    ///
+    /// The path of its directory is not UTF-8.
+    pub fn restart(&self) -> Result<String> {
+        let directory = self.directory.path().to_str().context("a path in UTF-8")?;
+        let sockets: Vec<&str> = self
+            .ports
+            .iter()
+            .filter_map(|port| port.arguments.split(',').next()?.strip_prefix("iface="))
+            .collect();
+        let former = replace(self.pid(), sockets.first().context("no port is a back end")?);
+        let (sockets, words) = (sockets.join("' '"), &self.words);
+        // A standard input that never ends; and sockets that it had no chance to remove.
+        Ok(format!(
+            "cd '{directory}'; {former}; rm -f input '{sockets}'; mkfifo input; exec {words} <>input >>again.log 2>&1"
+        ))
+    }
+
+    /// DPDK's version.
+    ///
+    /// # Errors
+    ///
+    /// It did not say.
+    pub fn version(&self) -> Result<String> {
+        // `EAL: RTE Version: 'DPDK 22.11.11'`.
+        let log = self.log();
+        let found = log.split_once("RTE Version: '").and_then(|(_, rest)| rest.split_once('\''));
+        found.map(|(version, _)| version.to_owned()).with_context(|| format!("no version:\n{log}"))
     }
 
     /// Has it stop and close its ports, and end.

@@ -1,5 +1,6 @@
 //! QEMU guests for the tests: Debian's own kernel under software emulation, a small initramfs, host networks to plug
-//! guests into, and a shell in each guest. And DPDK, which is a guest without a virtual machine.
+//! guests into, and a shell in each guest. And DPDK, which is a guest without a virtual machine, or a back end, as Open
+//! vSwitch is.
 //!
 //! ```no_run
 //! use testbed::{Guest, Image, Nic, Shell};
@@ -25,6 +26,7 @@
 //! | [`network`]   | bridges, taps and addresses on the host, in a network namespace of their own          |
 //! | [`process`]   | programs on the host that never outlive the test                                      |
 //! | [`dpdk`]      | a running `dpdk-testpmd`: commands, statistics, what its driver chose                 |
+//! | [`ovs`]       | a running Open vSwitch with DPDK                                                      |
 //! | [`hugepages`] | hugepages, borrowed from the kernel                                                   |
 //! | [`traffic`]   | ping, checked TCP and UDP, iperf3, between any two shells                             |
 //!
@@ -42,6 +44,7 @@ mod line;
 mod monitor;
 pub mod network;
 pub mod nic;
+pub mod ovs;
 pub mod process;
 pub mod qemu;
 pub mod shell;

@@ -1,5 +1,6 @@
 //! Child processes that never outlive the test, and files that live in memory.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
@@ -23,6 +24,34 @@ pub fn bound_command(program: impl AsRef<Path>) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL", "--"]).arg(program.as_ref());
     command
+}
+
+/// A command as a shell understands it, with its environment.
+pub(crate) fn shell_words(command: &Command) -> Result<String> {
+    let mut words = vec!["env".to_owned()];
+    for (name, value) in command.get_envs() {
+        let value = value.unwrap_or_default();
+        words.push(format!("{}={}", utf8(name)?, utf8(value)?));
+    }
+    for word in std::iter::once(command.get_program()).chain(command.get_args()) {
+        words.push(utf8(word)?.to_owned());
+    }
+    let quoted = words.iter().map(|word| format!("'{}'", word.replace('\'', "'\\''")));
+    Ok(quoted.collect::<Vec<_>>().join(" "))
+}
+
+/// Words of a shell that kill the program which was started last, if it is still there: first the one with this
+/// process id, then whoever has left its own in the file `pid`. `mark` has to be in its command line: process ids are
+/// given away again.
+pub(crate) fn replace(first: u32, mark: &str) -> String {
+    format!(
+        "former=$(cat pid 2>/dev/null || echo {first}); \
+         grep -qsF '{mark}' /proc/$former/cmdline && kill -KILL $former; echo $$ >pid"
+    )
+}
+
+fn utf8(word: &OsStr) -> Result<&str> {
+    word.to_str().with_context(|| format!("{} is not UTF-8", word.display()))
 }
 
 /// Starts a command from the one thread that lives as long as this process: the kernel's "parent death signal" comes

@@ -90,9 +90,13 @@ fn odd_descriptor(bench: &Bench<'_>, file: BorrowedFd<'_>) -> Check {
         for ring in [RX, TX] {
             let mut device = bench.device(F::NONE)?;
             let payload = u64::from(ring).to_ne_bytes();
-            let _ = device.peer.try_bytes(request.number(), &payload, &[file]);
+            let answer = device.peer.try_bytes(request.number(), &payload, &[file]);
             let frame = crate::bench::frame_between(crate::bench::NEAR, crate::bench::FAR, 100, 1);
-            let _ = device.transmit(0, crate::bench::PLAIN, &frame);
+            let sent = device.transmit(0, crate::bench::PLAIN, &frame);
+            // Who takes such a descriptor comes to use it now, and not when we have gone.
+            if answer == Ok(Answer::Accepted) && sent.is_ok() {
+                let _ = device.reap_soon(TX);
+            }
         }
     }
     Ok(())

@@ -80,10 +80,19 @@ pub(crate) const CASES: &[Rule] = &[
         let mut rig = pairs(bench, 2, F::NONE)?;
         rig.device.enable(2, false)?;
         rig.device.enable(3, false)?;
-        for _ in 0..10 {
+        let mut came = 0;
+        for number in 0..10 {
             let frame = rig.frame_back(100);
             rig.inject(PLAIN, &frame)?;
-            equal("the pair", some_pair_gets(&mut rig.device, &frame)?, 0)?;
+            match some_pair_gets(&mut rig.device, &frame) {
+                Ok(pair) => {
+                    equal("the pair", pair, 0)?;
+                    came += 1;
+                }
+                // A switch may lose what it had meant for the other pair, until all of it knows.
+                Err(_) if came == 0 && number < 3 => {}
+                Err(stop) => return Err(stop),
+            }
         }
         Ok(())
     }),

@@ -93,6 +93,7 @@ fn is_ours(frame: &[u8]) -> bool {
 fn pair(bench: &Bench<'_>, near: F, far: F) -> Check<Rig> {
     bench.need_traffic()?;
     let mut rig = bench.rig_to(bench.device(near)?, far)?;
+    rig.warm_up()?;
     rig.listen()?;
     Ok(rig)
 }
