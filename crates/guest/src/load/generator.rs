@@ -153,7 +153,7 @@ struct Sender {
 struct Kind {
     /// Bytes in the transmit buffer, header included.
     len: u32,
-    /// Words of the headers in which they differ from the longest frame, which is in the buffer.
+    /// The words of the headers in which sizes differ: any other may have been in the buffer before.
     words: Box<[(usize, u64)]>,
     /// The frame in each transmit buffer, as far as its checksum does not change.
     digests: Box<[Digest]>,
@@ -311,20 +311,19 @@ impl Generator {
         let (longest, slots) = (template(longest, 0), port.transmit.queue.size());
         let stamp = (NetHeader::SIZE + stamp_offset(segmented)) / 8;
         let (sizes, turns) = setup.frames.turns();
-        let kind = |size: usize| {
-            let frame = template(size, 0);
-            let words = (0..stamp).map(|at| (at, frame.word(at)));
-            Kind {
-                len: frame.bytes.len() as u32,
-                words: words.filter(|(at, word)| *word != longest.word(*at)).collect(),
-                digests: (0..slots).map(|slot| template(size, slot).digest).collect(),
-            }
+        let frames: Vec<Template> = sizes.iter().map(|size| template(*size, 0)).collect();
+        let differ = |at: &usize| frames.iter().any(|frame| frame.word(*at) != longest.word(*at));
+        let places: Vec<usize> = (0..stamp).filter(differ).collect();
+        let kind = |(size, frame): (&usize, &Template)| Kind {
+            len: frame.bytes.len() as u32,
+            words: places.iter().map(|at| (*at, frame.word(*at))).collect(),
+            digests: (0..slots).map(|slot| template(*size, slot).digest).collect(),
         };
         Ok(Sender {
             route: (from_port, to_port),
             base: Identity::base(from_port, self.trial),
             sent: 0,
-            kinds: sizes.into_iter().map(kind).collect(),
+            kinds: sizes.iter().zip(&frames).map(kind).collect(),
             turns: turns.into(),
             turn: 0,
             first_turn: 0,

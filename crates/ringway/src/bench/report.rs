@@ -292,10 +292,10 @@ impl Results {
             let load = pace(*load);
             for way in &report.directions {
                 let Outcome { route: (from, to), sent, received, corrupted, foreign, .. } = way;
-                if *sent > 0 && *received == 0 && *corrupted == 0 {
-                    let others = match foreign {
+                if *sent > 0 && *received == 0 && !(options.verify && *corrupted > 0) {
+                    let others = match foreign + corrupted {
                         0 => String::new(),
-                        _ => format!(" ({foreign} others did)"),
+                        others => format!(" ({others} others did)"),
                     };
                     bail!(
                         "{size}, {load}: none of {sent} frames from port {from} came to port \
