@@ -334,6 +334,8 @@ fn rates_are_kept_and_drawn() -> Result<()> {
     // Rate and three latencies, with two points each.
     let lines = drawn.lines().filter(|line| line.contains("stroke-width=\"1.5\""));
     ensure!(lines.count() > 4 && !drawn.contains("NaN"), "{drawn}");
+    // And what explains an empty one.
+    ensure!(drawn.matches("<circle").count() == 4 * 2 + 1, "{drawn}");
     switch.stop()?;
     Ok(())
 }

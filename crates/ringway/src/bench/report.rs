@@ -106,10 +106,10 @@ impl Trial {
         self.report.directions.iter().all(|way| bad(way) == 0)
     }
 
-    /// Whether the generator may have been what kept this from being faster: it was at work all the
-    /// time, and frames piled up for it meanwhile.
+    /// Whether the generator may have been what kept this from being faster: it had no CPU of its own,
+    /// or was at work all the time, and frames piled up for it meanwhile.
     pub fn may_be_limited(&self) -> bool {
-        self.report.busy > BUSY && self.report.batch >= PILE
+        self.cpu() < OWN_CPU || (self.report.busy > BUSY && self.report.batch >= PILE)
     }
 
     /// Part of its CPU that the generator had.
@@ -342,6 +342,57 @@ fn duration(nanoseconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A trial of one direction with these frames that were due and not sent, lost, there twice and
+    /// corrupted.
+    fn trial([unsent, lost, duplicates, corrupted]: [u64; 4]) -> Trial {
+        let way = Outcome {
+            route: (0, 0),
+            sent: 100,
+            unsent,
+            received: 100 - lost,
+            in_time: 100 - lost,
+            bytes: 6400,
+            lost,
+            reordered: 7,
+            duplicates,
+            corrupted,
+            foreign: 0,
+            latency: guest::load::Histogram::new(3).unwrap(),
+        };
+        let time = Duration::from_secs(1);
+        let report = Report {
+            directions: vec![way],
+            time,
+            cpu: time,
+            busy: 1.0,
+            batch: 1.0,
+            interrupted: false,
+        };
+        Trial { size: Size::Bytes(64), mean: 64.0, pace: Pace::Rate(100.0), report }
+    }
+
+    #[test]
+    fn a_trial_passes_when_every_frame_came_once_and_whole() {
+        assert!(trial([0; 4]).passed());
+        for at in 0..4 {
+            let mut wrong = [0; 4];
+            wrong[at] = 1;
+            assert!(!trial(wrong).passed(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn the_generator_is_the_limit_when_frames_pile_up_or_its_processor_is_not_its_own() {
+        let mut trial = trial([0; 4]);
+        assert!(!trial.may_be_limited(), "at work all the time, on one frame at a time");
+        trial.report.batch = 40.0;
+        assert!(trial.may_be_limited());
+        trial.report.busy = 0.5;
+        assert!(!trial.may_be_limited());
+        trial.report.cpu /= 2;
+        assert!(trial.may_be_limited());
+    }
 
     #[test]
     fn durations_are_readable() {
