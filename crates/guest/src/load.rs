@@ -25,6 +25,8 @@ mod tally;
 #[cfg(test)]
 mod tests;
 
+pub use hdrhistogram::Histogram;
+
 pub use frame::{Addresses, Frames, MAX_SIZE, MIN_SEGMENTED_SIZE, MIN_SIZE, Template};
 pub use generator::{Generator, Load, Outcome, Pace, Progress, Report, Setup};
 pub use port::{LoadError, Port, PortOptions};

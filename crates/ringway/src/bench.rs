@@ -7,6 +7,7 @@ mod options;
 mod plot;
 mod report;
 
+use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,10 +19,11 @@ use guest::load::{
 };
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tokio::sync::{mpsc, oneshot};
+use wire::virtio::Features;
 
 use crate::Stop;
 pub use options::Options;
-use options::Size;
+use options::{MAX_RATE, Size};
 use report::{Found, Results, Trial};
 
 /// How long a back end may take for an answer.
@@ -30,13 +32,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 const REDRAW: Duration = Duration::from_millis(200);
 /// How long the load may take to end when it is told to: frames under way are waited for.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
-/// Part of the frames that a rate asks for which have to be sent for the trial to count as passed.
-const KEPT_UP: f64 = 0.999;
 /// How much faster than the closed loop a search begins.
 const HEADROOM: f64 = 1.25;
 
 /// What the load's thread has to say.
 enum Event {
+    /// All ports are there; what was agreed on with each.
+    Connected(Vec<Features>),
     /// A trial begins.
     Begin { what: String, time: Duration },
     /// It is over.
@@ -66,13 +68,19 @@ pub async fn bench(options: Options, stop: &mut Stop) -> anyhow::Result<()> {
     let mut results = Results::default();
     let mut line = ProgressLine::default();
     let mut redraw = tokio::time::interval(REDRAW);
-    let mut stopping = false;
+    let mut deadline = None;
     let ended = loop {
         tokio::select! {
             biased;
             Some(event) = came.recv() => {
                 line.clear();
                 match event {
+                    Event::Connected(features) => {
+                        results.features = features;
+                        if !options.json {
+                            writeln!(out, "{}\n", results.heading(&options))?;
+                        }
+                    }
                     Event::Begin { what, time } => line.begin(what, time),
                     Event::End(trial) => {
                         if !options.json {
@@ -89,11 +97,13 @@ pub async fn bench(options: Options, stop: &mut Stop) -> anyhow::Result<()> {
                 }
             }
             ended = &mut is_done => break ended,
-            () = stop.asked(), if !stopping => {
-                stopping = true;
+            () = stop.asked(), if deadline.is_none() => {
+                deadline = Some(tokio::time::Instant::now() + STOP_LIMIT);
                 progress.stop.store(true, Ordering::Relaxed);
             }
-            () = tokio::time::sleep(STOP_LIMIT), if stopping => {
+            () = tokio::time::sleep_until(deadline.unwrap_or_else(tokio::time::Instant::now)),
+                if deadline.is_some() =>
+            {
                 bail!("the load did not end within {STOP_LIMIT:?}");
             }
             _ = redraw.tick() => line.draw(&progress),
@@ -126,25 +136,31 @@ fn run(
         set.set(cpu);
         sched_setaffinity(None, &set).with_context(|| format!("cannot run on CPU {cpu}"))?;
     }
-    let mut generator = connect(options)?;
+    let generator = connect(options)?;
     let tell = |event| {
         let _ = events.send(event);
     };
+    tell(Event::Connected(generator.ports().iter().map(Port::features).collect()));
     let windows = options.sizes.iter().map(|size| window(options, &generator, *size));
     let windows: Vec<usize> = windows.collect();
-    let mut trial = |size: Size, pace: Pace| -> anyhow::Result<Option<Trial>> {
+    let generator = RefCell::new(generator);
+    let load = |size: Size, pace: Pace, seconds: f64| {
         let setup = Setup {
             frames: size.frames(),
             addresses: options.addresses(),
             verify: options.verify,
             one_way: options.one_way,
         };
-        let time = Duration::from_secs_f64(options.seconds);
+        let load = Load { setup, pace, time: Duration::from_secs_f64(seconds) };
         progress.sent.store(0, Ordering::Relaxed);
         progress.received.store(0, Ordering::Relaxed);
-        tell(Event::Begin { what: format!("{size} {}", report::pace(pace)), time });
-        let load = Load { setup, pace, time };
-        let report = generator.run(&load, progress).map_err(said)?;
+        let report = generator.borrow_mut().run(&load, progress).map_err(said)?;
+        Ok::<_, anyhow::Error>((load, report))
+    };
+    let trial = |size: Size, pace: Pace| -> anyhow::Result<Option<Trial>> {
+        let time = Duration::from_secs_f64(options.seconds);
+        tell(Event::Begin { what: format!("{size} bytes, {}", report::pace(pace)), time });
+        let (load, report) = load(size, pace, options.seconds)?;
         let interrupted = report.interrupted;
         let trial = Trial { size, mean: load.setup.frames.mean(), pace, report };
         tell(Event::End(Box::new(trial.clone())));
@@ -152,27 +168,43 @@ fn run(
     };
     for (size, window) in options.sizes.iter().copied().zip(windows) {
         let closed = Pace::Window(window);
+        if options.warm_up > 0.0 {
+            // Pages are touched, caches and branch predictors filled, sleepers woken.
+            load(size, closed, options.warm_up)?;
+        }
         if options.search {
-            let most = match options.rates.first() {
-                Some(rate) => rate.0,
+            let (first, most) = match options.rates.first() {
+                Some(rate) => (rate.0, rate.0),
                 None => {
                     let Some(first) = trial(size, closed)? else { return Ok(()) };
-                    HEADROOM * first.fastest_way()
+                    (HEADROOM * first.fastest_way(), MAX_RATE)
                 }
             };
-            ensure!(most >= 1.0, "{size}: no frame came back, so there is no rate to search for");
-            let search = Search { most, resolution: options.resolution / 100.0 };
-            let mut whole = true;
+            ensure!(first >= 1.0, "{size}: no frame came back, so there is no rate to search for");
+            let search = Search { first, most, resolution: options.resolution / 100.0 };
+            let (mut whole, mut lowest_failed) = (true, None);
             let rate = no_drop_rate(search, |rate| {
-                let trial = trial(size, Pace::Rate(rate))?;
-                whole &= trial.is_some();
-                Ok::<_, anyhow::Error>(trial.map(|trial| trial.kept_up(rate, KEPT_UP)))
+                let Some(trial) = trial(size, Pace::Rate(rate))? else {
+                    whole = false;
+                    return Ok(None);
+                };
+                let passed = trial.passed();
+                if !passed {
+                    lowest_failed = Some(trial);
+                }
+                Ok::<_, anyhow::Error>(Some(passed))
             })?;
             if !whole {
                 return Ok(());
             }
-            let resolution = options.resolution;
-            tell(Event::Found(Found { mean: size.frames().mean(), size, rate, resolution }));
+            tell(Event::Found(Found {
+                mean: size.frames().mean(),
+                size,
+                rate,
+                resolution: options.resolution,
+                is_highest: lowest_failed.is_none(),
+                limited: lowest_failed.is_some_and(|trial| trial.may_be_limited()),
+            }));
         } else if options.rates.is_empty() {
             if trial(size, closed)?.is_none() {
                 return Ok(());
@@ -242,7 +274,7 @@ impl ProgressLine {
         let received = rate(progress.received.load(Ordering::Relaxed));
         let left = time.saturating_sub(elapsed).as_secs_f64();
         Self::show(&format!(
-            "{what}: {sent:.3} million frames/s sent, {received:.3} received, {left:.1} s to go"
+            "{what}: {sent:.3} M/s sent, {received:.3} M/s received, {left:.1} s left"
         ));
     }
 

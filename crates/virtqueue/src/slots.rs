@@ -87,7 +87,19 @@ impl SlotQueue {
     /// [`Self::publish`]. None when all are posted.
     #[inline]
     pub fn post(&mut self) -> Option<u16> {
-        either!(self, queue => queue.post())
+        let mut posted = None;
+        self.post_each(1, |slot| {
+            posted = Some(slot);
+            None
+        });
+        posted
+    }
+
+    /// Posts up to `count` slots, each of which `fill` is told, and may fill; if it says how many bytes
+    /// there are, these are the slot's from now on. Returns how many were free.
+    #[inline]
+    pub fn post_each(&mut self, count: u16, fill: impl FnMut(u16) -> Option<u32>) -> u16 {
+        either!(self, queue => queue.post_each(count, fill))
     }
 
     /// Publishes all slots posted since the last time. Returns whether the device wants a kick.

@@ -39,7 +39,8 @@ const MARK: u64 = 0xb7;
 /// Which frames a load consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frames {
-    /// Sizes in bytes, without the Ethernet checksum: sent in turns. From [`MIN_SIZE`] to [`MAX_SIZE`].
+    /// Sizes in bytes, without the Ethernet checksum: each flow sends them in turns. From [`MIN_SIZE`] to
+    /// [`MAX_SIZE`], at most 255 of them.
     pub sizes: Vec<usize>,
     /// Whether they are TCP segments for the device to cut up.
     pub segmented: bool,
@@ -56,10 +57,14 @@ impl Frames {
         self.sizes.iter().sum::<usize>() as f64 / self.sizes.len().max(1) as f64
     }
 
-    /// The size of the frame in this transmit buffer.
-    pub(super) fn size_of(&self, slot: u16) -> usize {
-        let turn = usize::from(slot) % self.sizes.len().max(1);
-        self.sizes.get(turn).copied().unwrap_or(MIN_SIZE)
+    /// Each size once, and the place in this list of the size whose turn it is.
+    pub(super) fn turns(&self) -> (Vec<usize>, Vec<u8>) {
+        let mut sizes = self.sizes.clone();
+        sizes.sort_unstable();
+        sizes.dedup();
+        let place = |size| sizes.binary_search(size).unwrap_or_default() as u8;
+        let turns = self.sizes.iter().map(place).collect();
+        (sizes, turns)
     }
 }
 
@@ -99,9 +104,14 @@ pub struct Addresses {
 }
 
 impl Addresses {
+    /// Flows of a port, with all of its addresses.
+    pub(super) fn count(self) -> u64 {
+        u64::from(self.macs) * u64::from(self.flows)
+    }
+
     /// Whether all frames of a port have the same.
     pub(super) fn are_fixed(self) -> bool {
-        self.macs <= 1 && self.flows <= 1
+        self.count() <= 1
     }
 }
 
@@ -219,6 +229,12 @@ impl Template {
         let mut copy = frame.clone();
         let (_, digest) = take_out(&mut copy, segmented);
         Self { bytes: [&header.to_bytes()[..], &frame].concat(), digest }
+    }
+
+    /// One of the words that all of it consists of, header included.
+    pub(super) fn word(&self, at: usize) -> u64 {
+        let word = self.bytes.get(8 * at..).and_then(|bytes| bytes.first_chunk());
+        word.map_or(0, |word| u64::from_le_bytes(*word))
     }
 }
 

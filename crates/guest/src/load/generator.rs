@@ -9,20 +9,22 @@ use wire::ethernet::{EtherType, Ethernet, MacAddress};
 use wire::virtio::{Features, NetHeader};
 
 use super::frame::{
-    self, Addresses, Digest, Frames, Identity, MIN_SIZE, Template, Variable, flow_port, mac,
+    self, Addresses, Digest, Frames, Identity, MIN_SIZE, Stamp, Template, Variable, flow_port, mac,
     stamp_offset,
 };
-use super::port::{LoadError, Port};
+use super::port::{LoadError, Port, Ring};
 use super::tally::Tally;
 
 /// Frames that are published together while there are others to be handled, as the bursts of DPDK.
 const BATCH: usize = 32;
 /// How often the generator looks up from its work: for a back end that has gone, and to be told to stop.
 const LOOK_UP: Duration = Duration::from_millis(10);
-/// How long after the last frame no more are expected.
+/// In a closed loop, how long after the last frame those under way are taken for lost.
 const QUIET: Duration = Duration::from_millis(100);
-/// How long frames that are under way are waited for after the last one was sent.
+/// How long frames that are under way are waited for after the last one was sent (RFC 2544, section 23).
 const DRAIN_LIMIT: Duration = Duration::from_secs(2);
+/// What became due before the end may still be sent for this part of the trial's time behind it.
+const CATCH_UP: f64 = 0.001;
 /// How long a back end may take for the frames by which it learns addresses.
 const ANNOUNCE_LIMIT: Duration = Duration::from_secs(5);
 /// Passes without work after which others may have the processor.
@@ -86,6 +88,8 @@ pub struct Outcome {
     pub route: (usize, usize),
     /// Frames sent.
     pub sent: u64,
+    /// Frames that were due and could not be sent, because there was no room in the ring.
+    pub unsent: u64,
     /// Frames that came, each once; where nothing is expected back, that the back end took.
     pub received: u64,
     /// Of these, frames that came while there still were some being sent: what rates are made of.
@@ -94,7 +98,7 @@ pub struct Outcome {
     pub bytes: u64,
     /// Frames that did not come.
     pub lost: u64,
-    /// Frames that came after a later one.
+    /// Frames that came after a later one of the same flow.
     pub reordered: u64,
     /// Frames that came again.
     pub duplicates: u64,
@@ -115,8 +119,10 @@ pub struct Report {
     pub time: Duration,
     /// CPU time that the generator's thread used meanwhile.
     pub cpu: Duration,
-    /// Part of the time in which it had something to do: near 1, the generator was the limit.
+    /// Part of the time in which it had something to do: below 1, the generator was not the limit.
     pub busy: f64,
+    /// Frames that it sent and received in one go, on average. When it is the limit, they pile up.
+    pub batch: f64,
     /// Whether it was told to stop.
     pub interrupted: bool,
 }
@@ -127,8 +133,12 @@ struct Sender {
     route: (u8, u8),
     base: u64,
     sent: u64,
-    /// The frame in each transmit buffer, as far as its checksum does not change.
-    digests: Vec<Digest>,
+    /// The sizes; which of them has each turn; the turn of the next frame, and of the first frame since
+    /// all addresses were last used.
+    kinds: Box<[Kind]>,
+    turns: Box<[u8]>,
+    turn: usize,
+    first_turn: usize,
     /// Where the addresses have got to.
     mac: u32,
     flow: u16,
@@ -137,6 +147,16 @@ struct Sender {
     variable: Variable,
     /// Frames below this number are not waited for any more.
     given_up: u64,
+}
+
+/// Frames of one size.
+struct Kind {
+    /// Bytes in the transmit buffer, header included.
+    len: u32,
+    /// The words of the headers in which sizes differ: any other may have been in the buffer before.
+    words: Box<[(usize, u64)]>,
+    /// The frame in each transmit buffer, as far as its checksum does not change.
+    digests: Box<[Digest]>,
 }
 
 /// A receiver's side of a direction.
@@ -168,8 +188,6 @@ pub struct Generator {
     receptions: Vec<Reception>,
     /// Counts trials, so that frames of an earlier one are known.
     trial: u8,
-    /// Addresses that the back end has been shown.
-    announced: u32,
 }
 
 impl Generator {
@@ -179,7 +197,7 @@ impl Generator {
             pending: Vec::with_capacity(2 * usize::from(port.receive.queue.size())),
             ..Reception::default()
         });
-        Self { receptions: receptions.collect(), ports, trial: 0, announced: 0 }
+        Self { receptions: receptions.collect(), ports, trial: 0 }
     }
 
     /// The ports.
@@ -210,7 +228,9 @@ impl Generator {
         self.trial = self.trial.wrapping_add(1);
         let senders = (0..directions).map(|from| self.sender(from, setup));
         let senders = senders.collect::<Result<Vec<_>, _>>()?;
-        let receivers = (0..directions).map(|from| Receiver::new(from as u8, self.trial)).collect();
+        let flows = setup.addresses.count();
+        let receiver = |from| Receiver::new(Identity::base(from as u8, self.trial), flows);
+        let receivers = (0..directions).map(receiver).collect();
         let trial = Trial {
             senders,
             receivers,
@@ -224,20 +244,22 @@ impl Generator {
             worked: false,
             idle: 0,
             busy: 0,
+            passes: 0,
         };
         trial.run(self, *time, progress)
     }
 
-    /// Shows the back end all source addresses, so that frames to them need not go to everybody.
+    /// Shows the back end all source addresses, so that frames to them need not go to everybody. It may
+    /// have forgotten those that it was shown before the last trial (RFC 2544, section 23).
     fn announce(&mut self, macs: u32) -> Result<(), LoadError> {
-        if self.ports.len() < 2 || self.announced >= macs {
+        if self.ports.len() < 2 {
             return Ok(());
         }
         let deadline = Instant::now() + ANNOUNCE_LIMIT;
         for number in 0..self.ports.len() {
             let from = number as u8;
             let frame = announcement(from);
-            self.ports[number].prepare(|_| Template::of(&frame), |_| ())?;
+            self.ports[number].prepare(|_| Template::of(&frame))?;
             let mut next = 0;
             while next < macs || self.ports[number].transmit.queue.outstanding() > 0 {
                 let port = &mut self.ports[number];
@@ -264,7 +286,6 @@ impl Generator {
                 }
             }
         }
-        self.announced = macs;
         Ok(())
     }
 
@@ -283,24 +304,32 @@ impl Generator {
         let to = (from + 1) % self.ports.len();
         let (from_port, to_port) = (from as u8, to as u8);
         let Frames { segmented, .. } = setup.frames;
-        let (mut digests, mut port_word) = (Vec::new(), 0);
-        let template = |slot| {
-            let size = setup.frames.size_of(slot);
-            Template::new(from_port, to_port, size, segmented, slot)
+        let template = |size, slot| Template::new(from_port, to_port, size, segmented, slot);
+        let longest = setup.frames.longest();
+        let port = &mut self.ports[from];
+        port.prepare(|slot| template(longest, slot))?;
+        let (longest, slots) = (template(longest, 0), port.transmit.queue.size());
+        let stamp = (NetHeader::SIZE + stamp_offset(segmented)) / 8;
+        let (sizes, turns) = setup.frames.turns();
+        let frames: Vec<Template> = sizes.iter().map(|size| template(*size, 0)).collect();
+        let differ = |at: &usize| frames.iter().any(|frame| frame.word(*at) != longest.word(*at));
+        let places: Vec<usize> = (0..stamp).filter(differ).collect();
+        let kind = |(size, frame): (&usize, &Template)| Kind {
+            len: frame.bytes.len() as u32,
+            words: places.iter().map(|at| (*at, frame.word(*at))).collect(),
+            digests: (0..slots).map(|slot| template(*size, slot).digest).collect(),
         };
-        self.ports[from].prepare(template, |template| {
-            digests.push(template.digest);
-            let word = template.bytes.get(8 * PORT_WORD..).and_then(|bytes| bytes.first_chunk());
-            port_word = word.map_or(0, |word| u64::from_le_bytes(*word)) & (u64::MAX >> 16);
-        })?;
         Ok(Sender {
             route: (from_port, to_port),
             base: Identity::base(from_port, self.trial),
             sent: 0,
-            digests,
+            kinds: sizes.iter().zip(&frames).map(kind).collect(),
+            turns: turns.into(),
+            turn: 0,
+            first_turn: 0,
             mac: 0,
             flow: 0,
-            port_word,
+            port_word: longest.word(PORT_WORD) & (u64::MAX >> 16),
             variable: Variable::new(mac(to_port, 0), mac(from_port, 0), flow_port(0)),
             given_up: 0,
         })
@@ -319,21 +348,20 @@ impl Reception {
     /// Gives the back end all buffers that are free.
     #[inline]
     fn post(&mut self, port: &mut Port) {
-        for _ in 0..std::mem::take(&mut self.free) {
-            // There are as many buffers as entries.
-            let posted = port.receive.queue.post();
-            debug_assert!(posted.is_some());
-        }
+        // There are as many buffers as entries.
+        let free = std::mem::take(&mut self.free);
+        let posted = port.receive.queue.post_each(free as u16, |_| None);
+        debug_assert_eq!(usize::from(posted), free);
         port.receive.publish();
     }
 }
 
 impl Receiver {
-    fn new(from: u8, trial: u8) -> Self {
+    fn new(base: u64, flows: u64) -> Self {
         let latency = Histogram::new_with_bounds(1, LONGEST_LATENCY, PRECISION);
         Self {
-            base: Identity::base(from, trial),
-            tally: Tally::default(),
+            base,
+            tally: Tally::new(flows),
             bytes: 0,
             corrupted: 0,
             foreign: 0,
@@ -392,10 +420,11 @@ struct Trial<'a> {
     /// When the generator last looked up.
     looked_up: u64,
     /// Whether there was work in the last pass; passes without, one after the other; time in passes
-    /// with.
+    /// with, and how many of them there were.
     worked: bool,
     idle: u32,
     busy: u64,
+    passes: u64,
 }
 
 impl Trial<'_> {
@@ -414,18 +443,20 @@ impl Trial<'_> {
                 interrupted = progress.stop.load(Ordering::Relaxed);
             }
         }
-        if !interrupted {
-            // What became due while we were not looking.
+        // What became due while we were not looking.
+        let limit = self.end + (self.end as f64 * CATCH_UP) as u64;
+        let mut is_late = !interrupted;
+        while is_late {
             self.pass(generator, true)?;
+            let waits = |sender: &Sender| self.due().is_some_and(|due| sender.sent < due);
+            is_late = self.now < limit && self.senders.iter().any(waits);
         }
         let (sending, cpu, busy) = (self.now, thread_time() - cpu, self.busy);
         let counts = |receiver: &Receiver| (receiver.tally.received, receiver.bytes);
         let in_time: Vec<(u64, u64)> = self.receivers.iter().map(counts).collect();
-        let drained = |now, moved| now > moved + nanoseconds(QUIET);
+        let (passes, due) = (self.passes, self.due());
         let deadline = sending + nanoseconds(DRAIN_LIMIT);
-        self.moved = sending;
-        while self.now < deadline && !drained(self.now, self.moved) && !self.is_complete(generator)
-        {
+        while self.now < deadline && !self.is_complete(generator) {
             self.pass(generator, false)?;
             self.looks_up(generator, progress)?;
         }
@@ -438,6 +469,7 @@ impl Trial<'_> {
                 Outcome {
                     route: (from, (from + 1) % count),
                     sent: sender.sent,
+                    unsent: due.map_or(0, |due| due.saturating_sub(sender.sent)),
                     received: tally.received,
                     in_time,
                     bytes: if is_sink { (in_time as f64 * mean) as u64 } else { bytes },
@@ -450,11 +482,14 @@ impl Trial<'_> {
                 }
             },
         );
+        let directions: Vec<Outcome> = outcomes.collect();
+        let frames: u64 = directions.iter().map(|way| way.sent + way.in_time).sum();
         Ok(Report {
-            directions: outcomes.collect(),
+            directions,
             time: Duration::from_nanos(sending),
             cpu,
             busy: busy as f64 / sending.max(1) as f64,
+            batch: frames as f64 / passes.max(1) as f64,
             interrupted,
         })
     }
@@ -503,6 +538,7 @@ impl Trial<'_> {
         }
         self.worked = received + sent > 0;
         if self.worked {
+            self.passes += 1;
             (self.idle, self.moved) = (0, self.now);
         } else {
             self.idle += 1;
@@ -533,6 +569,13 @@ impl Trial<'_> {
         Ok(true)
     }
 
+    /// In an open loop, frames that each port should have sent by now.
+    #[inline]
+    fn due(&self) -> Option<u64> {
+        let Pace::Rate(rate) = self.pace else { return None };
+        Some((self.now.min(self.end) as f64 * rate / 1e9) as u64 + 1)
+    }
+
     /// Whether all frames are where they should be.
     fn is_complete(&self, generator: &Generator) -> bool {
         let came =
@@ -545,6 +588,7 @@ impl Trial<'_> {
     /// Sends what is due from this port, unless that is fewer than `least`. Returns how many.
     #[inline]
     fn send(&mut self, port: &mut Port, from: usize, least: usize) -> usize {
+        let due = self.due().unwrap_or_default();
         let (Some(sender), Some(receiver)) = (self.senders.get_mut(from), self.receivers.get(from))
         else {
             return 0;
@@ -557,39 +601,22 @@ impl Trial<'_> {
                 // A short window is a batch of its own.
                 (window.saturating_sub(under_way as usize), least.min(window.div_ceil(2)), None)
             }
-            Pace::Rate(rate) => {
-                let due = (self.now.min(self.end) as f64 * rate / 1e9) as u64 + 1;
-                (due.saturating_sub(sender.sent) as usize, 1, Some(1e9 / rate))
-            }
+            Pace::Rate(rate) => (due.saturating_sub(sender.sent) as usize, 1, Some(1e9 / rate)),
         };
         let count = due.min(free);
         if count < least {
             return 0;
         }
-        let stamp = (NetHeader::SIZE + stamp_offset(self.setup.frames.segmented)) / 8;
-        let fixed = self.setup.addresses.are_fixed();
-        for _ in 0..count {
-            let Some(slot) = port.transmit.queue.post() else { break };
-            let words = port.transmit.area.words(slot);
-            let identity = sender.base + sender.sent;
-            let time = match interval {
-                None => self.now,
-                // When it should have been sent.
-                Some(interval) => (sender.sent as f64 * interval) as u64,
-            };
-            store(words, stamp, identity);
-            store(words, stamp + 1, time);
-            if !fixed {
-                sender.vary(words, self.setup.addresses);
+        let setup = self.setup;
+        match interval {
+            None => {
+                let now = self.now;
+                sender.send(port, setup, count, |_| now);
             }
-            if self.setup.verify {
-                let digest = sender.digests.get(usize::from(slot)).copied().unwrap_or_default();
-                let checksum = digest.checksum(sender.variable, identity, time);
-                // The pattern that shares the word stays.
-                let pattern = load(words, stamp + 2) & !u64::from(u32::MAX);
-                store(words, stamp + 2, pattern | u64::from(checksum));
+            // When it should have been sent.
+            Some(interval) => {
+                sender.send(port, setup, count, |number| (number as f64 * interval) as u64);
             }
-            sender.sent += 1;
         }
         port.transmit.publish();
         count
@@ -622,13 +649,14 @@ impl Trial<'_> {
             }
             // The rest of the frame is on its way.
             let Some(frame) = reception.pending.get(at..at + buffers) else { break };
-            let mut len = 0;
-            for (_, written) in frame {
-                if *written as usize > port.receive_len {
-                    let room = port.receive_len;
-                    return Err(delivery(format!("{written} bytes in a buffer of {room}")));
-                }
+            let (mut len, mut most) = (written as usize, written);
+            for (_, written) in frame.iter().skip(1) {
                 len += *written as usize;
+                most = most.max(*written);
+            }
+            if most as usize > port.receive_len {
+                let room = port.receive_len;
+                return Err(delivery(format!("{most} bytes in a buffer of {room}")));
             }
             at += buffers;
             let Some(receiver) = receiver.as_deref_mut() else { continue };
@@ -666,6 +694,54 @@ impl Trial<'_> {
 }
 
 impl Sender {
+    /// Puts `count` frames into the ring, for which there is room. `time_of` says of each number when the
+    /// frame is sent.
+    #[inline]
+    fn send(&mut self, port: &mut Port, setup: &Setup, count: usize, time_of: impl Fn(u64) -> u64) {
+        let at = (NetHeader::SIZE + stamp_offset(setup.frames.segmented)) / 8;
+        let is_plain = setup.addresses.are_fixed() && !setup.verify && self.kinds.len() == 1;
+        let Ring { queue, area, .. } = &mut port.transmit;
+        queue.post_each(count as u16, |slot| {
+            let words = area.words(slot);
+            let stamp = Stamp { identity: self.base + self.sent, time: time_of(self.sent) };
+            self.sent += 1;
+            store(words, at, stamp.identity);
+            store(words, at + 1, stamp.time);
+            if is_plain { None } else { self.dress(words, setup, slot, stamp) }
+        });
+    }
+
+    /// Gives the frame in this buffer, which has its stamp, all else that changes. Returns the bytes that
+    /// it has with its header, if they change.
+    fn dress(
+        &mut self,
+        words: &[AtomicU64],
+        setup: &Setup,
+        slot: u16,
+        stamp: Stamp,
+    ) -> Option<u32> {
+        let is_mixed = self.kinds.len() > 1;
+        let kind = self.turns.get(self.turn).copied().unwrap_or_default();
+        let kind = self.kinds.get(usize::from(kind))?;
+        if is_mixed {
+            kind.words.iter().for_each(|(at, word)| store(words, *at, *word));
+            self.turn = following(self.turn, self.turns.len());
+        }
+        let (len, digest) = (kind.len, kind.digests.get(usize::from(slot)).copied());
+        if !setup.addresses.are_fixed() {
+            self.vary(words, setup.addresses);
+        }
+        if setup.verify {
+            let Stamp { identity, time } = stamp;
+            let checksum = digest.unwrap_or_default().checksum(self.variable, identity, time);
+            let at = (NetHeader::SIZE + stamp_offset(setup.frames.segmented)) / 8 + 2;
+            // The pattern that shares the word stays.
+            let pattern = load(words, at) & !u64::from(u32::MAX);
+            store(words, at, pattern | u64::from(checksum));
+        }
+        is_mixed.then_some(len)
+    }
+
     /// Gives a frame the next addresses.
     fn vary(&mut self, words: &[AtomicU64], Addresses { macs, flows }: Addresses) {
         let (from, to) = self.route;
@@ -679,8 +755,18 @@ impl Sender {
         if self.mac >= macs {
             self.mac = 0;
             self.flow = if self.flow + 1 < flows { self.flow + 1 } else { 0 };
+            if self.flow == 0 {
+                // So that each flow gets all sizes.
+                self.first_turn = following(self.first_turn, self.turns.len());
+                self.turn = self.first_turn;
+            }
         }
     }
+}
+
+/// What comes behind `turn` of so many.
+fn following(turn: usize, count: usize) -> usize {
+    if turn + 1 < count { turn + 1 } else { 0 }
 }
 
 /// The word of a frame in a transmit buffer with the end of the destination and the whole source.

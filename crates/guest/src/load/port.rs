@@ -360,11 +360,7 @@ impl Port {
     }
 
     /// Writes a frame into each transmit buffer, all of which must be free.
-    pub(super) fn prepare(
-        &mut self,
-        template: impl Fn(u16) -> Template,
-        mut keep: impl FnMut(&Template),
-    ) -> Result<(), LoadError> {
+    pub(super) fn prepare(&mut self, template: impl Fn(u16) -> Template) -> Result<(), LoadError> {
         self.reclaim()?;
         let held = self.transmit.queue.outstanding();
         if held > 0 {
@@ -375,7 +371,6 @@ impl Port {
             debug_assert!(template.bytes.len() <= self.transmit_room);
             self.transmit.area.fill(slot, &template.bytes);
             self.transmit.queue.set_len(slot, template.bytes.len() as u32);
-            keep(&template);
         }
         Ok(())
     }

@@ -3,14 +3,16 @@
 /// How a search goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Search {
-    /// The highest rate to try, in frames per second.
+    /// The rate to begin with, in frames per second.
+    pub first: f64,
+    /// The highest rate to try.
     pub most: f64,
-    /// When to stop: the rate is then known to this part of [`Self::most`].
+    /// When to stop: the rate is then known to this part of the highest one tried.
     pub resolution: f64,
 }
 
-/// Searches by bisection: `trial` says of a rate whether nothing was lost, or `None` to end the search.
-/// Returns the highest rate that passed, 0 if none did.
+/// Searches: doubles the rate until frames are lost, then bisects. `trial` says of a rate whether nothing
+/// was lost, or `None` to end the search. Returns the highest rate that passed, 0 if none did.
 ///
 /// # Errors
 ///
@@ -19,14 +21,19 @@ pub fn no_drop_rate<E>(
     search: Search,
     mut trial: impl FnMut(f64) -> Result<Option<bool>, E>,
 ) -> Result<f64, E> {
-    let (mut passed, mut failed) = (0.0, search.most);
-    // The throughput may well be the highest rate itself.
-    match trial(search.most)? {
-        None => return Ok(0.0),
-        Some(true) => return Ok(search.most),
-        Some(false) => {}
+    let (mut passed, mut failed) = (0.0, search.first.min(search.most));
+    loop {
+        match trial(failed)? {
+            None => return Ok(passed),
+            Some(false) => break,
+            Some(true) => passed = failed,
+        }
+        if passed >= search.most {
+            return Ok(passed);
+        }
+        failed = (2.0 * failed).min(search.most);
     }
-    let step = (search.most * search.resolution).max(1.0);
+    let step = (failed * search.resolution).max(1.0);
     while failed - passed > step {
         let rate = f64::midpoint(passed, failed);
         match trial(rate)? {
@@ -44,12 +51,13 @@ mod tests {
 
     use super::*;
 
-    fn search(capacity: f64) -> (f64, usize) {
+    fn search(capacity: f64, first: f64) -> (f64, usize) {
         let mut trials = 0;
-        let search = Search { most: 1000.0, resolution: 0.01 };
+        let search = Search { first, most: 1000.0, resolution: 0.01 };
         let found = no_drop_rate(search, |rate| {
             trials += 1;
             assert!(trials < 20, "the search does not end");
+            assert!(rate <= 1000.0);
             Ok::<_, Infallible>(Some(rate <= capacity))
         });
         (found.unwrap(), trials)
@@ -58,19 +66,29 @@ mod tests {
     #[test]
     fn the_rate_is_found_to_the_resolution() {
         for capacity in [3.0, 17.0, 333.0, 500.0, 999.0] {
-            let (found, trials) = search(capacity);
+            let (found, trials) = search(capacity, 1000.0);
             assert!(found <= capacity && found > capacity - 10.0, "{found} of {capacity}");
             assert!(trials <= 9, "{trials}");
         }
-        assert_eq!(search(1000.0), (1000.0, 1));
-        assert_eq!(search(0.0).0, 0.0);
+        assert_eq!(search(1000.0, 1000.0), (1000.0, 1));
+        assert_eq!(search(0.0, 1000.0).0, 0.0);
+    }
+
+    #[test]
+    fn a_first_rate_that_passes_is_not_the_answer() {
+        for capacity in [60.0, 333.0, 999.0] {
+            let (found, _) = search(capacity, 50.0);
+            assert!(found <= capacity && found > capacity - 10.0, "{found} of {capacity}");
+        }
+        assert_eq!(search(5000.0, 300.0), (1000.0, 3));
     }
 
     #[test]
     fn it_ends_when_it_is_told_to() {
         let mut answers = [Some(false), Some(true), None].into_iter();
-        let search = Search { most: 1000.0, resolution: 0.01 };
+        let search = Search { first: 1000.0, most: 1000.0, resolution: 0.01 };
         let found = no_drop_rate(search, |_| Ok::<_, Infallible>(answers.next().flatten()));
         assert_eq!(found, Ok(500.0));
+        assert_eq!(no_drop_rate(search, |_| Ok::<_, Infallible>(None)), Ok(0.0));
     }
 }

@@ -6,36 +6,39 @@ const HISTORY: usize = 1 << 16;
 /// What a received frame is, by its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arrival {
-    /// Later than all before it, though some may be missing in between.
+    /// No later frame of its flow came before it, though some may be missing in between.
     InOrder,
-    /// It had been missed: reordered.
+    /// A later frame of its flow came before it: reordered.
     Late,
     /// It had come already, or is older than the history.
     Again,
 }
 
 /// Finds by their sequence numbers which frames were lost, reordered and duplicated.
+///
+/// Frames are numbered over all flows, which take turns: a frame's flow is its number modulo their
+/// count. Only frames of the same flow have an order (a device may spread flows over its processors).
 pub struct Tally {
+    flows: u64,
     /// One more than the highest number that came.
     next: u64,
     /// Numbers that were skipped, plus one, each at its place modulo [`HISTORY`].
     missing: Box<[u64]>,
     /// Frames that came, each once.
     pub received: u64,
-    /// Of these, frames that came after one with a higher number.
+    /// Of these, frames that came after one of the same flow with a higher number.
     pub reordered: u64,
     /// Frames that came again.
     pub duplicates: u64,
 }
 
-impl Default for Tally {
-    fn default() -> Self {
-        let missing = vec![0; HISTORY].into_boxed_slice();
-        Self { next: 0, missing, received: 0, reordered: 0, duplicates: 0 }
-    }
-}
-
 impl Tally {
+    /// Nothing has come yet, of so many flows.
+    pub fn new(flows: u64) -> Self {
+        let missing = vec![0; HISTORY].into_boxed_slice();
+        Self { flows: flows.max(1), next: 0, missing, received: 0, reordered: 0, duplicates: 0 }
+    }
+
     /// Counts a frame.
     #[inline]
     pub fn add(&mut self, number: u64) -> Arrival {
@@ -49,25 +52,31 @@ impl Tally {
 
     #[cold]
     fn add_unexpected(&mut self, number: u64) -> Arrival {
-        let place = |number: u64| (number % HISTORY as u64) as usize;
         if number > self.next {
             let first = self.next.max(number.saturating_sub(HISTORY as u64));
             for skipped in first..number {
-                self.missing[place(skipped)] = skipped + 1;
+                self.missing[place_of(skipped)] = skipped + 1;
             }
             self.next = number + 1;
             self.received += 1;
             return Arrival::InOrder;
         }
-        let missing = &mut self.missing[place(number)];
-        if *missing == number + 1 {
-            *missing = 0;
-            self.received += 1;
-            self.reordered += 1;
-            return Arrival::Late;
+        if !self.is_missing(number) {
+            self.duplicates += 1;
+            return Arrival::Again;
         }
-        self.duplicates += 1;
-        Arrival::Again
+        self.missing[place_of(number)] = 0;
+        self.received += 1;
+        let mut later = (number + self.flows..self.next).step_by(self.flows as usize);
+        if later.all(|later| self.is_missing(later)) {
+            return Arrival::InOrder;
+        }
+        self.reordered += 1;
+        Arrival::Late
+    }
+
+    fn is_missing(&self, number: u64) -> bool {
+        self.missing[place_of(number)] == number + 1
     }
 
     /// Where frames are only sent: the back end has taken so many of them.
@@ -81,12 +90,16 @@ impl Tally {
     }
 }
 
+fn place_of(number: u64) -> usize {
+    (number % HISTORY as u64) as usize
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn tally(numbers: impl IntoIterator<Item = u64>) -> Tally {
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(1);
         for number in numbers {
             tally.add(number);
         }
@@ -111,6 +124,19 @@ mod tests {
         assert_eq!(tally.add(2), Arrival::Again);
         assert_eq!(tally.add(5), Arrival::InOrder);
         assert_eq!(counts(&tally), [5, 1, 1, 6]);
+    }
+
+    #[test]
+    fn only_frames_of_the_same_flow_have_an_order() {
+        // Three flows: 0 3 6, 1 4 7 and 2 5 8.
+        let mut tally = Tally::new(3);
+        let arrivals = [0, 2, 1, 7, 3, 5, 4, 6].map(|number| tally.add(number));
+        let mut expected = [Arrival::InOrder; 8];
+        // 7 has overtaken it.
+        expected[6] = Arrival::Late;
+        assert_eq!(arrivals, expected);
+        assert_eq!(counts(&tally), [8, 1, 0, 8]);
+        assert_eq!(tally.add(3), Arrival::Again);
     }
 
     #[test]

@@ -49,6 +49,9 @@ const STALL: Duration = Duration::from_millis(100);
 /// The frame that suffers.
 const VICTIM: usize = 40;
 
+/// Of a frame that came: the number of its source address, its source port, and its bytes.
+type Seen = (usize, usize, usize);
+
 struct Echo {
     fault: Fault,
     session: Session,
@@ -56,10 +59,12 @@ struct Echo {
     queues: [Option<DeviceQueue>; 2],
     frames: VecDeque<Vec<u8>>,
     taken: usize,
+    seen: Vec<Seen>,
 }
 
 impl Echo {
-    fn serve(fault: Fault) -> (TempDir, JoinHandle<()>) {
+    /// The thread ends with what was taken.
+    fn serve(fault: Fault) -> (TempDir, JoinHandle<Vec<Seen>>) {
         let directory = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(directory.path().join("echo.sock")).unwrap();
         let serve = move || {
@@ -69,8 +74,10 @@ impl Echo {
                 Session::new(Offer { features: ALL, protocol, queue_pairs: 1, max_mtu: 1500 });
             let device = session.device().clone();
             let frames = VecDeque::new();
-            Self { fault, session, device, queues: [None, None], frames, taken: 0 }
-                .live(&mut connection);
+            let (queues, seen) = ([None, None], Vec::new());
+            let mut echo = Self { fault, session, device, queues, frames, taken: 0, seen };
+            echo.live(&mut connection);
+            echo.seen
         };
         (directory, thread::spawn(serve))
     }
@@ -126,6 +133,8 @@ impl Echo {
                 frame.resize(start + slice.len(), 0);
                 slice.copy_to(&mut frame[start..]);
             }
+            let number = |at: usize| usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
+            self.seen.push((number(12 + 10), number(12 + 34), frame.len() - 12));
             // It fills one buffer.
             frame[10] = 1;
             let exchanged = self.taken == VICTIM + 1 && self.fault == Fault::Exchange;
@@ -255,6 +264,16 @@ fn loss_reordering_and_duplicates_are_told_apart() {
 }
 
 #[test]
+fn frames_of_different_flows_may_overtake_each_other() {
+    for (flows, expected) in [(1, 1), (2, 0)] {
+        let setup = Setup { addresses: Addresses { macs: 1, flows }, ..setup(200, true) };
+        let pair = Load { setup, pace: Pace::Window(32), time: TIME };
+        let way = load(Fault::Exchange, Features::NONE, &pair).unwrap();
+        assert_eq!(faults(&way), [0, expected, 0, 0], "{flows} flows");
+    }
+}
+
+#[test]
 fn without_verification_order_is_checked_and_contents_are_not() {
     let load_of = |fault| {
         let plain = Load { setup: setup(200, false), pace: Pace::Window(32), time: TIME };
@@ -352,4 +371,45 @@ fn a_window_has_to_fit() {
     let large = Load { setup: setup(64, false), pace: Pace::Window(65), time: TIME };
     let error = load(Fault::None, Features::NONE, &large).unwrap_err();
     assert!(matches!(error, LoadError::Window { window: 65, most: 64, .. }), "{error}");
+}
+
+#[test]
+fn every_flow_gets_every_size_whatever_the_ring() {
+    let sizes = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 594, 64];
+    for (required, macs, flows) in [
+        (Features::NONE, 1, 1),
+        (Features::RING_PACKED, 1, 1),
+        (Features::RING_PACKED, 1, 12),
+        (Features::NONE, 3, 4),
+        (Features::IN_ORDER, 2, 7),
+    ] {
+        let frames = Frames { sizes: sizes.to_vec(), segmented: false };
+        let setup = Setup { frames, addresses: Addresses { macs, flows }, ..setup(64, true) };
+        let (directory, echo) = Echo::serve(Fault::None);
+        let mut generator = generator(&directory, required);
+        let mix = Load { setup, pace: Pace::Window(8), time: TIME };
+        let way = generator.run(&mix, &Progress::default()).unwrap().directions.remove(0);
+        drop(generator);
+        let taken = echo.join().unwrap();
+        assert_eq!(faults(&way), [0; 4], "{required}, {macs}, {flows}");
+        assert!(taken.len() > 300 && taken.len() as u64 == way.sent);
+        let (macs, flows) = (macs as usize, usize::from(flows));
+        let expected = (0..taken.len()).map(|number| {
+            let round = number / (macs * flows);
+            let turn = round + number % (macs * flows);
+            (number % macs, 1024 + number / macs % flows, sizes[turn % 12])
+        });
+        assert!(taken.into_iter().eq(expected), "{required}, {macs}, {flows}");
+    }
+}
+
+/// What was due before the end, and found no room.
+#[test]
+fn what_could_not_be_sent_is_said() {
+    let rate = Load { setup: setup(64, false), pace: Pace::Rate(10e3), time: TIME };
+    let way = load(Fault::Hang, Features::NONE, &rate).unwrap();
+    assert_eq!(way.sent + way.unsent, 2001);
+    assert!(way.unsent > 1000, "{} of 2001", way.unsent);
+    let way = load(Fault::None, Features::NONE, &Load { pace: Pace::Rate(200.0), ..rate }).unwrap();
+    assert_eq!((way.sent, way.unsent), (41, 0));
 }

@@ -11,6 +11,8 @@ use wire::virtio::Features;
 
 /// Bytes of a TCP frame as Linux sends it for segmentation: whole segments of 1448 bytes, below 64 KiB.
 const TSO_SIZE: usize = 54 + 45 * 1448;
+/// The highest rate, in frames per second.
+pub const MAX_RATE: f64 = 1e9;
 /// Sizes of the "Internet mix", seven to four to one.
 const IMIX: [usize; 12] = [64, 594, 64, 64, 594, 64, 1518, 64, 594, 64, 594, 64];
 
@@ -58,9 +60,13 @@ pub struct Options {
     /// How exactly --search has to know the rate, in percent of the highest one tried
     #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = percent)]
     pub resolution: f64,
-    /// How long each trial sends
-    #[arg(long, value_name = "N", default_value = "3", value_parser = seconds)]
+    /// How long each trial sends, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = seconds)]
     pub seconds: f64,
+    /// How long frames are sent as fast as they come back before the first trial of each size, and
+    /// not counted
+    #[arg(long, value_name = "SECONDS", default_value = "0.1", value_parser = warm_up)]
+    pub warm_up: f64,
     /// Only the first port sends. If it is the only one, nothing has to come back
     #[arg(long)]
     pub one_way: bool,
@@ -216,7 +222,7 @@ impl FromStr for Rate {
             None => (text, 1.0),
         };
         let rate = number.parse::<f64>().ok().map(|number| number * factor);
-        let rate = rate.filter(|rate| (1.0..=1e9).contains(rate));
+        let rate = rate.filter(|rate| (1.0..=MAX_RATE).contains(rate));
         rate.map(Self).ok_or_else(|| {
             "expected frames per second from 1 to 1000M, such as 250000, 250k or 1.5M".to_owned()
         })
@@ -237,6 +243,11 @@ fn ring_size(text: &str) -> Result<u16, String> {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.01..=86400.0).contains(seconds));
     seconds.ok_or_else(|| "expected seconds from 0.01 to 86400".to_owned())
+}
+
+fn warm_up(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected seconds from 0 to 3600".to_owned())
 }
 
 fn percent(text: &str) -> Result<f64, String> {
@@ -316,6 +327,8 @@ mod tests {
             ("bench --one-way --verify a", "--verify has to see"),
             ("bench --seconds 0 a", "seconds from"),
             ("bench --seconds NaN a", "seconds from"),
+            ("bench --warm-up -1 a", "unexpected"),
+            ("bench --warm-up=-1 a", "from 0 to 3600"),
             ("bench --macs 65537 a", "65536"),
             ("bench --flows 0 a", "60000"),
             ("bench --resolution 0 a", "percent"),

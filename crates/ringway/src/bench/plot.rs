@@ -17,6 +17,8 @@ const LATENCY: (f64, f64) = (320.0, 540.0);
 /// Latencies that are drawn: name, part of the frames, colour.
 const QUANTILES: [(&str, f64, &str); 3] =
     [("p50", 0.5, "#2b6cb0"), ("p99", 0.99, "#c05621"), ("p99.9", 0.999, "#9b2c2c")];
+/// What a number beside an axis takes, from one to the next.
+const LABEL: f64 = 36.0;
 /// How lines of several sizes are told apart.
 const DASHES: [&str; 4] = ["none", "7 4", "2 3", "9 3 2 3"];
 
@@ -25,11 +27,18 @@ struct Axis {
     from: f64,
     to: f64,
     logarithmic: bool,
+    /// Values to write beside it; none, for round ones.
+    marked: Vec<f64>,
     /// Where its ends are on the paper.
     paper: (f64, f64),
 }
 
 impl Axis {
+    /// From nothing.
+    fn new(paper: (f64, f64)) -> Self {
+        Self { from: 0.0, to: 1.0, logarithmic: false, marked: Vec::new(), paper }
+    }
+
     fn place(&self, value: f64) -> f64 {
         let scale = |value: f64| if self.logarithmic { value.max(1e-9).log10() } else { value };
         let (from, to) = (scale(self.from), scale(self.to));
@@ -39,6 +48,9 @@ impl Axis {
 
     /// Values to write beside it.
     fn ticks(&self) -> Vec<f64> {
+        if !self.marked.is_empty() {
+            return self.marked.clone();
+        }
         if self.logarithmic {
             let decades = self.from.log10().ceil() as i32..=self.to.log10().floor() as i32;
             return decades.map(|power| 10f64.powi(power)).collect();
@@ -80,13 +92,19 @@ pub fn svg(trials: &[Trial]) -> String {
     let most_x = most(&mut trials.iter().filter_map(x_of));
     let least_x = trials.iter().filter_map(x_of).fold(most_x, f64::min);
     let x = if over_rate {
-        Axis { from: 0.0, to: 1.05 * most_x, logarithmic: false, paper: (LEFT, RIGHT) }
+        Axis { to: 1.05 * most_x, ..Axis::new((LEFT, RIGHT)) }
     } else {
         let (from, to) = (0.8 * least_x, 1.25 * most_x);
-        Axis { from, to, logarithmic: true, paper: (LEFT, RIGHT) }
+        let mut axis = Axis { from, to, logarithmic: true, ..Axis::new((LEFT, RIGHT)) };
+        let mut sizes: Vec<f64> = trials.iter().map(|trial| trial.mean.round()).collect();
+        sizes.sort_by(f64::total_cmp);
+        // Those that are legible.
+        sizes.dedup_by(|one, two| axis.place(*one) - axis.place(*two) < LABEL);
+        axis.marked = sizes;
+        axis
     };
     let most_rate = most(&mut trials.iter().map(|trial| trial.total() / 1e6)).max(1e-6);
-    let rate = Axis { from: 0.0, to: 1.1 * most_rate, logarithmic: false, paper: (RATE.1, RATE.0) };
+    let rate = Axis { to: 1.1 * most_rate, ..Axis::new((RATE.1, RATE.0)) };
     let least = trials.iter().map(|trial| trial.latency(0.5)).fold(f64::MAX, f64::min);
     let longest = most(&mut trials.iter().map(|trial| trial.latency(0.999)));
     let floor = 10f64.powf(least.max(0.1).log10().floor());
@@ -94,7 +112,7 @@ pub fn svg(trials: &[Trial]) -> String {
         from: floor,
         to: 10f64.powf(longest.max(1.0).log10().ceil()).max(10.0 * floor),
         logarithmic: true,
-        paper: (LATENCY.1, LATENCY.0),
+        ..Axis::new((LATENCY.1, LATENCY.0))
     };
 
     let mut svg = format!(
@@ -110,12 +128,16 @@ pub fn svg(trials: &[Trial]) -> String {
     for (number, (name, trials)) in lines.iter().enumerate() {
         let dash = DASHES[number % DASHES.len()];
         let mut points = |axis: &Axis, value: &dyn Fn(&Trial) -> f64, colour: &str| {
-            let places = trials
-                .iter()
-                .filter_map(|trial| Some((x.place(x_of(trial)?), axis.place(value(trial)))));
-            let mut places: Vec<(f64, f64)> = places.collect();
+            let places = trials.iter().filter_map(|trial| {
+                Some((x.place(x_of(trial)?), axis.place(value(trial)), trial.passed()))
+            });
+            let mut places: Vec<(f64, f64, bool)> = places.collect();
             places.sort_by(|one, two| one.0.total_cmp(&two.0));
-            line(&mut svg, &places, colour, dash);
+            let way: Vec<(f64, f64)> = places.iter().map(|(x, y, _)| (*x, *y)).collect();
+            line(&mut svg, &way, colour, dash);
+            for (x, y, passed) in places {
+                point(&mut svg, (x, y), colour, if passed { colour } else { "white" });
+            }
         };
         points(&rate, &|trial| trial.total() / 1e6, "#2f855a");
         for (_, quantile, colour) in QUANTILES {
@@ -132,6 +154,9 @@ pub fn svg(trials: &[Trial]) -> String {
         let at = (LEFT + 60.0 * number as f64, LATENCY.1 + 62.0);
         text(&mut svg, at, "start", colour, name);
     }
+    let (at, end) = (LATENCY.1 + 62.0, RIGHT - 12.0);
+    text(&mut svg, (end - 12.0, at), "end", "black", "frames were lost, or could not be sent");
+    point(&mut svg, (end, at - 4.0), "#444", "white");
     svg.push_str("</svg>\n");
     svg
 }
@@ -162,6 +187,13 @@ fn line(svg: &mut String, places: &[(f64, f64)], colour: &str, dash: &str) {
     );
 }
 
+fn point(svg: &mut String, (x, y): (f64, f64), colour: &str, fill: &str) {
+    let _ = writeln!(
+        svg,
+        "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" stroke=\"{colour}\" stroke-width=\"1.2\" fill=\"{fill}\"/>"
+    );
+}
+
 fn text(svg: &mut String, (x, y): (f64, f64), anchor: &str, colour: &str, text: &str) {
     let _ = writeln!(
         svg,
@@ -181,10 +213,12 @@ mod tests {
 
     #[test]
     fn values_lie_where_they_should() {
-        let axis = Axis { from: 1.0, to: 100.0, logarithmic: true, paper: (200.0, 0.0) };
+        let axis = Axis { from: 1.0, to: 100.0, logarithmic: true, ..Axis::new((200.0, 0.0)) };
         assert_eq!([1.0, 10.0, 100.0].map(|value| axis.place(value).round()), [200.0, 100.0, 0.0]);
         assert_eq!(axis.ticks(), [1.0, 10.0, 100.0]);
-        let axis = Axis { from: 0.0, to: 4.4, logarithmic: false, paper: (0.0, 44.0) };
+        let axis = Axis { marked: vec![64.0, 1518.0], ..axis };
+        assert_eq!(axis.ticks(), [64.0, 1518.0]);
+        let axis = Axis { to: 4.4, ..Axis::new((0.0, 44.0)) };
         assert_eq!(axis.place(1.1).round(), 11.0);
         assert_eq!(axis.ticks(), [0.0, 1.0, 2.0, 3.0, 4.0]);
         assert_eq!([0.0, 0.25, 1000.0].map(short), ["0", "0.25", "1000"]);

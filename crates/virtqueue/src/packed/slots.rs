@@ -69,32 +69,36 @@ impl<M: RingMemory> SlotQueue<M> {
         }
     }
 
-    /// Posts the next free slot and returns its number: its buffer may be filled until
-    /// [`Self::publish`]. None when all are posted.
+    /// Posts up to `count` slots, each of which `fill` is told, and may fill; if it says how many bytes
+    /// there are, these are the slot's from now on. Returns how many were free.
     #[inline]
-    pub fn post(&mut self) -> Option<u16> {
+    pub fn post_each(&mut self, count: u16, mut fill: impl FnMut(u16) -> Option<u32>) -> u16 {
         let size = self.size();
-        if self.outstanding == size {
-            return None;
-        }
-        let place = self.next_available;
-        let at = usize::from(place.slot());
-        let id = *self.order.get(at)?;
-        let slot = self.slots.get_mut(usize::from(id))?;
-        slot.held = true;
+        let count = count.min(size - self.outstanding);
         let writable = if self.buffers.writable { Descriptor::WRITE } else { 0 };
-        let flags = writable | place.available();
-        let address = self.buffers.address(id);
-        let second = Descriptor { address, length: slot.len, id, flags }.second_word();
-        self.layout.descriptors.store(2 * at, address, Ordering::Relaxed);
-        if place == self.published {
-            self.first = second;
-        } else {
-            self.layout.descriptors.store(2 * at + 1, second, Ordering::Relaxed);
+        for _ in 0..count {
+            let place = self.next_available;
+            let at = usize::from(place.slot());
+            // Neither is ever missing: places are below the size, and so are slots.
+            let Some(id) = self.order.get(at).copied() else { break };
+            let Some(slot) = self.slots.get_mut(usize::from(id)) else { break };
+            slot.held = true;
+            if let Some(len) = fill(id) {
+                slot.len = len;
+            }
+            let flags = writable | place.available();
+            let address = self.buffers.address(id);
+            let second = Descriptor { address, length: slot.len, id, flags }.second_word();
+            self.layout.descriptors.store(2 * at, address, Ordering::Relaxed);
+            if place == self.published {
+                self.first = second;
+            } else {
+                self.layout.descriptors.store(2 * at + 1, second, Ordering::Relaxed);
+            }
+            self.next_available = place.advance(1, size);
+            self.outstanding += 1;
         }
-        self.next_available = place.advance(1, size);
-        self.outstanding += 1;
-        Some(id)
+        count
     }
 
     /// Publishes all slots posted since the last time. Returns whether the device wants a kick

@@ -75,18 +75,24 @@ impl<M: RingMemory> SlotQueue<M> {
         write_words(&self.layout.descriptors, slot.into(), descriptor.to_words());
     }
 
-    /// Posts the next free slot and returns its number: its buffer may be filled until
-    /// [`Self::publish`]. None when all are posted.
+    /// Posts up to `count` slots, each of which `fill` is told, and may fill; if it says how many bytes
+    /// there are, these are the slot's from now on. Returns how many were free.
     #[inline]
-    pub fn post(&mut self) -> Option<u16> {
-        if self.outstanding() == self.size() {
-            return None;
+    pub fn post_each(&mut self, count: u16, mut fill: impl FnMut(u16) -> Option<u32>) -> u16 {
+        let count = count.min(self.size() - self.outstanding());
+        let mask = self.size() - 1;
+        for _ in 0..count {
+            let at = usize::from(self.next_available & mask);
+            // Neither is ever missing: places are below the size, and so are slots.
+            let Some(slot) = self.order.get(at).copied() else { break };
+            let Some(state) = self.slots.get_mut(usize::from(slot)) else { break };
+            state.held = true;
+            self.next_available = self.next_available.wrapping_add(1);
+            if let Some(len) = fill(slot) {
+                self.set_len(slot, len);
+            }
         }
-        let at = self.next_available & (self.size() - 1);
-        let slot = *self.order.get(usize::from(at))?;
-        self.slots.get_mut(usize::from(slot))?.held = true;
-        self.next_available = self.next_available.wrapping_add(1);
-        Some(slot)
+        count
     }
 
     /// Publishes all slots posted since the last time. Returns whether the device wants a kick
@@ -119,24 +125,25 @@ impl<M: RingMemory> SlotQueue<M> {
             let taken = self.next_used;
             return Err(Violation::UsedIndex { found, taken, outstanding });
         }
+        let mask = self.size() - 1;
         while self.next_used != found {
-            let at = usize::from(self.next_used & (self.size() - 1));
+            let at = usize::from(self.next_used & mask);
             let id = self.layout.used_entries.load(2 * at, Ordering::Relaxed);
             let written = self.layout.used_entries.load(2 * at + 1, Ordering::Relaxed);
             let slot = u16::try_from(id).map_err(|_| Violation::UsedId { id })?;
             if self.in_order {
                 // It may stand for those before it, which were used completely (2.7.9).
-                let before = slot.wrapping_sub(self.next_used) & (self.size() - 1);
+                let before = slot.wrapping_sub(self.next_used) & mask;
                 if before >= found.wrapping_sub(self.next_used) {
                     return Err(Violation::UsedId { id });
                 }
                 for _ in 0..before {
-                    let slot = self.next_used & (self.size() - 1);
-                    let len = self.take_back(slot)?;
+                    let slot = self.next_used & mask;
+                    let len = self.take_back(slot, mask)?;
                     each(slot, if self.buffers.writable { len } else { 0 });
                 }
             }
-            self.take_back(slot)?;
+            self.take_back(slot, mask)?;
             each(slot, written);
         }
         Ok(ready)
@@ -144,12 +151,12 @@ impl<M: RingMemory> SlotQueue<M> {
 
     /// Takes a slot back at the next used entry. Returns the bytes of its buffer.
     #[inline]
-    fn take_back(&mut self, slot: u16) -> Result<u32, Violation> {
+    fn take_back(&mut self, slot: u16, mask: u16) -> Result<u32, Violation> {
         let state = self.slots.get_mut(usize::from(slot)).filter(|state| state.held);
         let state = state.ok_or(Violation::UsedId { id: slot.into() })?;
         state.held = false;
         let len = state.len;
-        let at = usize::from(self.next_used & (self.layout.size() - 1));
+        let at = usize::from(self.next_used & mask);
         if let Some(entry) = self.order.get_mut(at)
             && *entry != slot
         {

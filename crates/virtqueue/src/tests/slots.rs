@@ -134,6 +134,36 @@ fn a_slot_may_be_shorter() {
 }
 
 #[test]
+fn a_slot_may_be_filled_to_another_length_each_time() {
+    for format in [SPLIT, PACKED] {
+        let bed = Bed::new(format, 4);
+        let mut driver = queue(&bed, format, false);
+        let mut device = bed.device(format);
+        let mut lens = Vec::new();
+        for round in 0..3 {
+            let mut slots = Vec::new();
+            let posted = driver.post_each(9, |slot| {
+                slots.push(slot);
+                // The last one stays as it was.
+                (slots.len() < 4).then_some(1 + 4 * round + u32::from(slot))
+            });
+            assert_eq!((posted, slots), (4, vec![0, 1, 2, 3]));
+            assert_eq!(driver.post_each(1, |_| panic!("all are posted")), 0);
+            let _ = driver.publish();
+            for _ in 0..4 {
+                let mut slices = Vec::new();
+                let taken = device.take_readable(&mut bed.memory.translator(), 1000, &mut slices);
+                lens.push(gather(&slices).len() as u32);
+                device.give_back(taken.unwrap().unwrap(), 0);
+            }
+            let _ = device.publish();
+            assert_eq!(driver.reap(|_, _| ()).unwrap(), 4);
+        }
+        assert_eq!(lens, [1, 2, 3, LEN, 5, 6, 7, LEN, 9, 10, 11, LEN]);
+    }
+}
+
+#[test]
 fn the_device_is_kicked_only_if_it_wants_to_be() {
     for format in [SPLIT, PACKED] {
         for extra in [Features::NONE, Features::EVENT_IDX] {
