@@ -160,7 +160,8 @@ const FAULTS: &[Fault] = &[
     // 4. Ring life cycle.
     slip("base-is-zero", Slip::BaseIsZero, &["4.2", "4.3", "4.7", "4.9"]),
     slip("base-changes", Slip::BaseOnce, &["4.6", "4.2", "4.7", "4.9"]),
-    slip("runs-when-stopped", Slip::RunsWhenStopped, &["4.4", "4.5", "4.8", "4.21"]),
+    // 4.8 finds it if the ring is looked at between being cleared and being started.
+    broad(slip("runs-when-stopped", Slip::RunsWhenStopped, &["4.4", "4.5", "4.21"])),
     slip("starts-at-zero", Slip::StartsAtZero, &["4.9"]),
     on("refuses-256-entries", &["message SET_VRING_NUM", "num: 256"], Refuses, &["4.10"]),
     on("refuses-1024-entries", &["message SET_VRING_NUM", "num: 1024"], Refuses, &["4.11"]),
