@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use vhost_user::back_end::Offer;
+use vhost_user::{Closer, Connection, ConnectionError};
 
 use crate::config::{Config, PortConfig, PortKind, SocketRole};
 use crate::session::{Ended, Port, Trouble};
@@ -280,15 +283,55 @@ fn open(
     }
 }
 
+/// What the front ends of a port have sent and is yet to be closed. They decide how long that takes, so
+/// nobody is accepted before it is done: what a port leaves open is bounded by what one of them may.
+struct Leftovers {
+    name: String,
+    closer: Closer,
+}
+
+impl Leftovers {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), closer: Closer::new() }
+    }
+
+    /// Takes over a socket.
+    fn connection(&self, socket: UnixStream) -> Result<Connection, ConnectionError> {
+        Connection::with_closer(socket.into_std()?.into(), &self.closer)
+    }
+
+    /// Waits until all is closed.
+    async fn closed(&self) {
+        let mut said = false;
+        // Asked again and again, should it be for a thread that could not be had.
+        let closed = || poll_fn(|context| self.closer.poll_closed(context));
+        while timeout(RETRY_SLOWEST, closed()).await.is_err() {
+            if !said {
+                tracing::warn!(
+                    port = self.name,
+                    "no front end is accepted until what others have sent is closed, which whoever is \
+                     behind it holds up ({} file descriptors)",
+                    self.closer.pending()
+                );
+                said = true;
+            }
+        }
+        if said {
+            tracing::info!(port = self.name, "front ends are accepted again");
+        }
+    }
+}
+
 /// Serves the front ends that connect, one at a time.
 async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Listener) {
     let mut penalty = Penalty::new(penalty);
-    let queue = Queue { name: port.name.clone(), listener, waiting: Mutex::new(None) };
+    let leftovers = Leftovers::new(&port.name);
+    let queue = Queue { leftovers, listener, waiting: Mutex::new(None) };
     loop {
-        let socket = queue.next().await;
+        let connection = queue.next().await;
         let ended = tokio::select! {
             biased;
-            ended = serve(&mut port, socket) => ended,
+            ended = serve(&mut port, connection) => ended,
             // Never ends; turns others away while this front end is here.
             never = queue.refuse("one is connected") => match never {},
         };
@@ -304,15 +347,16 @@ async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Li
 
 /// The front ends that want to be served by one port.
 struct Queue {
-    name: String,
+    leftovers: Leftovers,
     listener: UnixListener,
     /// One that came while another was served, and is not turned away yet.
-    waiting: Mutex<Option<UnixStream>>,
+    waiting: Mutex<Option<Connection>>,
 }
 
 impl Queue {
     /// The next front end to be served.
-    async fn next(&self) -> UnixStream {
+    async fn next(&self) -> Connection {
+        self.leftovers.closed().await;
         let waiting = self.waiting().take();
         match waiting {
             Some(waiting) => waiting,
@@ -320,17 +364,22 @@ impl Queue {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<UnixStream>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<Connection>> {
         // A socket is as good after a panic as before.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn accept(&self) -> UnixStream {
+    async fn accept(&self) -> Connection {
         loop {
-            match self.listener.accept().await {
-                Ok((socket, _)) => return socket,
+            self.leftovers.closed().await;
+            let accepted = self.listener.accept().await.map_err(ConnectionError::from);
+            match accepted.and_then(|(socket, _)| self.leftovers.connection(socket)) {
+                Ok(connection) => return connection,
                 Err(error) => {
-                    tracing::error!(port = self.name, "cannot accept a front end: {error}");
+                    tracing::error!(
+                        port = self.leftovers.name,
+                        "cannot accept a front end: {error}"
+                    );
                     tokio::time::sleep(RETRY_SLOWEST).await;
                 }
             }
@@ -342,12 +391,12 @@ impl Queue {
     async fn refuse(&self, why: &str) -> Infallible {
         let mut said = false;
         loop {
-            let socket = self.accept().await;
-            self.waiting().replace(socket);
+            let connection = self.accept().await;
+            self.waiting().replace(connection);
             tokio::time::sleep(GRACE).await;
             self.waiting().take();
             if !said {
-                tracing::warn!(port = self.name, "refused a front end: {why}");
+                tracing::warn!(port = self.leftovers.name, "refused a front end: {why}");
                 said = true;
             }
         }
@@ -358,11 +407,14 @@ impl Queue {
 async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
     let mut penalty = Penalty::new(penalty);
     let mut retry = RETRY_FIRST;
+    let leftovers = Leftovers::new(&port.name);
     loop {
-        match UnixStream::connect(&path).await {
-            Ok(socket) => {
+        leftovers.closed().await;
+        let connected = UnixStream::connect(&path).await.map_err(ConnectionError::from);
+        match connected.and_then(|socket| leftovers.connection(socket)) {
+            Ok(connection) => {
                 retry = RETRY_FIRST;
-                let ended = serve(&mut port, socket).await;
+                let ended = serve(&mut port, connection).await;
                 let Some(wait) = penalty.after(&port.name, &ended) else { return };
                 tokio::time::sleep(wait).await;
             }
@@ -377,9 +429,9 @@ async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
     }
 }
 
-async fn serve(port: &mut Port, socket: UnixStream) -> Ended {
+async fn serve(port: &mut Port, connection: Connection) -> Ended {
     tracing::info!(port = port.name, "front end connected");
-    port.serve(socket).await
+    port.serve(connection).await
 }
 
 /// The wait of a peer that broke the rules: longer each time, until it has behaved for a while.

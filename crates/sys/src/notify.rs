@@ -56,43 +56,59 @@ struct Ended {
 
 thread_local! {
     /// Each thread has its own, since the kernel takes milliseconds to take one down.
-    static NOTIFIER: RefCell<Option<Notifier>> = RefCell::new(Notifier::new().ok());
+    static NOTIFIER: RefCell<Option<Notifier>> = const { RefCell::new(None) };
+}
+
+/// Makes sure that [`signal`] works on this thread. To be called before there is a peer: the kernel has so
+/// many notifiers and no more, for all processes and users together.
+pub fn prepare() -> io::Result<()> {
+    NOTIFIER.with_borrow_mut(|notifier| notifier_of(notifier).map(|_| ()))
 }
 
 /// Adds one to an eventfd's counter, if that is possible; never blocks. An error says that it is no
-/// eventfd.
-///
-/// Where the kernel has no asynchronous I/O, or none left, this is a plain write, which whoever
-/// shares the descriptor can make block.
+/// eventfd, or that there was no notifier to be had: then nobody was told. That cannot be after
+/// [`prepare`].
 pub fn signal(descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    NOTIFIER.with_borrow_mut(|notifier| match notifier {
-        Some(notifier) => notifier.signal(descriptor),
-        None => Ok(rustix::io::write(descriptor, &1u64.to_ne_bytes()).map(|_| ())?),
-    })
+    NOTIFIER.with_borrow_mut(|notifier| notifier_of(notifier)?.signal(descriptor))
+}
+
+/// This thread's, made if there is none.
+fn notifier_of(notifier: &mut Option<Notifier>) -> io::Result<&mut Notifier> {
+    match notifier {
+        Some(notifier) => Ok(notifier),
+        none => Ok(none.insert(Notifier::new()?)),
+    }
 }
 
 /// Signals eventfds.
 #[derive(Debug)]
-struct Notifier {
+pub struct Notifier {
     context: Context,
     ready: OwnedFd,
     uncollected: usize,
 }
 
 impl Notifier {
-    fn new() -> io::Result<Self> {
+    /// A notifier of the caller's own.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no more of them (fs.aio-max-nr), or was built without.
+    pub fn new() -> io::Result<Self> {
         let ready = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut context: Context = 0;
         // SAFETY: io_setup writes the context's address, and it must be 0 before.
         let result =
             unsafe { libc::syscall(libc::SYS_io_setup, EVENTS as libc::c_long, &raw mut context) };
         if result < 0 {
-            return Err(io::Error::last_os_error());
+            return Err(explain(io::Error::last_os_error()));
         }
         Ok(Self { context, ready, uncollected: 0 })
     }
 
-    fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    /// Adds one to an eventfd's counter, if that is possible; never blocks. An error says that it is no
+    /// eventfd.
+    pub fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         if self.uncollected == EVENTS {
             self.collect();
         }
@@ -139,6 +155,17 @@ impl Notifier {
         };
         self.uncollected = 0;
     }
+}
+
+/// Why there is no notifier.
+fn explain(error: io::Error) -> io::Error {
+    let why = match error.raw_os_error() {
+        Some(libc::EAGAIN) => "all that fs.aio-max-nr allows are in use (see fs.aio-nr)",
+        Some(libc::ENOSYS) => "the kernel was built without asynchronous I/O",
+        _ => "io_setup(2) failed",
+    };
+    let text = format!("no way to call a driver without ever waiting for it: {why}: {error}");
+    io::Error::new(error.kind(), text)
 }
 
 impl Drop for Notifier {

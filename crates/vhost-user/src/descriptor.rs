@@ -5,13 +5,12 @@
 //! included. So its kind is found out by calls that ask nobody but the kernel, and what is of no kind
 //! that we know is closed by a thread that may wait.
 
+use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
-use std::sync::mpsc::{Sender, channel};
 
 use rustix::fs::{fcntl_get_seals, readlink};
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::socket_domain;
+
+use crate::closer::Closer;
 
 /// What /proc calls a descriptor, such as `anon_inode:[eventfd]`.
 pub(crate) fn kind(descriptor: BorrowedFd<'_>) -> String {
@@ -29,30 +28,61 @@ pub(crate) fn is_memory(descriptor: BorrowedFd<'_>) -> bool {
     fcntl_get_seals(descriptor).is_ok()
 }
 
-/// Whether closing it cannot take time.
+/// Whether closing it cannot take time. Of everything else nobody knows: even closing one of our own
+/// Unix sockets closes what a peer has sent there.
 fn is_quickly_closed(descriptor: BorrowedFd<'_>) -> bool {
-    let kind = kind(descriptor);
-    kind.starts_with("anon_inode:")
-        || kind.starts_with("pipe:")
-        || is_memory(descriptor)
-        || (kind.starts_with("socket:") && socket_domain(descriptor) == Ok(AddressFamily::UNIX))
+    is_eventfd(descriptor) || is_memory(descriptor)
 }
 
-/// Closes descriptors without waiting for whoever is behind them.
-pub(crate) fn close(descriptors: impl IntoIterator<Item = OwnedFd>) {
-    static CLOSER: OnceLock<Sender<OwnedFd>> = OnceLock::new();
-    for descriptor in descriptors {
-        if is_quickly_closed(descriptor.as_fd()) {
-            continue;
+/// A descriptor that a peer may have had a hand in. However it is dropped, nobody waits for it to be
+/// closed.
+pub struct Descriptor {
+    /// Taken only by what ends it.
+    file: Option<OwnedFd>,
+    /// Without one, it gets its own.
+    closer: Option<Closer>,
+}
+
+impl Descriptor {
+    /// A descriptor that `closer` closes, unless it is of a kind that is quickly closed.
+    pub fn new(file: OwnedFd, closer: &Closer) -> Self {
+        Self { file: Some(file), closer: Some(closer.clone()) }
+    }
+
+    /// The descriptor itself, for whoever has found out what it is, or may wait.
+    pub fn into_owned(mut self) -> OwnedFd {
+        self.file.take().expect(TAKEN)
+    }
+}
+
+/// Why there is always a file.
+const TAKEN: &str = "only what ends a descriptor takes its file";
+
+impl From<OwnedFd> for Descriptor {
+    fn from(file: OwnedFd) -> Self {
+        Self { file: Some(file), closer: None }
+    }
+}
+
+impl AsFd for Descriptor {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_ref().expect(TAKEN).as_fd()
+    }
+}
+
+impl Drop for Descriptor {
+    fn drop(&mut self) {
+        if let Some(file) = self.file.take()
+            && !is_quickly_closed(file.as_fd())
+        {
+            self.closer.take().unwrap_or_default().close(file);
         }
-        let closer = CLOSER.get_or_init(|| {
-            let (sender, receiver) = channel();
-            let closer = move || receiver.into_iter().for_each(drop::<OwnedFd>);
-            // Without a thread the receiver is gone, and descriptors are closed by whoever sends.
-            let _ = std::thread::Builder::new().name("closer".to_owned()).spawn(closer);
-            sender
-        });
-        let _ = closer.send(descriptor);
+    }
+}
+
+impl fmt::Debug for Descriptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file.fmt(f)
     }
 }
 
@@ -73,6 +103,12 @@ mod tests {
         assert!(is_memory(memory.as_fd()) && !is_eventfd(memory.as_fd()));
         assert!(!is_memory(file.as_fd()) && !is_eventfd(file.as_fd()));
         assert!(is_quickly_closed(event.as_fd()) && is_quickly_closed(memory.as_fd()));
-        assert!(is_quickly_closed(socket.as_fd()) && !is_quickly_closed(file.as_fd()));
+        // A peer decides how long it takes to close these: of a socket, by what it has queued there.
+        let epoll =
+            rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
+        let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+        for slow in [file.as_fd(), socket.as_fd(), epoll.as_fd(), pipe.as_fd()] {
+            assert!(!is_quickly_closed(slow), "{}", kind(slow));
+        }
     }
 }

@@ -222,7 +222,8 @@ impl Served {
         let (number, asked) = (message.header.request, message.header.need_reply);
         let negotiated = self.session.protocol_features().contains(ProtocolFeatures::REPLY_ACK);
         if self.fault == Fault::KeepsDescriptors {
-            let copies = message.descriptors.iter().map(|one| one.try_clone().expect("a copy"));
+            let copies = message.descriptors.iter();
+            let copies = copies.map(|one| one.as_fd().try_clone_to_owned().expect("a copy"));
             lasting.kept.extend(copies);
         }
         if self.fault == Fault::DiesOfUnknown && request.is_none() {
