@@ -212,3 +212,6 @@ fn replace(address: usize) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

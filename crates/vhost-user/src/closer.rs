@@ -33,15 +33,16 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<OwnedFd>,
-    /// Has one more in its hands, or is about to take one.
     has_thread: bool,
+    /// The thread is closing one.
+    is_closing: bool,
     /// Who wants to know when all are closed.
     wakers: Vec<Waker>,
 }
 
 impl Queue {
     fn pending(&self) -> usize {
-        self.waiting.len() + usize::from(self.has_thread)
+        self.waiting.len() + usize::from(self.is_closing)
     }
 }
 
@@ -51,7 +52,7 @@ impl Closer {
         Self::default()
     }
 
-    /// How many descriptors are not closed yet; for a moment after the last one, 1.
+    /// How many descriptors are not closed yet.
     pub fn pending(&self) -> usize {
         self.queue().pending()
     }
@@ -99,7 +100,9 @@ impl Closer {
     fn run(&self) {
         loop {
             let mut queue = self.queue();
-            let Some(descriptor) = queue.waiting.pop_front() else {
+            let next = queue.waiting.pop_front();
+            queue.is_closing = next.is_some();
+            let Some(descriptor) = next else {
                 queue.has_thread = false;
                 let wakers = std::mem::take(&mut queue.wakers);
                 drop(queue);
@@ -132,5 +135,81 @@ impl Drop for Shared {
         for descriptor in queue.waiting.drain(..) {
             let _ = descriptor.into_raw_fd();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Sender, channel};
+    use std::task::Wake;
+
+    use super::*;
+    use crate::descriptor::tests::{LIMIT, at_once, slow};
+
+    struct Tell(Mutex<Sender<()>>);
+
+    impl Wake for Tell {
+        fn wake(self: Arc<Self>) {
+            self.0.lock().unwrap().send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn who_waits_is_told_when_all_are_closed() {
+        let (told, is_told) = channel();
+        let waker = Waker::from(Arc::new(Tell(Mutex::new(told))));
+        let mut context = Context::from_waker(&waker);
+        let closer = Closer::new();
+        assert!(closer.poll_closed(&mut context).is_ready());
+
+        let (one, one_ends) = slow();
+        let (two, two_ends) = slow();
+        at_once(|| {
+            closer.close(one);
+            closer.close(two);
+        });
+        for _ in 0..3 {
+            assert!(closer.poll_closed(&mut context).is_pending());
+        }
+        assert!(!closer.wait(Duration::ZERO));
+        assert!(closer.pending() >= 2);
+
+        drop(one_ends);
+        assert!(!closer.wait(Duration::ZERO), "the second is still there");
+        drop(two_ends);
+        assert_eq!(is_told.recv_timeout(LIMIT), Ok(()));
+        assert!(closer.poll_closed(&mut context).is_ready());
+        assert!(is_told.try_recv().is_err(), "it was told once");
+
+        // And again, with another thread.
+        let (one, one_ends) = slow();
+        closer.close(one);
+        assert!(!closer.wait(Duration::ZERO));
+        drop(one_ends);
+        assert!(closer.wait(LIMIT));
+    }
+
+    #[test]
+    fn closers_do_not_wait_for_each_other() {
+        let (stuck, other) = (Closer::new(), Closer::new());
+        let (one, _one_ends) = slow();
+        stuck.close(one);
+        let (_reader, writer) = rustix::pipe::pipe().unwrap();
+        other.close(writer);
+        assert!(other.wait(LIMIT));
+        assert_eq!(stuck.pending(), 1);
+    }
+
+    #[test]
+    fn what_waits_is_closed_when_nobody_holds_the_closer_any_more() {
+        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (one, one_ends) = slow();
+        let closer = Closer::new();
+        closer.close(one);
+        closer.close(writer);
+        at_once(|| drop(closer));
+        drop(one_ends);
+        // The end of the pipe.
+        assert_eq!(rustix::io::read(reader, &mut [0; 1]), Ok(0));
     }
 }

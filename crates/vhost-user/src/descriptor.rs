@@ -87,28 +87,86 @@ impl fmt::Debug for Descriptor {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
+
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{Mode, OFlags, open};
+    use rustix::net::sockopt::set_socket_linger;
 
     use super::*;
+
+    /// More than anything takes that does not wait, and less than [`slow`] descriptors do.
+    pub(crate) const LIMIT: Duration = Duration::from_secs(10);
+
+    /// Sees to it that `call` does not wait for whoever is behind a descriptor.
+    pub(crate) fn at_once<R>(call: impl FnOnce() -> R) -> R {
+        let start = Instant::now();
+        let result = call();
+        assert!(start.elapsed() < LIMIT, "it took {:?}", start.elapsed());
+        result
+    }
+
+    /// A descriptor whose last close takes two limits, which needs no privilege; or until the other
+    /// one is dropped.
+    pub(crate) fn slow() -> (OwnedFd, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        slow.set_nonblocking(true).unwrap();
+        while slow.write(&[0; 65536]).is_ok() {}
+        slow.set_nonblocking(false).unwrap();
+        set_socket_linger(&slow, Some(2 * LIMIT)).unwrap();
+        (slow.into(), other)
+    }
 
     #[test]
     fn kinds_are_told_apart() {
         let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let memory = memory::SharedMemory::create("kind", 4096).unwrap();
         let file = open("/proc/self/exe", OFlags::RDONLY, Mode::empty()).unwrap();
-        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
         assert!(is_eventfd(event.as_fd()) && !is_memory(event.as_fd()));
         assert!(is_memory(memory.as_fd()) && !is_eventfd(memory.as_fd()));
         assert!(!is_memory(file.as_fd()) && !is_eventfd(file.as_fd()));
         assert!(is_quickly_closed(event.as_fd()) && is_quickly_closed(memory.as_fd()));
-        // A peer decides how long it takes to close these: of a socket, by what it has queued there.
-        let epoll =
-            rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap();
-        let (pipe, _writer) = rustix::pipe::pipe().unwrap();
+        // How long these take, a peer decides: of a Unix socket, by what it has queued there.
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
+        let (epoll, (pipe, _writer)) = (epoll.unwrap(), rustix::pipe::pipe().unwrap());
         for slow in [file.as_fd(), socket.as_fd(), epoll.as_fd(), pipe.as_fd()] {
             assert!(!is_quickly_closed(slow), "{}", kind(slow));
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_a_descriptor_to_be_closed() {
+        let closer = Closer::new();
+        let (one, other) = slow();
+        at_once(|| drop(Descriptor::new(one, &closer)));
+        assert_eq!(closer.pending(), 1);
+        drop(other);
+        assert!(closer.wait(LIMIT));
+        // What has no closer gets one.
+        let (one, _other) = slow();
+        at_once(|| drop(Descriptor::from(one)));
+        // Whoever takes it waits, if he wants to.
+        let (one, other) = slow();
+        let one = Descriptor::new(one, &closer).into_owned();
+        drop(other);
+        at_once(|| drop(one));
+        assert_eq!(closer.pending(), 0);
+    }
+
+    #[test]
+    fn eventfds_and_memory_need_no_thread() {
+        let closer = Closer::new();
+        let event = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let memory = memory::SharedMemory::create("kind", 4096).unwrap();
+        for file in [event, memory.as_fd().try_clone_to_owned().unwrap()] {
+            drop(Descriptor::new(file, &closer));
+            assert_eq!(closer.pending(), 0);
         }
     }
 }
