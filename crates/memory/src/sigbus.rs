@@ -171,8 +171,8 @@ extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *
                 let handler = unsafe { std::mem::transmute::<usize, Simple>(handler) };
                 handler(signal);
             }
-            // Rust's own puts the default back, which is how a fault ends the process. What was sent does
-            // not, and must not turn the guard off.
+            // Rust's own has put the default back, which is how a fault ends the process. What was sent
+            // does not, and must not leave us without the guard for longer than this.
             if !is_fault {
                 // SAFETY: `ours` makes a complete action.
                 unsafe { libc::sigaction(signal, &ours(), std::ptr::null_mut()) };

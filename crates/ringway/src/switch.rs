@@ -517,10 +517,19 @@ fn random_key() -> anyhow::Result<[u64; 2]> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::{IoSlice, Write};
+    use std::mem::MaybeUninit;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream as Raw;
     use std::path::Path;
 
     use engine::Mode;
+    use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use rustix::thread::{CpuSet, sched_getaffinity};
+    use tokio::task::spawn_blocking;
+    use vhost_user::FrontEnd;
 
     use super::*;
     use crate::config::{
@@ -592,5 +601,79 @@ mod tests {
         assert_eq!(workers().len(), 2);
         switch.stop().await.unwrap();
         assert!(!path.exists());
+    }
+
+    /// A descriptor whose last close takes two limits; or until the other one is dropped.
+    fn slow() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Far less than is sent, so that something is left that the other one has no room for.
+        set_socket_recv_buffer_size(&listener, 4096).unwrap();
+        let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        slow.set_nonblocking(true).unwrap();
+        while slow.write(&[0; 65536]).is_ok() {}
+        slow.set_nonblocking(false).unwrap();
+        set_socket_linger(&slow, Some(2 * LIMIT)).unwrap();
+        (slow, other)
+    }
+
+    /// Sends a byte, and a descriptor with it.
+    fn send(socket: &Raw, descriptor: impl AsFd) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// Whether the port is served within this time: the front end asks for features, and gets them.
+    async fn is_served(path: &Path, limit: Duration) -> bool {
+        let path = path.to_owned();
+        let served =
+            spawn_blocking(move || FrontEnd::connect(&path, limit).unwrap().features().is_ok());
+        served.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_port_whose_last_front_end_holds_us_up_waits_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, two] = ["one.sock", "two.sock"].map(|name| directory.path().join(name));
+        let mut config = config(&one, Vec::new());
+        config.ports.extend(super::tests::config(&two, Vec::new()).ports);
+        config.ports[1].name = "other".to_owned();
+        let PortKind::VhostUser { penalty, .. } = &mut config.ports[0].kind else { panic!() };
+        *penalty = false;
+        let switch = Switch::start(&config).unwrap();
+        let start = Instant::now();
+
+        // The first two bytes are read, with their descriptors, of which the second has no place there; the
+        // third waits in the socket. The next front end is to be turned away with one in its socket, and
+        // another is never accepted.
+        let (slows, others): (Vec<_>, Vec<_>) = (0..5).map(|_| slow()).unzip();
+        let [hostile, refused, late] = [(); 3].map(|()| Raw::connect(&one).unwrap());
+        slows[..3].iter().for_each(|slow| send(&hostile, slow));
+        send(&refused, &slows[3]);
+        send(&late, &slows[4]);
+        drop(slows);
+        assert!(is_served(&two, LIMIT).await, "the other port");
+        drop((hostile, refused, late));
+        assert!(is_served(&two, LIMIT).await, "the other port, afterwards");
+        assert!(!is_served(&one, Duration::from_secs(1)).await, "nothing is closed yet");
+        assert!(start.elapsed() < LIMIT, "nobody waited for the peer: {:?}", start.elapsed());
+
+        drop(others);
+        // What connected meanwhile gets its turn, and has gone.
+        let mut served = false;
+        while !served {
+            assert!(start.elapsed() < 2 * LIMIT, "waited {LIMIT:?} for the port to be served");
+            served = is_served(&one, Duration::from_secs(1)).await;
+        }
+        let stop = Instant::now();
+        let (last, _other) = slow();
+        let socket = Raw::connect(&one).unwrap();
+        send(&socket, &last);
+        drop(last);
+        switch.stop().await.unwrap();
+        assert!(stop.elapsed() < LIMIT, "the end waited for the peer: {:?}", stop.elapsed());
     }
 }

@@ -94,7 +94,7 @@ pub(crate) mod tests {
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{Mode, OFlags, open};
-    use rustix::net::sockopt::set_socket_linger;
+    use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 
     use super::*;
 
@@ -113,6 +113,8 @@ pub(crate) mod tests {
     /// one is dropped.
     pub(crate) fn slow() -> (OwnedFd, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Far less than is sent, so that something is left that the other one has no room for.
+        set_socket_recv_buffer_size(&listener, 4096).unwrap();
         let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (other, _) = listener.accept().unwrap();
         slow.set_nonblocking(true).unwrap();

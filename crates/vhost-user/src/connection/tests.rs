@@ -243,19 +243,23 @@ fn stuffed(descriptor: OwnedFd) -> Message {
 #[test]
 fn what_was_not_read_is_not_waited_for() {
     let (mut connection, peer) = pair();
-    let (descriptor, other) = slow();
-    write(&peer, &bytes(&Message::request(1, false, vec![], vec![])), &[]);
-    write(&peer, &bytes(&Message::request(1000, false, vec![], vec![])), &[&descriptor]);
-    drop(descriptor);
+    let (read, read_ends) = slow();
+    let (unread, unread_ends) = slow();
+    let message = bytes(&Message::request(1000, false, vec![], vec![]));
+    write(&peer, &message, &[&read]);
+    write(&peer, &message, &[&unread]);
+    drop((read, unread));
     receive(&mut connection);
     let closer = connection.closer().clone();
     at_once(|| drop(connection));
-    assert_eq!(closer.pending(), 1, "the socket");
+    assert_eq!(closer.pending(), 2, "one, and the socket");
     // The peer need not wait for that either.
     let mut polled = [PollFd::new(&peer, PollFlags::IN)];
     poll(&mut polled, Some(&Timespec::try_from(LIMIT).unwrap())).unwrap();
     assert!(polled[0].revents().contains(PollFlags::HUP));
-    drop(other);
+    drop(read_ends);
+    assert!(!closer.wait(Duration::ZERO), "the socket is still there");
+    drop(unread_ends);
     assert!(closer.wait(LIMIT));
 }
 
