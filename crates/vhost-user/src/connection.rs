@@ -245,7 +245,8 @@ impl Connection {
         }
         let mut bytes = message.header.encode().to_vec();
         bytes.extend(message.payload);
-        let descriptors = message.descriptors;
+        let mut descriptors = message.descriptors;
+        descriptors.iter_mut().for_each(|descriptor| descriptor.leave_to(&self.closer));
         self.outgoing.push_back(Outgoing { bytes, sent: 0, descriptors });
         self.flush()
     }

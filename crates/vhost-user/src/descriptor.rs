@@ -49,6 +49,11 @@ impl Descriptor {
         Self { file: Some(file), closer: Some(closer.clone()) }
     }
 
+    /// Has `closer` close it, if it has no closer yet.
+    pub(crate) fn leave_to(&mut self, closer: &Closer) {
+        self.closer.get_or_insert_with(|| closer.clone());
+    }
+
     /// The descriptor itself, for whoever has found out what it is, or may wait.
     pub fn into_owned(mut self) -> OwnedFd {
         self.file.take().expect(TAKEN)

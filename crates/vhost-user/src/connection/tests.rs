@@ -303,9 +303,10 @@ fn a_peer_that_holds_up_too_much_is_given_up() {
     assert!(matches!(connection.receive(), Err(ConnectionError::NotClosed)));
     drop(other);
     assert!(connection.closer().wait(LIMIT));
-    // Eventfds and memory do not count.
     drop(receive(&mut connection));
     assert!(hung_up(&reader));
+    assert!(connection.closer().wait(LIMIT));
+    // Eventfds and memory do not count.
     let event = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
     let (descriptor, _other) = slow();
     send(descriptor);
