@@ -157,9 +157,10 @@ impl Worker {
         let cpus = worker.settings.cpus.clone();
         let (ready, is_ready) = sync_channel(1);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            let pinned = pin(&cpus);
-            let failed = pinned.is_err();
-            let _ = ready.send(pinned);
+            // Before there are guests, who could leave us without a way to call them.
+            let prepared = pin(&cpus).and_then(|()| sys::notify::prepare());
+            let failed = prepared.is_err();
+            let _ = ready.send(prepared);
             if failed { worker.graph } else { worker.live() }
         })?;
         let started = is_ready.recv();

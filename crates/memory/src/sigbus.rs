@@ -8,8 +8,8 @@
 //! Mappings are registered in a fixed table of atomics. The handler looks the faulting address up;
 //! when it is inside a registered mapping, it maps zero pages over the rest of that mapping, marks
 //! it poisoned, and returns: the faulting instruction runs again and reads zeros. The owner sees
-//! the mark at its next breath and closes the port. Other faults go to the handler that was there
-//! before us (Rust's own, or the default).
+//! the mark at its next breath and closes the port. Every other SIGBUS goes to the handler that was
+//! there before us (Rust's own, or the default), and we stay.
 //!
 //! # Who writes what, and ordering
 //!
@@ -107,14 +107,24 @@ unsafe impl Sync for Previous {}
 
 static PREVIOUS: Previous = Previous(UnsafeCell::new(MaybeUninit::uninit()));
 
+/// How a handler with SA_SIGINFO is called, and one without.
+type Action = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+type Simple = extern "C" fn(libc::c_int);
+
+/// What to do on SIGBUS.
+fn ours() -> libc::sigaction {
+    // SAFETY: an all-zero sigaction is valid: no flags, an empty mask, the default handler.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    let handler: Action = handle;
+    action.sa_sigaction = handler as usize;
+    action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+    action
+}
+
 fn install() {
     static INSTALLED: Once = Once::new();
     INSTALLED.call_once(|| {
-        // SAFETY: an all-zero sigaction is valid: no flags, an empty mask, the default handler.
-        let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = handle;
-        action.sa_sigaction = handler as usize;
-        action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+        let action = ours();
         // SAFETY: `action` is complete; PREVIOUS is written here only, under the Once, before the
         // handler that reads it can run.
         let result = unsafe { libc::sigaction(libc::SIGBUS, &action, PREVIOUS.0.get().cast()) };
@@ -122,19 +132,53 @@ fn install() {
     });
 }
 
-extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+extern "C" fn handle(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel passes a valid siginfo to an SA_SIGINFO handler.
-    let info = unsafe { &*info };
+    let by = unsafe { &*info };
     // SAFETY: for a SIGBUS of the kernel's own the address member of the union is the one that is
     // set; otherwise it is garbage, which is not looked at.
-    let address = unsafe { info.si_addr() }.addr();
-    let by_a_fault = info.si_code > 0;
-    if by_a_fault && replace(address) {
+    let address = unsafe { by.si_addr() }.addr();
+    let code = by.si_code;
+    if code > 0 && replace(address) {
         return;
     }
-    // Not ours: put the previous handler back; the instruction faults again, into that one.
-    // SAFETY: PREVIOUS was filled before this handler could run.
-    unsafe { libc::sigaction(libc::SIGBUS, PREVIOUS.0.get().cast(), std::ptr::null_mut()) };
+    // Not ours. Somebody sent it, or a page broke that nobody has touched; or else an instruction faulted,
+    // and will do so again.
+    let is_fault = code > 0 && code != libc::BUS_MCEERR_AO;
+    // SAFETY: PREVIOUS was filled before this handler could run, and is not written any more.
+    let previous = unsafe { &*PREVIOUS.0.get().cast::<libc::sigaction>() };
+    match previous.sa_sigaction {
+        libc::SIG_IGN if !is_fault => {}
+        // A fault cannot be ignored: the kernel takes that for the default, too.
+        libc::SIG_DFL | libc::SIG_IGN => {
+            // SAFETY: an all-zero sigaction is valid: no flags, an empty mask, the default handler.
+            let default: libc::sigaction = unsafe { std::mem::zeroed() };
+            // SAFETY: `default` is complete.
+            unsafe { libc::sigaction(signal, &default, std::ptr::null_mut()) };
+            if !is_fault {
+                // SAFETY: async-signal safe. The signal is blocked while it is handled, and so it ends the
+                // process as soon as this returns.
+                unsafe { libc::raise(signal) };
+            }
+        }
+        handler => {
+            if previous.sa_flags & libc::SA_SIGINFO != 0 {
+                // SAFETY: whoever installed it said with this flag that it is one of these.
+                let handler = unsafe { std::mem::transmute::<usize, Action>(handler) };
+                handler(signal, info, context);
+            } else {
+                // SAFETY: or else that it is one of these.
+                let handler = unsafe { std::mem::transmute::<usize, Simple>(handler) };
+                handler(signal);
+            }
+            // Rust's own has put the default back, which is how a fault ends the process. What was sent
+            // does not, and must not leave us without the guard for longer than this.
+            if !is_fault {
+                // SAFETY: `ours` makes a complete action.
+                unsafe { libc::sigaction(signal, &ours(), std::ptr::null_mut()) };
+            }
+        }
+    }
 }
 
 fn replace(address: usize) -> bool {
@@ -168,3 +212,6 @@ fn replace(address: usize) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
@@ -120,12 +121,21 @@ impl Stop {
 
 /// Runs the control plane: one thread, and a few that may wait.
 fn on_runtime(main: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    allow_files();
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_all().build().context("cannot start the control plane")?;
     let result = runtime.block_on(main);
     // Whoever still waits may wait for ever.
     runtime.shutdown_background();
     result
+}
+
+/// As many open files as we may have: peers send some of them, and when there is no room for one, the kernel
+/// closes it while we wait.
+fn allow_files() {
+    let limits = getrlimit(Resource::Nofile);
+    // What cannot be is not worth failing for.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits });
 }
 
 fn log_to_stderr(level: LevelFilter) {

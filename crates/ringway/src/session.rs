@@ -125,8 +125,8 @@ impl Ended {
 
 impl Port {
     /// Serves one connection. When this returns, the workers have let go of all that was the guest's.
-    pub async fn serve(&mut self, socket: UnixStream) -> Ended {
-        let ended = match self.converse(socket).await {
+    pub async fn serve(&mut self, connection: Connection) -> Ended {
+        let ended = match self.converse(connection).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
@@ -142,8 +142,8 @@ impl Port {
         }
     }
 
-    async fn converse(&mut self, socket: UnixStream) -> Result<Infallible, Ended> {
-        let mut socket = Socket::new(socket)?;
+    async fn converse(&mut self, connection: Connection) -> Result<Infallible, Ended> {
+        let mut socket = Socket::new(connection)?;
         let mut session = Session::new(self.offer);
         let mut notices = NOTICES;
         let mut pace = Pace::new(Instant::now());
@@ -228,18 +228,20 @@ impl Port {
 
 /// A connection and the runtime's eye on its socket.
 struct Socket {
+    /// The same socket, to wait for it; never read or written. Before the connection, to be closed before
+    /// it: who closes a socket last waits for what a peer has sent.
+    readiness: UnixStream,
     connection: Connection,
     /// The front end's process, if it can be seen from here.
     peer: Option<i32>,
-    /// The same socket, to wait for it; never read or written.
-    readiness: UnixStream,
 }
 
 impl Socket {
-    fn new(readiness: UnixStream) -> Result<Self, ConnectionError> {
-        let connection = Connection::new(readiness.as_fd().try_clone_to_owned()?)?;
+    fn new(connection: Connection) -> Result<Self, ConnectionError> {
+        let readiness = connection.as_fd().try_clone_to_owned()?;
+        let readiness = UnixStream::from_std(readiness.into())?;
         let peer = readiness.peer_cred()?.pid();
-        Ok(Self { connection, peer, readiness })
+        Ok(Self { readiness, connection, peer })
     }
 
     /// Whether `message` hands over memory of which the front end keeps a copy of its own. Asked of

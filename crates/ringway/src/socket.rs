@@ -16,6 +16,7 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+use vhost_user::Descriptor;
 
 /// How long to wait for another switch that is about to listen in the same directory.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -29,6 +30,8 @@ const BACKLOG: i32 = 16;
 pub struct Listener {
     pub socket: UnixListener,
     _file: SocketFile,
+    /// The same socket, closed last: with it goes who was not accepted, and all that he has sent.
+    _last: Descriptor,
 }
 
 /// The socket's file: removed on drop, unless somebody replaced it.
@@ -73,7 +76,8 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<
     }
     chmod(path, Mode::from_raw_mode(mode)).context("cannot set its permissions")?;
     listen(&socket, BACKLOG).context("cannot listen")?;
-    Ok(Listener { socket: UnixListener::from(socket), _file: file })
+    let last = socket.try_clone()?.into();
+    Ok(Listener { socket: UnixListener::from(socket), _file: file, _last: last })
 }
 
 /// Takes the lock, if whoever has it gives it up soon: switches hold it for an instant, but anyone

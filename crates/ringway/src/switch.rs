@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +16,9 @@ use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 use vhost_user::back_end::Offer;
+use vhost_user::{Closer, Connection, ConnectionError};
 
 use crate::config::{Config, PortConfig, PortKind, SocketRole};
 use crate::session::{Ended, Port, Trouble};
@@ -280,15 +283,55 @@ fn open(
     }
 }
 
+/// What the front ends of a port have sent and is yet to be closed. They decide how long that takes, so
+/// nobody is accepted before it is done: what a port leaves open is bounded by what one of them may.
+struct Leftovers {
+    name: String,
+    closer: Closer,
+}
+
+impl Leftovers {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), closer: Closer::new() }
+    }
+
+    /// Takes over a socket.
+    fn connection(&self, socket: UnixStream) -> Result<Connection, ConnectionError> {
+        Connection::with_closer(socket.into_std()?.into(), &self.closer)
+    }
+
+    /// Waits until all is closed.
+    async fn closed(&self) {
+        let mut said = false;
+        // Asked again and again, should it be for a thread that could not be had.
+        let closed = || poll_fn(|context| self.closer.poll_closed(context));
+        while timeout(RETRY_SLOWEST, closed()).await.is_err() {
+            if !said {
+                tracing::warn!(
+                    port = self.name,
+                    "no front end is accepted until what others have sent is closed, which whoever is \
+                     behind it holds up ({} file descriptors)",
+                    self.closer.pending()
+                );
+                said = true;
+            }
+        }
+        if said {
+            tracing::info!(port = self.name, "front ends are accepted again");
+        }
+    }
+}
+
 /// Serves the front ends that connect, one at a time.
 async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Listener) {
     let mut penalty = Penalty::new(penalty);
-    let queue = Queue { name: port.name.clone(), listener, waiting: Mutex::new(None) };
+    let leftovers = Leftovers::new(&port.name);
+    let queue = Queue { leftovers, listener, waiting: Mutex::new(None) };
     loop {
-        let socket = queue.next().await;
+        let connection = queue.next().await;
         let ended = tokio::select! {
             biased;
-            ended = serve(&mut port, socket) => ended,
+            ended = serve(&mut port, connection) => ended,
             // Never ends; turns others away while this front end is here.
             never = queue.refuse("one is connected") => match never {},
         };
@@ -304,15 +347,16 @@ async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Li
 
 /// The front ends that want to be served by one port.
 struct Queue {
-    name: String,
+    leftovers: Leftovers,
     listener: UnixListener,
     /// One that came while another was served, and is not turned away yet.
-    waiting: Mutex<Option<UnixStream>>,
+    waiting: Mutex<Option<Connection>>,
 }
 
 impl Queue {
     /// The next front end to be served.
-    async fn next(&self) -> UnixStream {
+    async fn next(&self) -> Connection {
+        self.leftovers.closed().await;
         let waiting = self.waiting().take();
         match waiting {
             Some(waiting) => waiting,
@@ -320,17 +364,22 @@ impl Queue {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<UnixStream>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<Connection>> {
         // A socket is as good after a panic as before.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn accept(&self) -> UnixStream {
+    async fn accept(&self) -> Connection {
         loop {
-            match self.listener.accept().await {
-                Ok((socket, _)) => return socket,
+            self.leftovers.closed().await;
+            let accepted = self.listener.accept().await.map_err(ConnectionError::from);
+            match accepted.and_then(|(socket, _)| self.leftovers.connection(socket)) {
+                Ok(connection) => return connection,
                 Err(error) => {
-                    tracing::error!(port = self.name, "cannot accept a front end: {error}");
+                    tracing::error!(
+                        port = self.leftovers.name,
+                        "cannot accept a front end: {error}"
+                    );
                     tokio::time::sleep(RETRY_SLOWEST).await;
                 }
             }
@@ -342,12 +391,12 @@ impl Queue {
     async fn refuse(&self, why: &str) -> Infallible {
         let mut said = false;
         loop {
-            let socket = self.accept().await;
-            self.waiting().replace(socket);
+            let connection = self.accept().await;
+            self.waiting().replace(connection);
             tokio::time::sleep(GRACE).await;
             self.waiting().take();
             if !said {
-                tracing::warn!(port = self.name, "refused a front end: {why}");
+                tracing::warn!(port = self.leftovers.name, "refused a front end: {why}");
                 said = true;
             }
         }
@@ -358,11 +407,14 @@ impl Queue {
 async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
     let mut penalty = Penalty::new(penalty);
     let mut retry = RETRY_FIRST;
+    let leftovers = Leftovers::new(&port.name);
     loop {
-        match UnixStream::connect(&path).await {
-            Ok(socket) => {
+        leftovers.closed().await;
+        let connected = UnixStream::connect(&path).await.map_err(ConnectionError::from);
+        match connected.and_then(|socket| leftovers.connection(socket)) {
+            Ok(connection) => {
                 retry = RETRY_FIRST;
-                let ended = serve(&mut port, socket).await;
+                let ended = serve(&mut port, connection).await;
                 let Some(wait) = penalty.after(&port.name, &ended) else { return };
                 tokio::time::sleep(wait).await;
             }
@@ -377,9 +429,9 @@ async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
     }
 }
 
-async fn serve(port: &mut Port, socket: UnixStream) -> Ended {
+async fn serve(port: &mut Port, connection: Connection) -> Ended {
     tracing::info!(port = port.name, "front end connected");
-    port.serve(socket).await
+    port.serve(connection).await
 }
 
 /// The wait of a peer that broke the rules: longer each time, until it has behaved for a while.
@@ -465,10 +517,19 @@ fn random_key() -> anyhow::Result<[u64; 2]> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::io::{IoSlice, Write};
+    use std::mem::MaybeUninit;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream as Raw;
     use std::path::Path;
 
     use engine::Mode;
+    use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use rustix::thread::{CpuSet, sched_getaffinity};
+    use tokio::task::spawn_blocking;
+    use vhost_user::FrontEnd;
 
     use super::*;
     use crate::config::{
@@ -540,5 +601,79 @@ mod tests {
         assert_eq!(workers().len(), 2);
         switch.stop().await.unwrap();
         assert!(!path.exists());
+    }
+
+    /// A descriptor whose last close takes two limits; or until the other one is dropped.
+    fn slow() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // Far less than is sent, so that something is left that the other one has no room for.
+        set_socket_recv_buffer_size(&listener, 4096).unwrap();
+        let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (other, _) = listener.accept().unwrap();
+        slow.set_nonblocking(true).unwrap();
+        while slow.write(&[0; 65536]).is_ok() {}
+        slow.set_nonblocking(false).unwrap();
+        set_socket_linger(&slow, Some(2 * LIMIT)).unwrap();
+        (slow, other)
+    }
+
+    /// Sends a byte, and a descriptor with it.
+    fn send(socket: &Raw, descriptor: impl AsFd) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let descriptors = [descriptor.as_fd()];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL).unwrap();
+    }
+
+    /// Whether the port is served within this time: the front end asks for features, and gets them.
+    async fn is_served(path: &Path, limit: Duration) -> bool {
+        let path = path.to_owned();
+        let served =
+            spawn_blocking(move || FrontEnd::connect(&path, limit).unwrap().features().is_ok());
+        served.await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_port_whose_last_front_end_holds_us_up_waits_and_no_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let [one, two] = ["one.sock", "two.sock"].map(|name| directory.path().join(name));
+        let mut config = config(&one, Vec::new());
+        config.ports.extend(super::tests::config(&two, Vec::new()).ports);
+        config.ports[1].name = "other".to_owned();
+        let PortKind::VhostUser { penalty, .. } = &mut config.ports[0].kind else { panic!() };
+        *penalty = false;
+        let switch = Switch::start(&config).unwrap();
+        let start = Instant::now();
+
+        // The first two bytes are read, with their descriptors, of which the second has no place there; the
+        // third waits in the socket. The next front end is to be turned away with one in its socket, and
+        // another is never accepted.
+        let (slows, others): (Vec<_>, Vec<_>) = (0..5).map(|_| slow()).unzip();
+        let [hostile, refused, late] = [(); 3].map(|()| Raw::connect(&one).unwrap());
+        slows[..3].iter().for_each(|slow| send(&hostile, slow));
+        send(&refused, &slows[3]);
+        send(&late, &slows[4]);
+        drop(slows);
+        assert!(is_served(&two, LIMIT).await, "the other port");
+        drop((hostile, refused, late));
+        assert!(is_served(&two, LIMIT).await, "the other port, afterwards");
+        assert!(!is_served(&one, Duration::from_secs(1)).await, "nothing is closed yet");
+        assert!(start.elapsed() < LIMIT, "nobody waited for the peer: {:?}", start.elapsed());
+
+        drop(others);
+        // What connected meanwhile gets its turn, and has gone.
+        let mut served = false;
+        while !served {
+            assert!(start.elapsed() < 2 * LIMIT, "waited {LIMIT:?} for the port to be served");
+            served = is_served(&one, Duration::from_secs(1)).await;
+        }
+        let stop = Instant::now();
+        let (last, _other) = slow();
+        let socket = Raw::connect(&one).unwrap();
+        send(&socket, &last);
+        drop(last);
+        switch.stop().await.unwrap();
+        assert!(stop.elapsed() < LIMIT, "the end waited for the peer: {:?}", stop.elapsed());
     }
 }

@@ -18,8 +18,8 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
-use vhost_user::Connection;
 use vhost_user::back_end::End;
+use vhost_user::{Closer, Connection};
 
 use crate::config::DEFAULT_SOCKET_MODE;
 use crate::socket::listen_at;
@@ -30,6 +30,8 @@ use server::Net;
 
 /// How long either end may take to stop once it was told to.
 const STOP_LIMIT: Duration = Duration::from_millis(500);
+/// How often to see whether that is so, where it cannot be waited for.
+const STOP_CHECK: Duration = Duration::from_millis(100);
 
 /// Tells the thread that works, which waits for other things, that it is time to stop.
 #[derive(Clone)]
@@ -43,6 +45,10 @@ impl Stopping {
     fn set(&self) {
         // The only error is a full counter.
         let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    fn is_set(&self) -> io::Result<bool> {
+        Ok(self.wait_for(&self.0, Some(Duration::ZERO))?[1])
     }
 
     /// Waits until `descriptor` is readable, or it is time to stop: then false.
@@ -108,7 +114,7 @@ fn serve(flags: &Server, stopping: &Stopping) -> anyhow::Result<()> {
         (None, Some(number)) => socket::inherited(number)?,
         (None, None) => bail!("say where the front end is: --socket-path, --connect or --fd"),
     };
-    serve_one(socket, &mut net, stopping).map(|_| ())
+    serve_one(Connection::new(socket)?, &mut net, stopping).map(|_| ())
 }
 
 /// Serves one front end after the other.
@@ -117,7 +123,14 @@ fn serve_all(path: &Path, net: &mut Net, stopping: &Stopping) -> anyhow::Result<
     let listener = listen_at(path, DEFAULT_SOCKET_MODE, None)
         .with_context(|| format!("cannot listen at {place}"))?;
     tell(&format!("listening at {place}"));
+    let closer = Closer::new();
     loop {
+        // What front ends leave behind must not pile up.
+        while !closer.wait(STOP_CHECK) {
+            if stopping.is_set()? {
+                return Ok(());
+            }
+        }
         let [_, stopped] = stopping.wait_for(&listener.socket, None)?;
         if stopped {
             return Ok(());
@@ -128,7 +141,8 @@ fn serve_all(path: &Path, net: &mut Net, stopping: &Stopping) -> anyhow::Result<
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => return Err(error).with_context(|| format!("cannot accept at {place}")),
         };
-        match serve_one(socket.into(), net, stopping) {
+        let connection = Connection::with_closer(socket.into(), &closer)?;
+        match serve_one(connection, net, stopping) {
             Ok(End::Stopped) => return Ok(()),
             Ok(End::Closed) => {}
             Err(error) => tell(&format!("ringway: {error:#}")),
@@ -156,8 +170,11 @@ fn serve_wrong(
 }
 
 /// Serves one front end, and says what came of it.
-fn serve_one(socket: OwnedFd, net: &mut Net, stopping: &Stopping) -> anyhow::Result<End> {
-    let mut connection = Connection::new(socket)?;
+fn serve_one(
+    mut connection: Connection,
+    net: &mut Net,
+    stopping: &Stopping,
+) -> anyhow::Result<End> {
     if let Some(dump) = &net.dump {
         connection.observe(dump.messages());
     }

@@ -56,43 +56,59 @@ struct Ended {
 
 thread_local! {
     /// Each thread has its own, since the kernel takes milliseconds to take one down.
-    static NOTIFIER: RefCell<Option<Notifier>> = RefCell::new(Notifier::new().ok());
+    static NOTIFIER: RefCell<Option<Notifier>> = const { RefCell::new(None) };
+}
+
+/// Makes sure that [`signal`] works on this thread. To be called before there is a peer: the kernel has so
+/// many notifiers and no more, for all processes and users together.
+pub fn prepare() -> io::Result<()> {
+    NOTIFIER.with_borrow_mut(|notifier| notifier_of(notifier).map(|_| ()))
 }
 
 /// Adds one to an eventfd's counter, if that is possible; never blocks. An error says that it is no
-/// eventfd.
-///
-/// Where the kernel has no asynchronous I/O, or none left, this is a plain write, which whoever
-/// shares the descriptor can make block.
+/// eventfd, or that there was no notifier to be had: then nobody was told. That cannot be after
+/// [`prepare`].
 pub fn signal(descriptor: BorrowedFd<'_>) -> io::Result<()> {
-    NOTIFIER.with_borrow_mut(|notifier| match notifier {
-        Some(notifier) => notifier.signal(descriptor),
-        None => Ok(rustix::io::write(descriptor, &1u64.to_ne_bytes()).map(|_| ())?),
-    })
+    NOTIFIER.with_borrow_mut(|notifier| notifier_of(notifier)?.signal(descriptor))
+}
+
+/// This thread's, made if there is none.
+fn notifier_of(notifier: &mut Option<Notifier>) -> io::Result<&mut Notifier> {
+    match notifier {
+        Some(notifier) => Ok(notifier),
+        none => Ok(none.insert(Notifier::new()?)),
+    }
 }
 
 /// Signals eventfds.
 #[derive(Debug)]
-struct Notifier {
+pub struct Notifier {
     context: Context,
     ready: OwnedFd,
     uncollected: usize,
 }
 
 impl Notifier {
-    fn new() -> io::Result<Self> {
+    /// A notifier of the caller's own.
+    ///
+    /// # Errors
+    ///
+    /// The kernel has no more of them (fs.aio-max-nr), or was built without.
+    pub fn new() -> io::Result<Self> {
         let ready = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let mut context: Context = 0;
         // SAFETY: io_setup writes the context's address, and it must be 0 before.
         let result =
             unsafe { libc::syscall(libc::SYS_io_setup, EVENTS as libc::c_long, &raw mut context) };
         if result < 0 {
-            return Err(io::Error::last_os_error());
+            return Err(explain(io::Error::last_os_error()));
         }
         Ok(Self { context, ready, uncollected: 0 })
     }
 
-    fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
+    /// Adds one to an eventfd's counter, if that is possible; never blocks. An error says that it is no
+    /// eventfd.
+    pub fn signal(&mut self, descriptor: BorrowedFd<'_>) -> io::Result<()> {
         if self.uncollected == EVENTS {
             self.collect();
         }
@@ -141,6 +157,17 @@ impl Notifier {
     }
 }
 
+/// Why there is no notifier.
+fn explain(error: io::Error) -> io::Error {
+    let why = match error.raw_os_error() {
+        Some(libc::EAGAIN) => "all that fs.aio-max-nr allows is in use",
+        Some(libc::ENOSYS) => "the kernel was built without asynchronous I/O",
+        _ => "io_setup(2) failed",
+    };
+    let text = format!("no way to call a driver without ever waiting for it: {why}: {error}");
+    io::Error::new(error.kind(), text)
+}
+
 impl Drop for Notifier {
     fn drop(&mut self) {
         // SAFETY: the context is ours, and nobody uses it afterwards.
@@ -151,8 +178,75 @@ impl Drop for Notifier {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsFd;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
 
     use super::*;
+
+    /// Has the kernel refuse this thread what it refuses when all notifiers are in use. Really to use
+    /// them up would disturb every other program.
+    fn refuse_notifiers() {
+        const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+        const IS: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+        const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+        let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+        let mut steps = [
+            // The number of the system call is the first field of seccomp_data.
+            step(LOAD, 0, 0, 0),
+            step(IS, 0, 1, libc::SYS_io_setup as u32),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EAGAIN as u32),
+            step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: steps.len() as u16, filter: steps.as_mut_ptr() };
+        // SAFETY: takes only numbers.
+        let denied = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        assert_eq!(denied, 0);
+        // SAFETY: the program is complete, and the kernel copies it.
+        let filtered = unsafe {
+            libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+        };
+        assert_eq!(filtered, 0);
+    }
+
+    /// An eventfd that a hostile peer has prepared: the next plain write waits for ever.
+    fn full() -> OwnedFd {
+        let event = eventfd(0, EventfdFlags::empty()).unwrap();
+        rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        event
+    }
+
+    /// What `run` returns on a thread of its own, which must not wait for anybody.
+    fn on_a_thread<R: Send + 'static>(run: impl FnOnce() -> R + Send + 'static) -> R {
+        let (sender, receiver) = channel();
+        std::thread::spawn(move || sender.send(run()));
+        receiver.recv_timeout(Duration::from_secs(10)).expect("it hangs, or has failed")
+    }
+
+    #[test]
+    fn without_a_notifier_nobody_is_called_and_nobody_waits() {
+        let [prepared, signalled] = on_a_thread(|| {
+            refuse_notifiers();
+            [prepare(), signal(full().as_fd())].map(|result| result.unwrap_err().to_string())
+        });
+        assert!(prepared.contains("all that fs.aio-max-nr allows"), "{prepared}");
+        assert_eq!(prepared, signalled);
+    }
+
+    #[test]
+    fn a_thread_that_is_prepared_needs_no_more() {
+        let counted = on_a_thread(|| {
+            prepare().unwrap();
+            refuse_notifiers();
+            let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+            for _ in 0..3 {
+                prepare().unwrap();
+                signal(event.as_fd()).unwrap();
+                signal(full().as_fd()).unwrap();
+            }
+            count(&event)
+        });
+        assert_eq!(counted, 3);
+    }
 
     fn count(descriptor: &OwnedFd) -> u64 {
         let mut bytes = [0; 8];
@@ -173,8 +267,7 @@ mod tests {
     #[test]
     fn a_full_counter_of_a_blocking_descriptor_does_not_block() {
         let mut notifier = Notifier::new().unwrap();
-        let event = eventfd(0, EventfdFlags::empty()).unwrap();
-        rustix::io::write(&event, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+        let event = full();
         for _ in 0..2 * EVENTS {
             notifier.signal(event.as_fd()).unwrap();
         }

@@ -75,7 +75,7 @@ pub use server::{BackEnd, End, Rings, RunningRing, Server, ServerError};
 pub use violation::{Notice, Violation};
 
 use crate::connection::Message;
-use crate::descriptor;
+use crate::descriptor::{self, Descriptor};
 
 /// The smallest MTU that IPv4 works with (RFC 791).
 const MIN_MTU: u64 = 68;
@@ -210,14 +210,10 @@ impl Session {
     pub fn handle(&mut self, message: Message) -> Result<Step, Violation> {
         let Message { header, payload, descriptors } = message;
         if header.reply {
-            descriptor::close(descriptors);
             return Err(Violation::Reply { number: header.request });
         }
         let outcome = match FrontEndRequest::from_number(header.request) {
-            None => {
-                descriptor::close(descriptors);
-                self.refuse(Notice::Unknown { number: header.request })
-            }
+            None => self.refuse(Notice::Unknown { number: header.request }),
             Some(request) => self.request(request, &payload, descriptors)?,
         };
         // Asked after the request: SET_PROTOCOL_FEATURES may itself be acknowledged.
@@ -271,7 +267,7 @@ impl Session {
         &mut self,
         request: FrontEndRequest,
         payload: &[u8],
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
     ) -> Result<Outcome, Violation> {
         let message = request.message();
         let open = match message.gate {
@@ -280,7 +276,6 @@ impl Session {
             Gate::Protocol(features) => self.protocol.contains(features),
         };
         if !open {
-            descriptor::close(descriptors);
             return match message.answer {
                 // Its sender waits for a reply that we do not have.
                 Answer::Reply(_) => Err(Violation::NotNegotiated { request }),
@@ -288,11 +283,9 @@ impl Session {
             };
         }
         if let Err(fault) = message.check(payload.len(), descriptors.len()) {
-            descriptor::close(descriptors);
             return Err(Violation::Form { request, fault });
         }
         let Some(payload) = Payload::decode(message.payload, payload) else {
-            descriptor::close(descriptors);
             return Err(Violation::Payload { request });
         };
         self.dispatch(request, payload, descriptors)
@@ -302,7 +295,7 @@ impl Session {
         &mut self,
         request: FrontEndRequest,
         payload: Payload,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
     ) -> Result<Outcome, Violation> {
         use FrontEndRequest as R;
         match (request, payload) {
@@ -325,7 +318,6 @@ impl Session {
             }
             (R::RemMemReg, Payload::SingleRegion(region)) => {
                 // Some front ends pass the file once more.
-                descriptor::close(descriptors);
                 self.remove_memory_region(&region)?;
             }
 
@@ -357,10 +349,7 @@ impl Session {
             (R::NetSetMtu, Payload::U64(mtu)) => return Ok(self.set_mtu(mtu)),
             (R::SendRarp, Payload::U64(value)) => return Ok(self.send_rarp(value)),
 
-            _ => {
-                descriptor::close(descriptors);
-                return Ok(self.refuse(Notice::NotServed { request }));
-            }
+            _ => return Ok(self.refuse(Notice::NotServed { request })),
         }
         Ok(Outcome::Done)
     }
@@ -395,7 +384,7 @@ impl Session {
     fn set_memory_table(
         &mut self,
         regions: &[MemoryRegion],
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
     ) -> Result<(), Violation> {
         let descriptors = memory_files(FrontEndRequest::SetMemTable, descriptors)?;
         if regions.is_empty() {
@@ -415,7 +404,7 @@ impl Session {
     fn add_memory_region(
         &mut self,
         region: &MemoryRegion,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
     ) -> Result<(), Violation> {
         for file in memory_files(FrontEndRequest::AddMemReg, descriptors)? {
             let request = request(region, file);
@@ -506,7 +495,7 @@ impl Session {
         &mut self,
         request: FrontEndRequest,
         which: RingDescriptor,
-        descriptors: Vec<OwnedFd>,
+        descriptors: Vec<Descriptor>,
     ) -> Result<Option<Arc<OwnedFd>>, Violation> {
         let ring = u32::from(which.ring);
         self.ring(request, ring)?;
@@ -603,12 +592,11 @@ impl Session {
 /// These descriptors, if all of them are memory. Others are not even mapped.
 fn memory_files(
     request: FrontEndRequest,
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Descriptor>,
 ) -> Result<Vec<OwnedFd>, Violation> {
     if descriptors.iter().all(|file| descriptor::is_memory(file.as_fd())) {
-        return Ok(descriptors);
+        return Ok(descriptors.into_iter().map(Descriptor::into_owned).collect());
     }
-    descriptor::close(descriptors);
     Err(Violation::Memory { request, cause: MapError::NotMemory })
 }
 

@@ -6,11 +6,12 @@
 //! * Reading stops at the end of the message: first the 12 bytes of the header, then exactly the
 //!   announced payload, which the header's check has bounded. Nothing is allocated by a number
 //!   that was not checked.
-//! * Descriptors are taken only with the first bytes of a header. Every read offers room for them
-//!   all the same, because the kernel throws away, without a word, what has no room; so those that
-//!   come too late, or too many, are seen, and the connection ends.
-//! * Every descriptor is an `OwnedFd` from the system call on: whatever way a message ends, they
-//!   are closed.
+//! * Descriptors are taken only with the first bytes of a header. Every read offers room for as many
+//!   as the kernel lets anybody send all the same, because it closes, within our call, what has no
+//!   room; so those that come too late, or too many, are seen, and the connection ends.
+//! * Every descriptor is a [`Descriptor`] from the system call on: whatever way a message ends, they
+//!   are closed, and nobody but a thread of the connection's own waits for that. So it is with the
+//!   socket itself, which closes with it whatever descriptors the peer has sent and we have not read.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -20,15 +21,20 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
 };
 use thiserror::Error;
 use wire::vhost_user::{Header, HeaderError, MAX_DESCRIPTORS};
 
-use crate::descriptor;
+use crate::closer::Closer;
+use crate::descriptor::{self, Descriptor};
 
 /// The most messages that wait for a peer that does not read.
 const MAX_OUTGOING: usize = 16;
+/// The most descriptors of a peer's that take their time to be closed.
+const MAX_UNCLOSED: usize = 16;
+/// The most descriptors that come at once (unix(7), `SCM_RIGHTS`).
+const SCM_MAX_FD: usize = 253;
 
 /// A message, in either direction.
 #[derive(Debug)]
@@ -38,7 +44,7 @@ pub struct Message {
     /// Its payload, not decoded.
     pub payload: Vec<u8>,
     /// The descriptors that ride with it.
-    pub descriptors: Vec<OwnedFd>,
+    pub descriptors: Vec<Descriptor>,
 }
 
 impl Message {
@@ -50,6 +56,7 @@ impl Message {
         descriptors: Vec<OwnedFd>,
     ) -> Self {
         let header = Header::request(number, need_reply, payload.len() as u32);
+        let descriptors = descriptors.into_iter().map(Descriptor::from).collect();
         Self { header, payload, descriptors }
     }
 
@@ -121,6 +128,12 @@ pub enum ConnectionError {
     /// The peer went away before it read an answer.
     #[error("the peer closed the connection before it read the answer")]
     Gone,
+    /// Descriptors come faster than they can be closed.
+    #[error(
+        "{MAX_UNCLOSED} file descriptors that the peer sent are still being closed: whoever is behind \
+         them takes his time"
+    )]
+    NotClosed,
     /// The peer takes no messages.
     #[error("the peer does not read: {MAX_OUTGOING} messages wait for it")]
     NotReading,
@@ -140,8 +153,8 @@ impl From<Errno> for ConnectionError {
 
 /// The message that is being read.
 enum Partial {
-    Header { bytes: [u8; Header::SIZE], filled: usize, descriptors: Vec<OwnedFd> },
-    Payload { header: Header, payload: Vec<u8>, filled: usize, descriptors: Vec<OwnedFd> },
+    Header { bytes: [u8; Header::SIZE], filled: usize, descriptors: Vec<Descriptor> },
+    Payload { header: Header, payload: Vec<u8>, filled: usize, descriptors: Vec<Descriptor> },
 }
 
 impl Partial {
@@ -154,12 +167,14 @@ struct Outgoing {
     bytes: Vec<u8>,
     sent: usize,
     /// Leave with the first byte, and are closed here once they have left.
-    descriptors: Vec<OwnedFd>,
+    descriptors: Vec<Descriptor>,
 }
 
-/// One end of a vhost-user connection.
+/// One end of a vhost-user connection. When it is dropped, the peer sees at once that it is at its end,
+/// whoever else has the socket.
 pub struct Connection {
-    socket: OwnedFd,
+    socket: Descriptor,
+    closer: Closer,
     partial: Partial,
     outgoing: VecDeque<Outgoing>,
     observer: Option<Observer>,
@@ -168,9 +183,26 @@ pub struct Connection {
 impl Connection {
     /// Takes over a connected Unix stream socket and makes it non-blocking.
     pub fn new(socket: OwnedFd) -> Result<Self, ConnectionError> {
-        rustix::io::ioctl_fionbio(&socket, true)?;
-        let outgoing = VecDeque::new();
-        Ok(Self { socket, partial: Partial::START, outgoing, observer: None })
+        Self::with_closer(socket, &Closer::new())
+    }
+
+    /// The same, with a closer that other connections have, too: for a place where peers come and go, so
+    /// that all that was not closed yet can be waited for before the next is served.
+    pub fn with_closer(socket: OwnedFd, closer: &Closer) -> Result<Self, ConnectionError> {
+        let connection = Self {
+            socket: Descriptor::new(socket, closer),
+            closer: closer.clone(),
+            partial: Partial::START,
+            outgoing: VecDeque::new(),
+            observer: None,
+        };
+        rustix::io::ioctl_fionbio(&connection.socket, true)?;
+        Ok(connection)
+    }
+
+    /// What closes the socket and what the peer has sent.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
     }
 
     /// From now on, shows every message that passes to `observer`.
@@ -180,6 +212,9 @@ impl Connection {
 
     /// Reads on. Never blocks.
     pub fn receive(&mut self) -> Result<Incoming, ConnectionError> {
+        if self.closer.pending() > MAX_UNCLOSED {
+            return Err(ConnectionError::NotClosed);
+        }
         loop {
             if let Some(message) = self.take_complete()? {
                 if let Some(observer) = &self.observer {
@@ -216,7 +251,8 @@ impl Connection {
         }
         let mut bytes = message.header.encode().to_vec();
         bytes.extend(message.payload);
-        let descriptors = message.descriptors;
+        let mut descriptors = message.descriptors;
+        descriptors.iter_mut().for_each(|descriptor| descriptor.leave_to(&self.closer));
         self.outgoing.push_back(Outgoing { bytes, sent: 0, descriptors });
         self.flush()
     }
@@ -273,7 +309,7 @@ impl Connection {
 
     /// One system call's worth of bytes; 0 at the end of the stream.
     fn fill(&mut self) -> Result<usize, ConnectionError> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SCM_MAX_FD))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let (buffer, filled, first) = match &mut self.partial {
             Partial::Header { bytes, filled, descriptors } => {
@@ -292,34 +328,30 @@ impl Connection {
                 result => break result?,
             }
         };
-        let arrived: Vec<OwnedFd> = control
+        let arrived: Vec<Descriptor> = control
             .drain()
             .filter_map(|message| match message {
                 RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
                 _ => None,
             })
             .flatten()
+            .map(|descriptor| Descriptor::new(descriptor, &self.closer))
             .collect();
         let truncated = received.flags.intersects(ReturnFlags::CTRUNC | ReturnFlags::TRUNC);
-        // The buffer is rounded up and may have room for one more.
         if truncated || arrived.len() > MAX_DESCRIPTORS {
-            descriptor::close(arrived);
             return Err(ConnectionError::TooManyDescriptors);
         }
         match first {
             Some(descriptors) => *descriptors = arrived,
             None if arrived.is_empty() => {}
-            None => {
-                descriptor::close(arrived);
-                return Err(ConnectionError::StrayDescriptors);
-            }
+            None => return Err(ConnectionError::StrayDescriptors),
         }
         *filled += received.bytes;
         Ok(received.bytes)
     }
 }
 
-fn send_some(socket: &OwnedFd, message: &Outgoing) -> Result<usize, Errno> {
+fn send_some(socket: &Descriptor, message: &Outgoing) -> Result<usize, Errno> {
     let borrowed: Vec<BorrowedFd<'_>> = message.descriptors.iter().map(AsFd::as_fd).collect();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
@@ -332,9 +364,8 @@ fn send_some(socket: &OwnedFd, message: &Outgoing) -> Result<usize, Errno> {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        let (Partial::Header { descriptors, .. } | Partial::Payload { descriptors, .. }) =
-            &mut self.partial;
-        descriptor::close(descriptors.drain(..));
+        // The closer may have others to close first.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }
 

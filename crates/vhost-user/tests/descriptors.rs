@@ -4,6 +4,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use memory::SharedMemory;
 use ringway_vhost_user::back_end::{Offer, Session, Violation};
@@ -16,6 +17,7 @@ use wire::virtio::Features;
 
 const ROUNDS: usize = 10_000;
 const SIZE: u64 = 0x10000;
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Open descriptors and mappings of this process.
 fn resources() -> (usize, usize) {
@@ -107,7 +109,11 @@ fn rounds_of_everything_leave_no_descriptor_behind() {
         }
         let (request, payload, descriptors) = &wrong[round % wrong.len()];
         assert!(say(*request, payload.clone(), descriptors).is_err(), "{request}");
+        let closers = [&connection, &peer].map(|one| one.closer().clone());
         drop((session, connection, peer));
+        for closer in closers {
+            assert!(closer.wait(LIMIT), "not closed within {LIMIT:?}");
+        }
         // The first round may open what stays open for good.
         let now = resources_every(round);
         before = before.or(now);

@@ -35,7 +35,7 @@ use rustix::net::{
 };
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 use vhost_user::back_end::{self, Offer, Session};
-use vhost_user::{Connection, Incoming, Message};
+use vhost_user::{Closer, Connection, Incoming, Message};
 use virtqueue::{Form, Layout, packed};
 use wire::split::Descriptor;
 use wire::vhost_user::{
@@ -62,15 +62,16 @@ const RING_SIZE: u16 = 16;
 /// Descriptors that are written, some of which are outside of the ring.
 const DESCRIBED: usize = 20;
 
+/// How long what was sent may take to be closed: nothing here takes its time.
+const CLOSED_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+
 const OFFER: Offer =
     Offer { features: FEATURES, protocol: Offer::PROTOCOL, queue_pairs: 1, max_mtu: 9000 };
 
 /// One virtual machine monitor's whole conversation, several times if need be.
 pub fn session(data: &[u8]) -> Reached {
-    // What the thread calls guests with is made for the first call, and stays.
-    let event = eventfd(0, EventfdFlags::CLOEXEC).expect("an event");
-    sys::notify::signal(event.as_fd()).expect("an event that is signalled");
-    drop(event);
+    // What the thread calls guests with stays.
+    sys::notify::prepare().expect("a notifier");
     let before = Resources::count();
     let reached = run(data);
     assert_eq!(Resources::count(), before, "something was left behind");
@@ -151,6 +152,8 @@ struct World {
     now: u64,
     files: Files,
     call: Option<Call>,
+    /// What the front ends have sent and is yet to be closed.
+    closer: Closer,
     /// The hostile guest's port reported a fault.
     faulted: bool,
     /// The front end does not read its answers.
@@ -201,6 +204,7 @@ impl World {
             now: 0,
             files,
             call: None,
+            closer: Closer::new(),
             faulted: false,
             is_silent: false,
             is_packed: false,
@@ -235,7 +239,7 @@ impl World {
             let _ = rustix::net::sockopt::set_socket_send_buffer_size(&end, 0);
             Call {
                 socket,
-                connection: Connection::new(end).expect("a connection"),
+                connection: Connection::with_closer(end, &self.closer).expect("a connection"),
                 session: Session::new(OFFER),
                 due: VecDeque::new(),
                 answers: Vec::new(),
@@ -657,6 +661,7 @@ impl World {
         let [_, outstanding] = self.guest.outstanding();
         assert_eq!(outstanding, 0, "the other guest's chains do not come back");
         assert_eq!(self.sent, self.reaped);
+        assert!(self.closer.wait(CLOSED_LIMIT), "not closed within {CLOSED_LIMIT:?}");
     }
 }
 

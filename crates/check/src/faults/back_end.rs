@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use memory::{FrontEndAddress, GuestAddress, ReadSlice, WriteCursor};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost_user::back_end::{Offer, Session, Step};
-use vhost_user::{Connection, ConnectionError, Device, Incoming, Message};
+use vhost_user::{Connection, ConnectionError, Descriptor, Device, Incoming, Message};
 use virtqueue::{Chain, DeviceQueue};
 use wire::checksum::{Sum, complete};
 use wire::segment::{MAX_HEADERS, Segments};
@@ -312,7 +312,8 @@ impl<'l> Served<'l> {
             return self.send(value(0));
         }
         if request == Some(R::SetLogBase) && self.log_agreed {
-            self.set_log(&message.payload, message.descriptors);
+            let files = message.descriptors.into_iter().map(Descriptor::into_owned).collect();
+            self.set_log(&message.payload, files);
             return self.send(value(0));
         }
         self.note(request, &mut message)?;
@@ -459,7 +460,8 @@ impl<'l> Served<'l> {
 
     /// Keeps copies of a message's descriptors for ever.
     fn keep(&mut self, message: &Message) {
-        let copies = message.descriptors.iter().filter_map(|one| one.try_clone().ok());
+        let copies =
+            message.descriptors.iter().filter_map(|one| one.as_fd().try_clone_to_owned().ok());
         self.lasting.descriptors.extend(copies);
     }
 
@@ -472,7 +474,8 @@ impl<'l> Served<'l> {
                 message.header.size = message.payload.len() as u32;
             }
             Does::Slip(Slip::ReplyDescriptors) => {
-                message.descriptors = vec![std::fs::File::open("/dev/null").ok()?.into()];
+                message.descriptors =
+                    vec![OwnedFd::from(std::fs::File::open("/dev/null").ok()?).into()];
             }
             _ => {}
         }

@@ -11,7 +11,7 @@ use wire::vhost_user::FrontEndRequest;
 use wire::virtio::Features;
 
 use super::{RingSetup, Violation};
-use crate::descriptor;
+use crate::descriptor::{self, Descriptor};
 
 /// Gives every start of a ring its own name, over all sessions.
 static STARTS: AtomicU64 = AtomicU64::new(1);
@@ -227,14 +227,14 @@ impl Ring {
 pub(super) fn event_descriptor(
     request: FrontEndRequest,
     ring: u32,
-    descriptor: OwnedFd,
+    descriptor: Descriptor,
 ) -> Result<Arc<OwnedFd>, Violation> {
     if !descriptor::is_eventfd(descriptor.as_fd()) {
         let kind = descriptor::kind(descriptor.as_fd());
-        descriptor::close([descriptor]);
         return Err(Violation::NotAnEventDescriptor { request, ring, kind });
     }
-    // Where calls are plain writes, so that an honest front end's full counter does not block them.
+    let descriptor = descriptor.into_owned();
+    // For data planes that call by plain writes, so that an honest front end's full counter does not block them.
     rustix::io::ioctl_fionbio(&descriptor, true)
         .map_err(|cause| Violation::Descriptor { cause: cause.into() })?;
     Ok(Arc::new(descriptor))

@@ -26,6 +26,7 @@ use memory::{ReadSlice, WriteSlice};
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
+use sys::notify::Notifier;
 use thiserror::Error;
 use virtqueue::{Chain, DeviceQueue};
 use wire::virtio::Features;
@@ -90,13 +91,13 @@ impl RunningRing {
         self.setup.enabled
     }
 
-    fn publish(&mut self) {
+    fn publish(&mut self, notifier: &mut Notifier) {
         let is_wanted = self.queue.publish();
         if (is_wanted || std::mem::take(&mut self.is_new))
             && let Some(call) = &self.setup.call
         {
             // It is an eventfd, as the session has checked.
-            let _ = sys::notify::signal(call.as_fd());
+            let _ = notifier.signal(call.as_fd());
         }
     }
 }
@@ -107,13 +108,15 @@ pub struct Rings {
     rings: Vec<Option<RunningRing>>,
     /// Watches the kick descriptors.
     kicks: OwnedFd,
+    /// Calls the driver.
+    notifier: Notifier,
 }
 
 impl Rings {
     fn new(device: Arc<Device>) -> io::Result<Self> {
         let kicks = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let rings = device.rings.iter().map(|_| None).collect();
-        Ok(Self { device, rings, kicks })
+        Ok(Self { device, rings, kicks, notifier: Notifier::new()? })
     }
 
     /// The queue pairs of which a ring runs, in order.
@@ -140,7 +143,8 @@ impl Rings {
     }
 
     fn publish(&mut self) {
-        self.running().for_each(RunningRing::publish);
+        let rings = self.rings.iter_mut().flatten();
+        rings.for_each(|ring| ring.publish(&mut self.notifier));
     }
 
     /// Asks for kicks. True when there is more than the back end could see: do not sleep.
@@ -213,7 +217,7 @@ pub enum ServerError {
     #[error("the front end cut off memory that it had shared")]
     MemoryCutOff,
     /// The kernel refused.
-    #[error("cannot wait for the front end: {0}")]
+    #[error("cannot serve the front end: {0}")]
     Io(io::Error),
 }
 
@@ -239,7 +243,8 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// There are too many open files.
+    /// There are too many open files, or the kernel's asynchronous I/O, by which drivers are called, is
+    /// used up (fs.aio-max-nr).
     pub fn new(connection: Connection, offer: Offer) -> Result<Self, ServerError> {
         let session = Session::new(offer);
         let rings = Rings::new(session.device().clone())?;

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -45,9 +45,10 @@ pub(super) fn is_found_private(process: i32, files: Vec<OwnedFd>) -> bool {
 
 /// A file of memory, to ask about. None for any other file: even to ask for its name might mean to
 /// wait for whoever serves it.
-fn memory_file(file: &OwnedFd) -> Option<OwnedFd> {
+fn memory_file(file: impl AsFd) -> Option<OwnedFd> {
+    let file = file.as_fd();
     fcntl_get_seals(file).ok()?;
-    file.try_clone().ok()
+    file.try_clone_to_owned().ok()
 }
 
 /// Whether `process` has one of these files mapped, and only for itself. False when that cannot be
@@ -87,8 +88,6 @@ fn is_mapped_privately(mappings: &str, device: (u32, u32), inode: u64) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::os::fd::AsFd;
-
     use memory::SharedMemory;
 
     use super::*;
@@ -118,10 +117,10 @@ mod tests {
     #[test]
     fn a_file_that_nobody_has_mapped_is_not_private() {
         let memory = SharedMemory::create("ram", 4096).unwrap();
-        let file = || vec![memory_file(&memory.as_fd().try_clone_to_owned().unwrap()).unwrap()];
+        let file = || vec![memory_file(&memory).unwrap()];
         let own = i32::try_from(std::process::id()).unwrap();
         assert!(!is_private(own, file()));
         assert!(!is_private(-1, file()), "no such process");
-        assert!(memory_file(&File::open("/proc/self/exe").unwrap().into()).is_none());
+        assert!(memory_file(File::open("/proc/self/exe").unwrap()).is_none());
     }
 }

@@ -1,8 +1,10 @@
 use super::*;
+use crate::descriptor::tests::{LIMIT, at_once, slow};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::fcntl_getfd;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::pipe;
+use std::time::Duration;
 
 /// A connection and the raw socket at its other end.
 fn pair() -> (Connection, OwnedFd) {
@@ -34,11 +36,16 @@ fn receive(connection: &mut Connection) -> Message {
     }
 }
 
-/// Whether every writer of this pipe is gone.
-fn hung_up(reader: &OwnedFd) -> bool {
+/// Whether every writer of this pipe is gone before `limit` is over.
+fn hangs_up(reader: &OwnedFd, limit: Duration) -> bool {
     let mut polled = [PollFd::new(reader, PollFlags::IN)];
-    poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap();
+    poll(&mut polled, Some(&Timespec::try_from(limit).unwrap())).unwrap();
     polled[0].revents().contains(PollFlags::HUP)
+}
+
+/// Whether every writer of this pipe is gone, once the closer has had time to see to that.
+fn hung_up(reader: &OwnedFd) -> bool {
+    hangs_up(reader, LIMIT)
 }
 
 #[test]
@@ -212,7 +219,7 @@ fn sent_descriptors_arrive_and_are_closed_here() {
     assert!(connection.send(message).unwrap());
     let message = receive(&mut peer);
     assert_eq!(message.descriptors.len(), 1);
-    assert!(!hung_up(&reader));
+    assert!(!hangs_up(&reader, Duration::ZERO));
     drop(message);
     assert!(hung_up(&reader));
 }
@@ -226,4 +233,104 @@ fn a_peer_that_left_is_noticed_both_ways() {
     assert!(matches!(connection.receive(), Ok(Incoming::Closed)));
     let sent = connection.send(Message::reply_to(1, vec![0; 8]));
     assert!(matches!(sent, Err(ConnectionError::Gone)));
+}
+
+/// A message that nobody knows, with a descriptor.
+fn stuffed(descriptor: OwnedFd) -> Message {
+    Message::request(1000, false, vec![], vec![descriptor])
+}
+
+#[test]
+fn what_was_not_read_is_not_waited_for() {
+    let (mut connection, peer) = pair();
+    let (read, read_ends) = slow();
+    let (unread, unread_ends) = slow();
+    let message = bytes(&Message::request(1000, false, vec![], vec![]));
+    write(&peer, &message, &[&read]);
+    write(&peer, &message, &[&unread]);
+    drop((read, unread));
+    receive(&mut connection);
+    let closer = connection.closer().clone();
+    at_once(|| drop(connection));
+    assert_eq!(closer.pending(), 2, "one, and the socket");
+    // The peer need not wait for that either.
+    let mut polled = [PollFd::new(&peer, PollFlags::IN)];
+    poll(&mut polled, Some(&Timespec::try_from(LIMIT).unwrap())).unwrap();
+    assert!(polled[0].revents().contains(PollFlags::HUP));
+    drop(read_ends);
+    assert!(!closer.wait(Duration::ZERO), "the socket is still there");
+    drop(unread_ends);
+    assert!(closer.wait(LIMIT));
+}
+
+#[test]
+fn descriptors_beyond_the_most_are_not_waited_for() {
+    for count in [MAX_DESCRIPTORS + 1, 20, SCM_MAX_FD] {
+        let (mut connection, peer) = pair();
+        let (descriptor, _other) = slow();
+        let (_reader, writer) = pipe().unwrap();
+        let mut descriptors = vec![&writer; count];
+        descriptors[count - 1] = &descriptor;
+        write(&peer, &bytes(&Message::request(1, false, vec![], vec![])), &descriptors);
+        drop(descriptor);
+        let received = at_once(|| connection.receive());
+        assert!(matches!(received, Err(ConnectionError::TooManyDescriptors)), "{count}");
+        at_once(|| drop(connection));
+    }
+}
+
+#[test]
+fn a_peer_that_holds_up_too_much_is_given_up() {
+    let (mut connection, peer) = pair();
+    let (descriptor, other) = slow();
+    let mut peer = Connection::new(peer).unwrap();
+    let mut send = |descriptor| {
+        peer.send(stuffed(descriptor)).unwrap();
+        // So that ours is the last one.
+        assert!(peer.closer().wait(LIMIT));
+    };
+    send(descriptor);
+    drop(receive(&mut connection));
+    // One is being closed.
+    for count in 1..=MAX_UNCLOSED {
+        assert_eq!(connection.closer().pending(), count);
+        let (_reader, writer) = pipe().unwrap();
+        send(writer);
+        drop(receive(&mut connection));
+    }
+    let (reader, writer) = pipe().unwrap();
+    send(writer);
+    assert!(matches!(connection.receive(), Err(ConnectionError::NotClosed)));
+    drop(other);
+    assert!(connection.closer().wait(LIMIT));
+    drop(receive(&mut connection));
+    assert!(hung_up(&reader));
+    assert!(connection.closer().wait(LIMIT));
+    // Eventfds and memory do not count.
+    let event = || rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let (descriptor, _other) = slow();
+    send(descriptor);
+    drop(receive(&mut connection));
+    for _ in 0..2 * MAX_UNCLOSED {
+        send(event());
+        drop(receive(&mut connection));
+    }
+    assert_eq!(connection.closer().pending(), 1);
+}
+
+#[test]
+fn connections_may_share_a_closer() {
+    let closer = Closer::new();
+    let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (descriptor, other) = slow();
+    let mut first = Connection::with_closer(ours.into(), &closer).unwrap();
+    first.partial = Partial::Header {
+        bytes: [0; Header::SIZE],
+        filled: 1,
+        descriptors: vec![Descriptor::new(descriptor, &closer)],
+    };
+    at_once(|| drop(first));
+    assert!(!closer.wait(Duration::ZERO));
+    drop(other);
+    assert!(closer.wait(LIMIT));
 }

@@ -12,13 +12,13 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use wire::vhost_user::{Answer, BackEndRequest, Gate, Payload, ProtocolFeatures};
 
 use crate::connection::{Connection, ConnectionError, Incoming, Message};
-use crate::descriptor;
+use crate::descriptor::Descriptor;
 
 /// The most events that are kept.
 const MAX_EVENTS: usize = 64;
@@ -46,11 +46,11 @@ pub(super) struct Channel {
 
 impl Channel {
     /// A channel, and the back end's end of it.
-    pub(super) fn new() -> io::Result<(Self, OwnedFd)> {
+    pub(super) fn new() -> io::Result<(Self, Descriptor)> {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let (ours, theirs) = socketpair(family, SocketType::STREAM, flags, None)?;
         let connection = Connection::new(ours).map_err(io::Error::other)?;
-        Ok((Self { connection: Some(connection), events: VecDeque::new() }, theirs))
+        Ok((Self { connection: Some(connection), events: VecDeque::new() }, theirs.into()))
     }
 
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
@@ -97,7 +97,6 @@ fn answer(
     let request = BackEndRequest::from_number(number).filter(|request| {
         !header.reply && request.message().check(payload.len(), descriptors.len()).is_ok()
     });
-    descriptor::close(descriptors);
     let event = match request {
         Some(request @ BackEndRequest::ConfigChange) if is_agreed(request, protocol) => {
             BackEndEvent::ConfigChanged

@@ -1,6 +1,5 @@
 //! The front end as the socket's server: the back end connects.
 
-use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -8,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
 
 use super::{FrontEnd, FrontEndError};
+use crate::descriptor::Descriptor;
 
 /// A socket where back ends connect, one after the other.
 ///
@@ -17,7 +18,8 @@ use super::{FrontEnd, FrontEndError};
 /// QEMU's `server=on` is the better choice, and this is its counterpart.
 #[derive(Debug)]
 pub struct FrontEndListener {
-    listener: UnixListener,
+    /// Closes with it whoever was not accepted, and what he has sent.
+    listener: Descriptor,
     path: PathBuf,
 }
 
@@ -31,7 +33,7 @@ impl FrontEndListener {
             Ok(listener)
         };
         match bind() {
-            Ok(listener) => Ok(Self { listener, path }),
+            Ok(listener) => Ok(Self { listener: OwnedFd::from(listener).into(), path }),
             Err(cause) => Err(FrontEndError::Listen { path, cause }),
         }
     }
@@ -42,12 +44,10 @@ impl FrontEndListener {
         let failed = |cause| FrontEndError::Listen { path: self.path.clone(), cause };
         let deadline = Instant::now() + patience;
         loop {
-            match self.listener.accept() {
-                Ok((socket, _)) => {
-                    return FrontEnd::new(OwnedFd::from(socket), limit).map_err(failed);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Err(failed(error)),
+            match accept_with(&self.listener, SocketFlags::CLOEXEC) {
+                Ok(socket) => return FrontEnd::new(socket, limit).map_err(failed),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(failed(error.into())),
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

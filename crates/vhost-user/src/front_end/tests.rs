@@ -9,6 +9,7 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
 use crate::back_end::{Device, Event, Notice, Offer, Session};
+use crate::descriptor::tests::{at_once, slow};
 use wire::vhost_user::BackEndRequest;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -204,7 +205,8 @@ fn a_back_end_that_answers_nonsense_is_refused() {
     let other_number = Message::reply_to(2, vec![0; 8]);
     let no_reply = Message::request(1, false, vec![0; 8], vec![]);
     let short = Message::reply_to(1, vec![0; 4]);
-    let descriptors = Message { descriptors: vec![event()], ..Message::reply_to(1, vec![0; 8]) };
+    let descriptors =
+        Message { descriptors: vec![event().into()], ..Message::reply_to(1, vec![0; 8]) };
     for answer in [other_number, no_reply, short, descriptors] {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut back_end = Connection::new(theirs.into()).unwrap();
@@ -272,7 +274,7 @@ fn negotiate_by_hand(connection: &mut Connection, protocol: ProtocolFeatures) ->
     expect(connection, R::SetOwner, 0);
     expect(connection, R::SetFeatures, 0);
     let mut message = expect(connection, R::SetBackendReqFd, 0);
-    Connection::new(message.descriptors.pop().unwrap()).unwrap()
+    Connection::new(message.descriptors.pop().unwrap().into_owned()).unwrap()
 }
 
 #[test]
@@ -600,4 +602,29 @@ fn an_error_descriptor_and_the_same_place_again_change_nothing() {
     let served = back_end.join().unwrap();
     assert_eq!(served.violation, None);
     assert!(served.device.rings[0].as_ref().is_some_and(|ring| ring.enabled));
+}
+
+#[test]
+fn descriptors_of_a_back_end_are_not_waited_for() {
+    // In an answer of another kind, to something else, and in the right one, where none belongs.
+    let features = FrontEndRequest::GetFeatures.number();
+    let answers = [
+        Message::request(features, false, vec![0; 8], vec![]),
+        Message::reply_to(1000, vec![0; 8]),
+        Message::reply_to(features, vec![0; 8]),
+    ];
+    for answer in answers {
+        let (mut front_end, mut connection) = by_hand();
+        let (descriptor, _other) = slow();
+        let answer = Message { descriptors: vec![descriptor.into()], ..answer };
+        connection.send(answer).unwrap();
+        assert!(connection.closer().wait(LIMIT));
+        let end = at_once(|| front_end.features());
+        assert!(matches!(end, Err(FrontEndError::Malformed { .. })), "{end:?}");
+        // And one that was not even read.
+        let (descriptor, _other) = slow();
+        connection.send(Message::request(1000, false, vec![], vec![descriptor])).unwrap();
+        assert!(connection.closer().wait(LIMIT));
+        at_once(|| drop(front_end));
+    }
 }

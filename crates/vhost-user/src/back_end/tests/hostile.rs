@@ -1,6 +1,7 @@
 //! A front end that breaks the rules: one test, one rule.
 
 use super::*;
+use crate::descriptor::tests::{LIMIT, at_once, slow};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::pipe::pipe;
 
@@ -473,4 +474,41 @@ proptest::proptest! {
             }
         }
     }
+}
+
+/// A Unix socket in whose queue another descriptor waits.
+fn stuffed(inner: OwnedFd) -> OwnedFd {
+    let (one, two) = std::os::unix::net::UnixStream::pair().unwrap();
+    let mut sender = crate::Connection::new(one.into()).unwrap();
+    sender.send(raw(1000, false, vec![], vec![inner])).unwrap();
+    // So that the one in the queue is the last.
+    assert!(sender.closer().wait(LIMIT));
+    two.into()
+}
+
+#[test]
+fn descriptors_that_are_refused_are_not_waited_for() {
+    let refused: [(R, Payload); 4] = [
+        // It says that there is none.
+        (R::SetVringCall, unattached(0)),
+        (R::SetVringKick, attached(250)),
+        (R::SetVringErr, attached(0)),
+        (R::SetMemTable, Payload::MemoryTable(vec![region()])),
+    ];
+    for (request, payload) in refused {
+        for is_stuffed in [false, true] {
+            let (descriptor, _other) = slow();
+            let descriptor = if is_stuffed { stuffed(descriptor) } else { descriptor };
+            at_once(|| Harness::negotiated().refused(request, payload.clone(), vec![descriptor]));
+        }
+    }
+    // Forgiven, and not waited for either.
+    for number in [1000, R::GpuSetSocket.number()] {
+        let (descriptor, _other) = slow();
+        let message = raw(number, false, vec![], vec![descriptor]);
+        at_once(|| Harness::negotiated().handle(message).map(|_| ())).unwrap();
+    }
+    // Refused before the session has seen it.
+    let (descriptor, _other) = slow();
+    at_once(|| drop(raw(1, false, vec![], vec![descriptor])));
 }
