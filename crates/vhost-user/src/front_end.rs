@@ -2,7 +2,8 @@
 //!
 //! # How it works
 //!
-//! Every call waits for the back end's answer, up to a limit. Where REPLY_ACK is agreed, every
+//! Every call waits for the back end's answer, up to a limit. After one that got none, or none that makes
+//! sense, there is no telling which answer belongs to which request, and all later calls fail. Where REPLY_ACK is agreed, every
 //! request asks for an acknowledgement; where it is not, GET_FEATURES follows the requests whose
 //! effect must be there before the guest goes on, as QEMU does it.
 //!
@@ -146,6 +147,20 @@ pub enum FrontEndError {
         /// The missing protocol features.
         missing: ProtocolFeatures,
     },
+    /// Features that were asked for do nothing without others, which were not, or are not offered
+    /// (virtio 1.3, 5.1.3.1).
+    #[error("{features} cannot be agreed on without the features that they need")]
+    Dependent {
+        /// The features that lack something.
+        features: Features,
+    },
+    /// An earlier request was not answered, or in no way that we understand. Whatever comes now may be its
+    /// answer, so the connection is of no more use.
+    #[error("{request} was not sent: an earlier request is not answered")]
+    Unanswered {
+        /// The request, which was not sent.
+        request: FrontEndRequest,
+    },
     /// A request that may only be sent once more has been agreed on.
     #[error("{request} needs {needs}, which was not agreed on")]
     NotNegotiated {
@@ -259,6 +274,8 @@ pub struct FrontEnd {
     transport: Features,
     /// Where the back end's own requests come, once it was given its end.
     channel: Option<Channel>,
+    /// A request was sent, at least in part, and its answer has not come.
+    is_unanswered: bool,
 }
 
 impl FrontEnd {
@@ -276,7 +293,7 @@ impl FrontEnd {
             error => io::Error::other(error),
         })?;
         let (protocol, transport) = (ProtocolFeatures::NONE, Features::NONE);
-        Ok(Self { connection, limit, protocol, transport, channel: None })
+        Ok(Self { connection, limit, protocol, transport, channel: None, is_unanswered: false })
     }
 
     /// From now on, shows every message that passes to `observer`.
@@ -300,6 +317,10 @@ impl FrontEnd {
         }
         let mut features = (required | wanted) & offered;
         features = features.without(features.missing_dependencies());
+        let dependent = required.without(features);
+        if !dependent.is_empty() {
+            return Err(FrontEndError::Dependent { features: dependent });
+        }
         features = features.without(Features::PROTOCOL_FEATURES | Features::LOG_ALL);
         self.transport = offered & Features::PROTOCOL_FEATURES;
         if !self.transport.is_empty() {
@@ -498,7 +519,7 @@ impl FrontEnd {
     /// before [`Self::set_features`] and [`Self::set_addresses`] say so. On return the back end has it.
     pub fn set_log(&mut self, log: &DirtyLog) -> Result<(), FrontEndError> {
         let request = FrontEndRequest::SetLogBase;
-        let deadline = Instant::now() + self.limit;
+        let deadline = deadline(self.limit);
         let area = LogArea { size: log.size(), offset: 0 };
         self.send(request, false, Payload::Log(area), &[log.as_fd()], deadline)?;
         // DPDK answers with nothing, libvhost-user with a number and rust-vmm with the area once more.
@@ -518,7 +539,7 @@ impl FrontEnd {
     /// virtio 1.3, 5.1.4). Up to 256.
     pub fn config(&mut self, offset: u32, len: usize) -> Result<Vec<u8>, FrontEndError> {
         let request = FrontEndRequest::GetConfig;
-        let deadline = Instant::now() + self.limit;
+        let deadline = deadline(self.limit);
         let space = ConfigSpace { offset, flags: 0, bytes: vec![0; checked_config(len)?] };
         self.send(request, false, Payload::Config(space), &[], deadline)?;
         let reply = self.reply_bytes(request, deadline)?;
@@ -555,9 +576,13 @@ impl FrontEnd {
         let request = FrontEndRequest::SetBackendReqFd;
         let failed = |cause| FrontEndError::Duplicate { request, cause };
         let (channel, theirs) = Channel::new().map_err(failed)?;
-        self.tell(request, Payload::Empty, &[theirs.as_fd()])?;
+        // It may have something to say at once, and wait for our answer to that before it gives its own.
         self.channel = Some(channel);
-        Ok(())
+        let told = self.tell(request, Payload::Empty, &[theirs.as_fd()]);
+        if told.is_err() {
+            self.channel = None;
+        }
+        told
     }
 
     /// The socket of [`Self::open_channel`]: when it is readable, [`Self::back_end_event`] has something
@@ -567,15 +592,13 @@ impl FrontEnd {
     }
 
     /// Serves what the back end has asked for, and returns what it was, one after the other; `None` when
-    /// there is nothing more. Never blocks.
+    /// there is nothing more. Several changes of the configuration may be told as one. Never blocks.
     ///
     /// A change of the configuration is acknowledged, if CONFIG is agreed; what else a back end can ask
     /// for is no part of a network device, or needs features that are never agreed here, and is refused.
     pub fn back_end_event(&mut self) -> Option<BackEndEvent> {
         let protocol = self.protocol;
-        let channel = self.channel.as_mut()?;
-        channel.serve(protocol);
-        channel.take()
+        self.channel.as_mut()?.take(protocol)
     }
 
     fn ring_descriptor(
@@ -606,9 +629,10 @@ impl FrontEnd {
     ) -> Result<(), FrontEndError> {
         debug_assert_eq!(request.message().answer, Answer::Acknowledgement);
         let need_reply = self.protocol.contains(ProtocolFeatures::REPLY_ACK);
-        let deadline = Instant::now() + self.limit;
+        let deadline = deadline(self.limit);
         self.send(request, need_reply, payload, descriptors, deadline)?;
         if !need_reply {
+            self.is_unanswered = false;
             return Ok(());
         }
         match self.reply(request, Shape::U64, deadline)? {
@@ -625,7 +649,7 @@ impl FrontEnd {
         payload: Payload,
         shape: Shape,
     ) -> Result<Payload, FrontEndError> {
-        let deadline = Instant::now() + self.limit;
+        let deadline = deadline(self.limit);
         self.send(request, false, payload, &[], deadline)?;
         self.reply(request, shape, deadline)
     }
@@ -654,6 +678,12 @@ impl FrontEnd {
         {
             return Err(FrontEndError::NotNegotiated { request, needs });
         }
+        if self.is_unanswered {
+            return Err(match self.is_closed() {
+                true => FrontEndError::Closed { request },
+                false => FrontEndError::Unanswered { request },
+            });
+        }
         let failed = |cause| failure(request, cause);
         let descriptors = descriptors
             .iter()
@@ -662,6 +692,7 @@ impl FrontEnd {
             .map_err(|cause| FrontEndError::Duplicate { request, cause })?;
         let number = request.number();
         let message = Message::request(number, need_reply, payload.encode(), descriptors);
+        self.is_unanswered = true;
         let mut gone = self.connection.send(message).map_err(failed)?;
         while !gone {
             self.wait(request, PollFlags::OUT, deadline)?;
@@ -705,6 +736,7 @@ impl FrontEnd {
         if !message.descriptors.is_empty() {
             return Err(malformed("it carries descriptors"));
         }
+        self.is_unanswered = false;
         Ok(message.payload)
     }
 
@@ -724,8 +756,7 @@ impl FrontEnd {
             }
             let left = Timespec::try_from(left).unwrap_or(Timespec { tv_sec: 1, tv_nsec: 0 });
             let mut polled = vec![PollFd::from_borrowed_fd(self.connection.as_fd(), flags)];
-            let channel = self.channel.as_ref().and_then(Channel::wanted);
-            polled.extend(channel.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN)));
+            polled.extend(self.channel.as_ref().and_then(Channel::wanted));
             match poll(&mut polled, Some(&left)) {
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
@@ -741,6 +772,12 @@ impl FrontEnd {
             }
         }
     }
+}
+
+/// When `limit` is over. One that never is ends in a century.
+fn deadline(limit: Duration) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+    Instant::now() + limit.min(CENTURY)
 }
 
 /// Bytes of configuration space, if one message carries so many.

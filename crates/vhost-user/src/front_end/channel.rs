@@ -7,20 +7,21 @@
 //! acknowledgement is asked for, which any back end must be ready for. What is not even a message
 //! ends the channel, and not the device: it works without.
 //!
-//! A back end may send as much as it likes, and we keep what nobody has taken yet. So there is a
-//! bound, beyond which nothing more is read: the socket fills up, and it has to wait.
+//! A back end may send as much as it likes, and may wait for an answer to each. So all of it is answered,
+//! a bounded number at a time, and of what nobody has taken yet no more is kept than tells all there is.
 
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use wire::vhost_user::{Answer, BackEndRequest, Gate, Payload, ProtocolFeatures};
 
 use crate::connection::{Connection, ConnectionError, Incoming, Message};
 use crate::descriptor::Descriptor;
 
-/// The most events that are kept.
+/// The most refusals that are kept, and the most messages that are answered at a time.
 const MAX_EVENTS: usize = 64;
 
 /// What a back end did on its channel.
@@ -42,6 +43,8 @@ pub(super) struct Channel {
     /// `None` when it is at its end.
     connection: Option<Connection>,
     events: VecDeque<BackEndEvent>,
+    /// Answers wait for room in the socket.
+    pub(super) is_congested: bool,
 }
 
 impl Channel {
@@ -50,37 +53,62 @@ impl Channel {
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
         let (ours, theirs) = socketpair(family, SocketType::STREAM, flags, None)?;
         let connection = Connection::new(ours).map_err(io::Error::other)?;
-        Ok((Self { connection: Some(connection), events: VecDeque::new() }, theirs.into()))
+        let connection = Some(connection);
+        Ok((Self { connection, events: VecDeque::new(), is_congested: false }, theirs.into()))
     }
 
     pub(super) fn socket(&self) -> Option<BorrowedFd<'_>> {
         self.connection.as_ref().map(AsFd::as_fd)
     }
 
-    /// The socket, while there is room for what comes.
-    pub(super) fn wanted(&self) -> Option<BorrowedFd<'_>> {
-        self.socket().filter(|_| self.events.len() < MAX_EVENTS)
+    /// What to wait for.
+    pub(super) fn wanted(&self) -> Option<PollFd<'_>> {
+        let out = if self.is_congested { PollFlags::OUT } else { PollFlags::empty() };
+        self.socket().map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::IN | out))
     }
 
-    pub(super) fn take(&mut self) -> Option<BackEndEvent> {
+    /// The next event. Serves what has come when there is none.
+    pub(super) fn take(&mut self, protocol: ProtocolFeatures) -> Option<BackEndEvent> {
+        if self.events.is_empty() {
+            self.serve(protocol);
+        }
         self.events.pop_front()
     }
 
-    /// Serves all that has come, as far as there is room for it. Never blocks.
+    /// Serves what has come. Never blocks.
     pub(super) fn serve(&mut self, protocol: ProtocolFeatures) {
-        while self.events.len() < MAX_EVENTS
-            && let Some(connection) = &mut self.connection
-        {
+        for _ in 0..MAX_EVENTS {
+            let Some(connection) = &mut self.connection else { return };
             let event = match connection.receive() {
-                Ok(Incoming::NotYet) => return,
+                Ok(Incoming::NotYet) => break,
                 Ok(Incoming::Closed) => BackEndEvent::Ended(None),
                 Ok(Incoming::Message(message)) => answer(connection, message, protocol)
                     .unwrap_or_else(|error| BackEndEvent::Ended(Some(error))),
                 Err(error) => BackEndEvent::Ended(Some(error)),
             };
-            if matches!(event, BackEndEvent::Ended(_)) {
-                self.connection = None;
+            self.note(event);
+        }
+        match self.connection.as_mut().map(Connection::flush) {
+            Some(Ok(gone)) => self.is_congested = !gone,
+            Some(Err(error)) => self.note(BackEndEvent::Ended(Some(error))),
+            None => {}
+        }
+    }
+
+    /// Keeps an event that says something new: one change stands for all until it is looked at, and of
+    /// many refusals the first ones do.
+    fn note(&mut self, event: BackEndEvent) {
+        let is_news = match event {
+            BackEndEvent::ConfigChanged => {
+                !self.events.iter().any(|event| matches!(event, BackEndEvent::ConfigChanged))
             }
+            BackEndEvent::Refused { .. } => self.events.len() < MAX_EVENTS,
+            BackEndEvent::Ended(_) => {
+                self.connection = None;
+                true
+            }
+        };
+        if is_news {
             self.events.push_back(event);
         }
     }
@@ -109,8 +137,7 @@ fn answer(
         || (header.need_reply && protocol.contains(ProtocolFeatures::REPLY_ACK));
     if replies && !header.reply {
         let code = u64::from(!matches!(event, BackEndEvent::ConfigChanged));
-        // What the socket does not take now goes with the next answer; a back end that reads none of
-        // them is given up when too many wait.
+        // A back end that reads no answers is given up when too many wait.
         connection.send(Message::reply_to(number, Payload::U64(code).encode()))?;
     }
     Ok(event)

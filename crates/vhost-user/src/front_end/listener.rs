@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-use super::{FrontEnd, FrontEndError};
+use super::{FrontEnd, FrontEndError, deadline};
 use crate::descriptor::Descriptor;
 
 /// A socket where back ends connect, one after the other.
@@ -42,7 +42,7 @@ impl FrontEndListener {
     /// take.
     pub fn accept(&self, patience: Duration, limit: Duration) -> Result<FrontEnd, FrontEndError> {
         let failed = |cause| FrontEndError::Listen { path: self.path.clone(), cause };
-        let deadline = Instant::now() + patience;
+        let deadline = deadline(patience);
         loop {
             match accept_with(&self.listener, SocketFlags::CLOEXEC) {
                 Ok(socket) => return FrontEnd::new(socket, limit).map_err(failed),
