@@ -547,6 +547,22 @@ fn memory_that_is_cut_off_ends_it() {
     assert!(bed.ends.try_iter().all(|end| harmless.contains(&end)));
 }
 
+/// Its index seems to go back to zero, which a guest must not do; but it was not the guest.
+#[test]
+fn a_ring_that_is_cut_off_is_not_held_against_the_guest() {
+    let file = memfd_create("server test", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, SIZE).unwrap();
+    let mut bed = Bed::with(BASE, file.try_clone().unwrap(), true);
+    bed.post(0..1, 2048);
+    bed.send(NetHeader::default(), &frame(1, 100), &[]);
+    bed.receive();
+    bed.used(TRANSMIT);
+    ftruncate(&file, 0).unwrap();
+    rustix::io::write(bed.rings[TRANSMIT].kick.as_ref().unwrap(), &1u64.to_ne_bytes()).unwrap();
+    let end = ended(&bed.ended);
+    assert!(matches!(end, Err(ServerError::MemoryCutOff)), "{end:?}");
+}
+
 /// What is read then is zeros, which is no frame of the guest's.
 #[test]
 fn a_frame_that_is_cut_off_does_not_pass() {
