@@ -654,6 +654,41 @@ fn a_source_of_its_own_wakes_the_back_end() {
     }
 }
 
+/// Publishes what it has before it goes on, and goes on when it was told to.
+struct Hasty {
+    echo: Echo,
+    go_on: Receiver<()>,
+}
+
+impl BackEnd for Hasty {
+    fn process(&mut self, rings: &mut Rings) -> Result<bool, Violation> {
+        let is_busy = self.echo.process(rings)?;
+        if is_busy {
+            rings.publish();
+            self.go_on.recv_timeout(LIMIT).expect("the frame has come back");
+        }
+        Ok(is_busy)
+    }
+}
+
+#[test]
+fn what_is_published_early_is_seen_early() {
+    for features in [BASE, OFFERED] {
+        let shared = SharedMemory::create("server test", SIZE).unwrap();
+        let file = shared.as_fd().try_clone_to_owned().unwrap();
+        let (go_on, receiver) = channel();
+        let make = move |echo| Hasty { echo, go_on: receiver };
+        let mut bed = Bed::serving(features, file, true, make);
+        bed.post(0..2, 2048);
+        for number in 0..2 {
+            bed.send(NetHeader::default(), &frame(number, 100), &[]);
+            assert_eq!(bed.receive().0, frame(number, 100), "with {features}");
+            bed.used(TRANSMIT);
+            go_on.send(()).unwrap();
+        }
+    }
+}
+
 /// Forgets the frames that it takes.
 struct Forgetful(Echo);
 

@@ -127,7 +127,7 @@ impl RunningRing {
     }
 
     /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it after
-    /// [`Self::publish`], as soon as it has all that were taken before.
+    /// [`Rings::publish`](super::Rings::publish), as soon as it has all that were taken before.
     ///
     /// # Panics
     ///
@@ -156,9 +156,8 @@ impl RunningRing {
         self.queue.untake(self.held.pop_back().map(|held| held.chain).as_slice());
     }
 
-    /// Shows the driver all that was given back, and calls it if it wants to be called. That is done
-    /// for every ring when `process` returns; a back end that takes long may do it sooner.
-    pub fn publish(&mut self) {
+    /// Shows the driver all that was given back, and calls it if it wants to be called.
+    pub(super) fn publish(&mut self) {
         let is_wanted = self.queue.publish() | std::mem::take(&mut self.is_new);
         if is_wanted && let Some(call) = &self.setup.call {
             // It is an eventfd, as the session has checked.

@@ -101,11 +101,10 @@ impl Rings {
         self.running().try_for_each(RunningRing::look)
     }
 
-    fn publish(&mut self) {
-        for ring in self.running() {
-            ring.check_returned();
-            ring.publish();
-        }
+    /// Shows the drivers all that was given back, and calls those that want to be called. That is done
+    /// when [`BackEnd::process`] returns; a back end that takes long may do it sooner.
+    pub fn publish(&mut self) {
+        self.running().for_each(RunningRing::publish);
     }
 
     /// Asks for kicks. True when there is more than the back end could see: do not sleep.
@@ -210,6 +209,11 @@ impl Server {
     /// # Errors
     ///
     /// There are too many open files.
+    ///
+    /// # Panics
+    ///
+    /// The offer cannot be kept, as [`Session::new`] judges it.
+    #[track_caller]
     pub fn new(connection: Connection, offer: Offer) -> Result<Self, ServerError> {
         let session = Session::new(offer);
         let rings = Rings::new(session.device().clone())?;
@@ -234,6 +238,7 @@ impl Server {
             let looked = self.rings.look();
             let processed = looked.and_then(|()| back_end.process(&mut self.rings));
             let is_busy = self.judge(processed)?;
+            self.rings.running().for_each(|ring| ring.check_returned());
             self.rings.publish();
             let is_awake = is_busy || {
                 let asked = self.rings.enable_kicks();
