@@ -326,6 +326,17 @@ impl NetDriver {
         self.receive.queue.disable_calls();
     }
 
+    /// Asks to be called when the device has sent a frame. True when it has already, and
+    /// [`Self::reclaim`] would find it: do not wait.
+    pub fn enable_transmit_calls(&mut self) -> bool {
+        self.transmit.queue.enable_calls()
+    }
+
+    /// Says that no calls are wanted for what was sent.
+    pub fn disable_transmit_calls(&mut self) {
+        self.transmit.queue.disable_calls();
+    }
+
     fn append(&mut self, index: u32, written: u32) -> Result<(), DriverError> {
         if u64::from(written) > RECEIVE_BUFFER {
             return Err(DriverError::Length { written });

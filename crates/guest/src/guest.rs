@@ -84,6 +84,12 @@ pub enum GuestError {
         /// Queue pairs that there are.
         pairs: usize,
     },
+    /// A ring that is to be restarted and was not stopped: the back end may be writing to its buffers.
+    #[error("ring {ring} runs: it has to be stopped before it is restarted")]
+    Running {
+        /// Its number.
+        ring: u16,
+    },
     /// The guest's own memory could not be made.
     #[error("cannot make the guest's memory: {0}")]
     Memory(MapError),
@@ -241,10 +247,14 @@ impl Guest {
 
     /// Resets the device, as a guest does that is started anew: rings are stopped, whatever was in them
     /// is gone, and the device comes up again with all that was agreed on and every queue pair enabled.
+    ///
+    /// If it fails, [`Self::resume`] brings the device up with another back end, with all rings but those
+    /// that [`Self::stop_ring`] had stopped.
     pub fn reset(&mut self) -> Result<(), GuestError> {
         for ring in 0..self.events.len() as u16 {
             if self.running[usize::from(ring)] {
-                self.stop_ring(ring)?;
+                // It is still to run, should there be another back end before we are done.
+                self.front_end.stop_ring(self.number(ring)?)?;
             }
         }
         if self.has(ProtocolFeatures::RESET_DEVICE) {
@@ -360,17 +370,38 @@ impl Guest {
         for driver in &mut self.drivers {
             ready |= driver.enable_calls();
         }
-        let came = ready || self.wait_for_call(limit)?;
+        let came = ready || self.wait_for_call(limit, is_receive)?;
         self.drivers.iter_mut().for_each(NetDriver::disable_calls);
         Ok(came)
     }
 
-    fn wait_for_call(&self, limit: Duration) -> io::Result<bool> {
-        let calls = || self.events.iter().step_by(2).map(|events| &events.call);
+    /// Waits until the device has sent a frame, on any queue pair, so that [`NetDriver::reclaim`] makes
+    /// room for another one, or until a frame comes: a back end may have to deliver that before it can
+    /// send more. False when neither happened in time; true may be a false alarm.
+    pub fn wait_to_send(&mut self, limit: Duration) -> io::Result<bool> {
+        let mut ready = false;
+        for driver in &mut self.drivers {
+            ready |= driver.enable_calls();
+            ready |= driver.enable_transmit_calls();
+        }
+        let came = ready || self.wait_for_call(limit, |_| true)?;
+        for driver in &mut self.drivers {
+            driver.disable_calls();
+            driver.disable_transmit_calls();
+        }
+        Ok(came)
+    }
+
+    /// Waits for a call of one of these rings.
+    fn wait_for_call(&self, limit: Duration, rings: fn(u16) -> bool) -> io::Result<bool> {
+        let calls = || {
+            let rings = (0..).zip(&self.events).filter(|(ring, _)| rings(*ring));
+            rings.map(|(_, events)| &events.call)
+        };
         let mut polled: Vec<_> = calls().map(|call| PollFd::new(call, PollFlags::IN)).collect();
-        let limit =
-            Timespec { tv_sec: limit.as_secs() as i64, tv_nsec: limit.subsec_nanos().into() };
-        let woken = match poll(&mut polled, Some(&limit)) {
+        // More than the kernel can count is for ever.
+        let limit = Timespec::try_from(limit).ok();
+        let woken = match poll(&mut polled, limit.as_ref()) {
             // A signal.
             Err(Errno::INTR) => false,
             result => result? > 0,
@@ -455,8 +486,15 @@ impl Guest {
     /// Starts a ring that was stopped as a new one of `size` entries, up to [`Options::ring_size`]:
     /// what a virtual machine monitor does after its guest has reset the ring (virtio 1.3, 2.6.1).
     /// The driver has all of its buffers back, and what was in the ring is gone.
+    ///
+    /// # Errors
+    ///
+    /// Among others, [`GuestError::Running`] when the ring was not stopped.
     pub fn restart_ring(&mut self, ring: u16, size: u16) -> Result<(), GuestError> {
         self.number(ring)?;
+        if self.running[usize::from(ring)] {
+            return Err(GuestError::Running { ring });
+        }
         let driver = &mut self.drivers[usize::from(ring / 2)];
         if is_receive(ring) {
             driver.reset_receive(size)?;

@@ -48,6 +48,7 @@ use engine::{
 };
 use memory::GuestMemory;
 use vhost_user::Device;
+use vhost_user::back_end::Offer;
 use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
@@ -102,6 +103,8 @@ pub const FEATURES: Features = Features::VERSION_1
 /// something else by then. Without it a guest that wants to change the size of its rings is refused
 /// by its own driver, and nothing breaks.
 pub const SUPPORTED: Features = FEATURES.union(Features::RING_RESET);
+// Or the first guest would find out.
+const _: () = assert!(Offer::FEATURES.contains(SUPPORTED));
 
 /// Descriptors that a guest may make a worker read in one breath, to take frames and to deliver them,
 /// before its turn ends: so that one which cuts its buffers into crumbs costs the others no time.

@@ -34,6 +34,8 @@
 //! * A ring starts behind the last chain that was used, whatever base was offered: a switch completes
 //!   in order, so what lies between was not processed. Taking the base would lose these buffers. A
 //!   split ring's used index is in memory, a packed ring's is the upper half of its base.
+//! * The base of a ring that has stopped is where it stopped, until SET_VRING_BASE gives another one: it
+//!   may be started again by SET_VRING_KICK alone, or by its memory coming back.
 //! * Sizes and bases are judged when a ring is to run: before, it need not be known whether it will be
 //!   a packed one, which may have any size, and whose base has two halves.
 //! * DRIVER_OK is not waited for. QEMU starts a ring only once its guest's driver is ready, sends
@@ -52,6 +54,7 @@
 mod device;
 mod pair;
 mod ring;
+mod running;
 mod server;
 pub mod sharing;
 mod violation;
@@ -71,7 +74,8 @@ pub use device::{Device, RingSetup};
 pub use pair::{Delivery, FrameFault, Pair, Taken};
 pub use ring::RingFault;
 use ring::{Addresses, Ring};
-pub use server::{BackEnd, End, Rings, RunningRing, Server, ServerError};
+pub use running::{HeldChain, RunningRing};
+pub use server::{BackEnd, End, Rings, Server, ServerError};
 pub use violation::{Notice, Violation};
 
 use crate::connection::Message;
@@ -83,12 +87,12 @@ const MIN_MTU: u64 = 68;
 const DRIVER_OK: u8 = 4;
 
 /// What a back end offers. It must not shrink while the switch runs, or a front end that
-/// reconnects refuses it.
+/// reconnects refuses it. [`Session::new`] judges it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Offer {
-    /// Virtio features for the guest. PROTOCOL_FEATURES is added to them.
+    /// Virtio features for the guest, of [`Offer::FEATURES`]. PROTOCOL_FEATURES is added to them.
     pub features: Features,
-    /// Protocol features; [`Offer::PROTOCOL`] is all there is.
+    /// Protocol features, of [`Offer::PROTOCOL`].
     pub protocol: ProtocolFeatures,
     /// Queue pairs that a front end may have, 1 to 128, as far as the protocol lets us say so: see
     /// [`Offer::queue_number`].
@@ -103,8 +107,37 @@ impl Offer {
     /// that, up to the 256 that messages can name: whoever counts pairs may have twice as many of them,
     /// whoever counts rings may have 64 pairs at most.
     pub fn queue_number(&self) -> usize {
-        (2 * usize::from(self.queue_pairs)).clamp(2, MAX_RINGS / 2)
+        (2 * usize::from(self.queue_pairs)).min(MAX_RINGS / 2)
     }
+
+    /// Every virtio feature that a session, the rings and the virtio-net header know how to serve.
+    /// Of the others, some change what a session would have to do without its knowing (LOG_ALL,
+    /// ACCESS_PLATFORM), some the header (HASH_REPORT, RSC_EXT), and some are the virtual machine
+    /// monitor's own affair (MAC, STATUS, CTRL_VQ).
+    pub const FEATURES: Features = Features::VERSION_1
+        .union(Features::PROTOCOL_FEATURES)
+        .union(Features::ANY_LAYOUT)
+        .union(Features::INDIRECT_DESC)
+        .union(Features::EVENT_IDX)
+        .union(Features::RING_PACKED)
+        .union(Features::RING_RESET)
+        .union(Features::IN_ORDER)
+        .union(Features::ORDER_PLATFORM)
+        .union(Features::MRG_RXBUF)
+        .union(Features::MTU)
+        .union(Features::MQ)
+        .union(Features::GUEST_ANNOUNCE)
+        .union(Features::CSUM)
+        .union(Features::HOST_TSO4)
+        .union(Features::HOST_TSO6)
+        .union(Features::HOST_ECN)
+        .union(Features::HOST_USO)
+        .union(Features::GUEST_CSUM)
+        .union(Features::GUEST_TSO4)
+        .union(Features::GUEST_TSO6)
+        .union(Features::GUEST_ECN)
+        .union(Features::GUEST_USO4)
+        .union(Features::GUEST_USO6);
 
     /// Every protocol feature that a session serves.
     pub const PROTOCOL: ProtocolFeatures = ProtocolFeatures::MQ
@@ -114,6 +147,17 @@ impl Offer {
         .union(ProtocolFeatures::RESET_DEVICE)
         .union(ProtocolFeatures::CONFIGURE_MEM_SLOTS)
         .union(ProtocolFeatures::STATUS);
+
+    /// Panics when a guest would be promised what it cannot have.
+    #[track_caller]
+    fn check(&self) {
+        let features = self.features.without(Self::FEATURES);
+        assert!(features.is_empty(), "the offer has features that nobody serves: {features}");
+        let protocol = self.protocol.without(Self::PROTOCOL);
+        assert!(protocol.is_empty(), "the offer has features that nobody serves: {protocol}");
+        let (pairs, most) = (self.queue_pairs, MAX_RINGS as u16 / 2);
+        assert!((1..=most).contains(&pairs), "the offer has {pairs} queue pairs, not 1 to {most}");
+    }
 }
 
 /// What follows from one message. Give it back to [`Session::answer`].
@@ -175,13 +219,17 @@ pub struct Session {
 
 impl Session {
     /// A new connection's session.
+    ///
+    /// # Panics
+    ///
+    /// The program offers what nobody serves: features outside of [`Offer::FEATURES`] or
+    /// [`Offer::PROTOCOL`], or a number of queue pairs that is not from 1 to 128.
+    #[track_caller]
     pub fn new(offer: Offer) -> Self {
+        offer.check();
         let rings = 2 * offer.queue_number();
-        let offer = Offer {
-            features: offer.features | Features::PROTOCOL_FEATURES,
-            protocol: offer.protocol & Offer::PROTOCOL,
-            ..offer
-        };
+        let features = offer.features | Features::PROTOCOL_FEATURES;
+        let offer = Offer { features, ..offer };
         let device = Arc::new(Device::detached(rings));
         Self {
             offer,
@@ -241,10 +289,8 @@ impl Session {
 
     /// The worker let go of this ring at `position`.
     pub fn stopped(&mut self, ring: usize, position: u32) {
-        if let Some(ring) = self.rings.get_mut(ring)
-            && !ring.is_running()
-        {
-            ring.position = Some(position);
+        if let Some(ring) = self.rings.get_mut(ring) {
+            ring.stopped(position);
         }
     }
 
@@ -254,7 +300,7 @@ impl Session {
             Pending::Nothing => None,
             Pending::Message(message) => Some(message),
             Pending::VringBase(index) => {
-                let next = self.rings.get(index).map_or(0, Ring::next);
+                let next = self.rings.get(index).map_or(0, |ring| ring.next(self.acked));
                 let state = VringState { index: index as u32, num: next };
                 let payload = Payload::VringState(state).encode();
                 Some(Message::reply_to(FrontEndRequest::GetVringBase.number(), payload))

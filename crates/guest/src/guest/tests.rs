@@ -1,6 +1,7 @@
 //! The guest against a back end that sends every frame back to the queue pair it came from.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -370,6 +371,11 @@ fn a_guest_that_is_reset_begins_anew() {
 
 /// A back end that answers, and never looks into a ring.
 fn idle(offer: Offer) -> (FrontEnd, JoinHandle<()>) {
+    until(offer, Arc::new(AtomicUsize::new(usize::MAX)))
+}
+
+/// The same, which leaves before it answers the message after so many.
+fn until(offer: Offer, left: Arc<AtomicUsize>) -> (FrontEnd, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let serve = move || {
         let mut connection = Connection::new(theirs.into()).unwrap();
@@ -385,6 +391,9 @@ fn idle(offer: Offer) -> (FrontEnd, JoinHandle<()>) {
                     continue;
                 }
             };
+            if left.fetch_sub(1, Ordering::Relaxed) == 0 {
+                return;
+            }
             let step = session.handle(message).unwrap();
             if let Some(reply) = session.answer(step) {
                 assert!(connection.send(reply).unwrap());
@@ -422,4 +431,95 @@ fn a_back_end_that_cannot_log_is_not_asked_to() {
     guest.front_end().features().unwrap();
     drop(guest);
     echo.join().unwrap();
+}
+
+/// Wherever a reset fails, the next back end has all rings but those that were stopped on purpose.
+#[test]
+fn a_guest_whose_reset_failed_can_go_on() {
+    for features in [SPLIT, PACKED] {
+        let options = Options { features, queue_pairs: 3, ring_size: 64, limit: LIMIT };
+        for messages in 0.. {
+            let left = Arc::new(AtomicUsize::new(usize::MAX));
+            let (front_end, back_end) = until(offer(3), left.clone());
+            let mut guest = Guest::start(front_end, &options).unwrap();
+            guest.stop_ring(5).unwrap();
+            left.store(messages, Ordering::Relaxed);
+            if guest.reset().is_ok() {
+                assert!(messages > 40, "a reset of 6 rings in {messages} messages");
+                break;
+            }
+            back_end.join().unwrap();
+
+            let (front_end, _echo) = mortal(offer(3), usize::MAX);
+            guest.resume(front_end).unwrap();
+            for pair in [0, 1] {
+                send(&mut guest, pair, 1);
+                assert_eq!(next(&mut guest), (pair, frame(pair, 1)), "{messages} messages");
+            }
+            if messages == 0 {
+                guest.restart_ring(5, 64).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ring_that_runs_is_not_restarted() {
+    let (mut guest, _echo) = guest(SPLIT, 1);
+    for ring in [0, 1] {
+        let refused = guest.restart_ring(ring, 32).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            format!("ring {ring} runs: it has to be stopped before it is restarted")
+        );
+        send(&mut guest, 0, 1);
+        assert_eq!(next(&mut guest), (0, frame(0, 1)), "nothing has happened to it");
+        guest.stop_ring(ring).unwrap();
+        guest.restart_ring(ring, 32).unwrap();
+        assert!(guest.restart_ring(ring, 64).is_err(), "it runs again");
+    }
+}
+
+#[test]
+fn who_waits_to_send_is_called_for_what_was_sent() {
+    for features in [SPLIT, PACKED, Features::VERSION_1] {
+        let (mut guest, _echo) = guest(features, 2);
+        // What is sent is thrown away, and no frame comes that would wake us.
+        guest.enable_pair(1, false).unwrap();
+        for round in 0..20 {
+            let driver = &mut guest.drivers()[1];
+            while driver.send(NetHeader::default(), &frame(1, round)).unwrap() {}
+            assert_eq!(driver.in_flight(), 64);
+            guest.flush();
+            let deadline = Instant::now() + LIMIT;
+            while guest.drivers()[1].reclaim().unwrap() == 0 {
+                let left = deadline.saturating_duration_since(Instant::now());
+                assert!(guest.wait_to_send(left).unwrap(), "not called, {features}");
+            }
+            wait_until_sent(&mut guest, 1);
+        }
+        // A frame that comes is a reason to wake, too.
+        send(&mut guest, 0, 1);
+        let deadline = Instant::now() + LIMIT;
+        while guest.driver().receive(|_| ()).unwrap().is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            assert!(guest.wait_to_send(left).unwrap(), "no frame, {features}");
+            guest.driver().reclaim().unwrap();
+        }
+    }
+}
+
+/// A call for what was sent ends one wait and not the other.
+#[test]
+fn only_who_waits_to_send_hears_of_it() {
+    let (front_end, _back_end) = idle(offer(1));
+    let mut guest = Guest::start(front_end, &Options::default()).unwrap();
+    assert!(!guest.wait_to_send(Duration::ZERO).unwrap());
+    rustix::io::write(&guest.events[1].call, &1u64.to_ne_bytes()).unwrap();
+    assert!(!guest.wait(Duration::ZERO).unwrap());
+    // However long that may take.
+    assert!(guest.wait_to_send(Duration::MAX).unwrap());
+    assert!(!guest.wait_to_send(Duration::ZERO).unwrap(), "once");
+    rustix::io::write(&guest.events[0].call, &1u64.to_ne_bytes()).unwrap();
+    assert!(guest.wait(Duration::MAX).unwrap());
 }

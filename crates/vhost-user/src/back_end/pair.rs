@@ -2,10 +2,13 @@
 
 use memory::{GuestMemory, WriteCursor, recycle, recycle_writable};
 use thiserror::Error;
-use virtqueue::{Chain, Violation};
+use virtqueue::Violation;
+use wire::ethernet;
 use wire::virtio::{Features, HeaderFault, NetHeader};
 
-use super::RunningRing;
+use super::running::FOREIGN;
+use super::server::is_cut_off;
+use super::{HeldChain, RunningRing};
 
 /// A queue pair. Ring 2i of a device is where pair i receives, as the guest sees it; ring 2i + 1 is
 /// where it transmits.
@@ -18,10 +21,12 @@ pub struct Pair<'r> {
     pub receive: Option<&'r mut RunningRing>,
     /// Where frames from the guest are read, if that ring runs.
     pub transmit: Option<&'r mut RunningRing>,
+    /// When the memory was last found to be whole.
+    pub(super) whole: u64,
 }
 
-/// A frame that was taken from the guest. To be given back, once: by [`Pair::complete`], or by
-/// [`Pair::put_back`].
+/// A frame that was taken from the guest. To be given back to the pair that it was taken from, before
+/// [`process`](super::BackEnd::process) returns: by [`Pair::complete`], or by [`Pair::put_back`].
 #[must_use = "a frame that is not given back is lost to the guest"]
 #[derive(Debug)]
 pub struct Taken {
@@ -29,17 +34,19 @@ pub struct Taken {
     pub header: Result<NetHeader, FrameFault>,
     /// Whether it may pass. If not, the ring is disabled, and what is sent on it goes nowhere.
     pub may_pass: bool,
-    chain: Chain,
+    chain: HeldChain,
 }
 
 /// A frame from the guest that cannot be passed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum FrameFault {
-    /// Less than a header.
-    #[error("{len} bytes are less than a virtio-net header (virtio 1.3, 5.1.6)")]
+    /// Less than a virtio-net header and an Ethernet header.
+    #[error(
+        "{len} bytes are less than a virtio-net header and an Ethernet header (virtio 1.3, 5.1.6)"
+    )]
     Short {
-        /// Bytes that there are.
-        len: usize,
+        /// Bytes that there are, the virtio-net header included.
+        len: u64,
     },
     /// More than was asked for.
     #[error("a frame of {len} bytes, and the limit is {limit}")]
@@ -49,6 +56,10 @@ pub enum FrameFault {
         /// The limit.
         limit: usize,
     },
+    /// Its memory is gone, and what was read is zeros. The connection ends when
+    /// [`process`](super::BackEnd::process) returns.
+    #[error("the front end cut off memory that it had shared")]
+    CutOff,
     /// The header breaks a rule.
     #[error(transparent)]
     Header(#[from] HeaderFault),
@@ -82,8 +93,8 @@ impl Pair<'_> {
         let header_size = NetHeader::size(self.features);
         let mut translator = self.memory.translator();
         let mut slices = std::mem::take(&mut ring.readable);
-        let most = u32::try_from(header_size + limit).unwrap_or(u32::MAX);
-        let Some(chain) = ring.queue.take_readable(&mut translator, most, &mut slices)? else {
+        let most = u32::try_from(header_size.saturating_add(limit)).unwrap_or(u32::MAX);
+        let Some(chain) = ring.take_readable(&mut translator, most, &mut slices)? else {
             ring.readable = recycle(slices);
             return Ok(None);
         };
@@ -102,8 +113,10 @@ impl Pair<'_> {
         }
         ring.readable = recycle(slices);
         let len = chain.bytes().saturating_sub(header_size as u64);
-        let header = if header_len < header_size {
-            Err(FrameFault::Short { len: header_len })
+        let header = if is_cut_off(self.memory, self.whole) {
+            Err(FrameFault::CutOff)
+        } else if len < ethernet::HEADER_SIZE as u64 {
+            Err(FrameFault::Short { len: chain.bytes() })
         } else if len > limit as u64 {
             Err(FrameFault::Long { len, limit })
         } else {
@@ -113,18 +126,27 @@ impl Pair<'_> {
         Ok(Some(Taken { header, may_pass: ring.is_enabled(), chain }))
     }
 
-    /// Gives a frame's buffers back to the guest: it was sent, or dropped.
+    /// Gives a frame's buffers back to the guest: it was sent, or dropped. Frames may be completed in any
+    /// order; the guest gets their buffers back in the order in which it sent them.
+    ///
+    /// # Panics
+    ///
+    /// The frame is another pair's, or was kept when `process` returned.
+    #[track_caller]
     pub fn complete(&mut self, taken: Taken) {
-        if let Some(ring) = &mut self.transmit {
-            ring.queue.give_back(taken.chain, 0);
-        }
+        self.transmit.as_mut().expect(FOREIGN).give_back(taken.chain, 0);
     }
 
-    /// Leaves the frame that was taken last in the ring, to be taken again.
+    /// Leaves the frame that was taken last in the ring, to be taken again. Several are put back from
+    /// the last to the first.
+    ///
+    /// # Panics
+    ///
+    /// Another one was taken since and not put back, or the frame is another pair's, or was kept when
+    /// `process` returned.
+    #[track_caller]
     pub fn put_back(&mut self, taken: Taken) {
-        if let Some(ring) = &mut self.transmit {
-            ring.queue.untake(&[taken.chain]);
-        }
+        self.transmit.as_mut().expect(FOREIGN).put_back(taken.chain);
     }
 
     /// Writes a frame into the guest's buffers: into one of them, or, with MRG_RXBUF, into as many as
@@ -140,42 +162,45 @@ impl Pair<'_> {
         };
         let header_size = NetHeader::size(self.features);
         let can_merge = self.features.contains(Features::MRG_RXBUF);
-        let most = if can_merge { usize::from(ring.queue.size()) } else { 1 };
+        let most = if can_merge { usize::from(ring.size()) } else { 1 };
         let needed = (header_size + frame.len()) as u64;
         let mut translator = self.memory.translator();
         let mut slices = std::mem::take(&mut ring.writable);
-        let (chains, mut room) = (&mut ring.chains, 0);
-        chains.clear();
-        let missing = loop {
+        let mut chains = std::mem::take(&mut ring.chains);
+        let mut room = 0;
+        let gathered = loop {
             if room >= needed {
-                break None;
+                break Ok(Delivery::Done);
             }
             if chains.len() == most {
-                break Some(Delivery::TooLong);
+                break Ok(Delivery::TooLong);
             }
             let rest = u32::try_from(needed - room).unwrap_or(u32::MAX);
-            let Some(chain) = ring.queue.take_writable(&mut translator, rest, &mut slices)? else {
-                break Some(Delivery::NoRoom);
-            };
-            room += chain.bytes();
-            chains.push(chain);
+            match ring.take_writable(&mut translator, rest, &mut slices) {
+                Ok(Some(chain)) => {
+                    room += chain.bytes();
+                    chains.push(chain);
+                }
+                Ok(None) => break Ok(Delivery::NoRoom),
+                Err(violation) => break Err(violation),
+            }
         };
-        if let Some(missing) = missing {
-            ring.queue.untake(chains);
-            ring.writable = recycle_writable(slices);
-            return Ok(missing);
+        if gathered == Ok(Delivery::Done) {
+            let header = NetHeader { num_buffers: chains.len() as u16, ..header };
+            let mut cursor = WriteCursor::new(&slices);
+            cursor.write(header.to_bytes()[..header_size].into());
+            cursor.write(frame.into());
+            let mut rest = needed;
+            for chain in chains.drain(..) {
+                let written = rest.min(chain.bytes());
+                ring.give_back(chain, written as u32);
+                rest -= written;
+            }
         }
-        let header = NetHeader { num_buffers: chains.len() as u16, ..header };
-        let mut cursor = WriteCursor::new(&slices);
-        cursor.write(header.to_bytes()[..header_size].into());
-        cursor.write(frame.into());
+        // What was not enough.
+        chains.drain(..).rev().for_each(|chain| ring.put_back(chain));
         ring.writable = recycle_writable(slices);
-        let mut rest = needed;
-        for chain in chains.drain(..) {
-            let written = rest.min(chain.bytes());
-            ring.queue.give_back(chain, written as u32);
-            rest -= written;
-        }
-        Ok(Delivery::Done)
+        ring.chains = chains;
+        gathered
     }
 }

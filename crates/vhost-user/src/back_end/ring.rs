@@ -31,10 +31,12 @@ pub(super) struct Ring {
     pub call: Option<Arc<OwnedFd>>,
     /// What SET_VRING_ENABLE said last.
     pub enabled: Option<bool>,
-    /// Where the worker left the ring.
-    pub position: Option<u32>,
-    /// Where the ring stands, as SET_VRING_BASE said.
+    /// Where the ring stands, as SET_VRING_BASE said last.
     base: Option<u32>,
+    /// Where the worker left the ring. Newer than the base, if there is one.
+    position: Option<u32>,
+    /// The ring has stopped, and nobody has said yet where it stands.
+    is_left: bool,
     size: Option<u32>,
     addresses: Option<Addresses>,
     /// SET_VRING_KICK came, and nothing since has stopped the ring.
@@ -63,11 +65,11 @@ pub enum RingFault {
     },
     /// A base that is no place in this ring.
     #[error(
-        "SET_VRING_BASE gives it the base {base:#x}, no place in a {format} ring of {size} \
+        "its base is {base:#x}, no place in a {format} ring of {size} \
          (vhost-user, \"VHOST_USER_SET_VRING_BASE\")"
     )]
     Base {
-        /// As given.
+        /// As given, or where the ring has stopped.
         base: u32,
         /// Split or packed.
         format: &'static str,
@@ -94,12 +96,27 @@ impl Ring {
     pub(super) fn stop(&mut self) {
         self.started = false;
         self.kick = None;
-        self.running = None;
+        self.leave();
     }
 
-    /// Forgets everything but the call descriptor.
+    /// Runs no more, and the worker will say where it has left the ring.
+    fn leave(&mut self) {
+        self.is_left |= self.running.take().is_some();
+    }
+
+    /// The worker has left the ring at `position`, which counts unless a base was given since.
+    pub(super) fn stopped(&mut self, position: u32) {
+        if std::mem::take(&mut self.is_left) {
+            self.position = Some(position);
+        }
+    }
+
+    /// Forgets everything but the call descriptor, and where the ring has stopped: QEMU asks for that
+    /// after a reset. A ring that starts then is told a base again.
     pub(super) fn reset(&mut self) {
-        *self = Self { call: self.call.take(), ..Self::default() };
+        self.leave();
+        let Self { position, is_left, .. } = *self;
+        *self = Self { call: self.call.take(), position, is_left, ..Self::default() };
     }
 
     /// SET_VRING_NUM.
@@ -126,11 +143,12 @@ impl Ring {
         }
         self.base = Some(base);
         self.position = None;
+        self.is_left = false;
     }
 
     /// Where the ring stands, for GET_VRING_BASE.
-    pub(super) fn next(&self) -> u32 {
-        self.position.or(self.base).unwrap_or(0)
+    pub(super) fn next(&self, features: Features) -> u32 {
+        self.position.or(self.base).unwrap_or(Layout::first_position(features))
     }
 
     /// Runs the ring if everything is known. An error when everything is, but makes no ring.
@@ -142,11 +160,12 @@ impl Ring {
         let Some(base) = self.base.filter(|_| self.started && !self.is_running()) else {
             return Ok(());
         };
+        let base = self.position.unwrap_or(base);
         let Some(layout) = self.layout(memory, features)? else {
             return Ok(());
         };
         let is_packed = matches!(layout, Layout::Packed(_));
-        // What lies between the last chain that was used and an offered base was never completed.
+        // What lies between the last chain that was used and that place was never completed.
         let base = layout.resume(base).ok_or(RingFault::Base {
             base,
             format: if is_packed { "packed" } else { "split" },
@@ -154,7 +173,10 @@ impl Ring {
         })?;
         let start = STARTS.fetch_add(1, Ordering::Relaxed);
         self.running = Some(Running { layout, base, start });
+        // Also should the worker never say where it left the ring.
+        self.base = Some(base);
         self.position = None;
+        self.is_left = false;
         Ok(())
     }
 
@@ -172,7 +194,7 @@ impl Ring {
         match (moved, &mut self.running) {
             (Ok(Some(layout)), Some(running)) => running.layout = layout,
             (moved, _) => {
-                self.running = None;
+                self.leave();
                 moved?;
             }
         }

@@ -5,7 +5,8 @@
 //! ```text
 //! until the front end is gone, or we are told to stop:
 //!     have the back end move frames (BackEnd::process), publish its rings, call the driver
-//!     if it found nothing to do: ask for kicks, look once more, and sleep
+//!     if it found nothing to do: ask for kicks, look once more, and sleep until there is a kick, a
+//!     message, or something of the back end's own (BackEnd::wakes)
 //!     take one message: hand a changed device to the rings, and only then answer
 //! ```
 //!
@@ -18,20 +19,18 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use memory::{ReadSlice, WriteSlice};
+use memory::GuestMemory;
 use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use sys::notify::Notifier;
 use thiserror::Error;
-use virtqueue::{Chain, DeviceQueue};
-use wire::virtio::Features;
 
-use super::{Device, Offer, Pair, RingSetup, Session, Step, Violation, sharing};
+use super::{Device, Offer, Pair, RunningRing, Session, Step, Violation, sharing};
 use crate::connection::{Connection, ConnectionError, Incoming};
 
 /// How often rings without a kick descriptor are looked at.
@@ -40,66 +39,31 @@ const POLL_INTERVAL: Duration = Duration::from_micros(100);
 /// What a back end does with its rings.
 pub trait BackEnd {
     /// Moves frames: takes chains, reads or fills them, and gives every one of them back before it
-    /// returns. What was given back is published, and the driver called, afterwards.
+    /// returns, in any order. What was given back is published, and the driver called, afterwards. A
+    /// chain or a frame that is kept is a mistake of the back end's, and [`Server::serve`] panics.
     ///
     /// Returns whether it did anything. While it did, it is called again, after a look at the
     /// socket; so one call should take a burst and not all that there is. When it did nothing, it is
-    /// called again once the front end made something available.
+    /// called again once the front end made something available, or [`Self::wakes`] is readable.
     ///
     /// # Errors
     ///
     /// The driver broke a rule: the connection ends.
     fn process(&mut self, rings: &mut Rings) -> Result<bool, virtqueue::Violation>;
 
+    /// Another source of work, such as a tap or a timer: [`Self::process`] is called when it is readable,
+    /// or has failed. Several can be joined in an epoll descriptor.
+    ///
+    /// Asked each time before the loop sleeps, which it does not while this is readable. So it should
+    /// be read until it is empty; and as long as the back end has a frame for which the guest has no
+    /// room, and will not read the next one, this is best `None`: the guest's buffers wake the loop.
+    fn wakes(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
     /// Is shown what a message led to besides changes of the rings: [`Step::event`], and
     /// [`Step::notices`].
     fn told(&mut self, _step: &Step) {}
-}
-
-/// A ring that runs.
-pub struct RunningRing {
-    /// The ring itself.
-    pub queue: DeviceQueue,
-    setup: RingSetup,
-    /// Entries that were known to be available when the back end last had a look.
-    known: u16,
-    /// To be called whether it asks for that or not.
-    is_new: bool,
-    /// Kept from frame to frame for their allocation, by [`Pair`].
-    pub(super) readable: Vec<ReadSlice<'static>>,
-    pub(super) writable: Vec<WriteSlice<'static>>,
-    pub(super) chains: Vec<Chain>,
-}
-
-impl RunningRing {
-    fn new(setup: &RingSetup, features: Features) -> Self {
-        let queue = DeviceQueue::new(setup.layout.clone(), features, setup.base);
-        Self {
-            queue,
-            setup: setup.clone(),
-            known: 0,
-            is_new: true,
-            readable: Vec::new(),
-            writable: Vec::new(),
-            chains: Vec::new(),
-        }
-    }
-
-    /// Whether frames may pass. If not, nothing may be delivered, and what the guest sends is to be
-    /// consumed and discarded.
-    pub fn is_enabled(&self) -> bool {
-        self.setup.enabled
-    }
-
-    fn publish(&mut self, notifier: &mut Notifier) {
-        let is_wanted = self.queue.publish();
-        if (is_wanted || std::mem::take(&mut self.is_new))
-            && let Some(call) = &self.setup.call
-        {
-            // It is an eventfd, as the session has checked.
-            let _ = notifier.signal(call.as_fd());
-        }
-    }
 }
 
 /// All rings of a device.
@@ -110,23 +74,25 @@ pub struct Rings {
     kicks: OwnedFd,
     /// Calls the driver.
     notifier: Notifier,
+    /// When the device's memory was last found to be whole; see [`memory::poison_epoch`].
+    whole: u64,
 }
 
 impl Rings {
     fn new(device: Arc<Device>) -> io::Result<Self> {
         let kicks = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let rings = device.rings.iter().map(|_| None).collect();
-        Ok(Self { device, rings, kicks, notifier: Notifier::new()? })
+        Ok(Self { device, rings, kicks, notifier: Notifier::new()?, whole: 0 })
     }
 
     /// The queue pairs of which a ring runs, in order.
     pub fn pairs(&mut self) -> impl Iterator<Item = Pair<'_>> {
-        let (memory, features) = (&*self.device.memory, self.device.features);
+        let (memory, features, whole) = (&*self.device.memory, self.device.features, self.whole);
         self.rings.chunks_exact_mut(2).filter_map(move |pair| {
             let [receive, transmit] = pair else { return None };
             let (receive, transmit) = (receive.as_mut(), transmit.as_mut());
             let runs = receive.is_some() || transmit.is_some();
-            runs.then_some(Pair { memory, features, receive, transmit })
+            runs.then_some(Pair { memory, features, receive, transmit, whole })
         })
     }
 
@@ -136,13 +102,12 @@ impl Rings {
 
     /// Notes what the back end can see.
     fn look(&mut self) -> Result<(), virtqueue::Violation> {
-        for ring in self.running() {
-            ring.known = ring.queue.available()?;
-        }
-        Ok(())
+        self.running().try_for_each(RunningRing::look)
     }
 
-    fn publish(&mut self) {
+    /// Shows the drivers all that was given back, and calls those that want to be called. That is done
+    /// when [`BackEnd::process`] returns; a back end that takes long may do it sooner.
+    pub fn publish(&mut self) {
         let rings = self.rings.iter_mut().flatten();
         rings.for_each(|ring| ring.publish(&mut self.notifier));
     }
@@ -151,14 +116,23 @@ impl Rings {
     fn enable_kicks(&mut self) -> Result<bool, virtqueue::Violation> {
         let mut has_more = false;
         for ring in self.running() {
-            ring.queue.enable_kicks()?;
-            has_more |= ring.queue.available()? > ring.known;
+            has_more |= ring.enable_kicks()?;
         }
         Ok(has_more)
     }
 
     fn disable_kicks(&mut self) {
-        self.running().for_each(|ring| ring.queue.disable_kicks());
+        self.running().for_each(RunningRing::disable_kicks);
+    }
+
+    /// Whether a file of the guest's memory was found to be shorter than it was.
+    fn is_cut_off(&mut self) -> bool {
+        let now = memory::poison_epoch();
+        if is_cut_off(&self.device.memory, self.whole) {
+            return true;
+        }
+        self.whole = now;
+        false
     }
 
     /// Takes over a changed device. Returns the rings that are gone or restarted, and where each was
@@ -172,13 +146,10 @@ impl Rings {
             }
             match (&mut *ring, setup) {
                 (Some(ring), Some(setup)) if ring.setup.start == setup.start => {
-                    ring.queue.relocate(setup.layout.clone());
-                    ring.setup = setup.clone();
-                    // Whoever reads a new call descriptor may not know of what the old one was told.
-                    ring.is_new = true;
+                    ring.update(setup);
                 }
                 (left, setup) => {
-                    stopped.extend(left.take().map(|ring| (index, ring.queue.position())));
+                    stopped.extend(left.take().map(|ring| (index, ring.position())));
                     *left = setup.as_ref().map(|setup| RunningRing::new(setup, device.features));
                 }
             }
@@ -188,8 +159,15 @@ impl Rings {
             }
         }
         self.device = device;
+        // It is other memory, perhaps.
+        self.whole = 0;
         Ok(stopped)
     }
+}
+
+/// Whether memory was cut off that was whole at that time. Looks only when anybody's was since.
+pub(super) fn is_cut_off(memory: &GuestMemory, whole: u64) -> bool {
+    memory::poison_epoch() != whole && memory.is_poisoned()
 }
 
 /// Why a front end is served no more.
@@ -245,6 +223,11 @@ impl Server {
     ///
     /// There are too many open files, or the kernel's asynchronous I/O, by which drivers are called, is
     /// used up (fs.aio-max-nr).
+    ///
+    /// # Panics
+    ///
+    /// The offer cannot be kept, as [`Session::new`] judges it.
+    #[track_caller]
     pub fn new(connection: Connection, offer: Offer) -> Result<Self, ServerError> {
         let session = Session::new(offer);
         let rings = Rings::new(session.device().clone())?;
@@ -258,20 +241,26 @@ impl Server {
     /// # Errors
     ///
     /// The front end or its guest broke a rule, and the connection should be closed.
+    ///
+    /// # Panics
+    ///
+    /// [`BackEnd::process`] kept what it had taken from a ring.
     pub fn serve(
         &mut self,
         back_end: &mut impl BackEnd,
         stop: BorrowedFd<'_>,
     ) -> Result<End, ServerError> {
         loop {
-            self.rings.look()?;
-            let is_busy = back_end.process(&mut self.rings)?;
+            let looked = self.rings.look();
+            let processed = looked.and_then(|()| back_end.process(&mut self.rings));
+            let is_busy = self.judge(processed)?;
+            self.rings.running().for_each(|ring| ring.check_returned());
             self.rings.publish();
-            if self.rings.device.memory.is_poisoned() {
-                return Err(ServerError::MemoryCutOff);
-            }
-            let is_awake = is_busy || self.rings.enable_kicks()?;
-            let [message, stopped] = self.wait(!is_awake, stop)?;
+            let is_awake = is_busy || {
+                let asked = self.rings.enable_kicks();
+                self.judge(asked)?
+            };
+            let [message, stopped] = self.wait(!is_awake, stop, back_end.wakes())?;
             self.rings.disable_kicks();
             if stopped {
                 return Ok(End::Stopped);
@@ -282,9 +271,23 @@ impl Server {
         }
     }
 
+    /// What was found in the rings, if it was the guest that put it there: where memory is cut off, all
+    /// is zeros.
+    fn judge<T>(&mut self, found: Result<T, virtqueue::Violation>) -> Result<T, ServerError> {
+        if self.rings.is_cut_off() {
+            return Err(ServerError::MemoryCutOff);
+        }
+        found.map_err(ServerError::Guest)
+    }
+
     /// Waits, if it may, until something happens. Returns whether there is something to read from
     /// the front end, and whether it is time to stop.
-    fn wait(&mut self, may_sleep: bool, stop: BorrowedFd<'_>) -> Result<[bool; 2], ServerError> {
+    fn wait(
+        &mut self,
+        may_sleep: bool,
+        stop: BorrowedFd<'_>,
+        wakes: Option<BorrowedFd<'_>>,
+    ) -> Result<[bool; 2], ServerError> {
         let is_polled = self.rings.running().any(|ring| ring.setup.kick.is_none());
         let limit = match (may_sleep, is_polled) {
             (false, _) => Some(Duration::ZERO),
@@ -300,13 +303,15 @@ impl Server {
             PollFd::new(&self.connection, PollFlags::IN | answers),
             PollFd::from_borrowed_fd(stop, PollFlags::IN),
             PollFd::new(&self.rings.kicks, PollFlags::IN),
+            // Whether it was this does not matter: the back end has a look anyway.
+            PollFd::from_borrowed_fd(wakes.unwrap_or(stop), PollFlags::IN),
         ];
         match poll(&mut polled, limit.as_ref()) {
             // A signal.
             Err(Errno::INTR) => return Ok([false; 2]),
             result => result.map_err(io::Error::from)?,
         };
-        let [socket, stop, kicks] = polled.map(|polled| polled.revents());
+        let [socket, stop, kicks, _] = polled.map(|polled| polled.revents());
         if !kicks.is_empty() {
             // Only to have them noted: whoever was kicked, all rings are looked at.
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };

@@ -15,6 +15,7 @@ use super::*;
 use crate::connection::Message;
 
 mod conversations;
+mod held;
 mod hostile;
 mod rings;
 

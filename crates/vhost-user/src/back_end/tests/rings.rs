@@ -354,3 +354,124 @@ fn both_readings_of_the_queue_number_work() {
         }
     }
 }
+
+/// A packed ring says nowhere in memory how far it has got.
+const PACKED_START: u32 = 0x8000_8000;
+const PACKED_LEFT: u32 = 0x8039_8039;
+
+/// A session with a packed ring that runs, and that the worker leaves at `PACKED_LEFT`.
+fn packed() -> Harness {
+    let mut harness = Harness::with(PACKED_OFFER);
+    harness.tell(R::SetProtocolFeatures, Payload::U64(Offer::PROTOCOL.0), vec![]);
+    harness.tell(R::SetFeatures, Payload::U64((ACKED | Features::RING_PACKED).0), vec![]);
+    harness.share();
+    harness.tell(R::SetVringNum, state(0, RING_SIZE.into()), vec![]);
+    harness.tell(R::SetVringBase, state(0, PACKED_START), vec![]);
+    harness.tell(R::SetVringAddr, addresses(0), vec![]);
+    harness.tell(R::SetVringKick, attached(0), vec![event()]);
+    assert_eq!(harness.setup(0).base, PACKED_START);
+    harness.position = PACKED_LEFT;
+    harness
+}
+
+#[test]
+fn a_packed_ring_goes_on_where_it_was_when_its_memory_comes_back() {
+    let mut harness = packed();
+    for _ in 0..2 {
+        harness.tell(R::RemMemReg, Payload::SingleRegion(region()), vec![]);
+        assert!(!harness.runs(0));
+        let file = harness.file();
+        harness.tell(R::AddMemReg, Payload::SingleRegion(region()), vec![file]);
+        assert_eq!(harness.setup(0).base, harness.position);
+        harness.position += 0x0001_0001;
+    }
+    harness.tell(R::RemMemReg, Payload::SingleRegion(region()), vec![]);
+    assert_eq!(harness.base(0), harness.position);
+}
+
+#[test]
+fn a_packed_ring_that_is_told_no_base_goes_on_where_it_was() {
+    let elsewhere = |harness: &mut Harness| {
+        let Payload::VringAddress(address) = addresses(0) else { unreachable!() };
+        let address = VringAddress { descriptors: address.descriptors + 0x8000, ..address };
+        harness.tell(R::SetVringAddr, Payload::VringAddress(address), vec![]);
+    };
+    let stops: [&dyn Fn(&mut Harness); 3] = [
+        &|harness| assert_eq!(harness.base(0), PACKED_LEFT),
+        &|harness| harness.tell(R::SetVringNum, state(0, 128), vec![]),
+        &elsewhere,
+    ];
+    for stop in stops {
+        let mut harness = packed();
+        stop(&mut harness);
+        assert!(!harness.runs(0));
+        harness.tell(R::SetVringKick, attached(0), vec![event()]);
+        assert_eq!(harness.setup(0).base, PACKED_LEFT);
+    }
+    // Unless the ring has become too small for that.
+    let mut harness = packed();
+    harness.tell(R::SetVringNum, state(0, 0x39), vec![]);
+    harness.tell(R::SetVringEnable, state(0, 1), vec![]);
+    let violation = harness.refused(R::SetVringKick, attached(0), vec![event()]);
+    let says = "its base is 0x80398039, no place in a packed ring of 57";
+    assert!(violation.to_string().contains(says), "{violation}");
+}
+
+#[test]
+fn a_base_that_is_told_counts_whatever_the_worker_says_of_the_last_one() {
+    // While the ring runs, and after it has stopped.
+    let mut harness = packed();
+    harness.tell(R::SetVringBase, state(0, 0x0005_0005), vec![]);
+    assert!(!harness.runs(0));
+    assert_eq!(harness.base(0), 0x0005_0005);
+    harness.tell(R::SetVringKick, attached(0), vec![event()]);
+    assert_eq!(harness.setup(0).base, 0x0005_0005);
+
+    harness.base(0);
+    harness.tell(R::SetVringBase, state(0, 0x0006_0006), vec![]);
+    assert_eq!(harness.base(0), 0x0006_0006);
+    harness.tell(R::SetVringKick, attached(0), vec![event()]);
+    assert_eq!(harness.setup(0).base, 0x0006_0006);
+}
+
+#[test]
+fn a_ring_that_was_reset_begins_where_it_is_told_to() {
+    let mut harness = packed();
+    harness.tell(R::ResetDevice, Payload::Empty, vec![]);
+    harness.tell(R::SetFeatures, Payload::U64((ACKED | Features::RING_PACKED).0), vec![]);
+    assert_eq!(harness.base(0), PACKED_LEFT, "for whoever asks only then");
+    harness.tell(R::SetVringNum, state(0, RING_SIZE.into()), vec![]);
+    harness.tell(R::SetVringAddr, addresses(0), vec![]);
+    harness.tell(R::SetVringKick, attached(0), vec![event()]);
+    assert!(!harness.runs(0), "it was told no base");
+    harness.tell(R::SetVringBase, state(0, PACKED_START), vec![]);
+    assert_eq!(harness.setup(0).base, PACKED_START);
+}
+
+#[test]
+fn a_packed_ring_that_was_told_nothing_stands_at_its_start() {
+    let mut harness = Harness::with(PACKED_OFFER);
+    assert_eq!(harness.base(1), 0);
+    harness.tell(R::SetFeatures, Payload::U64((ACKED | Features::RING_PACKED).0), vec![]);
+    assert_eq!(harness.base(1), PACKED_START);
+}
+
+/// A program that offers what nobody serves finds out before its first guest does.
+#[test]
+fn an_offer_that_cannot_be_kept_is_not_made() {
+    let refused = |offer: Offer| {
+        let made = std::panic::catch_unwind(|| drop(Session::new(offer)));
+        made.err().map(|panic| *panic.downcast::<String>().unwrap()).unwrap_or_default()
+    };
+    assert_eq!(refused(Offer { features: Offer::FEATURES, queue_pairs: 128, ..OFFER }), "");
+    let features = Features::VERSION_1 | Features::LOG_ALL | Features::HASH_REPORT;
+    let says = "the offer has features that nobody serves: LOG_ALL HASH_REPORT";
+    assert_eq!(refused(Offer { features, ..OFFER }), says);
+    let protocol = Offer::PROTOCOL | ProtocolFeatures::LOG_SHMFD;
+    let says = "the offer has features that nobody serves: LOG_SHMFD";
+    assert_eq!(refused(Offer { protocol, ..OFFER }), says);
+    for queue_pairs in [0, 129, u16::MAX] {
+        let says = format!("the offer has {queue_pairs} queue pairs, not 1 to 128");
+        assert_eq!(refused(Offer { queue_pairs, ..OFFER }), says);
+    }
+}
