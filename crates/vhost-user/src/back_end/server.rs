@@ -55,8 +55,9 @@ pub trait BackEnd {
     /// or has failed. Several can be joined in an epoll descriptor.
     ///
     /// Asked each time before the loop sleeps, which it does not while this is readable. So it should
-    /// be read until it is empty; and as long as the back end has a frame for which the guest has no
-    /// room, and will not read the next one, this is best `None`: the guest's buffers wake the loop.
+    /// be read until it is empty, and given up when it has failed; and as long as the back end has a
+    /// frame for which the guest has no room, and will not read the next one, this is best `None`: the
+    /// guest's buffers wake the loop.
     fn wakes(&self) -> Option<BorrowedFd<'_>> {
         None
     }
