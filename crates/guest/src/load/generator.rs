@@ -379,8 +379,7 @@ impl Receiver {
             return;
         };
         if number >= sent {
-            self.corrupted += 1;
-            return;
+            return self.add_corrupted(number, sent);
         }
         self.tally.add(number);
         self.bytes += len as u64;
@@ -389,6 +388,16 @@ impl Receiver {
             self.run.0 = time;
         }
         self.run.1 += 1;
+    }
+
+    /// Counts a frame that came changed. It came, if its number can be believed; if not, the frame that it was
+    /// is lost.
+    #[cold]
+    fn add_corrupted(&mut self, number: u64, sent: u64) {
+        self.corrupted += 1;
+        if number < sent {
+            self.tally.add(number);
+        }
     }
 
     /// Records the latency of the frames that came at `now`.
@@ -473,7 +482,7 @@ impl Trial<'_> {
                     received: tally.received,
                     in_time,
                     bytes: if is_sink { (in_time as f64 * mean) as u64 } else { bytes },
-                    lost: sender.sent.saturating_sub(tally.received + corrupted),
+                    lost: sender.sent.saturating_sub(tally.received),
                     reordered: tally.reordered,
                     duplicates: tally.duplicates,
                     corrupted,
@@ -578,10 +587,11 @@ impl Trial<'_> {
 
     /// Whether all frames are where they should be.
     fn is_complete(&self, generator: &Generator) -> bool {
-        let came =
-            self.senders.iter().zip(&self.receivers).all(|(sender, receiver)| {
-                receiver.tally.received + receiver.corrupted >= sender.sent
-            });
+        let came = self
+            .senders
+            .iter()
+            .zip(&self.receivers)
+            .all(|(sender, receiver)| receiver.tally.received >= sender.sent);
         came && generator.ports.iter().all(|port| port.transmit.queue.outstanding() == 0)
     }
 
@@ -673,10 +683,10 @@ impl Trial<'_> {
                 }
                 let copy = copy.get_mut(NetHeader::SIZE..).unwrap_or_default();
                 let Some(stamp) = frame::stamp(copy, segmented) else { continue };
-                if Identity::number_of(stamp.identity, receiver.base).is_some()
+                if let Some(number) = Identity::number_of(stamp.identity, receiver.base)
                     && !frame::is_intact(copy, segmented, stamp)
                 {
-                    receiver.corrupted += 1;
+                    receiver.add_corrupted(number, sent);
                     continue;
                 }
                 receiver.add(stamp.identity, stamp.time, len, sent, self.now);

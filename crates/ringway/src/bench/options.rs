@@ -57,7 +57,7 @@ pub struct Options {
     /// Find the highest rate at which no frame is lost, by bisection
     #[arg(long)]
     pub search: bool,
-    /// How exactly --search has to know the rate, in percent of the highest one tried
+    /// How exactly --search has to know the rate, in percent of the lowest one that failed
     #[arg(long, value_name = "PERCENT", default_value = "1", value_parser = percent)]
     pub resolution: f64,
     /// How long each trial sends, in seconds

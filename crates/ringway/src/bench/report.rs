@@ -43,7 +43,7 @@ pub struct Found {
     pub mean: f64,
     /// Frames per second each way, 0 when some were lost at any rate.
     pub rate: f64,
-    /// In percent of the highest rate tried.
+    /// How much higher the lowest rate is that failed, in percent of that at the most.
     pub resolution: f64,
     /// Whether nothing was lost at the highest rate that was to be tried either.
     pub is_highest: bool,
