@@ -20,7 +20,7 @@ pub const FAR: MacAddress = MacAddress([0x52, 0x54, 0, 0xc0, 0, 2]);
 pub const PLAIN: [u8; 12] = [0; 12];
 /// How often a frame is sent, within the limit of one, before it counts as lost: networks may lose one, and
 /// switches do while the other end comes up.
-const ATTEMPTS: u32 = 8;
+pub const ATTEMPTS: u16 = 8;
 /// What our frames carry: an EtherType for experiments (IEEE 802).
 const ETHER_TYPE: [u8; 2] = [0x88, 0xb5];
 
@@ -91,6 +91,14 @@ impl Bench<'_> {
         self.need_traffic()?;
         let mut rig = self.rig_of(Device::bring_up(self.connect()?, setup, self.target.limit)?)?;
         rig.warm_up()?;
+        Ok(rig)
+    }
+
+    /// A rig whose device has received a frame and has no receive buffer left.
+    pub fn rig_that_receives(&self, features: Features) -> Check<Rig> {
+        let mut rig = self.rig(features)?;
+        rig.device.post(0, 1, BUFFER)?;
+        rig.delivers(60)?;
         Ok(rig)
     }
 
@@ -222,7 +230,7 @@ impl Rig {
             let frame = self.frame(len);
             self.device.transmit(0, PLAIN, &frame)?;
             sent.push(frame);
-            let patience = self.far().limit() / ATTEMPTS;
+            let patience = self.far().limit() / ATTEMPTS.into();
             // The former one may be late, rather than lost.
             last = self.arrives_within(&sent, patience).map(drop);
             self.device.drain(TX)?;
@@ -250,7 +258,17 @@ impl Rig {
         from.drain(TX)
     }
 
-    /// Sends a plain frame to the device under test, and expects it there.
+    /// Sends a frame of `len` bytes to the device under test, whose receive ring has something wrong at
+    /// its next position, and lets the back end look at that. Nothing is expected of either ring.
+    pub fn provoke(&mut self, len: usize) {
+        let frame = self.frame_back(len);
+        let from = self.far.as_mut().unwrap_or(&mut self.device);
+        let _ = from.transmit(0, PLAIN, &frame);
+        self.device.look_beyond_kick(RX);
+    }
+
+    /// Sends a plain frame to the device under test, and expects it there. It may be sent up to
+    /// [`ATTEMPTS`] times, and come as often.
     pub fn delivers(&mut self, len: usize) -> Check<Received> {
         let mut sent = Vec::new();
         let mut last = Err(fail("nothing was sent"));
@@ -258,7 +276,7 @@ impl Rig {
             let frame = self.frame_back(len);
             self.inject(PLAIN, &frame)?;
             sent.push(frame);
-            let patience = self.device.limit() / ATTEMPTS;
+            let patience = self.device.limit() / ATTEMPTS.into();
             last = self.device.expect_within(|found| is_one_of(found, &sent), patience);
             if last.is_ok() {
                 break;
@@ -290,6 +308,12 @@ impl Rig {
 /// Whether two frames are the same. A back end that echoes may swap the addresses.
 pub fn same(found: &[u8], frame: &[u8]) -> bool {
     found.len() == frame.len() && found.get(12..) == frame.get(12..)
+}
+
+/// Whether `found` is `frame`, or the beginning of it. A back end that echoes may swap the addresses.
+pub fn is_part(found: &[u8], frame: &[u8]) -> bool {
+    let payload = |bytes: &[u8]| bytes.get(12..).unwrap_or_default().to_vec();
+    !found.is_empty() && payload(frame).starts_with(&payload(found))
 }
 
 fn is_one_of(found: &[u8], frames: &[Vec<u8>]) -> bool {

@@ -1,6 +1,7 @@
 //! A device that was brought up on a connection, with its driver.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
@@ -24,6 +25,8 @@ pub const BUFFER: u32 = 2048;
 
 /// How long a back end that shows nothing may look at something wrong.
 const LOOK: Duration = Duration::from_millis(50);
+/// Between two looks at a ring.
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// How a device is brought up.
 #[derive(Clone, Debug)]
@@ -61,6 +64,8 @@ impl Default for Setup {
 /// A frame that came.
 #[derive(Clone, Debug)]
 pub struct Received {
+    /// The pair that it came on.
+    pub pair: u32,
     /// The virtio-net header; of a legacy one, the last two bytes are zero.
     pub header: [u8; 12],
     /// The frame.
@@ -311,7 +316,7 @@ impl Device {
 
     /// Waits for a moment, or until the back end calls. It need not have been asked to.
     fn pause(&self, index: u32) {
-        signalled(self.call(index), Duration::from_millis(1));
+        signalled(self.call(index), MOMENT);
     }
 
     /// Lets the back end look at something wrong that was made available and kicked on a ring: until
@@ -319,15 +324,25 @@ impl Device {
     /// answered after that. It need do none of the first, as it may pass over what is wrong without a
     /// word, and may leave kicks uncounted; so this waits no longer than [`LOOK`] for it.
     pub fn look(&self, index: u32) {
-        let deadline = Instant::now() + LOOK;
         let kick = self.kick_descriptor(index);
         let is_kicked = || {
             let mut polled = [PollFd::from_borrowed_fd(kick, PollFlags::IN)];
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
         };
+        self.look_while(index, is_kicked);
+    }
+
+    /// As [`Self::look`], at something wrong that is only seen when a frame is to be delivered: that the
+    /// kick was taken says nothing.
+    pub fn look_beyond_kick(&self, index: u32) {
+        self.look_while(index, || true);
+    }
+
+    fn look_while(&self, index: u32, unseen: impl Fn() -> bool) {
+        let deadline = Instant::now() + LOOK;
         while Instant::now() < deadline
-            && is_kicked()
+            && unseen()
             && !self.rings[index as usize].has_used(&self.memory)
             && !self.peer.readable(Duration::ZERO)
         {
@@ -400,7 +415,7 @@ impl Device {
             bytes.extend(self.written(&next));
             used.push(next);
         }
-        Ok(Some(Received { header, frame: bytes.split_off(len), used }))
+        Ok(Some(Received { pair, header, frame: bytes.split_off(len), used }))
     }
 
     /// The bytes that the back end says it has written to a chain.
@@ -436,6 +451,20 @@ impl Device {
         wanted: impl Fn(&[u8]) -> bool,
         limit: Duration,
     ) -> Check<Received> {
+        self.expect_with(wanted, limit, |device| device.pause(RX))
+    }
+
+    /// As [`Self::expect`], but leaves the calls alone: whether there was one is still to be seen.
+    pub fn expect_without_calls(&mut self, wanted: impl Fn(&[u8]) -> bool) -> Check<Received> {
+        self.expect_with(wanted, self.limit, |_| thread::sleep(MOMENT))
+    }
+
+    fn expect_with(
+        &mut self,
+        wanted: impl Fn(&[u8]) -> bool,
+        limit: Duration,
+        pause: impl Fn(&Self),
+    ) -> Check<Received> {
         let deadline = Instant::now() + limit;
         loop {
             match self.receive_any()? {
@@ -444,7 +473,7 @@ impl Device {
                 None if Instant::now() > deadline => {
                     return Err(fail(format!("the frame did not come within {limit:?}")));
                 }
-                None => self.pause(RX),
+                None => pause(self),
             }
         }
     }

@@ -160,10 +160,12 @@ impl Ring {
         self.show(memory);
     }
 
-    /// Packed: the flags that make a descriptor available at the next slot but `ahead`.
-    pub fn available_flags(&self, ahead: u16) -> u16 {
-        let wrapped = self.next + ahead >= self.size;
-        if self.wraps.0 != wrapped { AVAIL } else { USED }
+    /// Packed: where the next slot but `ahead` is, and the flags that make a descriptor available there.
+    pub fn slot(&self, ahead: u16) -> (u64, u16) {
+        let slot = self.next + ahead;
+        let wrapped = slot >= self.size;
+        let flags = if self.wraps.0 != wrapped { AVAIL } else { USED };
+        (self.areas[0] + 16 * u64::from(slot % self.size), flags)
     }
 
     /// Offers a chain: writes and shows it. Returns its id.

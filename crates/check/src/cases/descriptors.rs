@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use wire::vhost_user::{FrontEndRequest as R, Payload, ProtocolFeatures as P, RingDescriptor};
@@ -10,7 +10,7 @@ use wire::virtio::Features as F;
 
 use crate::bench::Bench;
 use crate::case::{Rule, case, hostile};
-use crate::device::{TX, event};
+use crate::device::{Device, TX, event};
 use crate::peer::{Peer, QUIET, VERSION};
 use crate::verdict::{Check, ensure, fail, skip};
 use std::thread;
@@ -21,27 +21,90 @@ const SET_MEM_TABLE: &str = "vhost-user, \"VHOST_USER_SET_MEM_TABLE\"";
 const SLACK: usize = 4;
 /// How often a thing is done that must leave nothing behind.
 const ROUNDS: usize = 50;
+/// How many front ends come and go.
+const FRONT_ENDS: usize = 10;
+/// Between two looks at what is open.
+const MOMENT: Duration = Duration::from_millis(5);
 
-/// Descriptors that the back end has open.
-fn open(peer: &Peer) -> Check<usize> {
-    let process = peer.process().ok_or_else(|| skip("the kernel does not tell the process"))?;
-    let list = fs::read_dir(format!("/proc/{process}/fd"))
-        .map_err(|error| skip(format!("cannot look into /proc/{process}/fd: {error}")))?;
-    Ok(list.count())
+/// The process of a back end, as far as it can be seen from outside.
+struct Process<'a> {
+    id: i32,
+    bench: &'a Bench<'a>,
 }
 
-/// Mappings of memory of ours that the back end has.
-fn mapped(peer: &Peer) -> Check<usize> {
-    let process = peer.process().ok_or_else(|| skip("the kernel does not tell the process"))?;
-    let maps = fs::read_to_string(format!("/proc/{process}/maps"))
-        .map_err(|error| skip(format!("cannot look into /proc/{process}/maps: {error}")))?;
-    Ok(maps.lines().filter(|line| line.contains("ringway-check")).count())
+impl<'a> Process<'a> {
+    /// The one behind a connection.
+    fn of(bench: &'a Bench<'a>, peer: &Peer) -> Check<Self> {
+        let id = peer.process().ok_or_else(|| skip("the kernel does not tell the process"))?;
+        Ok(Self { id, bench })
+    }
+
+    /// The one behind a device that is up.
+    fn serving(bench: &'a Bench<'a>, device: &Device) -> Check<Self> {
+        let process = Self::of(bench, &device.peer)?;
+        process.must_serve()?;
+        Ok(process)
+    }
+
+    /// Skips the case, unless memory of ours is seen there; some must be shared now. The kernel names whoever
+    /// has called listen, and that is somebody else where the socket was handed over.
+    fn must_serve(&self) -> Check {
+        if self.comes_to(|process| process.mapped(), |mapped| mapped > 0)? > 0 {
+            return Ok(());
+        }
+        Err(skip(format!("process {}, which listens, has not mapped our memory", self.id)))
+    }
+
+    /// Descriptors that it has open.
+    fn open(&self) -> Check<usize> {
+        let id = self.id;
+        let list = fs::read_dir(format!("/proc/{id}/fd"))
+            .map_err(|error| skip(format!("cannot look into /proc/{id}/fd: {error}")))?;
+        Ok(list.count())
+    }
+
+    /// Mappings of memory of ours that it has.
+    fn mapped(&self) -> Check<usize> {
+        let id = self.id;
+        let maps = fs::read_to_string(format!("/proc/{id}/maps"))
+            .map_err(|error| skip(format!("cannot look into /proc/{id}/maps: {error}")))?;
+        Ok(maps.lines().filter(|line| line.contains("ringway-check")).count())
+    }
+
+    /// Waits until a count is as wanted, up to the limit: what was acknowledged may be tidied up later. Returns
+    /// the last count.
+    fn comes_to(
+        &self,
+        count: impl Fn(&Self) -> Check<usize>,
+        wanted: impl Fn(usize) -> bool,
+    ) -> Check<usize> {
+        let deadline = Instant::now() + self.bench.target.limit;
+        loop {
+            let found = count(self)?;
+            if wanted(found) || Instant::now() > deadline {
+                return Ok(found);
+            }
+            thread::sleep(MOMENT);
+        }
+    }
+
+    /// Fails when more descriptors stay open than were before these rounds.
+    fn leaves_open(&self, before: usize, rounds: usize) -> Check {
+        let after = self.comes_to(Self::open, |open| open <= before + SLACK)?;
+        not_more("open descriptors", before, after, rounds)
+    }
+
+    /// Fails when more mappings stay than were before these rounds.
+    fn leaves_mapped(&self, before: usize, rounds: usize) -> Check {
+        let after = self.comes_to(Self::mapped, |mapped| mapped <= before + SLACK)?;
+        not_more("mappings", before, after, rounds)
+    }
 }
 
-fn not_more(what: &str, before: usize, after: usize) -> Check {
+fn not_more(what: &str, before: usize, after: usize, rounds: usize) -> Check {
     ensure(
         after <= before + SLACK,
-        format!("{what}: {before} before, {after} after {ROUNDS} rounds"),
+        format!("{what}: {before} before, {after} after {rounds} rounds"),
     )
 }
 
@@ -73,25 +136,29 @@ pub(crate) const CASES: &[Rule] = &[
     case("keeps no descriptor open of front ends that are gone.", COMMUNICATION, |bench| {
         let peer = bench.connect()?;
         peer.barrier()?;
-        let before = open(&peer)?;
+        let process = Process::of(bench, &peer)?;
+        let before = process.open()?;
         drop(peer);
-        for _ in 0..ROUNDS / 5 {
-            drop(bench.device(F::NONE)?);
+        for _ in 0..FRONT_ENDS {
+            let device = bench.device(F::NONE)?;
+            process.must_serve()?;
+            drop(device);
             thread::sleep(QUIET / 5);
         }
-        thread::sleep(QUIET);
         let peer = bench.connect()?;
         peer.barrier()?;
-        not_more("open descriptors", before, open(&peer)?)
+        process.leaves_open(before, FRONT_ENDS)
     }),
     case("keeps no memory mapped of front ends that are gone.", COMMUNICATION, |bench| {
         for _ in 0..3 {
-            drop(bench.device(F::NONE)?);
+            let device = bench.device(F::NONE)?;
+            Process::serving(bench, &device)?;
+            drop(device);
             thread::sleep(QUIET);
         }
         let peer = bench.connect()?;
         peer.barrier()?;
-        let left = mapped(&peer)?;
+        let left = Process::of(bench, &peer)?.comes_to(Process::mapped, |left| left == 0)?;
         ensure(left == 0, format!("{left} mappings of former memory are left"))
     }),
     case(
@@ -99,13 +166,14 @@ pub(crate) const CASES: &[Rule] = &[
         "vhost-user, \"VHOST_USER_SET_VRING_CALL\"",
         |bench| {
             let device = bench.device(F::NONE)?;
-            let before = open(&device.peer)?;
+            let process = Process::serving(bench, &device)?;
+            let before = process.open()?;
             for _ in 0..ROUNDS {
                 let call = event(0)?;
                 device.set_call(TX, Some(call.as_fd()))?;
             }
             device.peer.barrier()?;
-            not_more("open descriptors", before, open(&device.peer)?)
+            process.leaves_open(before, ROUNDS)
         },
     ),
     case(
@@ -113,13 +181,14 @@ pub(crate) const CASES: &[Rule] = &[
         "vhost-user, \"VHOST_USER_SET_VRING_KICK\"",
         |bench| {
             let device = bench.device(F::NONE)?;
-            let before = open(&device.peer)?;
+            let process = Process::serving(bench, &device)?;
+            let before = process.open()?;
             for _ in 0..ROUNDS {
                 let kick = event(0)?;
                 device.set_kick(TX, Some(kick.as_fd()))?;
             }
             device.peer.barrier()?;
-            not_more("open descriptors", before, open(&device.peer)?)
+            process.leaves_open(before, ROUNDS)
         },
     ),
     case(
@@ -127,13 +196,14 @@ pub(crate) const CASES: &[Rule] = &[
         "vhost-user, \"VHOST_USER_SET_VRING_ERR\"",
         |bench| {
             let device = bench.device(F::NONE)?;
-            let before = open(&device.peer)?;
+            let process = Process::serving(bench, &device)?;
+            let before = process.open()?;
             for _ in 0..ROUNDS {
                 let error = event(0)?;
                 device.set_descriptor(R::SetVringErr, TX, Some(error.as_fd()))?;
             }
             device.peer.barrier()?;
-            not_more("open descriptors", before, open(&device.peer)?)
+            process.leaves_open(before, ROUNDS)
         },
     ),
     case(
@@ -141,13 +211,14 @@ pub(crate) const CASES: &[Rule] = &[
         SET_MEM_TABLE,
         |bench| {
             let device = bench.device(F::NONE)?;
-            let (open_before, mapped_before) = (open(&device.peer)?, mapped(&device.peer)?);
+            let process = Process::serving(bench, &device)?;
+            let (open, mapped) = (process.open()?, process.mapped()?);
             for _ in 0..ROUNDS {
                 device.share_memory()?;
             }
             device.peer.barrier()?;
-            not_more("open descriptors", open_before, open(&device.peer)?)?;
-            not_more("mappings", mapped_before, mapped(&device.peer)?)
+            process.leaves_open(open, ROUNDS)?;
+            process.leaves_mapped(mapped, ROUNDS)
         },
     ),
     case(
@@ -155,12 +226,13 @@ pub(crate) const CASES: &[Rule] = &[
         "vhost-user, \"VHOST_USER_GET_VRING_BASE\"",
         |bench| {
             let device = bench.device(F::NONE)?;
-            let before = open(&device.peer)?;
+            let process = Process::serving(bench, &device)?;
+            let before = process.open()?;
             for _ in 0..ROUNDS {
                 device.stop_ring(TX)?;
                 device.start_ring(TX)?;
             }
-            not_more("open descriptors", before, open(&device.peer)?)
+            process.leaves_open(before, ROUNDS)
         },
     ),
     case(
@@ -168,15 +240,17 @@ pub(crate) const CASES: &[Rule] = &[
         "vhost-user, \"VHOST_USER_REM_MEM_REG\"",
         |bench| {
             let peer = bench.hello(P::CONFIGURE_MEM_SLOTS)?;
-            let before = open(&peer)?;
+            let process = Process::of(bench, &peer)?;
+            let before = process.open()?;
             let memory = crate::memory::Memory::new(&[0], 0)?;
             let region = Payload::SingleRegion(memory.regions()[0]);
             for _ in 0..ROUNDS {
                 peer.tell(R::AddMemReg, &region, &[memory.file()])?;
+                process.must_serve()?;
                 peer.tell(R::RemMemReg, &region, &[])?;
             }
             peer.barrier()?;
-            not_more("open descriptors", before, open(&peer)?)
+            process.leaves_open(before, ROUNDS)
         },
     ),
     hostile(

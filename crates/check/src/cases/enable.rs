@@ -2,7 +2,7 @@
 
 use wire::virtio::Features as F;
 
-use crate::bench::{Bench, PLAIN, Rig};
+use crate::bench::{ATTEMPTS, Bench, PLAIN, Rig};
 use crate::case::{Rule, case, hostile};
 use crate::device::{BUFFER, RX, Setup, TX};
 use crate::verdict::{Check, ensure, equal, skip};
@@ -31,7 +31,10 @@ pub(crate) const CASES: &[Rule] = &[
         rig.listen()?;
         let frame = rig.frame(100);
         rig.device.transmit(0, PLAIN, &frame)?;
-        rig.stays_away(&frame)
+        rig.stays_away(&frame)?;
+        // It was the ring that has kept it.
+        rig.device.enable(TX, true)?;
+        rig.passes(120)
     }),
     case("uses and discards what is sent on a transmit ring that is disabled.", STATES, |bench| {
         let mut rig = started(bench)?;
@@ -44,11 +47,14 @@ pub(crate) const CASES: &[Rule] = &[
         if rig.is_echo() {
             rig.device.enable(TX, true)?;
         }
-        rig.device.post(0, 4, BUFFER)?;
+        rig.device.post(0, 4 + ATTEMPTS, BUFFER)?;
         let frame = rig.frame_back(100);
         rig.inject(PLAIN, &frame)?;
         rig.is_not_delivered(&frame)?;
-        ensure(rig.device.reap(RX)?.is_none(), "a buffer of a disabled ring was used")
+        ensure(rig.device.reap(RX)?.is_none(), "a buffer of a disabled ring was used")?;
+        // It was the ring that has kept it away.
+        rig.device.enable(RX, true)?;
+        rig.delivers(120).map(drop)
     }),
     case("passes frames once rings are enabled, and by then lets nothing wait.", ENABLE, |bench| {
         let mut rig = started(bench)?;

@@ -2,7 +2,7 @@
 
 use wire::virtio::Features as F;
 
-use crate::bench::{Bench, PLAIN, Rig, same};
+use crate::bench::{ATTEMPTS, Bench, PLAIN, Rig, same};
 use crate::device::{BUFFER, RX, TX};
 use crate::ring::{Buffer, INDIRECT, Ring, WRITE};
 use crate::verdict::{Check, ensure, equal};
@@ -62,7 +62,7 @@ pub fn transmitted_comes_back(bench: &Bench<'_>, features: F) -> Check {
 
 pub fn delivered_length(bench: &Bench<'_>, features: F) -> Check {
     let mut rig = bench.rig(features)?;
-    rig.device.post(0, 4, BUFFER)?;
+    rig.device.post(0, 3 + ATTEMPTS, BUFFER)?;
     for len in [60, 100, 1514] {
         let received = rig.delivers(len)?;
         equal("the used length", received.used[0].written, len as u32 + 12)?;

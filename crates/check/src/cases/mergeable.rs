@@ -2,9 +2,10 @@
 
 use wire::virtio::Features as F;
 
-use crate::bench::{Bench, PLAIN, Rig};
+use crate::bench::{ATTEMPTS, Bench, PLAIN, Rig, is_part};
 use crate::case::{Rule, case, hostile};
 use crate::device::{BUFFER, Received};
+use crate::peer::QUIET;
 use crate::verdict::{Check, ensure, equal};
 
 const BUFFERS: &str = "virtio 1.3, 5.1.6.3.1";
@@ -65,7 +66,7 @@ pub(crate) const CASES: &[Rule] = &[
     }),
     case("says that there is one buffer when MRG_RXBUF is not negotiated.", INCOMING, |bench| {
         let mut rig = bench.rig(F::NONE)?;
-        rig.device.post(0, 2, BUFFER)?;
+        rig.device.post(0, ATTEMPTS, BUFFER)?;
         equal("num_buffers", num_buffers(&rig.delivers(200)?), 1)
     }),
     case(
@@ -76,18 +77,13 @@ pub(crate) const CASES: &[Rule] = &[
             rig.device.post(0, 4, 600)?;
             let frame = rig.frame_back(1000);
             rig.inject(PLAIN, &frame)?;
-            let part = move |found: &[u8]| {
-                !found.is_empty() && frame[12..].starts_with(found.get(12..).unwrap_or(&[1; 2000]))
-            };
-            rig.device.expect_none(part, crate::peer::QUIET)
+            rig.device.expect_none(|found| is_part(found, &frame), QUIET)
         },
     ),
     hostile("survives a frame that is larger than all buffers together.", BUFFERS, |bench| {
         let mut rig = bench.rig(F::MRG_RXBUF)?;
         rig.device.post(0, 3, 100)?;
-        let frame = rig.frame_back(1500);
-        let _ = rig.inject(PLAIN, &frame);
-        rig.device.look(crate::device::RX);
+        rig.provoke(1500);
         Ok(())
     }),
 ];

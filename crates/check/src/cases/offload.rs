@@ -3,7 +3,7 @@
 use wire::checksum::{PartialChecksum, complete};
 use wire::virtio::{Features as F, NetHeader};
 
-use crate::bench::{Bench, FAR, NEAR, PLAIN, Rig};
+use crate::bench::{ATTEMPTS, Bench, FAR, NEAR, PLAIN, Rig};
 use crate::case::{Rule, case, hostile};
 use crate::device::{BUFFER, Setup, TX};
 use crate::peer::QUIET;
@@ -151,7 +151,7 @@ fn bad_frame(bench: &Bench<'_>, bytes: &[u8]) -> Check {
 pub(crate) const CASES: &[Rule] = &[
     case("sets flags and gso_type to 0 when no offload is negotiated.", INCOMING, |bench| {
         let mut rig = bench.rig(F::NONE)?;
-        rig.device.post(0, 2, BUFFER)?;
+        rig.device.post(0, ATTEMPTS, BUFFER)?;
         let header = rig.delivers(200)?.header;
         equal("flags and gso_type", [header[0], header[1]], [0, 0])
     }),

@@ -3,9 +3,9 @@
 use wire::virtio::Features as F;
 
 use super::frames as f;
-use crate::bench::Bench;
+use crate::bench::{Bench, Traffic};
 use crate::case::{Rule, case, hostile};
-use crate::device::{RX, Setup, TX};
+use crate::device::{Device, RX, Setup, TX};
 use crate::ring::{INDIRECT, NEXT, WRITE};
 use crate::verdict::{Check, equal};
 
@@ -18,22 +18,36 @@ const DESCRIPTOR: &str = "virtio 1.3, 2.8.13";
 const LISTS: &str = "virtio 1.3, 2.8.17";
 const PACKED: F = F::RING_PACKED;
 
-/// Makes descriptors available at the start of the transmit ring that no driver would write:
-/// address (below 4096: of a buffer), length, id, flags.
+/// Makes descriptors available on the transmit ring and, where frames pass, on the receive ring that no
+/// driver would write: address (below 4096: of a buffer), length, id, flags.
 fn bad_chain(bench: &Bench<'_>, features: F, descriptors: &[(u64, u32, u16, u16)]) -> Check {
     let mut device = bench.device(features | PACKED)?;
-    let start = device.memory.allocate(4096);
-    for (slot, &(address, len, id, flags)) in descriptors.iter().enumerate().rev() {
-        let slot = slot as u16;
-        let place = device.rings[1].areas[0] + 16 * u64::from(slot);
-        let available = device.rings[1].available_flags(slot);
-        device.memory.set_u64(place, if address < 4096 { start + address } else { address });
-        let rest = u64::from(len) | u64::from(id) << 32;
-        device.memory.set_u64(place + 8, rest | u64::from(flags | available) << 48);
-    }
-    device.kick(TX);
+    publish(&mut device, TX, descriptors);
     device.look(TX);
+    drop(device);
+    if bench.traffic != Traffic::None {
+        let mut rig = bench.rig_that_receives(features | PACKED)?;
+        publish(&mut rig.device, RX, descriptors);
+        rig.provoke(100);
+    }
     Ok(())
+}
+
+/// Makes descriptors available at a ring's next position. On the receive ring what was to be read is to be
+/// written, and the other way about.
+fn publish(device: &mut Device, ring: u32, descriptors: &[(u64, u32, u16, u16)]) {
+    let start = device.memory.allocate(4096);
+    let Device { memory, rings, .. } = device;
+    let queue = &rings[ring as usize];
+    // The first one shows the others, so it is written last.
+    for (ahead, &(address, len, id, flags)) in descriptors.iter().enumerate().rev() {
+        let flags = if ring == RX && flags & INDIRECT == 0 { flags ^ WRITE } else { flags };
+        let (place, available) = queue.slot(ahead as u16);
+        memory.set_u64(place, if address < 4096 { start + address } else { address });
+        let rest = u64::from(len) | u64::from(id) << 32;
+        memory.set_u64(place + 8, rest | u64::from(flags | available) << 48);
+    }
+    device.kick(ring);
 }
 
 /// A rig with packed rings of a size that need not be a power of two.

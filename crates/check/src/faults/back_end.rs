@@ -85,6 +85,8 @@ const MOMENT: Duration = Duration::from_micros(500);
 const MANY_KICKS: u64 = 10;
 /// How long nothing may be said to a back end that is impatient.
 const IDLE: Duration = Duration::from_millis(50);
+/// How late a frame is, where that is the fault: after one that listens for a call only so long gives up.
+const LATE: Duration = Duration::from_millis(150);
 
 /// Waits a moment until something can be read.
 fn ready(descriptor: BorrowedFd<'_>) -> bool {
@@ -129,6 +131,8 @@ struct Served<'l> {
     /// LOG_ALL was acknowledged.
     logs: bool,
     log_agreed: bool,
+    /// What is marked only when a ring stops, if that is the fault.
+    unmarked: Vec<(u64, u64)>,
     /// Messages that came.
     messages: u32,
     /// What ends this connection, or more than that.
@@ -168,6 +172,7 @@ impl<'l> Served<'l> {
             log: None,
             logs: false,
             log_agreed: false,
+            unmarked: Vec::new(),
             messages: 0,
             struck: None,
             greeted: false,
@@ -359,7 +364,8 @@ impl<'l> Served<'l> {
                     self.meets(|| format!("{what} {changed}"));
                 }
                 self.logs = F(bits).contains(F::LOG_ALL)
-                    || self.is(Slip::LogsForever) && self.log.is_some();
+                    || self.is(Slip::LogsForever) && self.log.is_some()
+                    || self.is(Slip::LogsForeverLate) && self.log.is_some();
                 message.payload = features.0.to_ne_bytes().to_vec();
             }
             (Some(R::SetProtocolFeatures), Some(bits)) => {
@@ -367,6 +373,11 @@ impl<'l> Served<'l> {
                 self.log_agreed = features.contains(P::LOG_SHMFD);
                 let own = P::LOG_SHMFD | P::INBAND_NOTIFICATIONS;
                 message.payload = features.without(own).0.to_ne_bytes().to_vec();
+            }
+            (Some(R::GetVringBase), _) => {
+                for (address, len) in std::mem::take(&mut self.unmarked) {
+                    self.mark(address, len);
+                }
             }
             (Some(R::SetVringAddr), _) => {
                 if let Some(Payload::VringAddress(address)) =
@@ -829,6 +840,7 @@ impl<'l> Served<'l> {
             Does::Slip(Slip::GsoType) => header.gso_type = NetHeader::GSO_TCPV4,
             _ => {}
         }
+        let is_late = self.is(Slip::CallsLate) && self.has_calls_off(ring);
         let bytes = [&header.to_bytes()[..header_len], frame].concat();
         WriteCursor::new(&slices).write(bytes.as_slice().into());
         let mut left = total.min(room);
@@ -850,7 +862,10 @@ impl<'l> Served<'l> {
             }
             served.queue.give_back(chain, written as u32);
         }
-        let wanted = served.queue.publish();
+        if is_late {
+            std::thread::sleep(LATE);
+        }
+        let wanted = served.queue.publish() || is_late;
         self.log_used(ring);
         self.call(ring, wanted);
         if let Err(violation) = served.queue.enable_kicks() {
@@ -887,6 +902,12 @@ impl<'l> Served<'l> {
     fn guest(&self, front_end: u64) -> Option<u64> {
         let address = self.device.memory.translate(FrontEndAddress(front_end), 1).ok()?;
         Some(address.0)
+    }
+
+    /// Whether the driver of a split ring has switched calls off.
+    fn has_calls_off(&self, ring: usize) -> bool {
+        let available = self.addresses[ring].and_then(|found| self.guest(found.available));
+        available.and_then(|at| self.read(at)) == Some([1, 0])
     }
 
     /// The first descriptor of the next chain: address and length.
@@ -957,7 +978,16 @@ impl<'l> Served<'l> {
         }
     }
 
-    fn log_buffer(&self, buffer: Option<Buffer>, written: u64) {
+    /// Marks them now, unless the fault is to do so later.
+    fn log_bytes(&mut self, address: u64, len: u64) {
+        if self.is(Slip::LogsForeverLate) {
+            self.unmarked.push((address, len));
+        } else {
+            self.mark(address, len);
+        }
+    }
+
+    fn log_buffer(&mut self, buffer: Option<Buffer>, written: u64) {
         let packed = self.device.features.contains(F::RING_PACKED);
         let is_left = match self.fault.does {
             Does::Slip(Slip::LogsNoBuffers) => true,
@@ -965,17 +995,17 @@ impl<'l> Served<'l> {
             _ => false,
         };
         if let Some((address, _)) = buffer.filter(|_| !is_left) {
-            self.mark(address, written);
+            self.log_bytes(address, written);
         }
     }
 
-    fn log_used(&self, ring: usize) {
+    fn log_used(&mut self, ring: usize) {
         let size = self.queues.len() as u64 * 4096;
         if let Some(address) = self.addresses[ring]
             && address.flags & LOG_RING != 0
             && !self.is(Slip::LogsNoRings)
         {
-            self.mark(address.log, size.min(6 + 8 * 64));
+            self.log_bytes(address.log, size.min(6 + 8 * 64));
         }
     }
 }
