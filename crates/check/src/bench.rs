@@ -4,11 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use wire::ethernet::MacAddress;
-use wire::vhost_user::ProtocolFeatures;
+use wire::vhost_user::{FrontEndRequest, Payload, ProtocolFeatures, VringState};
 use wire::virtio::Features;
 
 use crate::device::{BUFFER, Device, RX, Received, Setup, TX};
-use crate::peer::{Peer, QUIET};
+use crate::peer::{Answer, Peer, QUIET};
 use crate::ring::Buffer;
 use crate::verdict::{Check, fail, skip};
 
@@ -99,6 +99,25 @@ impl Bench<'_> {
         let mut rig = self.rig(features)?;
         rig.device.post(0, 1, BUFFER)?;
         rig.delivers(60)?;
+        Ok(rig)
+    }
+
+    /// As [`Self::rig_with`]. Skips the case when a ring's size is refused: which ones are taken is for the
+    /// back end to say.
+    pub fn rig_of_size(&self, setup: &Setup) -> Check<Rig> {
+        self.need_traffic()?;
+        let device = self.prepare(setup)?;
+        for ring in 0..device.rings.len() as u32 {
+            let num = Payload::VringState(VringState { index: ring, num: setup.size.into() });
+            let number = FrontEndRequest::SetVringNum.number();
+            if device.peer.try_bytes(number, &num.encode(), &[])? != Answer::Accepted {
+                return Err(skip(format!("rings of {} entries are refused", setup.size)));
+            }
+        }
+        device.start()?;
+        device.open()?;
+        let mut rig = self.rig_of(device)?;
+        rig.warm_up()?;
         Ok(rig)
     }
 

@@ -84,6 +84,8 @@ pub struct Device {
     pub rings: Vec<Ring>,
     /// What was acknowledged, without PROTOCOL_FEATURES.
     pub features: Features,
+    /// PROTOCOL_FEATURES was acknowledged.
+    transport: bool,
     kicks: Vec<OwnedFd>,
     calls: Vec<OwnedFd>,
     limit: Duration,
@@ -112,7 +114,14 @@ impl Device {
     }
 
     /// As [`Self::prepare`], but shares no memory yet.
-    pub fn negotiate(mut peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
+    pub fn negotiate(peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
+        let device = Self::meet(peer, setup, limit)?;
+        device.set_features()?;
+        Ok(device)
+    }
+
+    /// As [`Self::negotiate`], but does not say yet which features it has chosen.
+    pub fn meet(mut peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
         peer.hello(setup.protocol)?;
         let missing = setup.features.without(peer.offered);
         if !missing.is_empty() {
@@ -125,31 +134,28 @@ impl Device {
                 return Err(skip(format!("GET_QUEUE_NUM says {pairs}")));
             }
         }
-        let transport = if setup.transport {
-            peer.offered & Features::PROTOCOL_FEATURES
-        } else {
-            Features::NONE
-        };
-        let acked = setup.features | transport;
-        peer.tell(FrontEndRequest::SetFeatures, &Payload::U64(acked.0), &[])?;
+        let transport = setup.transport && peer.offered.contains(Features::PROTOCOL_FEATURES);
         let memory = Memory::new(&setup.regions, setup.offset)?;
         let count = 2 * u32::from(setup.pairs);
         let rings = (0..count).map(|index| Ring::new(&memory, index, setup.size, setup.features));
         let rings = rings.collect();
         let events = || (0..count).map(|_| event(0)).collect::<Check<Vec<_>>>();
         let (kicks, calls) = (events()?, events()?);
-        Ok(Self { peer, memory, rings, features: setup.features, kicks, calls, limit })
+        Ok(Self { peer, memory, rings, features: setup.features, transport, kicks, calls, limit })
+    }
+
+    /// SET_FEATURES with what was chosen.
+    pub fn set_features(&self) -> Check {
+        let transport = if self.transport { Features::PROTOCOL_FEATURES } else { Features::NONE };
+        let payload = Payload::U64((self.features | transport).0);
+        self.peer.tell(FrontEndRequest::SetFeatures, &payload, &[])
     }
 
     /// As [`Self::prepare`], and starts and enables every ring.
     pub fn bring_up(peer: Peer, setup: &Setup, limit: Duration) -> Check<Self> {
         let device = Self::prepare(peer, setup, limit)?;
         device.start()?;
-        if setup.transport && device.peer.offered.contains(Features::PROTOCOL_FEATURES) {
-            for ring in 0..device.rings.len() as u32 {
-                device.enable(ring, true)?;
-            }
-        }
+        device.open()?;
         Ok(device)
     }
 
@@ -238,8 +244,22 @@ impl Device {
         self.peer.tell(request, &payload, descriptor.as_slice())
     }
 
-    /// SET_VRING_ENABLE, which the back end acts on before this returns.
+    /// Enables every ring, as [`Self::open_ring`] does.
+    pub fn open(&self) -> Check {
+        (0..self.rings.len() as u32).try_for_each(|ring| self.open_ring(ring))
+    }
+
+    /// Enables a ring. Without PROTOCOL_FEATURES it is enabled as soon as it is started.
+    pub fn open_ring(&self, index: u32) -> Check {
+        if self.transport { self.enable(index, true) } else { Ok(()) }
+    }
+
+    /// SET_VRING_ENABLE, which the back end acts on before this returns. Skips the case where
+    /// PROTOCOL_FEATURES was not acknowledged: the message is not allowed then.
     pub fn enable(&self, index: u32, enabled: bool) -> Check {
+        if !self.transport {
+            return Err(skip("PROTOCOL_FEATURES is not offered"));
+        }
         let payload = Payload::VringState(VringState { index, num: enabled.into() });
         self.peer.tell(FrontEndRequest::SetVringEnable, &payload, &[])
     }

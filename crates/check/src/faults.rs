@@ -25,7 +25,8 @@ pub struct Fault {
     /// What is wrong.
     pub does: Does,
     /// The cases that catch it, of the topics that these are of: no other of theirs does. The first is the
-    /// one that it was made for.
+    /// one that it was made for. None if it is a liberty, which the specification leaves to a back end: no
+    /// case of any topic may fail.
     pub caught: &'static [&'static str],
     /// Hardly any case can pass with it: these are looked at alone.
     pub is_broad: bool,
@@ -109,6 +110,7 @@ pub enum Slip {
     FeaturesChange,
     FirstDescriptorOnly,
     FirstPairOnly,
+    ForgetsEarlyKicks,
     ForgetsNeedsChecksum,
     ForgetsStatus,
     GsoType,
@@ -130,12 +132,14 @@ pub enum Slip {
     LogsNoBuffers,
     LogsNoRings,
     LogsSplitOnly,
+    LongHeaderBothWays,
     LongHeaderOnly,
     LongLength,
     LosesASegment,
     LosesLastByte,
     LosesMessages,
     MergesLoosely,
+    NeedsReceiveRing,
     NeverAcknowledges,
     NeverCalls,
     NeverCallsSenders,
@@ -143,6 +147,7 @@ pub enum Slip {
     NoQueues,
     NoSlots,
     OneBufferCounted,
+    OneOwner,
     PassesOffloads,
     ProtocolFeaturesChange,
     RefusesMtu,
@@ -154,6 +159,7 @@ pub enum Slip {
     RunsWhenStopped,
     SegmentsWithoutChecksum,
     SendsWhenDisabled,
+    ServesNoLegacy,
     ShortLength,
     SpeaksFirst,
     StallsWhenDisabled,

@@ -340,9 +340,20 @@ impl Peer {
 
     /// Introduces the front end: SET_OWNER, and of these protocol features those that are offered.
     pub fn hello(&mut self, protocol: ProtocolFeatures) -> Check {
+        self.ask_features()?;
+        self.say(FrontEndRequest::SetOwner, &Payload::Empty)?;
+        self.agree(protocol)
+    }
+
+    /// Asks for the features that are offered.
+    pub fn ask_features(&mut self) -> Check {
+        self.offered = Features(self.ask_u64(FrontEndRequest::GetFeatures)?);
+        Ok(())
+    }
+
+    /// Agrees, once features were asked for, on those of these protocol features that are offered.
+    pub fn agree(&mut self, protocol: ProtocolFeatures) -> Check {
         use FrontEndRequest as R;
-        self.offered = Features(self.ask_u64(R::GetFeatures)?);
-        self.say(R::SetOwner, &Payload::Empty)?;
         if self.offered.contains(Features::PROTOCOL_FEATURES) {
             let offered = ProtocolFeatures(self.ask_u64(R::GetProtocolFeatures)?);
             let agreed = offered & protocol;

@@ -48,7 +48,7 @@ fn set_up_wrong(bench: &Bench<'_>, wrong: impl Fn(&Device) -> Check) -> Check {
         wrong(&device)?;
         device.set_call(TX, Some(device.call(TX)))?;
         device.set_kick(TX, Some(device.kick_descriptor(TX)))?;
-        device.enable(TX, true)
+        device.open_ring(TX)
     };
     let _ = steps();
     device.kick(TX);

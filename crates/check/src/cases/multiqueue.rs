@@ -104,7 +104,7 @@ pub(crate) const CASES: &[Rule] = &[
         let device = bench.prepare(&Setup { features, pairs: 2, ..Setup::default() })?;
         for ring in 0..2 {
             device.start_ring(ring)?;
-            device.enable(ring, true)?;
+            device.open_ring(ring)?;
         }
         bench.rig_of(device)?.exchange(100)
     }),

@@ -127,7 +127,7 @@ pub(crate) const CASES: &[Rule] = &[
             // As QEMU does, which takes the used index for the base.
             for ring in [RX, TX] {
                 device.start_ring_at_used(ring)?;
-                device.enable(ring, true)?;
+                device.open_ring(ring)?;
             }
             bench.rig_of(device)?.passes(100)
         },

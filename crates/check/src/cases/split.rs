@@ -290,7 +290,7 @@ pub(crate) const CASES: &[Rule] = &[
             let mut device = bench.prepare(&crate::device::Setup::default())?;
             let [_, driver, _] = device.rings[1].areas;
             device.rings[1].areas[2] = driver;
-            let _ = device.start().and_then(|()| device.enable(TX, true));
+            let _ = device.start().and_then(|()| device.open_ring(TX));
             let frame = crate::bench::frame_between(crate::bench::NEAR, crate::bench::FAR, 100, 1);
             for _ in 0..8 {
                 let _ = device.transmit(0, crate::bench::PLAIN, &frame);

@@ -138,6 +138,7 @@ struct Served<'l> {
     /// What ends this connection, or more than that.
     struck: Option<Harm>,
     greeted: bool,
+    owned: bool,
     /// When something came last.
     heard: Instant,
     status: u64,
@@ -176,6 +177,7 @@ impl<'l> Served<'l> {
             messages: 0,
             struck: None,
             greeted: false,
+            owned: false,
             heard: Instant::now(),
             status: 0,
         })
@@ -309,6 +311,12 @@ impl<'l> Served<'l> {
             Some(Harm::Ignores | Harm::Refuses) => return Some(()),
             Some(Harm::Leaks) => self.keep(&message),
             Some(Harm::Stalls | Harm::Accepts) | None => {}
+        }
+        if request == Some(R::SetOwner)
+            && std::mem::replace(&mut self.owned, true)
+            && self.is(Slip::OneOwner)
+        {
+            return None;
         }
         if request == Some(R::SetStatus) {
             self.status = 0;
@@ -535,7 +543,13 @@ impl<'l> Served<'l> {
                         _ => setup.base,
                     };
                     let queue = DeviceQueue::new(layout, features, base);
-                    *current = Some(Queue { start: setup.start, queue, used: 0, kicked: true });
+                    let kicked = !self.fault.is(Slip::ForgetsEarlyKicks);
+                    if let Some(kick) = self.kicks[ring].as_ref().filter(|_| !kicked)
+                        && readable(kick.as_fd(), 0)
+                    {
+                        let _ = rustix::io::read(kick, &mut [0; 8]);
+                    }
+                    *current = Some(Queue { start: setup.start, queue, used: 0, kicked });
                 }
             }
         }
@@ -570,7 +584,12 @@ impl<'l> Served<'l> {
         if is_kicked {
             let _ = rustix::io::read(&kick, &mut kicks);
         }
-        let waits = [Slip::AsksForNoKicks, Slip::KeepsFormerKick, Slip::UsesOutOfOrder];
+        let waits = [
+            Slip::AsksForNoKicks,
+            Slip::ForgetsEarlyKicks,
+            Slip::KeepsFormerKick,
+            Slip::UsesOutOfOrder,
+        ];
         let waits = waits.into_iter().any(|slip| self.is(slip));
         if u64::from_ne_bytes(kicks) >= MANY_KICKS {
             self.meets(|| format!("kicked ring={ring} many times"));
@@ -597,6 +616,8 @@ impl<'l> Served<'l> {
         if self.queues[ring].is_none()
             || !self.was_kicked(ring)
             || !enabled && self.is(Slip::StallsWhenDisabled)
+            || self.addresses[2 * pair].is_none() && self.is(Slip::NeedsReceiveRing)
+            || !self.device.features.contains(F::VERSION_1) && self.is(Slip::ServesNoLegacy)
         {
             return if self.struck.is_some() { None } else { Some(()) };
         }
@@ -678,7 +699,7 @@ impl<'l> Served<'l> {
             slice.copy_to(&mut bytes[start..]);
         }
         let mut header_len = NetHeader::size(self.device.features);
-        if self.is(Slip::LongHeaderOnly) {
+        if self.is(Slip::LongHeaderOnly) || self.is(Slip::LongHeaderBothWays) {
             header_len = NetHeader::SIZE;
         }
         let format = self.format();
@@ -793,7 +814,10 @@ impl<'l> Served<'l> {
             return Some(());
         }
         let Some(mut served) = self.queues[ring].take() else { return Some(()) };
-        let header_len = NetHeader::size(self.device.features);
+        let header_len = match self.fault.does {
+            Does::Slip(Slip::LongHeaderBothWays) => NetHeader::SIZE,
+            _ => NetHeader::size(self.device.features),
+        };
         let merges = self.device.features.contains(F::MRG_RXBUF) && !self.forgets(F::MRG_RXBUF)
             || self.is(Slip::RemembersMerging) && self.lasting.merged;
         let memory = self.device.memory.clone();

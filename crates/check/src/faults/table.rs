@@ -44,6 +44,17 @@ const fn feature(name: &'static str, does: Does, caught: &'static [&'static str]
 }
 
 const FAULTS: &[Fault] = &[
+    // Liberties: nothing may catch them.
+    feature("no-protocol-features", Does::Offers(F::NONE, F::PROTOCOL_FEATURES), &[]),
+    slip("one-owner", Slip::OneOwner, &[]),
+    // PROTOCOL_FEATURES alone: a device without VERSION_1.
+    on("refuses-legacy", &["message SET_FEATURES", "U64(1073741824)"], Refuses, &[]),
+    on("closes-on-legacy", &["message SET_FEATURES", "U64(1073741824)"], Closes, &[]),
+    slip("serves-no-legacy", Slip::ServesNoLegacy, &[]),
+    on("refuses-256-entries", &["message SET_VRING_NUM", "num: 256"], Refuses, &[]),
+    on("refuses-1024-entries", &["message SET_VRING_NUM", "num: 1024"], Refuses, &[]),
+    on("closes-on-8-entries", &["message SET_VRING_NUM", "num: 8 "], Closes, &[]),
+    on("refuses-48-entries", &["message SET_VRING_NUM", "num: 48"], Refuses, &[]),
     // 1. Connection.
     broad(slip("reply-with-need-reply", Slip::ReplyFlags, &["1.2"])),
     broad(slip("reply-with-another-number", Slip::ReplyNumber, &["1.3"])),
@@ -158,14 +169,17 @@ const FAULTS: &[Fault] = &[
     on("dies-of-lost-memory", &["noticed RingLost"], Dies, &["3.20"]),
     on("dies-of-cut-file", &["frame ring=1", "len=188"], Dies, &["3.21"]),
     // 4. Ring life cycle.
-    slip("base-is-zero", Slip::BaseIsZero, &["4.2", "4.3", "4.7", "4.9"]),
+    slip("base-is-zero", Slip::BaseIsZero, &["4.1", "4.2", "4.3", "4.7", "4.9"]),
     slip("base-changes", Slip::BaseOnce, &["4.6", "4.2", "4.7", "4.9"]),
     // 4.8 finds it if the ring is looked at between being cleared and being started.
     broad(slip("runs-when-stopped", Slip::RunsWhenStopped, &["4.4", "4.5", "4.21"])),
-    slip("starts-at-zero", Slip::StartsAtZero, &["4.9"]),
-    on("refuses-256-entries", &["message SET_VRING_NUM", "num: 256"], Refuses, &["4.10"]),
-    on("refuses-1024-entries", &["message SET_VRING_NUM", "num: 1024"], Refuses, &["4.11"]),
-    on("refuses-8-entries", &["message SET_VRING_NUM", "num: 8 "], Refuses, &["4.12"]),
+    slip("starts-at-zero", Slip::StartsAtZero, &["4.9", "4.1"]),
+    on("ignores-256-entries", &["message SET_VRING_NUM", "num: 256"], Ignores, &["4.10"]),
+    on("ignores-1024-entries", &["message SET_VRING_NUM", "num: 1024"], Ignores, &["4.11"]),
+    on("stalls-on-8-entries", &["message SET_VRING_NUM", "num: 8 "], Stalls, &["4.12"]),
+    on("closes-on-early-call", &["message SET_VRING_CALL", "shared=0."], Closes, &["4.15"]),
+    slip("forgets-early-kicks", Slip::ForgetsEarlyKicks, &["4.16"]),
+    slip("needs-receive-ring", Slip::NeedsReceiveRing, &["4.20"]),
     on("ignores-rings-to-poll", &["message SET_VRING_KICK", "attached: false"], Ignores, &["4.17"]),
     on(
         "ignores-that-calls-end",
@@ -310,7 +324,7 @@ const FAULTS: &[Fault] = &[
         Ignores,
         &["8.10", "8.6"],
     ),
-    on("refuses-48-entries", &["message SET_VRING_NUM", "num: 48"], Refuses, &["8.11"]),
+    on("ignores-48-entries", &["message SET_VRING_NUM", "num: 48"], Ignores, &["8.11"]),
     feature(
         "forgets-packed-tables",
         Does::Forgets(F::INDIRECT_DESC),
@@ -352,6 +366,7 @@ const FAULTS: &[Fault] = &[
     slip("sets-data-valid", Slip::ChecksumFlag, &["10.1", "10.3", "10.4"]),
     slip("sets-gso-type", Slip::GsoType, &["10.1", "10.8"]),
     slip("long-header-only", Slip::LongHeaderOnly, &["10.2"]),
+    slip("long-header-both-ways", Slip::LongHeaderBothWays, &["10.2"]),
     slip("leaves-checksums", Slip::LeavesChecksums, &["10.3", "10.4"]),
     slip("leaves-udp-checksums", Slip::LeavesUdpChecksums, &["10.4"]),
     slip("wrong-checksum-start", Slip::WrongChecksumStart, &["10.5"]),
