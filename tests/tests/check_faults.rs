@@ -86,6 +86,69 @@ fn the_right_case_catches_a_fault_of_the_server() -> Result<()> {
     Ok(())
 }
 
+/// The results of a run, as case and verdict, and what it ended with.
+fn results(output: Output) -> Result<(Vec<(String, String)>, i32, bool)> {
+    let text = String::from_utf8_lossy(&output.bytes);
+    let report: Value = serde_json::from_str(&text).with_context(|| text.to_string())?;
+    let word = |result: &Value, name: &str| result[name].as_str().unwrap_or_default().to_owned();
+    let results = report["results"].as_array().context("results")?.iter();
+    let results = results.map(|result| (word(result, "id"), word(result, "verdict"))).collect();
+    Ok((results, output.status, report["cut_short"] == true))
+}
+
+/// Judges the server that `start` has, and `restart` starts again, by three cases; the second crashes it.
+fn judge_one_that_dies(start: &str, restart: Option<&str>, socket: &str) -> Result<()> {
+    let mut command = bound_command("sh");
+    command.args(["-c", start]);
+    let server = Program::start("host", start, command)?;
+    server.job().wait_for("listening", READY_LIMIT)?;
+    // What a restarted program says must not come between the results.
+    let mut command = bound_command("sh");
+    command.args(["-c", "exec \"$0\" \"$@\" 2>/dev/null"]).arg(binary()?);
+    command.args(["check", socket, "--hostile", "--json"]);
+    command.args(["--only", "1.1", "--only", "7.24", "--only", "8.1"]);
+    if let Some(restart) = restart {
+        command.args(["--restart", restart]);
+    }
+    let judge = Program::start("judge", start, command)?;
+    let (results, status, cut_short) = results(judge.into_job().wait(LIMIT)?)?;
+    let expected = [("1.1", "pass"), ("7.24", "crashed"), ("8.1", "pass")];
+    let expected = expected.map(|(id, verdict)| (id.to_owned(), verdict.to_owned()));
+    ensure!(results == expected, "{results:?}\n{}", server.job().text());
+    ensure!(status == 1 && !cut_short, "status {status}");
+    Ok(())
+}
+
+/// By the judge, when it has seen that it is gone.
+#[test]
+fn a_back_end_that_dies_is_started_again() -> Result<()> {
+    let faulty = faulty()?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("a.sock");
+    let socket = socket.to_str().context("a path")?;
+    let server = format!(
+        "'{}' vapp server --socket-path '{socket}' --fault dies-of-wrong-head",
+        faulty.display()
+    );
+    // It ends with the judge, whose child it is.
+    let restart = format!("echo started again; exec setpriv --pdeathsig KILL -- {server}");
+    judge_one_that_dies(&format!("exec {server}"), Some(&restart), socket)
+}
+
+/// By somebody else, so soon that no connection is refused.
+#[test]
+fn a_back_end_that_is_started_again_by_others_has_crashed() -> Result<()> {
+    let faulty = faulty()?;
+    let directory = tempfile::tempdir()?;
+    let socket = directory.path().join("a.sock");
+    let socket = socket.to_str().context("a path")?;
+    let server = format!(
+        "'{}' vapp server --socket-path '{socket}' --fault dies-of-wrong-head",
+        faulty.display()
+    );
+    judge_one_that_dies(&format!("while :; do {server}; done"), None, socket)
+}
+
 #[test]
 fn the_program_as_it_is_shipped_knows_no_faults() -> Result<()> {
     let Output { status, bytes } = ringway(&[], &["vapp", "server", "--fault", "list"])?;

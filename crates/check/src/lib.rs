@@ -9,7 +9,7 @@
 //! ways, which [`run`] finds out first: the back end sends them back, or it is a switch and they come
 //! out at another of its sockets. Cases that need frames are skipped when neither is so.
 //!
-//! After each case the back end must accept a connection and answer, and after a hostile one frames
+//! After each case the same process must accept a connection and answer, and after a hostile one frames
 //! must pass as before; otherwise the case has crashed it, whatever it saw itself.
 //!
 //! Nothing here prints; [`run`] reports each result as it comes. A case exists only where the

@@ -160,8 +160,12 @@ impl Peer {
     }
 
     /// Reads exactly `bytes`. None at the end of the stream.
-    fn read(&self, bytes: &mut [u8], descriptors: &mut usize) -> Check<Option<()>> {
-        let deadline = Instant::now() + self.limit;
+    fn read(
+        &self,
+        bytes: &mut [u8],
+        descriptors: &mut usize,
+        deadline: Instant,
+    ) -> Check<Option<()>> {
         let mut filled = 0;
         while filled < bytes.len() {
             if !self.readable(deadline.saturating_duration_since(Instant::now())) {
@@ -189,9 +193,13 @@ impl Peer {
 
     /// The next message. None when the back end closed the connection.
     pub fn receive(&self) -> Check<Option<Reply>> {
+        self.receive_until(Instant::now() + self.limit)
+    }
+
+    fn receive_until(&self, deadline: Instant) -> Check<Option<Reply>> {
         let mut header = [0; 12];
         let mut descriptors = 0;
-        if self.read(&mut header, &mut descriptors)?.is_none() {
+        if self.read(&mut header, &mut descriptors, deadline)?.is_none() {
             return Ok(None);
         }
         let word = |at: usize| {
@@ -203,7 +211,7 @@ impl Peer {
             format!("a message of {size} bytes came, which is more than vhost-user has"),
         )?;
         let mut payload = vec![0; size as usize];
-        if self.read(&mut payload, &mut descriptors)?.is_none() {
+        if self.read(&mut payload, &mut descriptors, deadline)?.is_none() {
             return Err(fail("the connection was closed inside a message"));
         }
         Ok(Some(Reply { number, flags, payload, descriptors }))
@@ -321,15 +329,18 @@ impl Peer {
         }
     }
 
-    /// Waits until the back end has closed the connection. Whatever it still says is passed over.
+    /// Waits until the back end has closed the connection. Whatever it still says is passed over, and does not
+    /// give it more time.
     pub fn closed(&self) -> bool {
-        loop {
-            match self.receive() {
+        let deadline = Instant::now() + self.limit;
+        while Instant::now() < deadline {
+            match self.receive_until(deadline) {
                 Ok(Some(_)) => {}
                 Ok(None) => return true,
                 Err(_) => return false,
             }
         }
+        false
     }
 
     /// Ends the connection.
@@ -380,5 +391,47 @@ fn about(request: FrontEndRequest, stop: Stop) -> Stop {
     match stop {
         Stop::Fail(seen) => fail(format!("{request}: {seen}")),
         skip => skip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    /// It is for the test to end the talk, by hanging up.
+    #[test]
+    fn one_that_talks_for_ever_has_not_closed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let peer = Peer::connect(&path, Duration::from_millis(100)).expect("a connection");
+        let (mut talker, _) = listener.accept().expect("a connection");
+        let talk = thread::spawn(move || {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            let word = message(1, VERSION | REPLY, &[0; 8]);
+            while Instant::now() < deadline && talker.write_all(&word).is_ok() {}
+        });
+        let start = Instant::now();
+        assert!(!peer.closed());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        peer.hang_up();
+        talk.join().expect("no panic");
+        drop(peer);
+    }
+
+    #[test]
+    fn one_that_hangs_up_after_a_last_word_has_closed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("a socket");
+        let peer = Peer::connect(&path, Duration::from_secs(10)).expect("a connection");
+        let (mut talker, _) = listener.accept().expect("a connection");
+        talker.write_all(&message(1, VERSION | REPLY, &[0; 8])).expect("it is read");
+        drop(talker);
+        assert!(peer.closed());
     }
 }

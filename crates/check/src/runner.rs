@@ -18,9 +18,10 @@ const RETRY: Duration = Duration::from_millis(50);
 pub struct Options<'a> {
     /// Whether cases that mean harm are run; otherwise they are left out.
     pub hostile: bool,
-    /// Starts the back end anew when it died. False when that did not work.
+    /// Starts the back end anew when it died, or does not work any more. False when that could not be done.
     pub restart: Option<&'a mut dyn FnMut() -> bool>,
-    /// Asked before each case: false ends the run.
+    /// Asked before each case, and while the back end is waited for: false ends the run. A case that is under
+    /// way then gets no verdict.
     pub go_on: &'a dyn Fn() -> bool,
 }
 
@@ -50,7 +51,7 @@ pub struct Report {
     pub traffic: Traffic,
     /// In the order in which they ran.
     pub results: Vec<Result>,
-    /// Whether the run ended early, because the back end is gone or because it was asked to.
+    /// Whether cases were left over, because the back end is gone or because the run was asked to end.
     pub cut_short: bool,
 }
 
@@ -73,6 +74,19 @@ impl fmt::Display for Unreachable {
 
 impl std::error::Error for Unreachable {}
 
+/// The processes that listen at the sockets, where the kernel tells.
+type Processes = Vec<Option<i32>>;
+
+/// What a case has left behind.
+enum After {
+    /// A back end as it was before.
+    Alive,
+    /// One that somebody else has started again, and why we think so.
+    Replaced(String),
+    /// None that works, and how that shows.
+    Gone(String),
+}
+
 /// Runs `cases` against a back end; `report` is called with each result.
 ///
 /// # Errors
@@ -84,35 +98,55 @@ pub fn run(
     mut options: Options<'_>,
     mut report: impl FnMut(&Result),
 ) -> std::result::Result<Report, Unreachable> {
-    greet(target, Duration::ZERO).map_err(Unreachable)?;
-    let mut bench = Bench { target, traffic: probe(target) };
-    let mut all = Report { traffic: bench.traffic, results: Vec::new(), cut_short: false };
-    for case in cases.iter().filter(|case| options.hostile || !case.hostile) {
-        if !(options.go_on)() {
+    let go_on = options.go_on;
+    let greet = |patience| greet(target, patience, go_on);
+    let mut known = greet(Duration::ZERO).map_err(Unreachable)?;
+    let traffic = if go_on() { probe(target) } else { Traffic::None };
+    let bench = Bench { target, traffic };
+    // One that ends with each of its front ends, and is started again for the next, has not crashed then.
+    let lasts = greet(target.patience).is_ok_and(|now| !replaced(&known, &now));
+    let mut all = Report { traffic, results: Vec::new(), cut_short: false };
+    let mut left = cases.iter().filter(|case| options.hostile || !case.hostile).peekable();
+    while let Some(case) = left.next() {
+        let start = Instant::now();
+        // A back end that has not let go of the last front end yet may turn this one away.
+        let outcome = greet(target.patience)
+            .map_err(|seen| Stop::Fail(format!("no connection before the case: {seen}")))
+            .and_then(|_| if go_on() { (case.run)(&bench) } else { Ok(()) });
+        let took = start.elapsed();
+        let after = match greet(target.patience) {
+            Err(seen) => After::Gone(seen),
+            Ok(now) => {
+                let before = std::mem::replace(&mut known, now);
+                if lasts && replaced(&before, &known) {
+                    After::Replaced(
+                        "another process answers: the one that was judged is gone".into(),
+                    )
+                } else if case.hostile
+                    && let Err(Stop::Fail(seen)) = sane(&bench)
+                {
+                    After::Gone(format!("frames pass no more: {seen}"))
+                } else {
+                    After::Alive
+                }
+            }
+        };
+        // What interrupts us may have ended the back end too, which says nothing about the case.
+        if !go_on() {
             all.cut_short = true;
             break;
         }
-        let start = Instant::now();
-        // A back end that has not let go of the last front end yet may turn this one away.
-        let outcome = greet(target, target.patience)
-            .map_err(|seen| Stop::Fail(format!("no connection before the case: {seen}")))
-            .and_then(|()| (case.run)(&bench));
-        let took = start.elapsed();
-        let (mut verdict, mut seen) = match outcome {
+        let (verdict, seen) = match outcome {
             Ok(()) => (Verdict::Pass, "as expected".to_owned()),
             Err(Stop::Fail(seen)) => (Verdict::Fail, seen),
             Err(Stop::Skip(why)) => (Verdict::Skipped, why),
         };
-        let gone = greet(target, target.patience).err();
-        if let Some(error) = &gone {
-            verdict = Verdict::Crashed;
-            seen = format!("{seen}; afterwards: {error}");
-        } else if case.hostile
-            && let Err(Stop::Fail(error)) = sane(&bench)
-        {
-            verdict = Verdict::Fail;
-            seen = format!("{seen}; afterwards frames pass no more: {error}");
-        }
+        let (verdict, seen) = match &after {
+            After::Alive => (verdict, seen),
+            After::Replaced(why) | After::Gone(why) => {
+                (Verdict::Crashed, format!("{seen}; afterwards: {why}"))
+            }
+        };
         let result = Result {
             id: case.id(),
             topic: case.topic.to_string(),
@@ -124,44 +158,77 @@ pub fn run(
         };
         report(&result);
         all.results.push(result);
-        if gone.is_some() {
-            let restarted = options.restart.as_mut().is_some_and(|restart| restart());
-            if !restarted || greet(target, target.patience).is_err() {
-                all.cut_short = true;
-                break;
+        if let After::Gone(_) = after {
+            let started = options.restart.as_mut().is_some_and(|restart| restart());
+            match greet(target.patience) {
+                Ok(now) if started => known = now,
+                _ => {
+                    all.cut_short = left.peek().is_some();
+                    break;
+                }
             }
-            bench.traffic = all.traffic;
         }
     }
     Ok(all)
 }
 
-/// Waits until the back end takes a front end and answers it, up to `patience`.
-fn greet(target: &Target, patience: Duration) -> std::result::Result<(), String> {
+/// Waits until the back end takes a front end and answers it, up to `patience` or until there is no going on.
+/// Returns who answered.
+fn greet(
+    target: &Target,
+    patience: Duration,
+    go_on: &dyn Fn() -> bool,
+) -> std::result::Result<Processes, String> {
     let deadline = Instant::now() + patience;
     // Any answer will do: whether it is right is for the cases to say.
-    let answered = |path| -> Check {
+    let answered = |path| -> Check<Option<i32>> {
         let peer = Peer::connect(path, target.limit)?;
         peer.say(FrontEndRequest::GetFeatures, &Payload::Empty)?;
         match peer.receive()? {
-            Some(_) => Ok(()),
+            Some(_) => Ok(peer.process()),
             None => Err(fail("the back end closes the connection at once")),
         }
     };
-    let paths = [Some(&target.path), target.peer.as_ref()];
-    for path in paths.into_iter().flatten() {
-        while let Err(stop) = answered(path) {
-            if Instant::now() > deadline {
-                let (Stop::Fail(seen) | Stop::Skip(seen)) = stop;
-                return Err(seen);
+    let mut processes = Processes::new();
+    for path in [Some(&target.path), target.peer.as_ref()].into_iter().flatten() {
+        let process = loop {
+            match answered(path) {
+                Ok(process) => break process,
+                Err(Stop::Fail(seen) | Stop::Skip(seen)) => {
+                    if Instant::now() > deadline || !go_on() {
+                        return Err(seen);
+                    }
+                }
             }
             thread::sleep(RETRY);
-        }
+        };
+        processes.push(process);
     }
-    Ok(())
+    Ok(processes)
+}
+
+/// Whether another process listens at a socket than before, as far as is known.
+fn replaced(before: &Processes, now: &Processes) -> bool {
+    before.iter().zip(now).any(|pair| matches!(pair, (Some(before), Some(now)) if before != now))
 }
 
 /// Whether frames pass, if they did before.
 fn sane(bench: &Bench<'_>) -> Check {
     bench.rig(Features::NONE)?.passes(100)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_process_at_either_socket_is_another_back_end() {
+        let one = vec![Some(1), Some(2)];
+        assert!(!replaced(&one, &one));
+        assert!(replaced(&one, &vec![Some(3), Some(2)]));
+        assert!(replaced(&one, &vec![Some(1), Some(3)]));
+        // What the kernel does not tell is no difference.
+        assert!(!replaced(&one, &vec![None, Some(2)]));
+        assert!(!replaced(&vec![None], &vec![Some(1)]));
+    }
 }

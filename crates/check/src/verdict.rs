@@ -11,7 +11,7 @@ pub enum Verdict {
     Fail,
     /// It does not offer the feature, or nothing can be seen from here.
     Skipped,
-    /// It went away: it accepts no new connection.
+    /// It went away: it accepts no new connection, or passes no frame, or had to be started again.
     Crashed,
 }
 

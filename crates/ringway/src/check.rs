@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,8 +17,8 @@ use serde_json::json;
 
 const ABOUT: &str = "\
 Each case drives the back end through one rule of vhost-user or virtio and gets a verdict: pass, fail, skipped (the
-feature is not offered) or crashed (the back end takes no connections any more). Every line says what was expected
-and, if it was not seen, what was.
+feature is not offered) or crashed (the back end takes no connections any more, or passes no frames, or had to be
+started again). Every line says what was expected and, if it was not seen, what was.
 
 Cases that need frames want to see again what they send: either the back end sends frames back at PATH, or it is a
 switch, and they come out at --peer PATH.
@@ -59,7 +60,7 @@ pub struct Flags {
     /// Write the results as JUnit XML to a file as well
     #[arg(long, value_name = "FILE")]
     pub junit: Option<PathBuf>,
-    /// Shell command that starts the back end again when a case has crashed it
+    /// Shell command that starts the back end again when a case has crashed it (and ends the former one, which may hang)
     #[arg(long, value_name = "CMD")]
     pub restart: Option<String>,
     /// How long the back end may take for one answer or one frame, in milliseconds
@@ -78,6 +79,9 @@ pub fn check(flags: &Flags) -> anyhow::Result<bool> {
     if flags.list {
         list(&cases)?;
         return Ok(true);
+    }
+    if !flags.hostile && cases.iter().all(|case| case.hostile) {
+        bail!("no case to run: in all that --only names harm is meant, so say --hostile");
     }
     let path = flags.path.clone().context("no socket to judge")?;
     let target = Target {
@@ -146,29 +150,35 @@ fn list(cases: &[Case]) -> io::Result<()> {
     Ok(())
 }
 
-/// A flag that Ctrl-C sets: what was found so far is still said.
+/// A flag that SIGINT and SIGTERM set: what was found so far is still said. The second one ends the program.
 fn watch_interrupt() -> anyhow::Result<Arc<AtomicBool>> {
     let flag = Arc::new(AtomicBool::new(false));
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot wait for SIGINT")?;
+        .context("cannot wait for signals")?;
     let set = flag.clone();
-    let mut interrupt = {
+    let mut stop = {
         let _context = runtime.enter();
-        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
-            .context("cannot wait for SIGINT")?
+        crate::Stop::new()?
     };
     thread::spawn(move || {
-        runtime.block_on(interrupt.recv());
+        runtime.block_on(stop.asked());
         set.store(true, Ordering::Relaxed);
+        runtime.block_on(stop.asked());
+        // As a shell reports the end by SIGINT.
+        process::exit(130);
     });
     Ok(flag)
 }
 
-/// Has a shell start the back end again. The command may stay in the foreground.
+/// Has a shell start the back end again. The command may stay in the foreground. Our input and output are not for
+/// it, whose reader waits for their end, and neither is a signal from our terminal.
 fn restart(command: &str) -> bool {
-    Command::new("sh").arg("-c").arg(command).spawn().is_ok_and(|mut child| {
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(command).process_group(0);
+    shell.stdin(Stdio::null()).stdout(io::stderr());
+    shell.spawn().is_ok_and(|mut child| {
         // Somebody must take note of its end.
         thread::spawn(move || child.wait());
         true
@@ -213,7 +223,7 @@ fn summarise(report: &Report) -> io::Result<()> {
         count(Verdict::Skipped),
         count(Verdict::Crashed),
     )?;
-    if report.traffic == Traffic::None {
+    if report.traffic == Traffic::None && !report.results.is_empty() {
         writeln!(
             out,
             "no frame that was sent was seen again, so cases that need frames were skipped: a \
@@ -264,15 +274,17 @@ fn as_junit(path: &Path, report: &Report) -> String {
         text.replace('"', "&quot;")
     };
     let mut xml = String::from("<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    // Whoever reads this has no other place for it.
+    let early = usize::from(report.cut_short);
     // Writing to a string does not fail.
     let _ = writeln!(
         xml,
         "<testsuite name=\"ringway check {}\" tests=\"{}\" failures=\"{}\" errors=\"{}\" \
          skipped=\"{}\">",
         escape(&path.display().to_string()),
-        report.results.len(),
+        report.results.len() + early,
         report.count(Verdict::Fail),
-        report.count(Verdict::Crashed),
+        report.count(Verdict::Crashed) + early,
         report.count(Verdict::Skipped),
     );
     for result in &report.results {
@@ -291,6 +303,12 @@ fn as_junit(path: &Path, report: &Report) -> String {
             escape(result.expects),
             escape(result.cites),
             result.took.as_secs_f64(),
+        );
+    }
+    if report.cut_short {
+        xml.push_str(
+            "  <testcase classname=\"run\" name=\"all cases are run\"><error message=\"the run ended \
+             early: the back end is gone, or it was interrupted\"/></testcase>\n",
         );
     }
     xml.push_str("</testsuite>\n");
@@ -333,7 +351,12 @@ mod tests {
     #[test]
     fn junit_is_escaped_and_counts() {
         let xml = as_junit(Path::new("/run/<x>"), &report());
-        assert!(xml.contains("tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\""), "{xml}");
+        // One more, as the run ended early.
+        assert!(xml.contains("tests=\"5\" failures=\"1\" errors=\"2\" skipped=\"1\""), "{xml}");
+        assert!(xml.contains("<error message=\"the run ended early"), "{xml}");
+        let whole = as_junit(Path::new("/run/x"), &Report { cut_short: false, ..report() });
+        assert!(whole.contains("tests=\"4\" failures=\"1\" errors=\"1\" skipped=\"1\""), "{whole}");
+        assert!(!whole.contains("ended early"), "{whole}");
         assert!(xml.contains("/run/&lt;x&gt;"), "{xml}");
         assert!(xml.contains("<failure message=\"a &quot;thing&quot;\"/>"), "{xml}");
         assert!(xml.contains("does &lt;this&gt; &amp; that."), "{xml}");

@@ -157,6 +157,82 @@ fn a_back_end_without_fault_passes() {
     assert!(!report.cut_short);
 }
 
+/// Back ends that take connections but no frames: whoever asks to have them started again gets that, so that
+/// no later case suffers.
+#[test]
+fn a_back_end_without_its_data_plane_has_crashed() {
+    let _others = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+    // It serves no ring until the third connection after the case.
+    let back_end = Running::start(find("stalls-on-odd-descriptors").expect("it is there"));
+    let target = Target {
+        path: back_end.path(),
+        peer: None,
+        limit: Duration::from_millis(500),
+        patience: Duration::from_millis(300),
+    };
+    let select = |ids: &[&str]| -> Vec<Case> {
+        check::cases().into_iter().filter(|case| ids.contains(&case.id().as_str())).collect()
+    };
+    let verdicts = |report: &Report| -> Vec<(String, Verdict)> {
+        report.results.iter().map(|result| (result.id.clone(), result.verdict)).collect()
+    };
+    let crashed = |id: &str| (id.to_owned(), Verdict::Crashed);
+
+    let starts = AtomicUsize::new(0);
+    let mut restart = || {
+        starts.fetch_add(1, Ordering::Relaxed);
+        back_end.restart()
+    };
+    let options = Options { hostile: true, restart: Some(&mut restart), go_on: &|| true };
+    let report =
+        check::run(&target, &select(&["14.26", "15.1"]), options, |_| {}).expect("it is there");
+    assert_eq!(verdicts(&report), [crashed("14.26"), ("15.1".to_owned(), Verdict::Pass)]);
+    assert!(report.results[0].seen.contains("frames pass no more"), "{}", report.results[0].seen);
+    assert_eq!(starts.load(Ordering::Relaxed), 1);
+    assert!(!report.cut_short);
+
+    // Without anybody who starts it the run ends there; nothing is missing if that was the last case.
+    for (ids, cut_short) in [(&["14.26", "15.1"][..], true), (&["14.26"], false)] {
+        assert!(back_end.restart());
+        let options = Options { hostile: true, restart: None, go_on: &|| true };
+        let report = check::run(&target, &select(ids), options, |_| {}).expect("it is there");
+        assert_eq!(verdicts(&report), [crashed("14.26")]);
+        assert_eq!(report.cut_short, cut_short);
+    }
+}
+
+/// Whoever interrupts has often ended the back end as well.
+#[test]
+fn a_case_that_is_interrupted_gets_no_verdict() {
+    let _others = ALONE.read().unwrap_or_else(PoisonError::into_inner);
+    let back_end = Running::start(find("dies-of-wrong-head").expect("it is there"));
+    let target = Target {
+        path: back_end.path(),
+        peer: None,
+        limit: Duration::from_millis(500),
+        patience: Duration::from_secs(600),
+    };
+    let cases: Vec<Case> = check::cases()
+        .into_iter()
+        .filter(|case| ["1.1", "7.24"].contains(&case.id().as_str()))
+        .collect();
+    // The back end dies in the second case. That it is waited for afterwards can only end by this.
+    let asked = AtomicUsize::new(0);
+    let first = AtomicUsize::new(usize::MAX);
+    let go_on = || {
+        let asked = asked.fetch_add(1, Ordering::Relaxed);
+        asked < first.load(Ordering::Relaxed).saturating_add(3)
+    };
+    let options = Options { hostile: true, restart: None, go_on: &go_on };
+    let report = check::run(&target, &cases, options, |_| {
+        first.store(asked.load(Ordering::Relaxed), Ordering::Relaxed);
+    });
+    let report = report.expect("it is there");
+    let ids: Vec<_> = report.results.iter().map(|result| result.id.as_str()).collect();
+    assert_eq!(ids, ["1.1"]);
+    assert!(report.cut_short);
+}
+
 /// How much of the judge is proven to be able to say no.
 #[test]
 fn most_cases_have_a_fault() {
