@@ -86,8 +86,11 @@ fn the_right_case_catches_a_fault_of_the_server() -> Result<()> {
     Ok(())
 }
 
-/// The results of a run, as case and verdict, and what it ended with.
-fn results(output: Output) -> Result<(Vec<(String, String)>, i32, bool)> {
+/// The verdict on each case, by its number.
+type Verdicts = Vec<(String, String)>;
+
+/// The results of a run, its status, and whether it was cut short.
+fn results(output: Output) -> Result<(Verdicts, i32, bool)> {
     let text = String::from_utf8_lossy(&output.bytes);
     let report: Value = serde_json::from_str(&text).with_context(|| text.to_string())?;
     let word = |result: &Value, name: &str| result[name].as_str().unwrap_or_default().to_owned();
