@@ -12,7 +12,7 @@ pub mod table;
 use std::sync::Arc;
 
 use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
-use wire::ethernet::Ethernet;
+use wire::ethernet::Addresses;
 
 use table::{PortNumber, Table};
 
@@ -55,36 +55,32 @@ impl Bridge {
         &self.table
     }
 
-    /// Decides where a frame goes that came in by `input`.
+    /// Decides where frames with these addresses go that come in by `input`, and learns where their
+    /// sender is.
     #[inline]
-    fn forward(&mut self, input: usize, burst: &mut Burst<'_>, index: usize) -> Option<DropReason> {
-        let now = (burst.now() / NANOSECONDS) as u32;
-        let frame = burst.frame(index);
-        let Some(ethernet) = Ethernet::parse(frame.head) else {
-            return Some(DropReason::TooShort);
-        };
-        if ethernet.source.is_multicast() {
-            return Some(DropReason::BadSource);
+    fn decide(&self, input: usize, addresses: Addresses, now: u32) -> Decision {
+        let Addresses { destination, source } = addresses;
+        if source.is_multicast() {
+            return Decision::Drop(DropReason::BadSource);
         }
-        self.table.learn(ethernet.source, input as PortNumber, now);
-        let destination = ethernet.destination;
+        self.table.learn(source, input as PortNumber, now);
         if destination.is_reserved() {
-            return Some(DropReason::ReservedAddress);
+            return Decision::Drop(DropReason::ReservedAddress);
         }
         if !destination.is_multicast()
             && let Some(port) = self.table.find(destination, now)
         {
-            if usize::from(port) == input {
-                return Some(DropReason::SamePort);
-            }
-            let Some(output) = self.outputs.get_mut(usize::from(port)) else {
-                return Some(DropReason::NoDestination);
-            };
-            output.push(index);
-            return None;
+            let port = usize::from(port);
+            let is_same = port == input;
+            return if is_same { Decision::Drop(DropReason::SamePort) } else { Decision::To(port) };
         }
+        Decision::Flood
+    }
+
+    /// Has a frame go out by all ports but the one it came in by.
+    fn flood(&mut self, input: usize, burst: &mut Burst<'_>, index: usize) {
         match self.outputs.len() {
-            0 | 1 => return Some(DropReason::NoDestination),
+            0 | 1 => return self.counters.drop(DropReason::NoDestination),
             2 => {}
             _ => burst.replicate(index),
         }
@@ -93,8 +89,15 @@ impl Bridge {
                 output.push(index);
             }
         }
-        None
     }
+}
+
+/// Where a frame goes.
+#[derive(Clone, Copy)]
+enum Decision {
+    To(usize),
+    Flood,
+    Drop(DropReason),
 }
 
 impl App for Bridge {
@@ -105,9 +108,26 @@ impl App for Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
+        let now = (burst.now() / NANOSECONDS) as u32;
+        // Frames of one conversation come in runs: what was decided for the one before holds for all.
+        let mut last = None;
         for index in selection.iter() {
-            if let Some(reason) = self.forward(input, burst, index) {
-                self.counters.drop(reason);
+            let Some(addresses) = Addresses::parse(burst.head(index)) else {
+                self.counters.drop(DropReason::TooShort);
+                continue;
+            };
+            let decision = match last {
+                Some((known, decision)) if known == addresses => decision,
+                _ => self.decide(input, addresses, now),
+            };
+            last = Some((addresses, decision));
+            match decision {
+                Decision::To(port) => match self.outputs.get_mut(port) {
+                    Some(output) => output.push(index),
+                    None => self.counters.drop(DropReason::NoDestination),
+                },
+                Decision::Flood => self.flood(input, burst, index),
+                Decision::Drop(reason) => self.counters.drop(reason),
             }
         }
         for (port, selection) in self.outputs.iter_mut().enumerate() {

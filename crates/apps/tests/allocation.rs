@@ -34,7 +34,8 @@ impl App for Station {
             for piece in frame.chunks(50) {
                 burst.segments().push(piece.into());
             }
-            let _ = burst.push::<()>(start, 0, |_| Ok(Offload::NONE));
+            let end = burst.segments().len();
+            let _ = burst.push::<()>(start..end, 0, |_, _| Ok(Offload::NONE));
         }
         true
     }

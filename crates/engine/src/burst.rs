@@ -9,6 +9,7 @@
 //! and then copies the segments. What a decision was based on is never read from the sender's
 //! memory again; a frame that is held is a new frame in the next burst, and decided on anew.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use memory::{GuestMemory, ReadSlice, recycle};
@@ -24,9 +25,13 @@ pub const HELD: usize = BURST / 2;
 /// TCP with all options.
 pub const HEAD: usize = 128;
 
+/// Bytes in front of a head, for a header: as long as one of virtio-net can be, and a whole number of
+/// words.
+pub const HEADER_ROOM: usize = 16;
+
 /// Segments from which on a burst takes no further frame: a bound on memory and time for senders
 /// that cut frames into crumbs.
-const ENOUGH_SEGMENTS: usize = 4096;
+pub const ENOUGH_SEGMENTS: usize = 4096;
 
 /// What keeps a burst's memory alive while the burst is under way.
 #[derive(Default)]
@@ -65,17 +70,29 @@ pub enum Outcome {
     Held,
 }
 
+/// Whole cache lines, each of them one frame's.
+#[repr(align(64))]
 struct Record {
-    head: [u8; HEAD],
+    /// The head, behind room for the header with which it came or goes on: so that both are copied as
+    /// one.
+    bytes: [u8; HEADER_ROOM + HEAD],
     head_len: u8,
+    /// Goes to several receivers, none of which may hold it.
+    replicated: bool,
+    outcome: Outcome,
     len: u32,
     /// Into the burst's segments.
     body_start: u32,
     body_end: u32,
     offload: Offload,
-    /// Goes to several receivers, none of which may hold it.
-    replicated: bool,
-    outcome: Outcome,
+}
+
+impl Record {
+    #[inline]
+    fn head(&self) -> &[u8] {
+        let end = HEADER_ROOM + usize::from(self.head_len);
+        self.bytes.get(HEADER_ROOM..end).unwrap_or_default()
+    }
 }
 
 /// The memory of bursts, which is kept from one breath to the next.
@@ -87,14 +104,14 @@ pub(crate) struct Storage {
 impl Default for Storage {
     fn default() -> Self {
         let record = || Record {
-            head: [0; HEAD],
+            bytes: [0; HEADER_ROOM + HEAD],
             head_len: 0,
+            replicated: false,
+            outcome: Outcome::Done,
             len: 0,
             body_start: 0,
             body_end: 0,
             offload: Offload::NONE,
-            replicated: false,
-            outcome: Outcome::Done,
         };
         Self { records: (0..BURST).map(|_| record()).collect(), segments: Vec::new() }
     }
@@ -124,21 +141,29 @@ impl Storage {
 pub(crate) struct Finished {
     records: Box<[Record]>,
     len: usize,
+    held: usize,
     segments: Vec<ReadSlice<'static>>,
 }
 
 impl Finished {
     pub(crate) fn outcomes(&self) -> Outcomes<'_> {
-        Outcomes { records: self.records.get(..self.len).unwrap_or_default() }
+        let records = self.records.get(..self.len).unwrap_or_default();
+        Outcomes { records, held: self.held }
     }
 }
 
 /// What became of a burst, by the order in which its frames were pulled.
 pub struct Outcomes<'a> {
     records: &'a [Record],
+    held: usize,
 }
 
 impl Outcomes<'_> {
+    /// Frames that were held.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
     /// The outcome of frame `index`.
     pub fn get(&self, index: usize) -> Outcome {
         self.records.get(index).map_or(Outcome::Done, |record| record.outcome)
@@ -180,9 +205,7 @@ impl<'b> Burst<'b> {
 
     /// All frames, in order.
     pub fn all(&self) -> Selection {
-        let mut all = Selection::default();
-        (0..self.len).for_each(|index| all.push(index));
-        all
+        Selection { len: self.len.min(BURST) as u8, ..Selection::ALL }
     }
 
     /// Where an app that pulls puts the segments of its next frame, behind those of the others. Take
@@ -191,66 +214,100 @@ impl<'b> Burst<'b> {
         &mut self.segments
     }
 
-    /// Adds a frame whose bytes are the segments from `start` on, less their first `skip` bytes.
-    /// Copies its head. Returns its index; `None` when the burst is full.
+    /// Adds a frame whose bytes are these segments, behind a header of `header_len` of them, at most
+    /// [`HEADER_ROOM`]. Copies header and head. Returns its index; `None` when the burst is full.
     ///
-    /// `offload` is worked out from the frame's length, once that is known. When it fails, there is
-    /// no frame.
-    #[inline]
+    /// `offload` is worked out from the header and the frame's length. When it fails, there is no
+    /// frame.
+    #[inline(always)]
     pub fn push<E>(
         &mut self,
-        start: usize,
-        mut skip: usize,
-        offload: impl FnOnce(usize) -> Result<Offload, E>,
+        segments: Range<usize>,
+        header_len: usize,
+        offload: impl FnOnce(&[u8], usize) -> Result<Offload, E>,
     ) -> Result<Option<usize>, E> {
         let index = self.len;
-        let Some(record) = self.records.get_mut(index) else {
-            self.segments.truncate(start);
-            return Ok(None);
+        let Some(record) = self.records.get_mut(index) else { return Ok(None) };
+        let header_at = HEADER_ROOM.saturating_sub(header_len);
+        debug_assert!(header_len <= HEADER_ROOM);
+        let mut body = segments.start as u32;
+        record.body_end = segments.end as u32;
+        let (total, copied) = match self.segments.get_mut(segments).unwrap_or_default() {
+            [only] => {
+                let copied = only.copy_to(record.bytes.get_mut(header_at..).unwrap_or_default());
+                let total = only.len();
+                *only = only.skip(copied);
+                body += u32::from(copied == total);
+                (total, copied)
+            }
+            several => {
+                let (mut total, mut copied) = (0, 0);
+                let mut is_in_head = true;
+                for segment in several {
+                    total += segment.len();
+                    let room = record.bytes.get_mut(header_at + copied..).unwrap_or_default();
+                    let count = segment.copy_to(room);
+                    copied += count;
+                    *segment = segment.skip(count);
+                    // Only up to the first byte that the head does not hold: behind it, an empty
+                    // segment is one among others.
+                    is_in_head &= segment.is_empty();
+                    body += u32::from(is_in_head);
+                }
+                (total, copied)
+            }
         };
-        let mut len = 0;
-        let mut head_len = 0;
-        let mut body = start;
-        for (at, segment) in self.segments.iter_mut().enumerate().skip(start) {
-            let frame_part = segment.skip(skip);
-            skip -= segment.len() - frame_part.len();
-            len += frame_part.len();
-            let copied = frame_part.copy_to(record.head.get_mut(head_len..).unwrap_or_default());
-            head_len += copied;
-            *segment = frame_part.skip(copied);
-            // Only up to the first byte that the head does not hold: behind it, an empty segment
-            // is one among others.
-            if segment.is_empty() && body == at {
-                body += 1;
-            }
-        }
-        match offload(len) {
-            Ok(offload) => record.offload = offload,
-            Err(error) => {
-                self.segments.truncate(start);
-                return Err(error);
-            }
-        }
-        record.head_len = head_len as u8;
+        let len = total.saturating_sub(header_len);
+        let header = record.bytes.get(header_at..HEADER_ROOM).unwrap_or_default();
+        record.offload = offload(header, len)?;
+        record.head_len = copied.saturating_sub(header_len) as u8;
         record.len = len as u32;
-        record.body_start = body as u32;
-        record.body_end = self.segments.len() as u32;
+        record.body_start = body;
         record.replicated = false;
         record.outcome = Outcome::Done;
         self.len += 1;
         Ok(Some(index))
     }
 
+    /// The first bytes of frame `index`: see [`Frame::head`]. Empty when there is no such frame.
+    #[inline(always)]
+    pub fn head(&self, index: usize) -> &[u8] {
+        self.records.get(index).map(Record::head).unwrap_or_default()
+    }
+
     /// A look at frame `index`, which must be one of this burst's.
-    #[inline]
+    #[inline(always)]
     pub fn frame(&self, index: usize) -> Frame<'_> {
         let record = &self.records[index];
         Frame {
-            head: &record.head[..usize::from(record.head_len)],
+            head: record.head(),
             body: &self.segments[record.body_start as usize..record.body_end as usize],
             len: record.len as usize,
             offload: record.offload,
         }
+    }
+
+    /// The room for a header of so many bytes, at most [`HEADER_ROOM`], in front of frame `index`, which
+    /// must be one of this burst's.
+    ///
+    /// To be written well before [`Self::framed`] is copied: what was just stored in small pieces cannot be
+    /// loaded as a large one until all that was stored before has reached the cache, and that may be
+    /// another frame on its way to its receiver.
+    #[inline(always)]
+    pub fn header_mut(&mut self, index: usize, header_len: usize) -> &mut [u8] {
+        let start = HEADER_ROOM.saturating_sub(header_len);
+        self.records[index].bytes.get_mut(start..HEADER_ROOM).unwrap_or_default()
+    }
+
+    /// Frame `index`, which must be one of this burst's, behind the header that was written there.
+    #[inline(always)]
+    pub fn framed(&self, index: usize, header_len: usize) -> Framed<'_> {
+        let record = &self.records[index];
+        let start = HEADER_ROOM.saturating_sub(header_len);
+        let end = HEADER_ROOM + usize::from(record.head_len);
+        let front = record.bytes.get(start..end).unwrap_or_default();
+        let body = record.body_start as usize..record.body_end as usize;
+        Framed { front, body: &self.segments[body], len: record.len as usize }
     }
 
     /// Says that a frame goes to several receivers. None of them can hold it, or the others would
@@ -280,7 +337,8 @@ impl<'b> Burst<'b> {
     }
 
     pub(crate) fn finish(self) -> Finished {
-        Finished { records: self.records, len: self.len, segments: recycle(self.segments) }
+        let Self { records, len, held, segments, .. } = self;
+        Finished { records, len, held, segments: recycle(segments) }
     }
 }
 
@@ -297,6 +355,17 @@ pub struct Frame<'a> {
     pub offload: Offload,
 }
 
+/// A frame behind a header.
+#[derive(Clone, Copy)]
+pub struct Framed<'a> {
+    /// The header and, behind it, the private head.
+    pub front: &'a [u8],
+    /// The rest of the frame: see [`Frame::body`].
+    pub body: &'a [ReadSlice<'a>],
+    /// Bytes of the frame, without the header.
+    pub len: usize,
+}
+
 /// Some of a burst's frames, in order.
 #[derive(Clone, Copy)]
 pub struct Selection {
@@ -311,6 +380,17 @@ impl Default for Selection {
 }
 
 impl Selection {
+    /// All frames of a full burst.
+    const ALL: Self = {
+        let mut indices = [0; BURST];
+        let mut index = 0;
+        while index < BURST {
+            indices[index] = index as u8;
+            index += 1;
+        }
+        Self { len: BURST as u8, indices }
+    };
+
     /// Adds a frame. Each may be in a selection once, so that there is always room.
     #[inline]
     pub fn push(&mut self, index: usize) {
@@ -338,7 +418,8 @@ impl Selection {
 
     /// The indices, in order.
     pub fn iter(&self) -> impl Iterator<Item = usize> + use<'_> {
-        self.indices.iter().take(self.len()).map(|index| usize::from(*index))
+        let indices = self.indices.get(..self.len()).unwrap_or_default();
+        indices.iter().map(|index| usize::from(*index))
     }
 }
 

@@ -42,7 +42,10 @@ mod testing;
 
 pub use app::{App, Fault};
 pub use breath::Event;
-pub use burst::{BURST, Burst, Frame, HEAD, HELD, Lease, Outcome, Outcomes, Selection};
+pub use burst::{
+    BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
+    Outcomes, Selection,
+};
 pub use counters::{Counters, DropReason, Traffic};
 pub use graph::{AppId, Graph, LinkError, Outputs};
 pub use poller::Poller;

@@ -47,7 +47,7 @@ impl App for Source {
         for byte in bytes.chunks(1) {
             let start = burst.segments().len();
             burst.segments().push(byte.into());
-            let pushed = burst.push::<()>(start, 0, |_| Ok(Offload::NONE));
+            let pushed = burst.push::<()>(start..start + 1, 0, |_, _| Ok(Offload::NONE));
             assert!(matches!(pushed, Ok(Some(_))));
         }
         assert!(!self.panics_after_pull, "{DELIBERATE}: pull");

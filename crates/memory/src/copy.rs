@@ -10,10 +10,6 @@
 //! Sizes: up to 1024 bytes by 16-byte vectors, and larger by `rep movsb`, which current cores run at
 //! cache-line width.
 
-/// From here on `rep movsb` wins over the 16-byte loop.
-#[cfg(target_arch = "x86_64")]
-const REP_FROM: usize = 1024;
-
 /// Copies `len` bytes.
 ///
 /// # Safety
@@ -23,6 +19,67 @@ const REP_FROM: usize = 1024;
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) unsafe fn copy(source: *const u8, destination: *mut u8, len: usize) {
+    if len > 128 {
+        // SAFETY: the caller vouches for both ranges, and `len > 128`.
+        unsafe { copy_long(source, destination, len) }
+    } else if len >= 16 {
+        // SAFETY: the caller vouches for both ranges, and `16 <= len <= 128`.
+        unsafe { copy_vectors(source, destination, len) }
+    } else {
+        // SAFETY: the caller vouches for both ranges.
+        unsafe { copy_small(source, destination, len) }
+    }
+}
+
+/// 16 to 128 bytes, by 16-byte vectors: as many from the start on as up to the end, so that there is no
+/// loop to be guessed. Those in the middle overlap.
+///
+/// # Safety
+///
+/// As [`copy`], and `16 <= len <= 128`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
+    /// Moves vectors at these distances from the start, and as many from the end.
+    macro_rules! ends {
+        ($($at:literal $from_end:literal),*) => {
+            // SAFETY: the distances are less than `len` by the size of a vector at least.
+            unsafe {
+                std::arch::asm!(
+                    $(
+                        concat!("movups {a}, [{source} + ", $at, "]"),
+                        concat!("movups {b}, [{source} + {len} - ", $from_end, "]"),
+                        concat!("movups [{destination} + ", $at, "], {a}"),
+                        concat!("movups [{destination} + {len} - ", $from_end, "], {b}"),
+                    )*
+                    source = in(reg) source,
+                    destination = in(reg) destination,
+                    len = in(reg) len,
+                    a = out(xmm_reg) _,
+                    b = out(xmm_reg) _,
+                    options(nostack, preserves_flags)
+                );
+            }
+        };
+    }
+    match len {
+        65.. => ends!(0 64, 16 48, 32 32, 48 16),
+        33.. => ends!(0 32, 16 16),
+        _ => ends!(0 16),
+    }
+}
+
+/// More than 128 bytes.
+///
+/// # Safety
+///
+/// As [`copy`], and `len > 128`.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
+    /// From here on `rep movsb` wins over the loop.
+    const REP_FROM: usize = 1024;
+
     if len > REP_FROM {
         // SAFETY: the caller vouches for both ranges; the direction flag is clear by the ABI.
         unsafe {
@@ -34,31 +91,11 @@ pub(crate) unsafe fn copy(source: *const u8, destination: *mut u8, len: usize) {
                 options(nostack, preserves_flags)
             );
         }
-    } else if len >= 16 {
-        // SAFETY: the caller vouches for both ranges, and `len >= 16`.
-        unsafe { copy_vectors(source, destination, len) }
-    } else {
-        // SAFETY: the caller vouches for both ranges.
-        unsafe { copy_small(source, destination, len) }
+        return;
     }
-}
-
-/// 16 bytes or more: whole vectors forward, then one that ends at the end.
-///
-/// # Safety
-///
-/// As [`copy`], and `len >= 16`.
-#[cfg(target_arch = "x86_64")]
-#[inline]
-unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
-    // SAFETY: every access is inside [0, len): the loops stop while a whole step is left, and the
-    // closing vector starts at len - 16 >= 0.
+    // SAFETY: whole steps of 64 bytes while there are any left, and then the last 64 bytes.
     unsafe {
         std::arch::asm!(
-            "lea {last}, [{len} - 16]",
-            "xor {at:e}, {at:e}",
-            "sub {len}, 64",
-            "jb 3f",
             "2:",
             "movups {a}, [{source} + {at}]",
             "movups {b}, [{source} + {at} + 16]",
@@ -69,25 +106,20 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
             "movups [{destination} + {at} + 32], {c}",
             "movups [{destination} + {at} + 48], {d}",
             "add {at}, 64",
-            "cmp {at}, {len}",
-            "jbe 2b",
-            "3:",
             "cmp {at}, {last}",
-            "jae 5f",
-            "4:",
-            "movups {a}, [{source} + {at}]",
-            "movups [{destination} + {at}], {a}",
-            "add {at}, 16",
-            "cmp {at}, {last}",
-            "jb 4b",
-            "5:",
+            "jb 2b",
             "movups {a}, [{source} + {last}]",
+            "movups {b}, [{source} + {last} + 16]",
+            "movups {c}, [{source} + {last} + 32]",
+            "movups {d}, [{source} + {last} + 48]",
             "movups [{destination} + {last}], {a}",
+            "movups [{destination} + {last} + 16], {b}",
+            "movups [{destination} + {last} + 32], {c}",
+            "movups [{destination} + {last} + 48], {d}",
             source = in(reg) source,
             destination = in(reg) destination,
-            len = inout(reg) len => _,
-            at = out(reg) _,
-            last = out(reg) _,
+            at = inout(reg) 0usize => _,
+            last = in(reg) len - 64,
             a = out(xmm_reg) _,
             b = out(xmm_reg) _,
             c = out(xmm_reg) _,

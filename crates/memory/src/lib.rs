@@ -34,6 +34,7 @@ mod address;
 mod copy;
 mod io;
 mod mapping;
+mod prefetch;
 mod shared;
 mod sigbus;
 mod slice;

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use wire::checksum::Sum;
 
 use crate::copy::copy;
+use crate::prefetch::{prefetch_to_read, prefetch_to_write};
 use crate::sum::copy_summed;
 
 /// Bytes that may be read: guest memory, or private memory that stands in for it.
@@ -67,6 +68,13 @@ impl<'m> ReadSlice<'m> {
         Self { len: self.len.min(count), ..*self }
     }
 
+    /// Has the processor fetch the first `count` bytes, as far as there are so many, while other
+    /// things are done. Reads nothing.
+    #[inline(always)]
+    pub fn prefetch(&self, count: usize) {
+        prefetch_to_read(self.start, self.len.min(count));
+    }
+
     /// Copies as much as fits into private memory. Returns the count.
     #[inline]
     pub fn copy_to(&self, private: &mut [u8]) -> usize {
@@ -120,6 +128,13 @@ impl<'m> WriteSlice<'m> {
         // SAFETY: `count <= len`, so the pointer stays inside or one past the slice.
         let start = unsafe { self.start.add(count) };
         Self { start, len: self.len - count, memory: PhantomData }
+    }
+
+    /// Has the processor fetch what the first `count` bytes are in, as far as there are so many, to be
+    /// written soon. Writes nothing.
+    #[inline(always)]
+    pub fn prefetch(&self, count: usize) {
+        prefetch_to_write(self.start, self.len.min(count));
     }
 
     /// Copies as much as fits from `source`. Returns the count.

@@ -118,19 +118,21 @@ impl Region {
         Ok(Self { guest: guest.0, front_end: front_end.0, mapping })
     }
 
+    fn window(&self) -> Window {
+        Window { guest: self.guest, size: self.size(), start: self.mapping.start() }
+    }
+
     fn size(&self) -> u64 {
         self.mapping.size() as u64
     }
 
     /// The distance of `address` from the region's start, when it is inside.
-    #[inline]
     fn offset(&self, address: u64) -> Option<usize> {
         let offset = address.checked_sub(self.guest)?;
         (offset < self.size()).then_some(offset as usize)
     }
 
     /// A pointer to byte `offset` and the bytes from there to the region's end.
-    #[inline]
     fn tail(&self, offset: usize) -> (NonNull<u8>, usize) {
         debug_assert!(offset < self.mapping.size());
         // SAFETY: callers got `offset` from `Self::offset`, which keeps it below the size.
@@ -286,7 +288,8 @@ impl GuestMemory {
 
     /// A translator, to resolve many buffers.
     pub fn translator(&self) -> Translator<'_> {
-        Translator { memory: self, last: 0 }
+        let nowhere = Window { guest: 0, size: 0, start: NonNull::dangling() };
+        Translator { memory: self, last: self.regions.first().map_or(nowhere, Region::window) }
     }
 
     /// The index of the region that holds `address`.
@@ -301,7 +304,38 @@ impl GuestMemory {
 #[derive(Clone)]
 pub struct Translator<'m> {
     memory: &'m GuestMemory,
-    last: usize,
+    last: Window,
+}
+
+/// What of a region is looked at for each buffer, side by side.
+#[derive(Clone, Copy)]
+struct Window {
+    guest: u64,
+    size: u64,
+    start: NonNull<u8>,
+}
+
+impl Window {
+    /// A pointer to `address`, when `len` bytes from there are inside, and not none.
+    #[inline(always)]
+    fn whole(&self, address: GuestAddress, len: u32) -> Option<NonNull<u8>> {
+        let (start, room) = self.tail(address.0)?;
+        (u64::from(len) <= room && len > 0).then_some(start)
+    }
+
+    /// A pointer to `address` and the bytes from there to the region's end, when it is inside.
+    #[inline(always)]
+    fn tail(&self, address: u64) -> Option<(NonNull<u8>, u64)> {
+        // An address in front of the region wraps around to one far behind it: sizes are at most
+        // MAX_SIZE, and a region's end fits the address space.
+        let offset = address.wrapping_sub(self.guest);
+        if offset >= self.size {
+            return None;
+        }
+        // SAFETY: `offset` is inside of the mapping that starts at `start` and has `size` bytes.
+        let start = unsafe { self.start.add(offset as usize) };
+        Some((start, self.size - offset))
+    }
 }
 
 impl<'m> Translator<'m> {
@@ -309,7 +343,7 @@ impl<'m> Translator<'m> {
     /// crosses into adjacent regions. Zero bytes make no slice and need no valid address.
     ///
     /// On a fault, slices found before it stay appended.
-    #[inline]
+    #[inline(always)]
     pub fn read(
         &mut self,
         address: GuestAddress,
@@ -322,8 +356,26 @@ impl<'m> Translator<'m> {
         })
     }
 
+    /// The slice of `len` bytes at `address`, if that is one and in the region of the buffer before. If
+    /// not, [`Self::read`] knows more.
+    #[inline(always)]
+    pub fn read_again(&self, address: GuestAddress, len: u32) -> Option<ReadSlice<'m>> {
+        let start = self.last.whole(address, len)?;
+        // SAFETY: `whole` yields ranges inside a mapping that `'m` keeps alive.
+        Some(unsafe { ReadSlice::new(start.as_ptr(), len as usize) })
+    }
+
+    /// As [`Self::read_again`], for a buffer to be written.
+    #[inline(always)]
+    pub fn write_again(&self, address: GuestAddress, len: u32) -> Option<WriteSlice<'m>> {
+        let start = self.last.whole(address, len)?;
+        // SAFETY: `whole` yields ranges inside a mapping that `'m` keeps alive, and no reference into
+        // guest memory ever exists.
+        Some(unsafe { WriteSlice::new(start.as_ptr(), len as usize) })
+    }
+
     /// As [`Self::read`], for buffers to be written.
-    #[inline]
+    #[inline(always)]
     pub fn write(
         &mut self,
         address: GuestAddress,
@@ -348,41 +400,42 @@ impl<'m> Translator<'m> {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn resolve(
         &mut self,
         address: GuestAddress,
         len: u32,
         mut piece: impl FnMut(NonNull<u8>, usize),
     ) -> Result<(), Fault> {
-        let mut at = address.0;
-        let mut left = len as usize;
-        while left > 0 {
-            let (start, room) = self.tail(at).ok_or(Fault {
-                kind: "guest",
-                address: address.0,
-                len: u64::from(len),
-            })?;
-            let count = room.min(left);
-            piece(start, count);
-            left -= count;
-            // Cannot overflow: the region's end fits, and `count` bytes were inside of it.
-            at += count as u64;
+        if let Some(start) = self.last.whole(address, len) {
+            piece(start, len as usize);
+            return Ok(());
         }
-        Ok(())
+        self.resolve_elsewhere(address, len, &mut piece)
     }
 
-    /// From `address` to the end of its region.
-    #[inline]
-    fn tail(&mut self, address: u64) -> Option<(NonNull<u8>, usize)> {
-        if let Some(region) = self.memory.regions.get(self.last)
-            && let Some(offset) = region.offset(address)
-        {
-            return Some(region.tail(offset));
+    /// As [`Self::resolve`], for what is not all in the region that was used last.
+    #[cold]
+    fn resolve_elsewhere(
+        &mut self,
+        address: GuestAddress,
+        len: u32,
+        piece: &mut dyn FnMut(NonNull<u8>, usize),
+    ) -> Result<(), Fault> {
+        let mut at = address.0;
+        let mut left = u64::from(len);
+        while left > 0 {
+            let fault = Fault { kind: "guest", address: address.0, len: u64::from(len) };
+            let region = self.memory.search(at).and_then(|index| self.memory.regions.get(index));
+            self.last = region.ok_or(fault)?.window();
+            let (start, room) = self.last.tail(at).ok_or(fault)?;
+            let count = room.min(left);
+            piece(start, count as usize);
+            left -= count;
+            // Cannot overflow: the region's end fits, and `count` bytes were inside of it.
+            at += count;
         }
-        self.last = self.memory.search(address)?;
-        let region = self.memory.regions.get(self.last)?;
-        region.offset(address).map(|offset| region.tail(offset))
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 use crate::mapping::Mapping;
+use crate::prefetch::prefetch_to_read;
 
 mod sealed {
     pub trait Sealed {}
@@ -46,6 +47,14 @@ impl<T: Word> Words<T> {
     ) -> Option<Self> {
         let start = start.cast::<T>();
         start.is_aligned().then_some(Self { start, len, _mapping: mapping })
+    }
+
+    /// Has the processor fetch a field, if there is one at `at`, while other things are done.
+    #[inline(always)]
+    pub fn prefetch(&self, at: usize) {
+        if let Some(field) = self.get(at) {
+            prefetch_to_read(std::ptr::from_ref(field).cast(), 1);
+        }
     }
 }
 

@@ -270,10 +270,11 @@ impl App for TapPort {
         for filled in &mut self.frames {
             let start = filled.slot * SLOT;
             let bytes = buffer.get(start..start + filled.len).unwrap_or_default();
-            let header = bytes.first_chunk().map_or(NetHeader::default(), NetHeader::from_bytes);
             let first = burst.segments().len();
             burst.segments().push(bytes.into());
-            let pushed = burst.push(first, NetHeader::SIZE, |len| header.offload(len, self.asks));
+            let pushed = burst.push(first..first + 1, NetHeader::SIZE, |header, len| {
+                Offload::read(header, len, self.asks)
+            });
             filled.frame = pushed.unwrap_or_else(|fault| {
                 self.counters.drop(fault.into());
                 None

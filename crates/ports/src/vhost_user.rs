@@ -543,7 +543,7 @@ impl App for VhostUserPort {
         // In a burst of its own, which `reclaim` knows by its lease.
         if let Some(announcement) = self.announcement.take() {
             burst.segments().push(lease.private(announcement).into());
-            if let Ok(Some(index)) = burst.push::<()>(0, 0, |_| Ok(Offload::NONE)) {
+            if let Ok(Some(index)) = burst.push::<()>(0..1, 0, |_, _| Ok(Offload::NONE)) {
                 // There is no chain by which it could be held.
                 burst.replicate(index);
             }

@@ -18,6 +18,25 @@ pub trait Fields<V>: Clone {
 
     /// Gives field `at` a value.
     fn store(&self, at: usize, value: V, order: Ordering);
+
+    /// The values of fields `at` and `at + 1`, each loaded once, in no order.
+    #[inline]
+    fn load_two(&self, at: usize) -> [V; 2] {
+        [at, at + 1].map(|at| self.load(at, Ordering::Relaxed))
+    }
+
+    /// Gives fields `at` and `at + 1` values, in no order.
+    #[inline]
+    fn store_two(&self, at: usize, [first, second]: [V; 2]) {
+        self.store(at, first, Ordering::Relaxed);
+        self.store(at + 1, second, Ordering::Relaxed);
+    }
+
+    /// Has the processor fetch field `at`, if there is one. A hint: it need not do anything.
+    #[inline]
+    fn prefetch(&self, at: usize) {
+        let _ = at;
+    }
 }
 
 /// A kind of memory that rings can be in.
@@ -63,6 +82,28 @@ macro_rules! fields {
                 if let Some(field) = self.get(at) {
                     field.store(value.to_le(), order);
                 }
+            }
+
+            #[inline]
+            fn load_two(&self, at: usize) -> [$value; 2] {
+                debug_assert!(at + 1 < self.len());
+                // One check for both.
+                let Some([first, second]) = self.get(at..at + 2) else { return [0; 2] };
+                [first, second].map(|field| <$value>::from_le(field.load(Ordering::Relaxed)))
+            }
+
+            #[inline]
+            fn store_two(&self, at: usize, values: [$value; 2]) {
+                debug_assert!(at + 1 < self.len());
+                let fields = self.get(at..at + 2).unwrap_or_default();
+                for (field, value) in fields.iter().zip(values) {
+                    field.store(value.to_le(), Ordering::Relaxed);
+                }
+            }
+
+            #[inline]
+            fn prefetch(&self, at: usize) {
+                Words::prefetch(self, at);
             }
         }
     )*};

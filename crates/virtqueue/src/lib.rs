@@ -34,6 +34,6 @@ mod violation;
 pub use chain::{Chain, Piece};
 pub use driver::{Buffer, Form, Full, IndirectTables, Used};
 pub use layout::{Area, Layout, LayoutError};
-pub use queue::{DeviceQueue, DriverQueue};
+pub use queue::{DeviceQueue, DeviceRing, DriverQueue};
 pub use slots::{Buffers, SlotQueue};
 pub use violation::Violation;

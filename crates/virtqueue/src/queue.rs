@@ -33,6 +33,94 @@ macro_rules! either {
     };
 }
 
+/// What the device side does for each chain, for code that is compiled once for each format: so that
+/// it is asked once a burst which of them a ring has.
+pub trait DeviceRing {
+    /// See [`DeviceQueue::size`].
+    fn size(&self) -> u16;
+
+    /// See [`DeviceQueue::available`].
+    fn available(&mut self) -> Result<u16, Violation>;
+
+    /// Has the processor fetch the descriptors of the next chains, of `count` at the most, while other
+    /// things are done.
+    fn prefetch(&self, count: usize);
+
+    /// See [`DeviceQueue::take_readable`].
+    fn take_readable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<ReadSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation>;
+
+    /// See [`DeviceQueue::take_writable`].
+    fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation>;
+
+    /// See [`DeviceQueue::untake`].
+    fn untake(&mut self, chains: &[Chain]);
+
+    /// See [`DeviceQueue::give_back`].
+    fn give_back(&mut self, chain: Chain, written: u32);
+}
+
+macro_rules! device_ring {
+    ($($queue:ty),*) => {$(
+        impl DeviceRing for $queue {
+            #[inline(always)]
+            fn size(&self) -> u16 {
+                Self::size(self)
+            }
+
+            #[inline(always)]
+            fn available(&mut self) -> Result<u16, Violation> {
+                Self::available(self)
+            }
+
+            #[inline(always)]
+            fn prefetch(&self, count: usize) {
+                Self::prefetch(self, count);
+            }
+
+            #[inline(always)]
+            fn take_readable<'m>(
+                &mut self,
+                translator: &mut Translator<'m>,
+                limit: u32,
+                slices: &mut Vec<ReadSlice<'m>>,
+            ) -> Result<Option<Chain>, Violation> {
+                Self::take_readable(self, translator, limit, slices)
+            }
+
+            #[inline(always)]
+            fn take_writable<'m>(
+                &mut self,
+                translator: &mut Translator<'m>,
+                limit: u32,
+                slices: &mut Vec<WriteSlice<'m>>,
+            ) -> Result<Option<Chain>, Violation> {
+                Self::take_writable(self, translator, limit, slices)
+            }
+
+            #[inline(always)]
+            fn untake(&mut self, chains: &[Chain]) {
+                Self::untake(self, chains);
+            }
+
+            #[inline(always)]
+            fn give_back(&mut self, chain: Chain, written: u32) {
+                Self::give_back(self, chain, written);
+            }
+        }
+    )*};
+}
+device_ring!(split::DeviceQueue, packed::DeviceQueue);
+
 impl DeviceQueue {
     /// A queue that goes on at `position`: everything before was used. See [`Layout::resume`].
     ///
@@ -144,6 +232,12 @@ impl DeviceQueue {
     #[inline(always)]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
         either!(self, queue => queue.give_back(chain, written))
+    }
+
+    /// Gives chains back, each with the bytes that were written to it.
+    #[inline]
+    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+        either!(self, queue => chains.for_each(|(chain, written)| queue.give_back(chain, written)));
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be

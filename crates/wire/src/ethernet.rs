@@ -121,6 +121,26 @@ impl VlanTag {
     }
 }
 
+/// Who a frame is for and who sent it: all that a bridge looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Who it is for.
+    pub destination: MacAddress,
+    /// Who sent it.
+    pub source: MacAddress,
+}
+
+impl Addresses {
+    /// Reads the addresses of a frame. `None` when it is shorter than a header.
+    #[inline]
+    pub fn parse(frame: &[u8]) -> Option<Self> {
+        let header: &[u8; HEADER_SIZE] = frame.first_chunk()?;
+        let (destination, rest) = header.split_first_chunk()?;
+        let source = rest.first_chunk()?;
+        Some(Self { destination: MacAddress(*destination), source: MacAddress(*source) })
+    }
+}
+
 /// The header of a frame. An inner tag, if there are two, counts as payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ethernet {

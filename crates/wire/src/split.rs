@@ -90,6 +90,8 @@ impl Descriptor {
     pub const WRITE: u16 = 2;
     /// `flags`: the buffer is a table of descriptors.
     pub const INDIRECT: u16 = 4;
+    /// `flags` that say what kind of descriptor it is.
+    pub const KIND: u16 = Self::NEXT | Self::WRITE | Self::INDIRECT;
 
     /// Decodes the two words of a descriptor, each already converted from little-endian.
     pub const fn from_words(words: [u64; 2]) -> Self {

@@ -33,7 +33,9 @@ pub type PortNumber = u16;
 const WAYS: usize = 8;
 /// Entries that one port may hold in a bucket before it replaces its own.
 const SHARE: usize = WAYS / 2;
-const BUCKETS: usize = 2048;
+/// Enough that of 10000 addresses hardly any find their bucket full, and few enough for a second-level
+/// cache.
+const BUCKETS: usize = 4096;
 
 /// Addresses that the table holds at most.
 pub const CAPACITY: usize = WAYS * BUCKETS;

@@ -3,7 +3,7 @@ use std::mem::take;
 
 use engine::{AppId, Graph, Lease, Outcome, Outcomes};
 use proptest::prelude::*;
-use wire::ethernet::{EtherType, MacAddress};
+use wire::ethernet::{EtherType, Ethernet, MacAddress};
 use wire::virtio::Offload;
 
 use super::*;
@@ -30,7 +30,7 @@ impl App for Station {
             bytes = rest;
             let start = burst.segments().len();
             burst.segments().push(frame.into());
-            burst.push::<()>(start, 0, |_| Ok(Offload::NONE)).unwrap();
+            burst.push::<()>(start..start + 1, 0, |_, _| Ok(Offload::NONE)).unwrap();
         }
         !self.sent.is_empty()
     }

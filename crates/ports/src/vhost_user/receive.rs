@@ -9,14 +9,14 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::{Burst, Counters, DropReason, Frame, Selection, Traffic};
+use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Selection, Traffic};
 use memory::{GuestMemory, Translator, WriteCursor, WriteSlice, recycle_writable};
-use virtqueue::{Chain, DeviceQueue, Violation};
-use wire::virtio::Features;
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Violation};
+use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
 use super::{DESCRIPTOR_BUDGET, GuestFault};
-use crate::offload::{Delivery, Outgoing};
+use crate::offload::Delivery;
 
 /// All receive rings of a port, by pair.
 pub(super) struct Receivers {
@@ -153,14 +153,19 @@ pub(super) enum Found {
 pub(super) struct Scratch {
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
-    ends: Vec<End>,
+    gathered: Vec<Gathered>,
     /// Descriptors that may still be read in this breath.
     pub(super) budget: usize,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
-        Self { chains: Vec::new(), slices: Vec::new(), ends: Vec::new(), budget: DESCRIPTOR_BUDGET }
+        Self {
+            chains: Vec::with_capacity(4 * BURST),
+            slices: Vec::with_capacity(4 * BURST),
+            gathered: Vec::with_capacity(BURST),
+            budget: DESCRIPTOR_BUDGET,
+        }
     }
 }
 
@@ -188,57 +193,87 @@ impl Receiver {
         burst: &mut Burst<'_>,
         selection: &Selection,
         frame_limit: usize,
-        mut is_patient: bool,
+        is_patient: bool,
         scratch: &mut Scratch,
         counters: &mut Counters,
     ) -> Result<Progress, Broken> {
-        let shape = Shape::new(self.features, frame_limit);
-        let mut gather = Gather {
+        let to = Destination {
             translator: self.memory.translator(),
-            chains: &mut scratch.chains,
-            slices: std::mem::take(&mut scratch.slices),
-            ends: &mut scratch.ends,
-            budget: scratch.budget,
+            shape: Shape::new(self.features, frame_limit),
+            is_patient,
         };
-        let queue = &mut self.ring.queue;
-        let (mut took, mut is_full, mut holds) = (false, false, false);
-        let mut broken = None;
-        for index in selection.iter() {
-            if broken.is_some() {
-                counters.drop(DropReason::ReceiverDown);
-                continue;
-            }
-            // Later frames wait behind one that is held: their order is the sender's.
-            let delivered = if is_full {
-                Err(Undelivered::Full)
-            } else {
-                gather.deliver(queue, shape, burst.frame(index), &mut counters.sent)
-            };
-            match delivered {
-                Ok(()) => (took, is_patient) = (true, true),
-                Err(Undelivered::Full) => {
-                    is_full = true;
-                    if is_patient && burst.hold(index) {
-                        holds = true;
-                    } else {
-                        counters.drop(DropReason::ReceiverFull);
-                    }
-                }
-                Err(Undelivered::Cut) => {
-                    (took, is_patient, is_full) = (true, true, true);
+        match &mut self.ring.queue {
+            DeviceQueue::Split(queue) => deliver(queue, to, burst, selection, scratch, counters),
+            DeviceQueue::Packed(queue) => deliver(queue, to, burst, selection, scratch, counters),
+        }
+    }
+}
+
+/// Where frames are delivered to.
+struct Destination<'m> {
+    translator: Translator<'m>,
+    shape: Shape,
+    is_patient: bool,
+}
+
+/// Delivers the selected frames. Those that go as they are get their buffers first, all of them, and are
+/// written then: so their buffers are on the way to the processor meanwhile.
+fn deliver(
+    queue: &mut impl DeviceRing,
+    to: Destination<'_>,
+    burst: &mut Burst<'_>,
+    selection: &Selection,
+    scratch: &mut Scratch,
+    counters: &mut Counters,
+) -> Result<Progress, Broken> {
+    let Destination { translator, shape, mut is_patient } = to;
+    let mut gather = Gather {
+        queue,
+        translator,
+        shape,
+        chains: &mut scratch.chains,
+        slices: std::mem::take(&mut scratch.slices),
+        gathered: &mut scratch.gathered,
+        budget: scratch.budget,
+    };
+    let (mut took, mut is_full, mut holds) = (false, false, false);
+    let mut broken = gather.prepare(selection.len()).err().map(|violation| violation.into());
+    for index in selection.iter() {
+        if broken.is_some() {
+            counters.drop(DropReason::ReceiverDown);
+            continue;
+        }
+        // Later frames wait behind one that is held: their order is the sender's.
+        let delivered = if is_full {
+            Err(Undelivered::Full)
+        } else {
+            gather.deliver(burst, index, &mut counters.sent)
+        };
+        match delivered {
+            Ok(()) => (took, is_patient) = (true, true),
+            Err(Undelivered::Full) => {
+                is_full = true;
+                if is_patient && burst.hold(index) {
+                    holds = true;
+                } else {
                     counters.drop(DropReason::ReceiverFull);
                 }
-                Err(Undelivered::Dropped(reason)) => counters.drop(reason),
-                Err(Undelivered::Broken(what)) => {
-                    counters.drop(DropReason::ReceiverDown);
-                    broken = Some(what);
-                }
+            }
+            Err(Undelivered::Cut) => {
+                (took, is_patient, is_full) = (true, true, true);
+                counters.drop(DropReason::ReceiverFull);
+            }
+            Err(Undelivered::Dropped(reason)) => counters.drop(reason),
+            Err(Undelivered::Broken(what)) => {
+                counters.drop(DropReason::ReceiverDown);
+                broken = Some(what);
             }
         }
-        scratch.budget = gather.budget;
-        scratch.slices = recycle_writable(gather.slices);
-        broken.map_or(Ok(Progress { took, is_full, holds }), Err)
     }
+    gather.write(burst, &mut counters.sent);
+    scratch.budget = gather.budget;
+    scratch.slices = recycle_writable(gather.slices);
+    broken.map_or(Ok(Progress { took, is_full, holds }), Err)
 }
 
 /// A rule that the guest broke.
@@ -268,68 +303,173 @@ enum Undelivered {
     Broken(Broken),
 }
 
-impl From<Violation> for Undelivered {
+impl From<Violation> for Broken {
     fn from(violation: Violation) -> Self {
-        Self::Broken(Broken::Ring(violation))
+        Self::Ring(violation)
     }
 }
 
-/// Where a receiver's buffers are gathered.
-struct Gather<'s, 'm> {
+impl From<Violation> for Undelivered {
+    fn from(violation: Violation) -> Self {
+        Self::Broken(violation.into())
+    }
+}
+
+/// Where a receiver's buffers are gathered, and written.
+struct Gather<'s, 'm, Q> {
+    queue: &'s mut Q,
     translator: Translator<'m>,
+    shape: Shape,
     chains: &'s mut Vec<Chain>,
     slices: Vec<WriteSlice<'m>>,
-    ends: &'s mut Vec<End>,
+    gathered: &'s mut Vec<Gathered>,
     budget: usize,
 }
 
-/// Where the buffers of one frame end, in the lists of chains and of slices.
-struct End {
-    chains: usize,
-    slices: usize,
+/// The buffers of one frame, or segment of a frame: they end here, in the lists of chains and of slices,
+/// and begin where those of the one before end.
+struct Gathered {
+    /// Of the burst.
+    frame: u8,
+    chains: u32,
+    slices: u32,
 }
 
-impl Gather<'_, '_> {
-    /// Delivers a frame, in whatever form the receiver takes it: first buffers are gathered for all
-    /// that has to arrive, then it is written. So a frame that is cut into segments arrives whole or
-    /// waits whole, unless not even an empty ring has room for all of it.
+/// Bytes at the start of a frame's buffers, and of what its private head does not have, that are fetched
+/// ahead. What is behind comes by itself: the processor sees where we are going.
+const AHEAD: usize = 256;
+
+impl<Q: DeviceRing> Gather<'_, '_, Q> {
+    /// Has the descriptors of the next buffers fetched.
     #[inline]
+    fn prepare(&mut self, frames: usize) -> Result<(), Violation> {
+        self.queue.available()?;
+        self.queue.prefetch(frames);
+        Ok(())
+    }
+
+    /// Delivers a frame, in whatever form the receiver takes it, or has it delivered by [`Self::write`].
+    #[inline(always)]
     fn deliver(
         &mut self,
-        queue: &mut DeviceQueue,
-        shape: Shape,
-        frame: Frame<'_>,
+        burst: &mut Burst<'_>,
+        index: usize,
         sent: &mut Traffic,
     ) -> Result<(), Undelivered> {
-        let mut delivery = Delivery::new(frame, shape.features).map_err(Undelivered::Dropped)?;
-        if delivery.wire_len() > shape.frame_limit {
+        let frame = burst.frame(index);
+        if !self.shape.features.contains(frame.offload.needs()) {
+            // Those before it first.
+            self.write(burst, sent);
+            return self.rework(burst.frame(index), sent);
+        }
+        if frame.offload.wire_len(frame.len) > self.shape.frame_limit {
             return Err(Undelivered::Dropped(DropReason::OverMtu));
+        }
+        if let [first, ..] = frame.body {
+            first.prefetch(AHEAD);
+        }
+        let before = self.chains.len();
+        let slices = self.slices.len();
+        if let Err(undelivered) = self.gather(index, frame.len) {
+            self.untake(before);
+            self.slices.truncate(slices);
+            return Err(undelivered);
+        }
+        if let Some(first) = self.slices.get(slices) {
+            first.prefetch(AHEAD);
+        }
+        let offload = frame.offload;
+        let header = burst.header_mut(index, self.shape.header_size);
+        write_header(header, offload, self.chains.len() - before);
+        Ok(())
+    }
+
+    /// Puts back the chains from `first` on.
+    #[cold]
+    fn untake(&mut self, first: usize) {
+        self.queue.untake(self.chains.get(first..).unwrap_or_default());
+        self.chains.truncate(first);
+    }
+
+    /// Writes all frames for which buffers were gathered, and gives those back.
+    #[inline]
+    fn write(&mut self, burst: &Burst<'_>, sent: &mut Traffic) {
+        let header_size = self.shape.header_size;
+        let (mut chains, mut slices) = (0, 0);
+        for gathered in self.gathered.drain(..) {
+            let index = usize::from(gathered.frame);
+            let (next_chains, next_slices) = (gathered.chains as usize, gathered.slices as usize);
+            let chains_of = self.chains.get(chains..next_chains).unwrap_or_default();
+            let slices_of = self.slices.get(slices..next_slices).unwrap_or_default();
+            (chains, slices) = (next_chains, next_slices);
+            let Framed { front, body, len } = burst.framed(index, header_size);
+            match slices_of {
+                [only] => {
+                    let mut rest = only.skip(only.copy_from(front.into()));
+                    for segment in body {
+                        rest = rest.skip(rest.copy_from(*segment));
+                    }
+                }
+                several => {
+                    let mut cursor = WriteCursor::new(several);
+                    cursor.write(front.into());
+                    for segment in body {
+                        cursor.write(*segment);
+                    }
+                }
+            }
+            sent.count(len);
+            give_back(self.queue, chains_of, header_size + len);
         }
         self.chains.clear();
         self.slices.clear();
-        self.ends.clear();
-        let gathered = delivery.try_each_len(|len| self.gather(queue, shape, len));
-        let cut = match gathered {
+    }
+
+    /// Delivers a frame that the receiver does not take as it is: with its checksum completed, or cut
+    /// into segments. First buffers are gathered for all that has to arrive, then it is written. So a frame
+    /// that is cut into segments arrives whole or waits whole, unless not even an empty ring has room for
+    /// all of it.
+    #[inline(never)]
+    fn rework(&mut self, frame: Frame<'_>, sent: &mut Traffic) -> Result<(), Undelivered> {
+        let features = self.shape.features;
+        let mut delivery = Delivery::new(frame, features).map_err(Undelivered::Dropped)?;
+        if delivery.wire_len() > self.shape.frame_limit {
+            return Err(Undelivered::Dropped(DropReason::OverMtu));
+        }
+        let gathered = delivery.try_each_len(|len| self.gather(0, len));
+        let is_cut = match gathered {
             Ok(()) => false,
             // The whole ring is in our hands: there is nothing to wait for.
-            Err(Undelivered::Full) if self.descriptors() >= queue.size().into() => true,
+            Err(Undelivered::Full) if self.descriptors() >= self.queue.size().into() => true,
             Err(undelivered) => {
-                queue.untake(self.chains);
+                self.gathered.clear();
+                self.untake(0);
+                self.slices.clear();
                 return Err(undelivered);
             }
         };
 
         let (mut chains, mut slices) = (0, 0);
-        for end in self.ends.drain(..) {
+        for gathered in self.gathered.drain(..) {
             let Some(outgoing) = delivery.next() else { break };
-            let chains_of = self.chains.get(chains..end.chains).unwrap_or_default();
-            let slices_of = self.slices.get(slices..end.slices).unwrap_or_default();
-            (chains, slices) = (end.chains, end.slices);
+            let (next_chains, next_slices) = (gathered.chains as usize, gathered.slices as usize);
+            let chains_of = self.chains.get(chains..next_chains).unwrap_or_default();
+            let slices_of = self.slices.get(slices..next_slices).unwrap_or_default();
+            (chains, slices) = (next_chains, next_slices);
             sent.count(outgoing.len);
-            write(queue, shape.header_size, chains_of, slices_of, outgoing);
+            let mut header = [0; NetHeader::SIZE];
+            let header = header.get_mut(..self.shape.header_size).unwrap_or_default();
+            write_header(header, outgoing.offload, chains_of.len());
+            let len = header.len() + outgoing.len;
+            let mut cursor = WriteCursor::new(slices_of);
+            cursor.write((&*header).into());
+            outgoing.write(cursor);
+            give_back(self.queue, chains_of, len);
         }
-        queue.untake(self.chains.get(chains..).unwrap_or_default());
-        if cut { Err(Undelivered::Cut) } else { Ok(()) }
+        self.untake(chains);
+        self.chains.clear();
+        self.slices.clear();
+        if is_cut { Err(Undelivered::Cut) } else { Ok(()) }
     }
 
     /// Descriptors of the gathered buffers.
@@ -338,22 +478,18 @@ impl Gather<'_, '_> {
     }
 
     /// Gathers buffers for a header and `len` bytes.
-    #[inline]
-    fn gather(
-        &mut self,
-        queue: &mut DeviceQueue,
-        Shape { features, header_size, .. }: Shape,
-        len: usize,
-    ) -> Result<(), Undelivered> {
+    #[inline(always)]
+    fn gather(&mut self, index: usize, len: usize) -> Result<(), Undelivered> {
+        let Shape { features, header_size, .. } = self.shape;
         let total = (header_size + len) as u64;
-        let mergeable = features.contains(Features::MRG_RXBUF);
         let mut room = 0;
         while room < total {
             let missing = (total - room) as u32;
             if self.budget == 0 {
                 return Err(Undelivered::Full);
             }
-            let taken = queue.take_writable(&mut self.translator, missing, &mut self.slices)?;
+            let taken =
+                self.queue.take_writable(&mut self.translator, missing, &mut self.slices)?;
             let Some(chain) = taken else { return Err(Undelivered::Full) };
             self.chains.push(chain);
             self.budget = self.budget.saturating_sub(chain.descriptors().into());
@@ -362,29 +498,34 @@ impl Gather<'_, '_> {
                 return Err(Undelivered::Broken(Broken::TinyBuffer(bytes)));
             }
             room += chain.bytes();
-            if !mergeable && room < total {
+            if room < total && !features.contains(Features::MRG_RXBUF) {
                 return Err(Undelivered::Dropped(DropReason::BufferTooSmall));
             }
         }
-        self.ends.push(End { chains: self.chains.len(), slices: self.slices.len() });
+        let (chains, slices) = (self.chains.len() as u32, self.slices.len() as u32);
+        self.gathered.push(Gathered { frame: index as u8, chains, slices });
         Ok(())
     }
 }
 
-/// Writes a frame into the buffers that were gathered for it, and gives them back.
-#[inline]
-fn write(
-    queue: &mut DeviceQueue,
-    header_size: usize,
-    chains: &[Chain],
-    slices: &[WriteSlice<'_>],
-    frame: Outgoing<'_>,
-) {
-    let mut left = (header_size + frame.len) as u64;
-    let header = frame.offload.header(chains.len() as u16).to_bytes();
-    let mut cursor = WriteCursor::new(slices);
-    cursor.write(header.get(..header_size).unwrap_or(&header).into());
-    frame.write(cursor);
+/// Writes a virtio-net header, as long as the receiver's are, of a frame in so many chains.
+#[inline(always)]
+fn write_header(header: &mut [u8], offload: Offload, chains: usize) {
+    if offload == Offload::NONE
+        && let Some(header) = header.first_chunk_mut::<{ NetHeader::SIZE }>()
+    {
+        // As good as always, and known but for its end.
+        *header = NetHeader { num_buffers: chains as u16, ..NetHeader::default() }.to_bytes();
+        return;
+    }
+    let bytes = offload.header(chains as u16).to_bytes();
+    header.copy_from_slice(bytes.get(..header.len()).unwrap_or_default());
+}
+
+/// Gives chains back to which `len` bytes were written, one after the other.
+#[inline(always)]
+fn give_back(queue: &mut impl DeviceRing, chains: &[Chain], len: usize) {
+    let mut left = len as u64;
     for chain in chains {
         let written = chain.bytes().min(left);
         left -= written;

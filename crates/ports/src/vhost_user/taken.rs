@@ -19,16 +19,18 @@ pub(crate) struct Taken {
     pieces: Vec<Piece>,
     /// Where the next list of pieces is written.
     next_pieces: Vec<Piece>,
+    /// Whether frames may be held.
+    holds: bool,
 }
 
-struct TakenChain {
+pub(crate) struct TakenChain {
+    pub(crate) chain: Chain,
     /// Where its ring is.
     place: u8,
-    chain: Chain,
     /// The frame of the current burst that was made of it, if it made one.
-    frame: Option<u8>,
+    pub(crate) frame: Option<u8>,
     /// Its pieces, while its frame is held.
-    held: Option<Range<usize>>,
+    held: Option<Range<u32>>,
 }
 
 /// Pieces of a frame that is held, at the most: to read it again costs time in every breath.
@@ -66,7 +68,8 @@ impl Taken {
     /// No chains, and memory for the usual number.
     pub(crate) fn new() -> Self {
         let pieces = || Vec::with_capacity(BURST);
-        Self { chains: Vec::with_capacity(BURST), pieces: pieces(), next_pieces: pieces() }
+        let chains = Vec::with_capacity(BURST);
+        Self { chains, pieces: pieces(), next_pieces: pieces(), holds: false }
     }
 
     /// Chains.
@@ -79,18 +82,24 @@ impl Taken {
         self.chains.is_empty()
     }
 
-    /// Adds a chain that was taken from the ring at `place`, of at most 128, and the frame that was
-    /// made of it.
+    /// Adds a chain that was taken from the ring at `place`, of at most 128. It has made no frame yet.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, place: usize, chain: Chain) {
+        self.chains.push(TakenChain { chain, place: place as u8, frame: None, held: None });
+    }
+
+    /// The chains from `index` on.
     #[inline]
-    pub(crate) fn push(&mut self, place: usize, chain: Chain, frame: Option<u8>) {
-        self.chains.push(TakenChain { place: place as u8, chain, frame, held: None });
+    pub(crate) fn from(&mut self, index: usize) -> &mut [TakenChain] {
+        self.chains.get_mut(index..).unwrap_or_default()
     }
 
     /// The chains whose frames were held, to make frames of this burst of them.
     pub(crate) fn held(&mut self) -> impl Iterator<Item = Held<'_>> {
         let pieces = &self.pieces;
         self.chains.iter_mut().filter_map(|TakenChain { place, chain, frame, held }| {
-            let pieces = pieces.get(held.clone()?).unwrap_or_default();
+            let Range { start, end } = held.clone()?;
+            let pieces = pieces.get(start as usize..end as usize).unwrap_or_default();
             let place = usize::from(*place);
             Some(Held { place, descriptors: chain.descriptors(), pieces, frame })
         })
@@ -108,6 +117,9 @@ impl Taken {
         translator: &mut Translator<'_>,
         outcomes: &Outcomes<'_>,
     ) -> Result<Settled, (usize, Violation)> {
+        if !self.holds && outcomes.held() == 0 {
+            return Ok(self.give_all_back(rings));
+        }
         let mut lost = 0;
         self.next_pieces.clear();
         for TakenChain { place, chain, frame, held } in &mut self.chains {
@@ -115,6 +127,7 @@ impl Taken {
             let known = held.take();
             if outcome == Outcome::Held {
                 let start = self.next_pieces.len();
+                let known = known.map(|Range { start, end }| start as usize..end as usize);
                 match known.and_then(|range| self.pieces.get(range)) {
                     Some(pieces) => self.next_pieces.extend_from_slice(pieces),
                     None => {
@@ -129,7 +142,7 @@ impl Taken {
                     self.next_pieces.truncate(start);
                     lost += 1;
                 } else {
-                    *held = Some(start..self.next_pieces.len());
+                    *held = Some(start as u32..self.next_pieces.len() as u32);
                 }
             }
         }
@@ -149,7 +162,23 @@ impl Taken {
             }
             stays
         });
+        self.holds = self.chains.iter().any(|taken| taken.held.is_some());
         Ok(Settled { moved: self.chains.len() < before, lost })
+    }
+
+    /// Gives all chains back: as good as always, none of their frames was held.
+    fn give_all_back(&mut self, rings: &mut [Option<Ring>]) -> Settled {
+        for of_ring in self.chains.chunk_by(|one, other| one.place == other.place) {
+            let Some(place) = of_ring.first().map(|taken| usize::from(taken.place)) else {
+                continue;
+            };
+            let Some(Some(ring)) = rings.get_mut(place) else { continue };
+            let chains = of_ring.iter().map(|taken| (taken.chain, 0));
+            ring.queue.give_all_back(chains);
+        }
+        let moved = !self.chains.is_empty();
+        self.chains.clear();
+        Settled { moved, lost: 0 }
     }
 
     /// Takes out all chains of the ring at `place`, to give them back or to forget them, and says of

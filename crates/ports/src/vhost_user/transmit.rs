@@ -5,13 +5,14 @@
 //! done. Of a frame whose receiver is full, `taken` remembers where its buffers are: in the next
 //! breath it is made anew of what is in them then, and nothing that was decided about it is kept.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use engine::{BURST, Burst, Counters, DropReason, Lease, Outcomes};
-use memory::{GuestMemory, ReadSlice, Translator};
+use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, Lease, Outcomes};
+use memory::{GuestMemory, Translator};
 use vhost_user::Device;
-use virtqueue::Violation;
-use wire::virtio::{Features, NetHeader};
+use virtqueue::{DeviceQueue, DeviceRing, Violation};
+use wire::virtio::{Features, Offload};
 
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
@@ -121,6 +122,7 @@ impl Transmit {
         let mut intake = Intake {
             translator: lease.guest(memory).translator(),
             shape,
+            start: 0,
             limit: (MAX_FRAME + shape.header_size) as u32,
             descriptors: 0,
             bytes: 0,
@@ -171,14 +173,15 @@ impl Transmit {
                     )?;
                 }
             }
-            *held.frame = frame(burst, start, bytes, intake.shape, counters);
+            let segments = start..burst.segments().len();
+            *held.frame = frame(burst, segments, bytes, intake.shape, counters);
             intake.descriptors += usize::from(held.descriptors);
             intake.bytes += bytes;
         }
         Ok(())
     }
 
-    #[inline]
+    /// Takes new chains from the ring at `place`, and makes frames of them.
     fn pull_new<'m>(
         &mut self,
         place: usize,
@@ -188,33 +191,37 @@ impl Transmit {
         counters: &mut Counters,
     ) -> Result<(), GuestFault> {
         let fault = self.fault(place);
-        let Some(Some(ring)) = self.rings.get_mut(place) else { return Ok(()) };
-        while self.taken.len() < BURST && !burst.is_full() && intake.may_go_on() {
-            let start = burst.segments().len();
-            let chain = ring
-                .queue
-                .take_readable(&mut intake.translator, intake.limit, burst.segments())
-                .map_err(&fault)?;
-            let Some(chain) = chain else { break };
-            intake.descriptors += usize::from(chain.descriptors());
-            intake.bytes += chain.bytes();
-            let frame = if ring.setup.enabled {
-                frame(burst, start, chain.bytes(), intake.shape, counters)
-            } else {
-                burst.segments().truncate(start);
-                counters.drop(DropReason::SenderDisabled);
-                None
-            };
-            if let Some(frame) = frame {
-                counters.received.count(chain.bytes() as usize - intake.shape.header_size);
+        let Some(Some(Ring { queue, setup })) = self.rings.get_mut(place) else { return Ok(()) };
+        let before = self.taken.len();
+        let mut ends = [0; BURST];
+        // What was taken before a rule was broken is good.
+        let taken = match queue {
+            DeviceQueue::Split(queue) => {
+                take(queue, place, &mut self.taken, intake, burst, &mut ends)
+            }
+            DeviceQueue::Packed(queue) => {
+                take(queue, place, &mut self.taken, intake, burst, &mut ends)
+            }
+        };
+        let new = self.taken.from(before);
+        if setup.enabled {
+            let shape = intake.shape;
+            let pair = self.share.pair(place);
+            let mut start = intake.start;
+            for (taken, end) in new.iter_mut().zip(ends) {
+                let bytes = taken.chain.bytes();
+                taken.frame = frame(burst, start..end, bytes, shape, counters);
+                start = end;
+                let Some(frame) = taken.frame else { continue };
+                counters.received.count(bytes as usize - shape.header_size);
                 if let Some(steering) = steering {
-                    let hash = wire::flow::hash(burst.frame(frame.into()).head);
-                    steering.learn(hash, self.share.pair(place));
+                    steering.learn(wire::flow::hash(burst.head(frame.into())), pair);
                 }
             }
-            self.taken.push(place, chain, frame);
+        } else {
+            counters[DropReason::SenderDisabled] += new.len() as u64;
         }
-        Ok(())
+        taken.map_err(fault)
     }
 
     /// Gives back what is done of the burst that ended.
@@ -270,6 +277,8 @@ impl Transmit {
 struct Intake<'m> {
     translator: Translator<'m>,
     shape: Shape,
+    /// Where the segments begin that were taken from the last ring.
+    start: usize,
     /// Bytes of a chain that are translated at most.
     limit: u32,
     descriptors: usize,
@@ -282,50 +291,70 @@ impl Intake<'_> {
     }
 }
 
-/// Makes a frame of a chain of `bytes`, whose segments were appended to the burst from `start` on.
-/// Counts it as dropped when that cannot be.
-#[inline]
+/// Takes chains from a ring, as many as the burst has room for, and appends their bytes to its segments:
+/// those of each up to the place in `ends`. First all descriptors are on their way to the processor, and
+/// then the first bytes of all frames, so that it waits for many at once.
+#[inline(always)]
+fn take<'m>(
+    queue: &mut impl DeviceRing,
+    place: usize,
+    taken: &mut Taken,
+    intake: &mut Intake<'m>,
+    burst: &mut Burst<'m>,
+    ends: &mut [usize; BURST],
+) -> Result<(), Violation> {
+    let segments = burst.segments();
+    let mut end = segments.len();
+    intake.start = end;
+    let room = BURST - taken.len();
+    queue.available()?;
+    queue.prefetch(room);
+    for slot in ends.iter_mut().take(room) {
+        if !intake.may_go_on() || end >= ENOUGH_SEGMENTS {
+            break;
+        }
+        let chain = queue.take_readable(&mut intake.translator, intake.limit, segments)?;
+        let Some(chain) = chain else { break };
+        if let Some(first) = segments.get(end) {
+            first.prefetch(intake.shape.header_size + HEAD);
+        }
+        end = segments.len();
+        *slot = end;
+        intake.descriptors += usize::from(chain.descriptors());
+        intake.bytes += chain.bytes();
+        taken.push(place, chain);
+    }
+    Ok(())
+}
+
+/// Makes a frame of a chain of `bytes`, which are these segments of the burst. Counts it as dropped when
+/// that cannot be.
+#[inline(always)]
 fn frame(
     burst: &mut Burst<'_>,
-    start: usize,
+    segments: Range<usize>,
     bytes: u64,
     shape: Shape,
     counters: &mut Counters,
 ) -> Option<u8> {
-    let Shape { features, header_size, .. } = shape;
+    const SHORTEST: u64 = wire::ethernet::HEADER_SIZE as u64;
+    let Shape { features, header_size, frame_limit } = shape;
     let len = bytes.saturating_sub(header_size as u64);
-    if len < wire::ethernet::HEADER_SIZE as u64 || len > MAX_FRAME as u64 {
-        burst.segments().truncate(start);
-        let short = len < wire::ethernet::HEADER_SIZE as u64;
-        counters.drop(if short { DropReason::TooShort } else { DropReason::TooLong });
+    if !(SHORTEST..=MAX_FRAME as u64).contains(&len) {
+        let reason = if len < SHORTEST { DropReason::TooShort } else { DropReason::TooLong };
+        counters.drop(reason);
         return None;
     }
-    let header = read_header(&burst.segments()[start..], header_size);
-    let check = |len| {
-        let offload = header.offload(len, features)?;
-        let fits = offload.wire_len(len) <= shape.frame_limit;
+    let check = |header: &[u8], len| {
+        let offload = Offload::read(header, len, features)?;
+        let fits = offload.wire_len(len) <= frame_limit;
         if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
     };
-    match burst.push(start, header_size, check) {
+    match burst.push(segments, header_size, check) {
         Ok(index) => index.map(|index| index as u8),
         Err(reason) => {
             counters.drop(reason);
             None
         }
     }
-}
-
-/// Reads the virtio-net header once, however it is cut up.
-#[inline]
-fn read_header(segments: &[ReadSlice<'_>], size: usize) -> NetHeader {
-    let mut bytes = [0; NetHeader::SIZE];
-    let mut at = 0;
-    for segment in segments {
-        let room = bytes.get_mut(at..size).unwrap_or_default();
-        at += segment.copy_to(room);
-        if at >= size {
-            break;
-        }
-    }
-    NetHeader::from_bytes(&bytes)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use memory::{ReadSlice, Translator, WriteSlice};
+use memory::{GuestAddress, ReadSlice, Translator, WriteSlice};
 use wire::virtio::Features;
 
 use super::format::{Descriptor, Event, Position};
@@ -44,6 +44,14 @@ struct Extent {
     id: u16,
     slots: u16,
     descriptors: u16,
+}
+
+impl Extent {
+    /// A chain of one descriptor.
+    #[inline(always)]
+    fn one(id: u16) -> Self {
+        Self { id, slots: 1, descriptors: 1 }
+    }
 }
 
 impl<M: RingMemory> DeviceQueue<M> {
@@ -128,6 +136,22 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.layout.descriptors.load(2 * usize::from(slot) + 1, order)
     }
 
+    /// Has the processor fetch the next descriptors, at most `count`, while other things are done, if
+    /// any is known to be available.
+    #[inline]
+    pub fn prefetch(&self, count: usize) {
+        /// Of a cache line.
+        const DESCRIPTORS: usize = 4;
+        if self.known == 0 {
+            return;
+        }
+        let size = self.size();
+        for ahead in (0..count.min(size.into())).step_by(DESCRIPTORS) {
+            let slot = self.next_available.advance(ahead as u16, size).slot();
+            self.layout.descriptors.prefetch(2 * usize::from(slot));
+        }
+    }
+
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over, but
     /// in an indirect table all are read: see `walk_indirect`.
@@ -143,10 +167,30 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
+        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
+        let Descriptor { address, length, id, flags } = self.next_descriptor(head);
+        if flags & Descriptor::KIND == 0
+            && length <= limit
+            && let Some(slice) = translator.read_again(GuestAddress(address), length)
+        {
+            slices.push(slice);
+            return Ok(Some(self.taken(Extent::one(id), length.into(), true)));
+        }
+        self.take_any_readable(head, translator, limit, slices).map(Some)
+    }
+
+    #[inline(never)]
+    fn take_any_readable<'m>(
+        &mut self,
+        head: u64,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<ReadSlice<'m>>,
+    ) -> Result<Chain, Violation> {
         let mut readable = Readable::new(slices, limit);
         let extent = self.walk_available(head, translator, &mut readable)?;
         let Readable { bytes, is_read_only, .. } = readable;
-        Ok(Some(self.taken(extent, bytes, is_read_only)))
+        Ok(self.taken(extent, bytes, is_read_only))
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
@@ -163,10 +207,37 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
+        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
+        let Descriptor { address, length, id, flags } = self.next_descriptor(head);
+        if flags & Descriptor::KIND == Descriptor::WRITE
+            && let Some(slice) = translator.write_again(GuestAddress(address), length.min(limit))
+        {
+            slices.push(slice);
+            return Ok(Some(self.taken(Extent::one(id), length.into(), false)));
+        }
+        self.take_any_writable(head, translator, limit, slices).map(Some)
+    }
+
+    #[inline(never)]
+    fn take_any_writable<'m>(
+        &mut self,
+        head: u64,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Chain, Violation> {
         let mut writable = Writable::new(slices, limit);
         let extent = self.walk_available(head, translator, &mut writable)?;
         let bytes = writable.bytes;
-        Ok(Some(self.taken(extent, bytes, false)))
+        Ok(self.taken(extent, bytes, false))
+    }
+
+    /// The next available descriptor, whose second word was read.
+    #[inline(always)]
+    fn next_descriptor(&self, second: u64) -> Descriptor {
+        let at = 2 * usize::from(self.next_available.slot());
+        let first = self.layout.descriptors.load(at, Ordering::Relaxed);
+        Descriptor::from_words([first, second])
     }
 
     /// The second word of the next available descriptor.

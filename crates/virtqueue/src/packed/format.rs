@@ -24,6 +24,8 @@ impl Descriptor {
     pub const WRITE: u16 = 2;
     /// `flags`: the buffer is a table of descriptors.
     pub const INDIRECT: u16 = 4;
+    /// `flags` that say what kind of descriptor it is.
+    pub const KIND: u16 = Self::NEXT | Self::WRITE | Self::INDIRECT;
     /// `flags`: the driver's mark.
     pub const AVAIL: u16 = 1 << 7;
     /// `flags`: the device's mark.

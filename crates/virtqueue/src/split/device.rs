@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use memory::{ReadSlice, Translator, WriteSlice};
+use memory::{GuestAddress, ReadSlice, Translator, WriteSlice};
 use wire::split::{Descriptor, NO_INTERRUPT, NO_NOTIFY, event_crossed};
 use wire::virtio::Features;
 
@@ -123,6 +123,19 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(())
     }
 
+    /// Has the processor fetch the first descriptors of the next chains, at most `count`, while other
+    /// things are done. Of those only that are known to be available.
+    #[inline]
+    pub fn prefetch(&self, count: usize) {
+        let size = self.size();
+        let known = usize::from(self.available.since(self.next_available));
+        for ahead in 0..count.min(known) {
+            let slot = self.next_available.advance(ahead as u16).slot(size);
+            let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
+            self.layout.descriptors.prefetch(2 * usize::from(head));
+        }
+    }
+
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///
@@ -137,10 +150,30 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
+        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
+        let Descriptor { address, length, flags, .. } = self.descriptor(head);
+        if flags & Descriptor::KIND == 0
+            && length <= limit
+            && let Some(slice) = translator.read_again(GuestAddress(address), length)
+        {
+            slices.push(slice);
+            return Ok(Some(self.taken(head, 1, length.into(), true)));
+        }
+        self.take_any_readable(head, translator, limit, slices).map(Some)
+    }
+
+    #[inline(never)]
+    fn take_any_readable<'m>(
+        &mut self,
+        head: u16,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<ReadSlice<'m>>,
+    ) -> Result<Chain, Violation> {
         let mut readable = Readable::new(slices, limit);
         let descriptors = self.walk(head, translator, &mut readable)?;
         let Readable { bytes, is_read_only, .. } = readable;
-        Ok(Some(self.taken(head, descriptors, bytes, is_read_only)))
+        Ok(self.taken(head, descriptors, bytes, is_read_only))
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
@@ -157,10 +190,29 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
+        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
+        let Descriptor { address, length, flags, .. } = self.descriptor(head);
+        if flags & Descriptor::KIND == Descriptor::WRITE
+            && let Some(slice) = translator.write_again(GuestAddress(address), length.min(limit))
+        {
+            slices.push(slice);
+            return Ok(Some(self.taken(head, 1, length.into(), false)));
+        }
+        self.take_any_writable(head, translator, limit, slices).map(Some)
+    }
+
+    #[inline(never)]
+    fn take_any_writable<'m>(
+        &mut self,
+        head: u16,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Chain, Violation> {
         let mut writable = Writable::new(slices, limit);
         let descriptors = self.walk(head, translator, &mut writable)?;
         let bytes = writable.bytes;
-        Ok(Some(self.taken(head, descriptors, bytes, false)))
+        Ok(self.taken(head, descriptors, bytes, false))
     }
 
     /// Moves on by a chain.
@@ -236,9 +288,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// Reads one descriptor of the ring's own table, once.
     #[inline]
     fn descriptor(&self, index: u16) -> Descriptor {
-        let at = 2 * usize::from(index);
-        let words = [at, at + 1].map(|at| self.layout.descriptors.load(at, Ordering::Relaxed));
-        Descriptor::from_words(words)
+        Descriptor::from_words(self.layout.descriptors.load_two(2 * usize::from(index)))
     }
 
     /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it.
@@ -283,8 +333,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Place { id, start, is_read_only, .. } = chain.place();
         debug_assert!(!self.in_order || start == self.next_used.get(), "not in order");
         let at = 2 * self.batch.slot(self.size());
-        self.layout.used_entries.store(at, id.into(), Ordering::Relaxed);
-        self.layout.used_entries.store(at + 1, written, Ordering::Relaxed);
+        self.layout.used_entries.store_two(at, [id.into(), written]);
         self.next_used = self.next_used.advance(1);
         // With IN_ORDER the next chain's entry may replace that of one without anything written.
         if !(self.in_order && is_read_only) {

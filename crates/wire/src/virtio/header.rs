@@ -183,6 +183,28 @@ impl Offload {
     /// Nothing to do: the frame is complete.
     pub const NONE: Self = Self { checksum: None, segmentation: None };
 
+    /// What the header in these bytes, as long as a sender's headers are, asks to be done to its frame of
+    /// `frame_len` bytes. See [`NetHeader::offload`].
+    #[inline]
+    pub fn read(header: &[u8], frame_len: usize, acked: Features) -> Result<Self, HeaderFault> {
+        // As good as always there is nothing to do, which takes two bytes to know.
+        if let [flags, NetHeader::GSO_NONE, ..] = header
+            && flags & NetHeader::NEEDS_CSUM == 0
+        {
+            return Ok(Self::NONE);
+        }
+        Self::read_all(header, frame_len, acked)
+    }
+
+    #[inline(never)]
+    fn read_all(header: &[u8], frame_len: usize, acked: Features) -> Result<Self, HeaderFault> {
+        let mut bytes = [0; NetHeader::SIZE];
+        for (byte, read) in bytes.iter_mut().zip(header) {
+            *byte = *read;
+        }
+        NetHeader::from_bytes(&bytes).offload(frame_len, acked)
+    }
+
     /// The features that a receiving guest must have acknowledged to take the frame as it is.
     pub fn needs(&self) -> Features {
         let mut needs = Features::NONE;

@@ -162,9 +162,9 @@ fn a_flood_neither_grows_the_table_nor_evicts_what_other_ports_learned() {
     assert!(buckets.values().all(|count| *count <= SHARE), "choose another key");
 
     for number in 0..10 * CAPACITY as u64 {
-        table.learn(mac(0x0200_0000_0000 + number * 7), 2, 1 + (number / 1000) as u32);
+        table.learn(mac(0x0200_0000_0000 + number * 7), 2, 1 + (number / 2000) as u32);
     }
-    let now = 1 + 10 * CAPACITY as u32 / 1000;
+    let now = 1 + 10 * CAPACITY as u32 / 2000;
     assert!(table.len(now) <= CAPACITY);
     // Full, so that the flood did press on everything.
     assert_eq!(table.len(now), CAPACITY);
