@@ -287,6 +287,25 @@ impl<'b> Burst<'b> {
         }
     }
 
+    /// Bytes of frame `index`, which must be one of this burst's, and what is left to do to it.
+    #[inline(always)]
+    pub fn outline(&self, index: usize) -> (usize, Offload) {
+        let record = &self.records[index];
+        (record.len as usize, record.offload)
+    }
+
+    /// Has the processor fetch the first `count` bytes of the body of frame `index`, if it has one, while
+    /// other things are done.
+    #[inline(always)]
+    pub fn prefetch_body(&self, index: usize, count: usize) {
+        let Some(record) = self.records.get(index) else { return };
+        if record.body_start < record.body_end
+            && let Some(first) = self.segments.get(record.body_start as usize)
+        {
+            first.prefetch(count);
+        }
+    }
+
     /// The room for a header of so many bytes, at most [`HEADER_ROOM`], in front of frame `index`, which
     /// must be one of this burst's.
     ///

@@ -137,6 +137,14 @@ impl Traffic {
     }
 }
 
+impl AddAssign for Traffic {
+    #[inline]
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+    }
+}
+
 /// The counters of one app.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -164,10 +172,8 @@ impl Counters {
 /// What the parts of an app counted, together.
 impl AddAssign<&Self> for Counters {
     fn add_assign(&mut self, other: &Self) {
-        for (sum, part) in [(&mut self.received, other.received), (&mut self.sent, other.sent)] {
-            sum.frames += part.frames;
-            sum.bytes += part.bytes;
-        }
+        self.received += other.received;
+        self.sent += other.sent;
         for (reason, count) in other.drops() {
             self[reason] += count;
         }

@@ -36,6 +36,10 @@ const _: () = {
 unsafe impl Send for ReadSlice<'_> {}
 
 impl<'m> ReadSlice<'m> {
+    /// No bytes.
+    // Any pointer will do, as it covers none.
+    pub const EMPTY: Self = Self { start: std::ptr::dangling(), len: 0, memory: PhantomData };
+
     /// # Safety
     ///
     /// `[start, start + len)` must be mapped readable for all of `'m`.
@@ -103,6 +107,10 @@ pub struct WriteSlice<'m> {
 unsafe impl Send for WriteSlice<'_> {}
 
 impl<'m> WriteSlice<'m> {
+    /// No bytes.
+    // Any pointer will do, as it covers none.
+    pub const EMPTY: Self = Self { start: std::ptr::dangling_mut(), len: 0, memory: PhantomData };
+
     /// # Safety
     ///
     /// `[start, start + len)` must be mapped writable for all of `'m`, and no Rust reference may
@@ -228,9 +236,7 @@ pub struct WriteCursor<'a, 'm> {
 impl<'a, 'm> WriteCursor<'a, 'm> {
     /// A cursor at the first byte of `slices`.
     pub fn new(slices: &'a [WriteSlice<'m>]) -> Self {
-        // SAFETY: an empty slice covers no byte, so any pointer will do.
-        let empty = unsafe { WriteSlice::new(std::ptr::dangling_mut(), 0) };
-        Self { slices, current: empty }
+        Self { slices, current: WriteSlice::EMPTY }
     }
 
     /// Writes all of `source`, as far as there is room. Returns how much was written.

@@ -94,6 +94,32 @@ pub struct Piece {
     pub len: u32,
 }
 
+/// A chain of one buffer, and where that is.
+#[derive(Clone, Copy, Debug)]
+pub struct Single {
+    /// The chain, which has to be given back like any other.
+    pub chain: Chain,
+    /// Its buffer. The address was not checked.
+    pub buffer: Piece,
+}
+
+impl Single {
+    /// What a list of them is made of before any were taken.
+    pub const NONE: Self = Self {
+        chain: Chain { size: 0, place: 0 },
+        buffer: Piece { address: GuestAddress(0), len: 0 },
+    };
+}
+
+/// Which way the bytes of a chain go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// The device reads them.
+    Read,
+    /// The device writes them.
+    Write,
+}
+
 /// A buffer, as its descriptor has it.
 #[derive(Clone, Copy)]
 pub(crate) struct Element {

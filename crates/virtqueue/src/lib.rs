@@ -31,7 +31,7 @@ pub mod split;
 mod tests;
 mod violation;
 
-pub use chain::{Chain, Piece};
+pub use chain::{Chain, Direction, Piece, Single};
 pub use driver::{Buffer, Form, Full, IndirectTables, Used};
 pub use layout::{Area, Layout, LayoutError};
 pub use queue::{DeviceQueue, DeviceRing, DriverQueue};

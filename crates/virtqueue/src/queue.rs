@@ -4,7 +4,8 @@ use memory::{ReadSlice, Translator, WriteSlice};
 use wire::virtio::Features;
 
 use crate::{
-    Buffer, Chain, Form, Full, IndirectTables, Layout, Piece, Used, Violation, packed, split,
+    Buffer, Chain, Direction, Form, Full, IndirectTables, Layout, Piece, Single, Used, Violation,
+    packed, split,
 };
 
 /// The device side of a ring.
@@ -39,12 +40,14 @@ pub trait DeviceRing {
     /// See [`DeviceQueue::size`].
     fn size(&self) -> u16;
 
-    /// See [`DeviceQueue::available`].
-    fn available(&mut self) -> Result<u16, Violation>;
-
-    /// Has the processor fetch the descriptors of the next chains, of `count` at the most, while other
-    /// things are done.
-    fn prefetch(&self, count: usize);
+    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
+    /// many as `singles` has room for. Returns how many. It stops in front of any other chain, good or
+    /// bad.
+    fn take_singles(
+        &mut self,
+        direction: Direction,
+        singles: &mut [Single],
+    ) -> Result<usize, Violation>;
 
     /// See [`DeviceQueue::take_readable`].
     fn take_readable<'m>(
@@ -63,10 +66,13 @@ pub trait DeviceRing {
     ) -> Result<Option<Chain>, Violation>;
 
     /// See [`DeviceQueue::untake`].
-    fn untake(&mut self, chains: &[Chain]);
+    fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>);
 
     /// See [`DeviceQueue::give_back`].
     fn give_back(&mut self, chain: Chain, written: u32);
+
+    /// See [`DeviceQueue::give_all_back`].
+    fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>);
 }
 
 macro_rules! device_ring {
@@ -78,13 +84,12 @@ macro_rules! device_ring {
             }
 
             #[inline(always)]
-            fn available(&mut self) -> Result<u16, Violation> {
-                Self::available(self)
-            }
-
-            #[inline(always)]
-            fn prefetch(&self, count: usize) {
-                Self::prefetch(self, count);
+            fn take_singles(
+                &mut self,
+                direction: Direction,
+                singles: &mut [Single],
+            ) -> Result<usize, Violation> {
+                Self::take_singles(self, direction, singles)
             }
 
             #[inline(always)]
@@ -108,13 +113,18 @@ macro_rules! device_ring {
             }
 
             #[inline(always)]
-            fn untake(&mut self, chains: &[Chain]) {
+            fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
                 Self::untake(self, chains);
             }
 
             #[inline(always)]
             fn give_back(&mut self, chain: Chain, written: u32) {
                 Self::give_back(self, chain, written);
+            }
+
+            #[inline(always)]
+            fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+                Self::give_all_back(self, chains);
             }
         }
     )*};
@@ -182,7 +192,7 @@ impl DeviceQueue {
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline(always)]
+    #[inline]
     pub fn take_readable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -196,7 +206,7 @@ impl DeviceQueue {
     /// `limit` as above.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline(always)]
+    #[inline]
     pub fn take_writable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -223,7 +233,7 @@ impl DeviceQueue {
 
     /// Puts back the last chains taken, as if they had not been: they are still available. None
     /// taken since the first of them may have been given back.
-    pub fn untake(&mut self, chains: &[Chain]) {
+    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
         either!(self, queue => queue.untake(chains))
     }
 
@@ -237,7 +247,7 @@ impl DeviceQueue {
     /// Gives chains back, each with the bytes that were written to it.
     #[inline]
     pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
-        either!(self, queue => chains.for_each(|(chain, written)| queue.give_back(chain, written)));
+        either!(self, queue => queue.give_all_back(chains));
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be

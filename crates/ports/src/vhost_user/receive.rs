@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Selection, Traffic};
 use memory::{GuestMemory, Translator, WriteCursor, WriteSlice, recycle_writable};
-use virtqueue::{Chain, DeviceQueue, DeviceRing, Violation};
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Single, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
@@ -154,6 +154,8 @@ pub(super) struct Scratch {
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
     gathered: Vec<Gathered>,
+    /// Where chains of one buffer are taken to.
+    singles: Box<[Single; BURST]>,
     /// Descriptors that may still be read in this breath.
     pub(super) budget: usize,
 }
@@ -164,6 +166,7 @@ impl Scratch {
             chains: Vec::with_capacity(4 * BURST),
             slices: Vec::with_capacity(4 * BURST),
             gathered: Vec::with_capacity(BURST),
+            singles: Box::new([Single::NONE; BURST]),
             budget: DESCRIPTOR_BUDGET,
         }
     }
@@ -216,8 +219,8 @@ struct Destination<'m> {
     is_patient: bool,
 }
 
-/// Delivers the selected frames. Those that go as they are get their buffers first, all of them, and are
-/// written then: so their buffers are on the way to the processor meanwhile.
+/// Delivers the selected frames: first those that go as they are into one buffer each, up to one that does
+/// not, and then all others.
 fn deliver(
     queue: &mut impl DeviceRing,
     to: Destination<'_>,
@@ -236,9 +239,16 @@ fn deliver(
         gathered: &mut scratch.gathered,
         budget: scratch.budget,
     };
-    let (mut took, mut is_full, mut holds) = (false, false, false);
-    let mut broken = gather.prepare(selection.len()).err().map(|violation| violation.into());
-    for index in selection.iter() {
+    let delivered =
+        gather.deliver_singles(&mut scratch.singles, burst, selection, &mut counters.sent);
+    let (delivered, mut broken) = match delivered {
+        Ok(delivered) => (delivered, None),
+        Err(violation) => (0, Some(violation.into())),
+    };
+    let mut took = delivered > 0;
+    is_patient |= took;
+    let (mut is_full, mut holds) = (false, false);
+    for index in selection.iter().skip(delivered) {
         if broken.is_some() {
             counters.drop(DropReason::ReceiverDown);
             continue;
@@ -340,12 +350,61 @@ struct Gathered {
 const AHEAD: usize = 256;
 
 impl<Q: DeviceRing> Gather<'_, '_, Q> {
-    /// Has the descriptors of the next buffers fetched.
-    #[inline]
-    fn prepare(&mut self, frames: usize) -> Result<(), Violation> {
-        self.queue.available()?;
-        self.queue.prefetch(frames);
-        Ok(())
+    /// Delivers frames that go as they are, into one buffer each: as many of the selected ones as there are
+    /// before the first that needs more than that, or for which there is no buffer. Returns how many. As
+    /// good as always these are all.
+    ///
+    /// All get their buffers first, and are written then: so the buffers are on their way to the processor
+    /// meanwhile.
+    #[inline(always)]
+    fn deliver_singles(
+        &mut self,
+        singles: &mut [Single; BURST],
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        sent: &mut Traffic,
+    ) -> Result<usize, Violation> {
+        let Shape { features, header_size, frame_limit } = self.shape;
+        let room = selection.len().min(self.budget);
+        let singles = singles.get_mut(..room).unwrap_or_default();
+        let taken = self.queue.take_singles(Direction::Write, singles)?;
+        let mut count = 0;
+        for (index, Single { buffer, .. }) in selection.iter().zip(singles.iter().take(taken)) {
+            let (len, offload) = burst.outline(index);
+            let total = header_size + len;
+            let passes = offload == Offload::NONE || features.contains(offload.needs());
+            let fits = offload.wire_len(len) <= frame_limit && total <= buffer.len as usize;
+            if !passes || !fits {
+                break;
+            }
+            let Some(slice) = self.translator.write_again(buffer.address, total as u32) else {
+                break;
+            };
+            slice.prefetch(AHEAD);
+            burst.prefetch_body(index, AHEAD);
+            self.slices.push(slice);
+            write_header(burst.header_mut(index, header_size), offload, 1);
+            count += 1;
+        }
+        if count < taken {
+            let others = singles.iter().take(taken).skip(count);
+            self.queue.untake(others.map(|single| &single.chain));
+        }
+        let mut written = Traffic::default();
+        for (index, slice) in selection.iter().zip(&self.slices) {
+            let Framed { front, body, len } = burst.framed(index, header_size);
+            let mut rest = slice.skip(slice.copy_from(front.into()));
+            for segment in body {
+                rest = rest.skip(rest.copy_from(*segment));
+            }
+            written.count(len);
+        }
+        *sent += written;
+        let used = singles.iter().zip(&self.slices);
+        self.queue.give_all_back(used.map(|(single, slice)| (single.chain, slice.len() as u32)));
+        self.slices.clear();
+        self.budget -= count;
+        Ok(count)
     }
 
     /// Delivers a frame, in whatever form the receiver takes it, or has it delivered by [`Self::write`].

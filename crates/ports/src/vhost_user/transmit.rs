@@ -8,15 +8,15 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, Lease, Outcomes};
-use memory::{GuestMemory, Translator};
+use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, Lease, Outcomes, Traffic};
+use memory::{GuestMemory, ReadSlice, Translator};
 use vhost_user::Device;
-use virtqueue::{DeviceQueue, DeviceRing, Violation};
+use virtqueue::{DeviceQueue, DeviceRing, Direction, Single, Violation};
 use wire::virtio::{Features, Offload};
 
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
-use super::taken::Taken;
+use super::taken::{Taken, TakenChain};
 use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
 use crate::backlog::Backlog;
 use crate::frame::MAX_FRAME;
@@ -31,6 +31,8 @@ pub(super) struct Transmit {
     /// By their place in the share, as far as there are any.
     rings: Vec<Option<Ring>>,
     taken: Taken,
+    /// Where chains of one buffer are taken to.
+    singles: Box<[Single; BURST]>,
     backlog: Backlog,
     /// A held frame made way: something moved.
     moved: bool,
@@ -45,6 +47,7 @@ impl Transmit {
             share,
             rings: Vec::new(),
             taken: Taken::new(),
+            singles: Box::new([Single::NONE; BURST]),
             backlog: Backlog::default(),
             moved: false,
             turn: 0,
@@ -122,7 +125,6 @@ impl Transmit {
         let mut intake = Intake {
             translator: lease.guest(memory).translator(),
             shape,
-            start: 0,
             limit: (MAX_FRAME + shape.header_size) as u32,
             descriptors: 0,
             bytes: 0,
@@ -191,37 +193,34 @@ impl Transmit {
         counters: &mut Counters,
     ) -> Result<(), GuestFault> {
         let fault = self.fault(place);
-        let Some(Some(Ring { queue, setup })) = self.rings.get_mut(place) else { return Ok(()) };
-        let before = self.taken.len();
-        let mut ends = [0; BURST];
-        // What was taken before a rule was broken is good.
-        let taken = match queue {
-            DeviceQueue::Split(queue) => {
-                take(queue, place, &mut self.taken, intake, burst, &mut ends)
-            }
-            DeviceQueue::Packed(queue) => {
-                take(queue, place, &mut self.taken, intake, burst, &mut ends)
-            }
+        let pair = self.share.pair(place);
+        let Self { rings, taken, singles, .. } = self;
+        let Some(Some(Ring { queue, setup })) = rings.get_mut(place) else { return Ok(()) };
+        let before = taken.len();
+        let singles = singles.get_mut(before..).unwrap_or_default();
+        let start = burst.segments().len();
+        let count = match queue {
+            DeviceQueue::Split(queue) => take_singles(queue, singles, intake, burst.segments()),
+            DeviceQueue::Packed(queue) => take_singles(queue, singles, intake, burst.segments()),
         };
-        let new = self.taken.from(before);
-        if setup.enabled {
-            let shape = intake.shape;
-            let pair = self.share.pair(place);
-            let mut start = intake.start;
-            for (taken, end) in new.iter_mut().zip(ends) {
-                let bytes = taken.chain.bytes();
-                taken.frame = frame(burst, start..end, bytes, shape, counters);
-                start = end;
-                let Some(frame) = taken.frame else { continue };
-                counters.received.count(bytes as usize - shape.header_size);
-                if let Some(steering) = steering {
-                    steering.learn(wire::flow::hash(burst.head(frame.into())), pair);
-                }
-            }
-        } else {
-            counters[DropReason::SenderDisabled] += new.len() as u64;
+        let singles = singles.get(..count.map_err(&fault)?).unwrap_or_default();
+        taken.add(place, singles.iter().map(|single| single.chain));
+        let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
+        let segments = (start..).map(|at| at..at + 1);
+        make_frames(taken.from(before), segments, maker, burst, counters);
+
+        // What is in several buffers, or not near the one before.
+        let before = taken.len();
+        let mut ends = [0; BURST];
+        let start = burst.segments().len();
+        // What was taken before a rule was broken is good.
+        let result = take_any(queue, place, taken, intake, burst.segments(), &mut ends);
+        if taken.len() > before {
+            let starts = std::iter::once(start).chain(ends);
+            let segments = starts.zip(ends).map(|(start, end)| start..end);
+            make_frames(taken.from(before), segments, maker, burst, counters);
         }
-        taken.map_err(fault)
+        result.map_err(fault)
     }
 
     /// Gives back what is done of the burst that ended.
@@ -277,8 +276,6 @@ impl Transmit {
 struct Intake<'m> {
     translator: Translator<'m>,
     shape: Shape,
-    /// Where the segments begin that were taken from the last ring.
-    start: usize,
     /// Bytes of a chain that are translated at most.
     limit: u32,
     descriptors: usize,
@@ -291,25 +288,57 @@ impl Intake<'_> {
     }
 }
 
-/// Takes chains from a ring, as many as the burst has room for, and appends their bytes to its segments:
-/// those of each up to the place in `ends`. First all descriptors are on their way to the processor, and
-/// then the first bytes of all frames, so that it waits for many at once.
+/// Takes chains of one buffer each from a ring, as many as `singles` has room for, and appends their bytes
+/// to the segments. Their first bytes are on the way to the processor then, of all frames at once. Returns
+/// how many: as good as always all there are, and else those before the first one that has to be looked at
+/// more closely.
 #[inline(always)]
-fn take<'m>(
+fn take_singles<'m>(
     queue: &mut impl DeviceRing,
+    singles: &mut [Single],
+    intake: &mut Intake<'m>,
+    segments: &mut Vec<ReadSlice<'m>>,
+) -> Result<usize, Violation> {
+    let count = queue.take_singles(Direction::Read, singles)?;
+    let singles = singles.get(..count).unwrap_or_default();
+    let start = segments.len();
+    let ahead = intake.shape.header_size + HEAD;
+    let mut bytes = intake.bytes;
+    let mut count = 0;
+    let mut goes_on = true;
+    segments.extend(singles.iter().map(|Single { buffer, .. }| {
+        let slice = intake.translator.read_again(buffer.address, buffer.len);
+        goes_on &= slice.is_some() && buffer.len <= intake.limit && bytes < BYTE_BUDGET;
+        let slice = slice.unwrap_or(ReadSlice::EMPTY);
+        slice.prefetch(ahead);
+        if goes_on {
+            bytes += u64::from(buffer.len);
+            count += 1;
+        }
+        slice
+    }));
+    if count < singles.len() {
+        queue.untake(singles.iter().skip(count).map(|single| &single.chain));
+        segments.truncate(start + count);
+    }
+    intake.bytes = bytes;
+    intake.descriptors += count;
+    Ok(count)
+}
+
+/// Takes chains of any kind from a ring, as many as the burst has room for, and appends their bytes to the
+/// segments: those of each up to the place in `ends`.
+fn take_any<'m>(
+    queue: &mut DeviceQueue,
     place: usize,
     taken: &mut Taken,
     intake: &mut Intake<'m>,
-    burst: &mut Burst<'m>,
+    segments: &mut Vec<ReadSlice<'m>>,
     ends: &mut [usize; BURST],
 ) -> Result<(), Violation> {
-    let segments = burst.segments();
-    let mut end = segments.len();
-    intake.start = end;
     let room = BURST - taken.len();
-    queue.available()?;
-    queue.prefetch(room);
     for slot in ends.iter_mut().take(room) {
+        let end = segments.len();
         if !intake.may_go_on() || end >= ENOUGH_SEGMENTS {
             break;
         }
@@ -318,13 +347,46 @@ fn take<'m>(
         if let Some(first) = segments.get(end) {
             first.prefetch(intake.shape.header_size + HEAD);
         }
-        end = segments.len();
-        *slot = end;
+        *slot = segments.len();
         intake.descriptors += usize::from(chain.descriptors());
         intake.bytes += chain.bytes();
-        taken.push(place, chain);
+        taken.add(place, std::iter::once(chain));
     }
     Ok(())
+}
+
+/// What it takes to make frames of chains.
+#[derive(Clone, Copy)]
+struct Maker<'s> {
+    shape: Shape,
+    steering: Option<&'s Steering>,
+    pair: usize,
+}
+
+/// Makes frames of chains, whose segments are given. Without a maker they are dropped: the ring is
+/// disabled.
+#[inline(always)]
+fn make_frames(
+    chains: &mut [TakenChain],
+    segments: impl Iterator<Item = Range<usize>>,
+    maker: Option<Maker<'_>>,
+    burst: &mut Burst<'_>,
+    counters: &mut Counters,
+) {
+    let Some(Maker { shape, steering, pair }) = maker else {
+        return counters[DropReason::SenderDisabled] += chains.len() as u64;
+    };
+    let mut received = Traffic::default();
+    for (taken, segments) in chains.iter_mut().zip(segments) {
+        let bytes = taken.chain.bytes();
+        taken.frame = frame(burst, segments, bytes, shape, counters);
+        let Some(frame) = taken.frame else { continue };
+        received.count(bytes as usize - shape.header_size);
+        if let Some(steering) = steering {
+            steering.learn(wire::flow::hash(burst.head(frame.into())), pair);
+        }
+    }
+    counters.received += received;
 }
 
 /// Makes a frame of a chain of `bytes`, which are these segments of the burst. Counts it as dropped when

@@ -11,7 +11,7 @@ use crate::chain::{
     Element, Pieces, Place, Readable, Visitor, Writable, table_entries, table_words,
 };
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Piece, Violation};
+use crate::{Chain, Direction, Piece, Single, Violation};
 
 /// The device side of a packed ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -44,14 +44,6 @@ struct Extent {
     id: u16,
     slots: u16,
     descriptors: u16,
-}
-
-impl Extent {
-    /// A chain of one descriptor.
-    #[inline(always)]
-    fn one(id: u16) -> Self {
-        Self { id, slots: 1, descriptors: 1 }
-    }
 }
 
 impl<M: RingMemory> DeviceQueue<M> {
@@ -136,20 +128,58 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.layout.descriptors.load(2 * usize::from(slot) + 1, order)
     }
 
-    /// Has the processor fetch the next descriptors, at most `count`, while other things are done, if
-    /// any is known to be available.
-    #[inline]
-    pub fn prefetch(&self, count: usize) {
+    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
+    /// many as `singles` has room for. Returns how many.
+    ///
+    /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
+    /// [`Self::take_writable`].
+    #[inline(always)]
+    pub fn take_singles(
+        &mut self,
+        direction: Direction,
+        singles: &mut [Single],
+    ) -> Result<usize, Violation> {
         /// Of a cache line.
         const DESCRIPTORS: usize = 4;
-        if self.known == 0 {
-            return;
+
+        if self.available()? == 0 {
+            return Ok(0);
         }
         let size = self.size();
-        for ahead in (0..count.min(size.into())).step_by(DESCRIPTORS) {
+        let wanted = match direction {
+            Direction::Read => 0,
+            Direction::Write => Descriptor::WRITE,
+        };
+        let room = usize::from(size - self.outstanding());
+        let count = singles.len().min(room);
+        let singles = singles.get_mut(..count).unwrap_or_default();
+        // All descriptors are on their way before the first is waited for.
+        for ahead in (0..singles.len()).step_by(DESCRIPTORS) {
             let slot = self.next_available.advance(ahead as u16, size).slot();
             self.layout.descriptors.prefetch(2 * usize::from(slot));
         }
+        let mut next = self.next_available;
+        let mut count = 0;
+        for single in singles {
+            let at = 2 * usize::from(next.slot());
+            // The first word was there when the second became available.
+            let second = self.layout.descriptors.load(at + 1, Ordering::Acquire);
+            let flags = (second >> 48) as u16;
+            if flags & (Descriptor::MARKS | Descriptor::KIND) != next.available() | wanted {
+                break;
+            }
+            let first = self.layout.descriptors.load(at, Ordering::Relaxed);
+            let Descriptor { address, length, id, .. } = Descriptor::from_words([first, second]);
+            let is_read_only = direction == Direction::Read;
+            let place = Place { id, start: next.bits(), slots: 1, is_read_only };
+            let buffer = Piece { address: GuestAddress(address), len: length };
+            *single = Single { chain: Chain::new(place, 1, length.into()), buffer };
+            next = next.advance(1, size);
+            count += 1;
+        }
+        self.next_available = next;
+        self.known = self.known.saturating_sub(count as u16);
+        Ok(count)
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -157,7 +187,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// in an indirect table all are read: see `walk_indirect`.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline(always)]
+    #[inline]
     pub fn take_readable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -167,37 +197,17 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
-        let Descriptor { address, length, id, flags } = self.next_descriptor(head);
-        if flags & Descriptor::KIND == 0
-            && length <= limit
-            && let Some(slice) = translator.read_again(GuestAddress(address), length)
-        {
-            slices.push(slice);
-            return Ok(Some(self.taken(Extent::one(id), length.into(), true)));
-        }
-        self.take_any_readable(head, translator, limit, slices).map(Some)
-    }
-
-    #[inline(never)]
-    fn take_any_readable<'m>(
-        &mut self,
-        head: u64,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<ReadSlice<'m>>,
-    ) -> Result<Chain, Violation> {
         let mut readable = Readable::new(slices, limit);
         let extent = self.walk_available(head, translator, &mut readable)?;
         let Readable { bytes, is_read_only, .. } = readable;
-        Ok(self.taken(extent, bytes, is_read_only))
+        Ok(Some(self.taken(extent, bytes, is_read_only)))
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
     /// `limit` as above.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline(always)]
+    #[inline]
     pub fn take_writable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -207,37 +217,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
-        let Descriptor { address, length, id, flags } = self.next_descriptor(head);
-        if flags & Descriptor::KIND == Descriptor::WRITE
-            && let Some(slice) = translator.write_again(GuestAddress(address), length.min(limit))
-        {
-            slices.push(slice);
-            return Ok(Some(self.taken(Extent::one(id), length.into(), false)));
-        }
-        self.take_any_writable(head, translator, limit, slices).map(Some)
-    }
-
-    #[inline(never)]
-    fn take_any_writable<'m>(
-        &mut self,
-        head: u64,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<WriteSlice<'m>>,
-    ) -> Result<Chain, Violation> {
         let mut writable = Writable::new(slices, limit);
         let extent = self.walk_available(head, translator, &mut writable)?;
         let bytes = writable.bytes;
-        Ok(self.taken(extent, bytes, false))
-    }
-
-    /// The next available descriptor, whose second word was read.
-    #[inline(always)]
-    fn next_descriptor(&self, second: u64) -> Descriptor {
-        let at = 2 * usize::from(self.next_available.slot());
-        let first = self.layout.descriptors.load(at, Ordering::Relaxed);
-        Descriptor::from_words([first, second])
+        Ok(Some(self.taken(extent, bytes, false)))
     }
 
     /// The second word of the next available descriptor.
@@ -285,9 +268,9 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Puts back the last chains taken, as if they had not been: they are still available. None
     /// taken since the first of them may have been given back.
-    pub fn untake(&mut self, chains: &[Chain]) {
+    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
         let slots =
-            chains.iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
+            chains.into_iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
         debug_assert!(slots <= self.outstanding());
         let slots = slots.min(self.outstanding());
         self.next_available = self.next_available.retreat(slots, self.size());
@@ -391,6 +374,12 @@ impl<M: RingMemory> DeviceQueue<M> {
         if !is_replaceable {
             self.batch = self.next_used;
         }
+    }
+
+    /// Gives back several chains, as [`Self::give_back`] does.
+    #[inline(always)]
+    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+        chains.for_each(|(chain, written)| self.give_back(chain, written));
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be

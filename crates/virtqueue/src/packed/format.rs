@@ -30,6 +30,8 @@ impl Descriptor {
     pub const AVAIL: u16 = 1 << 7;
     /// `flags`: the device's mark.
     pub const USED: u16 = 1 << 15;
+    /// Both marks.
+    pub const MARKS: u16 = Self::AVAIL | Self::USED;
 
     /// Decodes the two words of a descriptor, each already converted from little-endian.
     pub const fn from_words(words: [u64; 2]) -> Self {
@@ -154,7 +156,7 @@ impl Position {
 }
 
 const fn marks(word: u64) -> u16 {
-    (word >> 48) as u16 & (Descriptor::AVAIL | Descriptor::USED)
+    (word >> 48) as u16 & Descriptor::MARKS
 }
 
 /// An event suppression structure: when one side wants to be notified by the other (virtio 1.3,

@@ -10,7 +10,7 @@ use super::index::Index;
 use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
 use crate::chain::{Pieces, Place, Readable, Visitor, Writable, table_entries, table_words};
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Piece, Violation};
+use crate::{Chain, Direction, Piece, Single, Violation};
 
 /// The device side of a split ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -123,24 +123,59 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(())
     }
 
-    /// Has the processor fetch the first descriptors of the next chains, at most `count`, while other
-    /// things are done. Of those only that are known to be available.
-    #[inline]
-    pub fn prefetch(&self, count: usize) {
+    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
+    /// many as `singles` has room for. Returns how many.
+    ///
+    /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
+    /// [`Self::take_writable`].
+    #[inline(always)]
+    pub fn take_singles(
+        &mut self,
+        direction: Direction,
+        singles: &mut [Single],
+    ) -> Result<usize, Violation> {
+        let known = usize::from(self.available()?);
         let size = self.size();
-        let known = usize::from(self.available.since(self.next_available));
-        for ahead in 0..count.min(known) {
-            let slot = self.next_available.advance(ahead as u16).slot(size);
-            let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
+        let wanted = match direction {
+            Direction::Read => 0,
+            Direction::Write => Descriptor::WRITE,
+        };
+        let count = singles.len().min(known);
+        let singles = singles.get_mut(..count).unwrap_or_default();
+        // All descriptors are on their way before the first is waited for.
+        let mut next = self.next_available;
+        for _ in 0..singles.len() {
+            let head = self.layout.available.load(ENTRIES + next.slot(size), Ordering::Relaxed);
             self.layout.descriptors.prefetch(2 * usize::from(head));
+            next = next.advance(1);
         }
+        let mut next = self.next_available;
+        let mut count = 0;
+        for single in singles {
+            let head = self.layout.available.load(ENTRIES + next.slot(size), Ordering::Relaxed);
+            if head >= size {
+                break;
+            }
+            let Descriptor { address, length, flags, .. } = self.descriptor(head);
+            if flags & Descriptor::KIND != wanted {
+                break;
+            }
+            let is_read_only = direction == Direction::Read;
+            let place = Place { id: head, start: next.get(), slots: 1, is_read_only };
+            let buffer = Piece { address: GuestAddress(address), len: length };
+            *single = Single { chain: Chain::new(place, 1, length.into()), buffer };
+            next = next.advance(1);
+            count += 1;
+        }
+        self.next_available = next;
+        Ok(count)
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline(always)]
+    #[inline]
     pub fn take_readable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -150,37 +185,17 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
-        let Descriptor { address, length, flags, .. } = self.descriptor(head);
-        if flags & Descriptor::KIND == 0
-            && length <= limit
-            && let Some(slice) = translator.read_again(GuestAddress(address), length)
-        {
-            slices.push(slice);
-            return Ok(Some(self.taken(head, 1, length.into(), true)));
-        }
-        self.take_any_readable(head, translator, limit, slices).map(Some)
-    }
-
-    #[inline(never)]
-    fn take_any_readable<'m>(
-        &mut self,
-        head: u16,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<ReadSlice<'m>>,
-    ) -> Result<Chain, Violation> {
         let mut readable = Readable::new(slices, limit);
         let descriptors = self.walk(head, translator, &mut readable)?;
         let Readable { bytes, is_read_only, .. } = readable;
-        Ok(self.taken(head, descriptors, bytes, is_read_only))
+        Ok(Some(self.taken(head, descriptors, bytes, is_read_only)))
     }
 
     /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
     /// `limit` as above.
     ///
     /// On a violation nothing is taken, though slices may have been appended.
-    #[inline(always)]
+    #[inline]
     pub fn take_writable<'m>(
         &mut self,
         translator: &mut Translator<'m>,
@@ -190,29 +205,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Some(head) = self.peek()? else {
             return Ok(None);
         };
-        // As good as always: one buffer, and near the one before. Anything else is looked at anew.
-        let Descriptor { address, length, flags, .. } = self.descriptor(head);
-        if flags & Descriptor::KIND == Descriptor::WRITE
-            && let Some(slice) = translator.write_again(GuestAddress(address), length.min(limit))
-        {
-            slices.push(slice);
-            return Ok(Some(self.taken(head, 1, length.into(), false)));
-        }
-        self.take_any_writable(head, translator, limit, slices).map(Some)
-    }
-
-    #[inline(never)]
-    fn take_any_writable<'m>(
-        &mut self,
-        head: u16,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<WriteSlice<'m>>,
-    ) -> Result<Chain, Violation> {
         let mut writable = Writable::new(slices, limit);
         let descriptors = self.walk(head, translator, &mut writable)?;
         let bytes = writable.bytes;
-        Ok(self.taken(head, descriptors, bytes, false))
+        Ok(Some(self.taken(head, descriptors, bytes, false)))
     }
 
     /// Moves on by a chain.
@@ -237,8 +233,8 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Puts back the last chains taken, as if they had not been: they are still available. None
     /// taken since the first of them may have been given back.
-    pub fn untake(&mut self, chains: &[Chain]) {
-        let count = chains.len() as u16;
+    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
+        let count = chains.into_iter().count() as u16;
         debug_assert!(count <= self.outstanding());
         self.next_available = self.next_available.retreat(count.min(self.outstanding()));
     }
@@ -339,6 +335,23 @@ impl<M: RingMemory> DeviceQueue<M> {
         if !(self.in_order && is_read_only) {
             self.batch = self.next_used;
         }
+    }
+
+    /// Gives back several chains, as [`Self::give_back`] does.
+    #[inline(always)]
+    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+        if self.in_order {
+            return chains.for_each(|(chain, written)| self.give_back(chain, written));
+        }
+        let size = self.size();
+        let mut next = self.next_used;
+        for (chain, written) in chains {
+            let id = chain.place().id.into();
+            self.layout.used_entries.store_two(2 * next.slot(size), [id, written]);
+            next = next.advance(1);
+        }
+        self.next_used = next;
+        self.batch = next;
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
