@@ -26,6 +26,8 @@ pub struct Bridge {
     table: Arc<Table>,
     /// What goes out by each port.
     outputs: Vec<Selection>,
+    /// The ports that something goes out by, in the order of their first frames.
+    used: Vec<usize>,
     counters: Counters,
 }
 
@@ -36,6 +38,7 @@ impl Bridge {
         Self {
             table: Arc::new(Table::new(key)),
             outputs: vec![Selection::default(); ports.into()],
+            used: Vec::with_capacity(ports.into()),
             counters: Counters::default(),
         }
     }
@@ -45,6 +48,7 @@ impl Bridge {
         Self {
             table: self.table.clone(),
             outputs: vec![Selection::default(); self.outputs.len()],
+            used: Vec::with_capacity(self.outputs.len()),
             counters: Counters::default(),
         }
     }
@@ -84,11 +88,21 @@ impl Bridge {
             2 => {}
             _ => burst.replicate(index),
         }
-        for (port, output) in self.outputs.iter_mut().enumerate() {
-            if port != input {
-                output.push(index);
-            }
+        for port in (0..self.outputs.len()).filter(|port| *port != input) {
+            self.send(port, index);
         }
+    }
+
+    /// Has a frame go out by a port.
+    #[inline]
+    fn send(&mut self, port: usize, index: usize) {
+        let Some(output) = self.outputs.get_mut(port) else {
+            return self.counters.drop(DropReason::NoDestination);
+        };
+        if output.is_empty() {
+            self.used.push(port);
+        }
+        output.push(index);
     }
 }
 
@@ -122,16 +136,13 @@ impl App for Bridge {
             };
             last = Some((addresses, decision));
             match decision {
-                Decision::To(port) => match self.outputs.get_mut(port) {
-                    Some(output) => output.push(index),
-                    None => self.counters.drop(DropReason::NoDestination),
-                },
+                Decision::To(port) => self.send(port, index),
                 Decision::Flood => self.flood(input, burst, index),
                 Decision::Drop(reason) => self.counters.drop(reason),
             }
         }
-        for (port, selection) in self.outputs.iter_mut().enumerate() {
-            if !selection.is_empty() {
+        for port in self.used.drain(..) {
+            if let Some(selection) = self.outputs.get_mut(port) {
                 outputs.push(port, burst, selection);
                 selection.clear();
             }

@@ -17,14 +17,15 @@ pub type Fault = Box<dyn Error + Send + Sync>;
 pub trait App: Any + Send {
     /// Puts frames that came from outside into the burst, until it is full. They go out by output
     /// 0. Returns whether there was anything to do, frames or not: a worker with nothing to do
-    /// goes to sleep after a while.
+    /// goes to sleep after a while, and an app with nothing to do for long is asked a little less often
+    /// while others are busy.
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         let _ = (lease, burst);
         false
     }
 
     /// Learns what became of the burst that [`Self::pull`] filled, and gets its lease back. Called
-    /// after each pull, also of no frames.
+    /// after each pull of frames, and after one of none that leased something.
     fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
         let _ = (outcomes, lease);
     }
@@ -39,8 +40,9 @@ pub trait App: Any + Send {
         outputs: &mut Outputs<'_>,
     );
 
-    /// Makes visible what this breath did, with one notification a ring at most. An error is a
-    /// peer's fault: the app is down from then on, and says so once.
+    /// Makes visible what this breath did, with one notification a ring at most. Called when the app
+    /// had something to do, pulled frames, or was given some. An error is a peer's fault: the app is down
+    /// from then on, and says so once.
     fn publish(&mut self) -> Result<(), Fault> {
         Ok(())
     }

@@ -29,17 +29,22 @@ impl Graph {
     ///
     /// A worker does this all the time; call it to run a graph without one.
     pub fn breathe(&mut self, now: u64, mut report: impl FnMut(Event)) -> bool {
-        let mut busy = false;
+        let was_busy = std::mem::take(&mut self.busy);
+        self.breaths = self.breaths.wrapping_add(1);
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
         let order = (self.first..self.ids().count()).chain(0..self.first);
         let mut is_first = true;
         for id in order.map(AppId) {
+            if was_busy && self.may_be_skipped(id) {
+                continue;
+            }
             let mut lease = Lease::Empty;
-            let mut burst = self.storage.begin(now);
-            let pulled = self.call(id, |app| app.pull(&mut lease, &mut burst));
-            busy |= pulled.unwrap_or(false);
-            if !burst.is_empty() {
+            let mut burst = self.storage.begin(now, self.breaths);
+            let is_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
+            let is_empty = burst.is_empty();
+            self.note(id, is_busy, !is_empty);
+            if !is_empty {
                 // Behind the first one that has frames: an app gets no turns of idle ones before it.
                 if std::mem::take(&mut is_first) {
                     self.first = id.0 + 1;
@@ -48,18 +53,22 @@ impl Graph {
                 self.send(id, 0, &mut burst, &all);
             }
             let finished = burst.finish();
-            self.call(id, |app| app.reclaim(finished.outcomes(), lease));
+            if !is_empty || !matches!(lease, Lease::Empty) {
+                self.call(id, |app| app.reclaim(finished.outcomes(), lease));
+            }
             self.storage.keep(finished);
-        }
-        for id in self.ids() {
-            if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
-                report(Event::Fault { app: id, fault });
+            // Not at the end of the breath: a receiver can begin while the next app has its turn, and a
+            // lone frame does not wait for that.
+            while let Some(touched) = self.touched.pop() {
+                if let Some(Err(fault)) = self.call(touched, |app| app.publish()) {
+                    report(Event::Fault { app: touched, fault });
+                }
             }
         }
         if self.has_failures() {
             self.report_failures(report);
         }
-        busy
+        self.busy
     }
 
     #[cold]

@@ -119,12 +119,13 @@ impl Default for Storage {
 
 impl Storage {
     /// An empty burst, which has this memory until it is kept again.
-    pub(crate) fn begin<'b>(&mut self, now: u64) -> Burst<'b> {
+    pub(crate) fn begin<'b>(&mut self, now: u64, breath: u32) -> Burst<'b> {
         Burst {
             records: std::mem::take(&mut self.records),
             len: 0,
             segments: std::mem::take(&mut self.segments),
             now,
+            breath,
             held: 0,
             hold_limit: HELD,
         }
@@ -176,6 +177,7 @@ pub struct Burst<'b> {
     len: usize,
     segments: Vec<ReadSlice<'b>>,
     now: u64,
+    breath: u32,
     /// Frames that are to be pulled again.
     held: usize,
     /// How many may be.
@@ -201,6 +203,11 @@ impl<'b> Burst<'b> {
     /// The time of this breath, in nanoseconds since the workers' epoch.
     pub fn now(&self) -> u64 {
         self.now
+    }
+
+    /// The number of this breath, which wraps: for budgets that begin anew with the next one.
+    pub fn breath(&self) -> u32 {
+        self.breath
     }
 
     /// All frames, in order.

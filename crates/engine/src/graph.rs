@@ -40,6 +40,8 @@ struct Slot {
     /// None while frames run through the app, and after it failed.
     app: Option<Box<dyn App>>,
     has_failed: bool,
+    /// Breaths since it had something to do.
+    idle: u32,
     /// Not reported yet.
     failure: Option<Failure>,
     outputs: Vec<Option<Target>>,
@@ -71,7 +73,18 @@ pub struct Graph {
     pub(crate) storage: Storage,
     /// The app whose turn it is to be first; the number of apps, if there are no more behind the last.
     pub(crate) first: usize,
+    /// The apps that may have something to publish, since one had its turn. Some may be in it twice.
+    pub(crate) touched: Vec<AppId>,
+    /// An app had something to do in the last breath, or has in this one.
+    pub(crate) busy: bool,
+    /// Counted, and wraps.
+    pub(crate) breaths: u32,
 }
+
+/// Breaths without anything to do after which an app is not asked each time, while others are busy.
+pub(crate) const IDLE: u32 = 256;
+/// Breaths in which it is asked once then.
+const TURN: usize = 4;
 
 impl Graph {
     /// An empty network.
@@ -85,6 +98,7 @@ impl Graph {
             name: name.to_owned(),
             app: Some(Box::new(app)),
             has_failed: false,
+            idle: 0,
             failure: None,
             outputs: Vec::new(),
             dark: Counters::default(),
@@ -141,6 +155,27 @@ impl Graph {
         counters
     }
 
+    /// Whether an app need not be asked in this breath, if the last one was busy: many idle ports do not
+    /// slow a few busy ones down.
+    #[inline]
+    pub(crate) fn may_be_skipped(&self, id: AppId) -> bool {
+        let is_its_turn = (self.breaths as usize).wrapping_add(id.0).is_multiple_of(TURN);
+        !is_its_turn && self.slots.get(id.0).is_some_and(|slot| slot.idle >= IDLE)
+    }
+
+    /// Takes note of what an app had: something to do, or frames.
+    #[inline]
+    pub(crate) fn note(&mut self, id: AppId, is_busy: bool, has_frames: bool) {
+        self.busy |= is_busy;
+        let Some(slot) = self.slots.get_mut(id.0) else { return };
+        if is_busy || has_frames {
+            slot.idle = 0;
+            self.touched.push(id);
+        } else {
+            slot.idle = slot.idle.saturating_add(1);
+        }
+    }
+
     /// Calls an app, and catches its panic: the app is then taken out, and its links are dark.
     #[inline]
     pub(crate) fn call<R>(&mut self, id: AppId, call: impl FnOnce(&mut dyn App) -> R) -> Option<R> {
@@ -181,6 +216,7 @@ impl Graph {
         let Some(slot) = self.slots.get_mut(target.app.0) else {
             return;
         };
+        self.touched.push(target.app);
         // The app is out of its slot while it runs: a link that leads back to it is dark.
         let Some(mut app) = slot.app.take() else {
             let reason = if slot.has_failed { DropReason::AppFailed } else { DropReason::Loop };

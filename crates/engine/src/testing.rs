@@ -185,9 +185,13 @@ impl Faulty {
 }
 
 impl App for Faulty {
-    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+    fn pull<'b>(&mut self, lease: &'b mut Lease, _: &mut Burst<'b>) -> bool {
         self.at(Moment::Pull);
-        false
+        // Or it would not be called at these moments.
+        if self.moment == Moment::Reclaim {
+            lease.private(Box::default());
+        }
+        self.moment == Moment::Publish
     }
 
     fn reclaim(&mut self, _: Outcomes<'_>, _: Lease) {

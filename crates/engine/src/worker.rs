@@ -25,6 +25,10 @@ use crate::{App, AppId, Event, Graph, Poller};
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
 
+/// Breaths without anything to do for which one look at the clock is good enough: it takes as long as one
+/// of them.
+const CLOCK_AGE: u32 = 8;
+
 /// What a worker does when there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
@@ -208,7 +212,10 @@ impl Worker {
             Mode::Poll => u64::MAX,
             Mode::Interrupt => 0,
         });
-        let mut last_work = self.now();
+        let mut now = self.now();
+        let mut last_work = now;
+        // Breaths since the clock was read.
+        let mut age = 0;
         loop {
             while let Ok(command) = self.commands.try_recv() {
                 command(&mut self);
@@ -216,15 +223,17 @@ impl Worker {
             if self.stopping {
                 return self.graph;
             }
-            let now = self.now();
+            age += 1;
+            if age >= CLOCK_AGE {
+                (now, age) = (self.now(), 0);
+            }
             let busy = self.graph.breathe(now, &self.events);
             self.load.breaths += 1;
             self.load.busy_breaths += u64::from(busy);
             if busy {
                 last_work = now;
-            } else if now - last_work < spin.now {
-                std::hint::spin_loop();
-            } else {
+                age = CLOCK_AGE;
+            } else if now - last_work >= spin.now {
                 if !self.graph.arm() {
                     self.load.sleeps += 1;
                     let deadline = self.graph.deadline(now);
@@ -232,9 +241,9 @@ impl Worker {
                     self.poller.sleep(limit.map(Duration::from_nanos));
                 }
                 self.graph.disarm();
-                let woken = self.now();
-                spin.learn(woken - last_work);
-                last_work = woken;
+                now = self.now();
+                spin.learn(now - last_work);
+                last_work = now;
             }
         }
     }

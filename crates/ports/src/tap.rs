@@ -122,6 +122,8 @@ pub struct TapPort {
     next_read: u64,
     /// What is left of [`SEGMENT_BUDGET`] in this breath.
     segments: usize,
+    /// The breath in which something was pushed last.
+    breath: u32,
     fault: Option<TapGone>,
     gone: bool,
     slices: Vec<ReadSlice<'static>>,
@@ -166,6 +168,7 @@ impl TapPort {
             moved: false,
             next_read: 0,
             segments: SEGMENT_BUDGET,
+            breath: 0,
             fault: None,
             gone: false,
             slices: Vec::new(),
@@ -304,6 +307,10 @@ impl App for TapPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
+        if self.breath != burst.breath() {
+            self.breath = burst.breath();
+            self.segments = SEGMENT_BUDGET;
+        }
         for index in selection.iter() {
             let frame = burst.frame(index);
             if let Err(reason) = self.send(&frame) {
@@ -313,7 +320,6 @@ impl App for TapPort {
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        self.segments = SEGMENT_BUDGET;
         self.fault.take().map_or(Ok(()), |fault| Err(fault.into()))
     }
 

@@ -248,7 +248,9 @@ pub struct VhostUserPort {
     pairs: usize,
     transmit: Transmit,
     scratch: Scratch,
-    /// The receive rings that something was delivered to in this breath, a bit for each pair.
+    /// The breath in which something was pushed last.
+    breath: u32,
+    /// The receive rings that something was delivered to and not published, a bit for each pair.
     touched: u128,
     full: Vec<Full>,
     /// The kick descriptors that wake this worker, by ring number, and where they are watched.
@@ -302,6 +304,7 @@ impl VhostUserPort {
             pairs: 0,
             transmit: Transmit::new(share),
             scratch: Scratch::new(),
+            breath: 0,
             touched: 0,
             full: Vec::with_capacity(MAX_PAIRS),
             kicks: Vec::new(),
@@ -586,6 +589,10 @@ impl App for VhostUserPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
+        if self.breath != burst.breath() {
+            self.breath = burst.breath();
+            self.scratch.budget = DESCRIPTOR_BUDGET;
+        }
         let active = self.active.as_ref().filter(|_| !self.shared.is_latched());
         match active.map(|active| (&active.enabled[..], active)) {
             None | Some(([], _)) => {
@@ -600,7 +607,6 @@ impl App for VhostUserPort {
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        self.scratch.budget = DESCRIPTOR_BUDGET;
         if let Some(fault) = self.fault.take() {
             return Err(fault.into());
         }

@@ -111,6 +111,15 @@ impl Single {
     };
 }
 
+/// How taking chains of one buffer each ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Singles {
+    /// How many were taken.
+    pub count: usize,
+    /// Behind them is a chain that is another one, good or bad.
+    pub is_other_next: bool,
+}
+
 /// Which way the bytes of a chain go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {

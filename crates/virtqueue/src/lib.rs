@@ -31,7 +31,7 @@ pub mod split;
 mod tests;
 mod violation;
 
-pub use chain::{Chain, Direction, Piece, Single};
+pub use chain::{Chain, Direction, Piece, Single, Singles};
 pub use driver::{Buffer, Form, Full, IndirectTables, Used};
 pub use layout::{Area, Layout, LayoutError};
 pub use queue::{DeviceQueue, DeviceRing, DriverQueue};

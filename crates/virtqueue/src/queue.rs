@@ -4,8 +4,8 @@ use memory::{ReadSlice, Translator, WriteSlice};
 use wire::virtio::Features;
 
 use crate::{
-    Buffer, Chain, Direction, Form, Full, IndirectTables, Layout, Piece, Single, Used, Violation,
-    packed, split,
+    Buffer, Chain, Direction, Form, Full, IndirectTables, Layout, Piece, Single, Singles, Used,
+    Violation, packed, split,
 };
 
 /// The device side of a ring.
@@ -41,13 +41,13 @@ pub trait DeviceRing {
     fn size(&self) -> u16;
 
     /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for. Returns how many. It stops in front of any other chain, good or
-    /// bad.
+    /// many as `singles` has room for. It stops in front of any other chain, good or bad: that is for
+    /// [`Self::take_readable`] and [`Self::take_writable`].
     fn take_singles(
         &mut self,
         direction: Direction,
         singles: &mut [Single],
-    ) -> Result<usize, Violation>;
+    ) -> Result<Singles, Violation>;
 
     /// See [`DeviceQueue::take_readable`].
     fn take_readable<'m>(
@@ -88,7 +88,7 @@ macro_rules! device_ring {
                 &mut self,
                 direction: Direction,
                 singles: &mut [Single],
-            ) -> Result<usize, Violation> {
+            ) -> Result<Singles, Violation> {
                 Self::take_singles(self, direction, singles)
             }
 

@@ -2,7 +2,7 @@ use super::*;
 use crate::testing::{
     DELIBERATE, Faulty, Moment, Repeater, Sink, Source, silence_deliberate_panics, taken,
 };
-use crate::{Burst, Counters, DropReason, Outputs, Selection};
+use crate::{Burst, Counters, DropReason, Outcomes, Outputs, Selection};
 
 /// Breathes and returns the panics that were reported: by whom, and what they said.
 fn failures(graph: &mut Graph) -> Vec<(AppId, String)> {
@@ -53,11 +53,95 @@ fn a_replicated_frame_is_dropped_by_the_full_one_and_reaches_the_other() {
 }
 
 #[test]
-fn no_frames_are_reclaimed_too() {
+fn a_lease_of_no_frames_is_given_back_too() {
     let mut graph = Graph::new();
     let source = graph.add("source", Source::default());
     assert!(!graph.breathe(0, |_| ()));
     assert_eq!(graph.get::<Source>(source).unwrap().reclaims, 1);
+}
+
+/// Has something to do when it is told so, and counts what it is asked.
+#[derive(Default)]
+struct Station {
+    is_busy: bool,
+    pulls: usize,
+    reclaims: usize,
+    publications: usize,
+    counters: Counters,
+}
+
+impl App for Station {
+    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+        self.pulls += 1;
+        self.is_busy
+    }
+
+    fn reclaim(&mut self, _: Outcomes<'_>, _: Lease) {
+        self.reclaims += 1;
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn publish(&mut self) -> Result<(), Fault> {
+        self.publications += 1;
+        Ok(())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn an_app_is_asked_to_publish_what_there_may_be() {
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::new([1]));
+    let sink = graph.add("sink", Station::default());
+    let busy = graph.add("busy", Station { is_busy: true, ..Station::default() });
+    let idle = graph.add("idle", Station::default());
+    graph.link((source, 0), (sink, 0)).unwrap();
+    let publications = |graph: &mut Graph| {
+        [sink, busy, idle].map(|id| graph.get::<Station>(id).unwrap().publications)
+    };
+    graph.breathe(0, |_| ());
+    assert_eq!(publications(&mut graph), [1, 1, 0]);
+    graph.breathe(0, |_| ());
+    assert_eq!(publications(&mut graph), [1, 2, 0]);
+    assert_eq!(graph.get::<Station>(busy).unwrap().reclaims, 0, "there was no lease");
+}
+
+#[test]
+fn idle_apps_are_asked_less_often_while_others_are_busy_and_each_in_its_turn() {
+    let mut graph = Graph::new();
+    let busy = graph.add("busy", Station { is_busy: true, ..Station::default() });
+    let idle = [(); 8].map(|()| graph.add("idle", Station::default()));
+    let breathe = |graph: &mut Graph, breaths: u32| {
+        let before = idle.map(|id| graph.get::<Station>(id).unwrap().pulls);
+        (0..breaths).for_each(|_| _ = graph.breathe(0, |_| ()));
+        std::array::from_fn::<usize, 8, _>(|at| {
+            graph.get::<Station>(idle[at]).unwrap().pulls - before[at]
+        })
+    };
+    assert_eq!(breathe(&mut graph, crate::graph::IDLE), [crate::graph::IDLE as usize; 8]);
+    assert_eq!(breathe(&mut graph, 40), [10; 8]);
+    let mut all = [0; 8];
+    for _ in 0..4 {
+        let asked = breathe(&mut graph, 1);
+        assert_eq!(asked.iter().sum::<usize>(), 2, "they take turns");
+        all.iter_mut().zip(asked).for_each(|(all, asked)| *all += asked);
+    }
+    assert_eq!(all, [1; 8]);
+
+    // One that has something to do is asked each time from then on.
+    graph.get::<Station>(idle[0]).unwrap().is_busy = true;
+    breathe(&mut graph, 4);
+    assert_eq!(breathe(&mut graph, 40), [40, 10, 10, 10, 10, 10, 10, 10]);
+
+    // And all are when nobody has: there is time.
+    graph.get::<Station>(idle[0]).unwrap().is_busy = false;
+    graph.get::<Station>(busy).unwrap().is_busy = false;
+    breathe(&mut graph, 1);
+    assert_eq!(breathe(&mut graph, 40), [40; 8]);
 }
 
 /// Knows the time.
@@ -256,6 +340,10 @@ struct Peer {
 }
 
 impl App for Peer {
+    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+        self.faults > 0
+    }
+
     fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
 
     fn publish(&mut self) -> Result<(), Fault> {

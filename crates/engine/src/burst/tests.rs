@@ -35,7 +35,7 @@ fn check(pieces: &[&[u8]], skip: usize) {
     let whole: Vec<u8> = pieces.concat();
     let expected = &whole[skip.min(whole.len())..];
     let (head, rest) = expected.split_at(expected.len().min(HEAD));
-    let mut burst = Storage::default().begin(0);
+    let mut burst = Storage::default().begin(0, 0);
     // Others in front of it and behind it.
     push(&mut burst, &[&[1; 200], &[2; 3]], 0);
     let index = push(&mut burst, pieces, skip).unwrap();
@@ -135,7 +135,7 @@ fn the_head_does_not_change_any_more() {
     };
     write(1);
     let mut lease = Lease::Empty;
-    let mut burst = Storage::default().begin(0);
+    let mut burst = Storage::default().begin(0, 0);
     let mut translator = lease.guest(&guest).translator();
     let segments = burst.segments();
     translator.read(memory::GuestAddress(0), 200, segments).unwrap();
@@ -150,7 +150,7 @@ fn the_head_does_not_change_any_more() {
 fn the_offload_is_worked_out_from_header_and_length() {
     let checksum = PartialChecksum { start: 34, offset: 16 };
     let offload = Offload { checksum: Some(checksum), ..Offload::NONE };
-    let mut burst = Storage::default().begin(0);
+    let mut burst = Storage::default().begin(0, 0);
     let whole = bytes(1526);
     burst.segments().push(whole[..].into());
     let pushed = burst.push::<()>(0..1, 12, |header, len| {
@@ -164,7 +164,7 @@ fn the_offload_is_worked_out_from_header_and_length() {
 #[test]
 fn a_bad_offload_leaves_no_trace() {
     let (good, bad) = (bytes(300), [9; 400]);
-    let mut burst = Storage::default().begin(0);
+    let mut burst = Storage::default().begin(0, 0);
     push(&mut burst, &[&good], 0);
     let start = burst.segments().len();
     burst.segments().push(bad[..].into());
@@ -181,7 +181,7 @@ fn a_bad_offload_leaves_no_trace() {
 #[test]
 fn a_full_burst_takes_no_more() {
     let frame = bytes(64);
-    let mut burst = Storage::default().begin(0);
+    let mut burst = Storage::default().begin(0, 0);
     for index in 0..BURST {
         assert!(!burst.is_full());
         assert_eq!(push(&mut burst, &[&frame], 0), Some(index));
@@ -196,7 +196,7 @@ fn a_full_burst_takes_no_more() {
 fn crumbs_fill_a_burst() {
     let crumbs = bytes(1024);
     let pieces: Vec<&[u8]> = crumbs.chunks(1).collect();
-    let mut burst = Storage::default().begin(0);
+    let mut burst = Storage::default().begin(0, 0);
     for _ in 0..3 {
         push(&mut burst, &pieces, 0);
         assert!(!burst.is_full());
@@ -211,7 +211,7 @@ fn crumbs_fill_a_burst() {
 fn what_is_held_is_told() {
     let frame = bytes(64);
     let mut storage = Storage::default();
-    let mut burst = storage.begin(0);
+    let mut burst = storage.begin(0, 0);
     for _ in 0..4 {
         push(&mut burst, &[&frame], 0);
     }
@@ -226,7 +226,7 @@ fn what_is_held_is_told() {
     storage.keep(finished);
 
     // Nothing of it sticks to the next burst's frames.
-    let mut burst = storage.begin(0);
+    let mut burst = storage.begin(0, 0);
     for index in 0..4 {
         push(&mut burst, &[&frame], 0);
         assert!(index == 1 || burst.hold(index));
@@ -241,7 +241,7 @@ fn half_a_burst_can_be_held() {
     let frame = bytes(64);
     let mut storage = Storage::default();
     for _ in 0..2 {
-        let mut burst = storage.begin(0);
+        let mut burst = storage.begin(0, 0);
         while push(&mut burst, &[&frame], 0).is_some() {}
         // Those that cannot be held do not count.
         burst.replicate(0);
@@ -256,8 +256,9 @@ fn half_a_burst_can_be_held() {
 }
 
 #[test]
-fn a_burst_knows_its_time() {
-    assert_eq!(Storage::default().begin(12345).now(), 12345);
+fn a_burst_knows_its_time_and_its_breath() {
+    let burst = Storage::default().begin(12345, 7);
+    assert_eq!((burst.now(), burst.breath()), (12345, 7));
 }
 
 #[test]

@@ -508,6 +508,10 @@ fn a_fault_becomes_an_event() {
     struct Peer(Option<Fault>, Counters);
 
     impl App for Peer {
+        fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+            self.0.is_some()
+        }
+
         fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
 
         fn publish(&mut self) -> Result<(), Fault> {

@@ -367,7 +367,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let Shape { features, header_size, frame_limit } = self.shape;
         let room = selection.len().min(self.budget);
         let singles = singles.get_mut(..room).unwrap_or_default();
-        let taken = self.queue.take_singles(Direction::Write, singles)?;
+        let taken = self.queue.take_singles(Direction::Write, singles)?.count;
         let mut count = 0;
         for (index, Single { buffer, .. }) in selection.iter().zip(singles.iter().take(taken)) {
             let (len, offload) = burst.outline(index);

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, Lease, Outcomes, Traffic};
 use memory::{GuestMemory, ReadSlice, Translator};
 use vhost_user::Device;
-use virtqueue::{DeviceQueue, DeviceRing, Direction, Single, Violation};
+use virtqueue::{DeviceQueue, DeviceRing, Direction, Single, Singles, Violation};
 use wire::virtio::{Features, Offload};
 
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
@@ -199,16 +199,20 @@ impl Transmit {
         let before = taken.len();
         let singles = singles.get_mut(before..).unwrap_or_default();
         let start = burst.segments().len();
-        let count = match queue {
+        let taking = match queue {
             DeviceQueue::Split(queue) => take_singles(queue, singles, intake, burst.segments()),
             DeviceQueue::Packed(queue) => take_singles(queue, singles, intake, burst.segments()),
         };
-        let singles = singles.get(..count.map_err(&fault)?).unwrap_or_default();
+        let Singles { count, is_other_next } = taking.map_err(&fault)?;
+        let singles = singles.get(..count).unwrap_or_default();
         taken.add(place, singles.iter().map(|single| single.chain));
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
         let segments = (start..).map(|at| at..at + 1);
         make_frames(taken.from(before), segments, maker, burst, counters);
 
+        if !is_other_next {
+            return Ok(());
+        }
         // What is in several buffers, or not near the one before.
         let before = taken.len();
         let mut ends = [0; BURST];
@@ -298,8 +302,8 @@ fn take_singles<'m>(
     singles: &mut [Single],
     intake: &mut Intake<'m>,
     segments: &mut Vec<ReadSlice<'m>>,
-) -> Result<usize, Violation> {
-    let count = queue.take_singles(Direction::Read, singles)?;
+) -> Result<Singles, Violation> {
+    let Singles { count, mut is_other_next } = queue.take_singles(Direction::Read, singles)?;
     let singles = singles.get(..count).unwrap_or_default();
     let start = segments.len();
     let ahead = intake.shape.header_size + HEAD;
@@ -320,10 +324,11 @@ fn take_singles<'m>(
     if count < singles.len() {
         queue.untake(singles.iter().skip(count).map(|single| &single.chain));
         segments.truncate(start + count);
+        is_other_next = true;
     }
     intake.bytes = bytes;
     intake.descriptors += count;
-    Ok(count)
+    Ok(Singles { count, is_other_next })
 }
 
 /// Takes chains of any kind from a ring, as many as the burst has room for, and appends their bytes to the

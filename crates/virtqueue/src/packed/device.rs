@@ -11,7 +11,7 @@ use crate::chain::{
     Element, Pieces, Place, Readable, Visitor, Writable, table_entries, table_words,
 };
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Direction, Piece, Single, Violation};
+use crate::{Chain, Direction, Piece, Single, Singles, Violation};
 
 /// The device side of a packed ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -129,7 +129,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     }
 
     /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for. Returns how many.
+    /// many as `singles` has room for.
     ///
     /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
     /// [`Self::take_writable`].
@@ -138,12 +138,12 @@ impl<M: RingMemory> DeviceQueue<M> {
         &mut self,
         direction: Direction,
         singles: &mut [Single],
-    ) -> Result<usize, Violation> {
+    ) -> Result<Singles, Violation> {
         /// Of a cache line.
         const DESCRIPTORS: usize = 4;
 
         if self.available()? == 0 {
-            return Ok(0);
+            return Ok(Singles { count: 0, is_other_next: false });
         }
         let size = self.size();
         let wanted = match direction {
@@ -160,12 +160,15 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
         let mut next = self.next_available;
         let mut count = 0;
+        let mut is_other_next = false;
         for single in singles {
             let at = 2 * usize::from(next.slot());
             // The first word was there when the second became available.
             let second = self.layout.descriptors.load(at + 1, Ordering::Acquire);
             let flags = (second >> 48) as u16;
             if flags & (Descriptor::MARKS | Descriptor::KIND) != next.available() | wanted {
+                // Or fewer are there than were known to be.
+                is_other_next = next.is_available(second) || count < self.known.into();
                 break;
             }
             let first = self.layout.descriptors.load(at, Ordering::Relaxed);
@@ -179,7 +182,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
         self.next_available = next;
         self.known = self.known.saturating_sub(count as u16);
-        Ok(count)
+        Ok(Singles { count, is_other_next })
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`

@@ -10,7 +10,7 @@ use super::index::Index;
 use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
 use crate::chain::{Pieces, Place, Readable, Visitor, Writable, table_entries, table_words};
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Direction, Piece, Single, Violation};
+use crate::{Chain, Direction, Piece, Single, Singles, Violation};
 
 /// The device side of a split ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -124,7 +124,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     }
 
     /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for. Returns how many.
+    /// many as `singles` has room for.
     ///
     /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
     /// [`Self::take_writable`].
@@ -133,15 +133,15 @@ impl<M: RingMemory> DeviceQueue<M> {
         &mut self,
         direction: Direction,
         singles: &mut [Single],
-    ) -> Result<usize, Violation> {
+    ) -> Result<Singles, Violation> {
         let known = usize::from(self.available()?);
         let size = self.size();
         let wanted = match direction {
             Direction::Read => 0,
             Direction::Write => Descriptor::WRITE,
         };
-        let count = singles.len().min(known);
-        let singles = singles.get_mut(..count).unwrap_or_default();
+        let most = singles.len().min(known);
+        let singles = singles.get_mut(..most).unwrap_or_default();
         // All descriptors are on their way before the first is waited for.
         let mut next = self.next_available;
         for _ in 0..singles.len() {
@@ -168,7 +168,7 @@ impl<M: RingMemory> DeviceQueue<M> {
             count += 1;
         }
         self.next_available = next;
-        Ok(count)
+        Ok(Singles { count, is_other_next: count < most })
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
