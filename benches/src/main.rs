@@ -273,7 +273,9 @@ fn measure_all(options: &Options, cells: &[Cell], results: &mut Results) -> Resu
                 Err(error) => {
                     whole = false;
                     let said = format!("{error:#}");
-                    let line = said.lines().next().unwrap_or_default();
+                    // What a program logged comes first, and what went wrong with it last.
+                    let line = said.lines().rfind(|line| !line.trim().is_empty());
+                    let line = line.unwrap_or_default();
                     progress.say(&format!("failed: {cell}: {said}"));
                     results.leave_out(&cell, &format!("failed in round {round}: {line}"))?;
                 }

@@ -98,7 +98,8 @@ impl Builder {
         };
         let polling = match self.processors {
             Some([others, polling]) => {
-                extra += &format!(" --lcores=0@{others}");
+                // Open vSwitch adds an `-l` of its own, unless there is one.
+                extra += &format!(" -l {others}");
                 polling
             }
             None => last_processor()?,
