@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ringway_tests::binary;
 use serde_json::Value;
 use testbed::Program;
@@ -124,9 +124,7 @@ impl Task<'_> {
 
     /// As many frames as come back, by testpmd.
     pub fn testpmd(&self, load: &Load) -> Result<Figures> {
-        let Size::Bytes(size) = load.size else {
-            anyhow::bail!("testpmd sends frames of one size")
-        };
+        let Size::Bytes(size) = load.size else { bail!("testpmd sends frames of one size") };
         let window = load.fitting_window();
         // Shorter than a burst, a window is one burst of that length.
         let burst = window.min(BURST);
@@ -143,7 +141,7 @@ impl Task<'_> {
             builder = builder.argument(&format!("--eth-peer={port},{}", ADDRESSES[1 - port]));
         }
         let mut testpmd = builder.start()?;
-        prime(&mut testpmd, window / burst)?;
+        let lost_before = prime(&mut testpmd, window / burst)?;
         interrupt::sleep(Duration::from_secs_f64(WARM_UP))?;
 
         let (before, usage) = (Counted::now(&mut testpmd)?, Usage::now(self.switch)?);
@@ -152,14 +150,7 @@ impl Task<'_> {
         let frames = after.rate_since(&before);
         ensure!(frames > 0.0, "no frame came through");
 
-        // What was lost is what was sent and never came, though nothing was under way any more.
-        testpmd.halt()?;
-        interrupt::sleep(SETTLE)?;
-        testpmd.command("set fwd rxonly")?;
-        testpmd.forward(None)?;
-        interrupt::sleep(SETTLE)?;
-        let [sent, received] = totals(&mut testpmd)?;
-        let lost = sent.saturating_sub(received) as f64;
+        let lost = drain(&mut testpmd)?.saturating_sub(lost_before) as f64;
         testpmd.quit()?;
         Ok(Figures::from([
             ("frames_per_second".to_owned(), frames),
@@ -172,8 +163,8 @@ impl Task<'_> {
     }
 }
 
-/// Sends the first frames until they go round in both directions.
-fn prime(testpmd: &mut Testpmd, bursts: u16) -> Result<()> {
+/// Sends the first frames until they go round in both directions. Returns how many of earlier attempts were lost.
+fn prime(testpmd: &mut Testpmd, bursts: u16) -> Result<u64> {
     for _ in 0..ATTEMPTS {
         testpmd.forward(Some(bursts.into()))?;
         let before = Counted::now(testpmd)?;
@@ -181,19 +172,28 @@ fn prime(testpmd: &mut Testpmd, bursts: u16) -> Result<()> {
         let after = Counted::now(testpmd)?;
         let came = |port: usize| after.received[port] - before.received[port];
         // More than there were at first: so they have come round.
-        if (0..2).all(|port| came(port) > 4 * u64::from(bursts)) {
-            return Ok(());
-        }
-        testpmd.halt()?;
-        interrupt::sleep(ROUND)?;
-        // What has come meanwhile was sent before, and would go round beside the next.
-        testpmd.command("set fwd rxonly")?;
-        testpmd.forward(None)?;
-        interrupt::sleep(SETTLE)?;
-        testpmd.halt()?;
+        let goes_round = (0..2).all(|port| came(port) > 4 * u64::from(bursts));
+        let lost = drain(testpmd)?;
         testpmd.command("set fwd macswap")?;
+        if goes_round {
+            // Now that the switch knows all addresses, it loses none of them.
+            testpmd.forward(Some(bursts.into()))?;
+            return Ok(lost);
+        }
     }
-    anyhow::bail!("no frames go round, though the first were sent {ATTEMPTS} times")
+    bail!("no frames go round, though the first were sent {ATTEMPTS} times")
+}
+
+/// Ends the circulation, and takes what is under way. What was sent until now, and never came, was lost: how many.
+fn drain(testpmd: &mut Testpmd) -> Result<u64> {
+    testpmd.halt()?;
+    interrupt::sleep(SETTLE)?;
+    testpmd.command("set fwd rxonly")?;
+    testpmd.forward(None)?;
+    interrupt::sleep(SETTLE)?;
+    testpmd.halt()?;
+    let [one, two] = [testpmd.statistics(0)?, testpmd.statistics(1)?];
+    Ok((one.sent + two.sent).saturating_sub(one.received + two.received))
 }
 
 /// Frames received by each port, and when it was asked.
@@ -222,12 +222,6 @@ impl Counted {
         };
         rate(0) + rate(1)
     }
-}
-
-/// Frames sent and received by all ports.
-fn totals(testpmd: &mut Testpmd) -> Result<[u64; 2]> {
-    let (one, two) = (testpmd.statistics(0)?, testpmd.statistics(1)?);
-    Ok([one.sent + two.sent, one.received + two.received])
 }
 
 fn finish_bench(program: Program, flags: &[String], seconds: f64) -> Result<Value> {
@@ -265,7 +259,7 @@ fn trial(trial: &Value) -> Result<Figures> {
 
 /// The first two sockets.
 pub fn pair(sockets: &[PathBuf]) -> Result<[&Path; 2]> {
-    let [one, two, ..] = sockets else { anyhow::bail!("a switch has two ports at least") };
+    let [one, two, ..] = sockets else { bail!("a switch has two ports at least") };
     Ok([one, two])
 }
 

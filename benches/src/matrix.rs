@@ -24,7 +24,7 @@ pub enum Switch {
     /// testpmd with vhost ports: a wire, without any lookup.
     Testpmd,
     Ovs,
-    /// The same with `userspace-tso-enable`, which is off unless somebody asks for it.
+    /// The same with `userspace-tso-enable`, which is off unless somebody asks for it. Its ports connect.
     OvsTso,
     /// QEMU's taps and a bridge of Linux.
     Bridge,
@@ -235,9 +235,6 @@ impl Case {
     pub fn switches(self) -> Vec<Switch> {
         use Switch::{Bridge, Ovs, OvsTso, RingwayAdaptive, RingwayPoll, Testpmd};
         match self {
-            Case::Throughput(Load { size: Size::Tso, .. }) => {
-                vec![RingwayPoll, RingwayAdaptive, Testpmd, OvsTso]
-            }
             Case::Tcp => vec![RingwayAdaptive, Bridge, Ovs, OvsTso],
             _ => vec![RingwayPoll, RingwayAdaptive, Testpmd, Ovs],
         }

@@ -108,7 +108,10 @@ impl Measurement {
                 };
                 let tso = switch == Switch::OvsTso;
                 ovs = if tso { builder.segmentation() } else { builder }.start()?;
-                ["vm1", "vm2"].map(|name| Nic::vhost_user(ovs.socket(name)))
+                ["vm1", "vm2"].map(|name| {
+                    let nic = Nic::vhost_user(ovs.socket(name));
+                    if tso { nic.listen() } else { nic }
+                })
             }
             Switch::Bridge => {
                 network.bridge("br0")?;

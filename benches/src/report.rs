@@ -11,6 +11,8 @@ use crate::targets;
 
 /// A generator that had less of its processor than this shared it with others.
 const OWN_PROCESSOR: f64 = 0.9;
+/// A switch that polls and had less than this did too.
+const OWN_SWITCH: f64 = 0.97;
 /// Frames lost by testpmd's circulation that make its window another one, as a part of all.
 const MUCH_LOST: f64 = 0.02;
 
@@ -112,9 +114,8 @@ fn name(case: Case) -> String {
 /// All tables, of what was measured.
 pub fn tables(results: &Results) -> String {
     let all = Case::all();
-    let only = |wanted: fn(&Case) -> bool| -> Vec<Case> {
-        all.iter().copied().filter(|case| wanted(case)).collect()
-    };
+    let only =
+        |wanted: fn(&Case) -> bool| -> Vec<Case> { all.iter().copied().filter(wanted).collect() };
     let table = |cases: &[Case], generator| Table { results, cases: cases.to_vec(), generator };
     let mut groups: Vec<(&str, String)> = Vec::new();
 
@@ -230,7 +231,7 @@ pub fn left_out(results: &Results) -> String {
     text
 }
 
-/// What casts doubt on figures: generators that shared their processor, and windows that frames were lost from.
+/// What casts doubt on figures: generators and switches that shared their processor, and windows that frames were lost from.
 pub fn doubts(results: &Results) -> String {
     let mut text = String::new();
     for cell in cells(&Case::all()) {
@@ -245,6 +246,19 @@ pub fn doubts(results: &Results) -> String {
                 "* {cell}: in {shared} of {} rounds, the generator had less than {:.0} % of its processor",
                 samples.len(),
                 100.0 * OWN_PROCESSOR
+            );
+        }
+        let polls = cell.switch != Switch::RingwayAdaptive && !matches!(cell.case, Case::Tcp);
+        let shared = samples.iter().filter(|sample| {
+            polls && sample.figures.get("switch_cpu").is_some_and(|part| *part < OWN_SWITCH)
+        });
+        let shared = shared.count();
+        if shared > 0 {
+            let _ = writeln!(
+                text,
+                "* {cell}: in {shared} of {} rounds, the switch had less than {:.0} % of its processor",
+                samples.len(),
+                100.0 * OWN_SWITCH
             );
         }
         let lost = samples.iter().filter(|sample| {
@@ -335,7 +349,7 @@ generator has another one, together with what only waits.
   has by itself: what comes in at one port goes out at the other, without a look at any address. A frame always fits
   one of its buffers. For TSO its ports have `tso=1,legacy-ol-flags=1`.
 * **OVS NORMAL**: Open vSwitch with DPDK, a bridge as it is by default, one polling thread; its MTU and table of
-  addresses are as large as the load needs. With TSO: `userspace-tso-enable=true`.
+  addresses are as large as the load needs. With TSO: `userspace-tso-enable=true`, and ports that connect.
 * **tap and bridge**: QEMU's own tap back end, and a bridge of Linux.
 
 Either generator offers and takes frames of both directions as fast as they come back; a window is the number of

@@ -95,7 +95,7 @@ impl Running {
                 testpmd.forward(None)?;
                 Ok(Running::Testpmd(Box::new(testpmd), sockets, directory))
             }
-            Switch::Ovs | Switch::OvsTso => {
+            Switch::Ovs => {
                 let builder = Ovs::builder().processors(place.generator, place.switch);
                 let mut builder = names.iter().fold(builder, |builder, name| builder.port(name));
                 if let Size::Bytes(bytes) = work.size
@@ -106,9 +106,6 @@ impl Running {
                 if work.addresses > u32::from(work.ports) {
                     builder = builder.addresses(2 * work.addresses);
                 }
-                if switch == Switch::OvsTso {
-                    builder = builder.segmentation();
-                }
                 if let Some(pages) = &place.hugepages {
                     builder = builder.hugepages_of(pages);
                 }
@@ -116,7 +113,9 @@ impl Running {
                 let sockets = names.iter().map(|name| ovs.socket(name)).collect();
                 Ok(Running::Ovs(ovs, sockets))
             }
-            Switch::Bridge => bail!("taps are for virtual machines"),
+            Switch::OvsTso | Switch::Bridge => {
+                bail!("{} is for virtual machines", switch.title())
+            }
         }
     }
 

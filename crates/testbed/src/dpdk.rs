@@ -264,7 +264,7 @@ impl Builder {
     /// Memory without hugepages: for the buffers, and as much again for what DPDK has beside them.
     fn memory_mib(&self) -> u64 {
         let size = u64::from(self.buffer_size.unwrap_or(0));
-        MEMORY_MIB.max(2 * u64::from(self.buffers) * size >> 20)
+        MEMORY_MIB.max((2 * u64::from(self.buffers) * size) >> 20)
     }
 }
 
@@ -350,13 +350,7 @@ impl Testpmd {
     /// There is no such port.
     pub fn statistics(&mut self, port: usize) -> Result<Statistics> {
         let said = self.command(&format!("show port xstats {port}"))?;
-        let counters: BTreeMap<String, u64> = said
-            .lines()
-            .filter_map(|line| {
-                let (name, value) = line.trim().split_once(": ")?;
-                Some((name.to_owned(), value.parse().ok()?))
-            })
-            .collect();
+        let counters = parse_counters(&said);
         let get = |name: &str| {
             let counter = counters.get(name).copied();
             counter.with_context(|| format!("port {port} does not count {name}: {said}"))
@@ -524,9 +518,41 @@ pub struct Driver {
     pub receive: String,
 }
 
+/// Lines of `show port xstats`: `rx_good_packets: 17`.
+fn parse_counters(text: &str) -> BTreeMap<String, u64> {
+    let parse = |line: &str| {
+        let (name, value) = line.trim().split_once(": ")?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    text.lines().filter_map(parse).collect()
+}
+
 /// The processors that this process may use, as a list.
 fn cpus() -> Result<String> {
     let set = sched_getaffinity(None)?;
     let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).map(|cpu| cpu.to_string());
     Ok(cpus.collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_past_what_is_said_beside_them() {
+        let text = "show port xstats 0\r\n###### NIC extended statistics for port 0 \r\n\
+                    rx_good_packets: 1519904\ntx_good_packets: 1520128\nPort 1: link state change event\n\
+                    tx_q0_good_packets: 7\n";
+        let counters = parse_counters(text);
+        let expected =
+            [("rx_good_packets", 1519904), ("tx_good_packets", 1520128), ("tx_q0_good_packets", 7)];
+        assert_eq!(counters, expected.map(|(name, value)| (name.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn memory_grows_with_the_buffers() {
+        let mebibytes = |count, size| Testpmd::builder().buffers(count, size).memory_mib();
+        assert_eq!(mebibytes(BUFFERS, None), MEMORY_MIB);
+        assert_eq!(mebibytes(8192, Some(16384)), 256);
+    }
 }

@@ -66,7 +66,8 @@ impl Builder {
         self
     }
 
-    /// Lets frames pass that are yet to be segmented.
+    /// Lets frames pass that are yet to be segmented. Open vSwitch does that on ports which connect, so the guests have to
+    /// listen at their sockets.
     #[must_use]
     pub fn segmentation(mut self) -> Builder {
         self.segmentation = true;
@@ -141,7 +142,6 @@ impl Builder {
             vsctl(&directory, &["--no-wait", "set", "Open_vSwitch", ".", &option])?;
         }
         let switch = Program::start("host", "ovs-vswitchd", switch(&directory))?;
-        let ovs = Ovs { switch, _database: database, directory };
         // Done when the switch has done it.
         let mut change: Vec<String> =
             ["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev"]
@@ -153,12 +153,20 @@ impl Builder {
         for port in &self.ports {
             let words = ["--", "add-port", "br0", port, "--", "set", "Interface", port];
             change.extend(words.map(str::to_owned));
-            change.push("type=dpdkvhostuser".to_owned());
+            if self.segmentation {
+                let path = directory.path().join(port);
+                let path = path.to_str().context("a path in UTF-8")?;
+                change.push("type=dpdkvhostuserclient".to_owned());
+                change.push(format!("options:vhost-server-path={path}"));
+            } else {
+                change.push("type=dpdkvhostuser".to_owned());
+            }
             change.extend(self.mtu.map(|mtu| format!("mtu_request={mtu}")));
         }
         let change: Vec<&str> = change.iter().map(String::as_str).collect();
-        vsctl(&ovs.directory, &change).with_context(|| ovs.log())?;
-        for port in &self.ports {
+        vsctl(&directory, &change).with_context(|| switch.job().text())?;
+        let ovs = Ovs { switch, _database: database, directory };
+        for port in self.ports.iter().filter(|_| !self.segmentation) {
             ensure!(ovs.socket(port).exists(), "no socket of port {port}:\n{}", ovs.log());
         }
         Ok(ovs)
@@ -280,4 +288,24 @@ fn last_processor() -> Result<usize> {
 /// One processor as a mask.
 fn mask_of(cpu: usize) -> String {
     format!("0x{}{}", 1 << (cpu % 4), "0".repeat(cpu / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_name_one_processor() {
+        assert_eq!([0, 3, 4, 9].map(mask_of), ["0x1", "0x8", "0x10", "0x200"]);
+    }
+
+    #[test]
+    fn settings_say_where_it_runs() -> Result<()> {
+        let settings = Ovs::builder().processors(1, 2).segmentation().settings()?;
+        let has = |key, value: &str| settings.iter().any(|it| *it == (key, value.to_owned()));
+        assert!(has("pmd-cpu-mask", "0x4") && has("userspace-tso-enable", "true"), "{settings:?}");
+        let extra = settings.iter().find(|(key, _)| *key == "dpdk-extra");
+        assert!(extra.is_some_and(|(_, value)| value.ends_with(" -l 1")), "{settings:?}");
+        Ok(())
+    }
 }
