@@ -155,7 +155,7 @@ fn run(options: &Options) -> Result<bool> {
         return done;
     }
     println!("{}", report::tables(&results));
-    println!("## What is wanted\n\n{}", report::targets(&results));
+    println!("## What is wanted\n\n{}", report::targets(&results, false));
     for (title, text) in
         [("Left out", report::left_out(&results)), ("Doubts", report::doubts(&results))]
     {
@@ -277,7 +277,7 @@ fn measure_all(options: &Options, cells: &[Cell], results: &mut Results) -> Resu
                     let line = said.lines().rfind(|line| !line.trim().is_empty());
                     let line = line.unwrap_or_default();
                     progress.say(&format!("failed: {cell}: {said}"));
-                    results.leave_out(&cell, &format!("failed in round {round}: {line}"))?;
+                    results.fail(&cell, *round, line)?;
                 }
             }
         }

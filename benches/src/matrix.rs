@@ -240,7 +240,7 @@ impl Case {
         }
     }
 
-    /// The generators that load it; `None` where there is no choice.
+    /// The generators that load it: `ringway bench` where only that can, or nothing is loaded.
     pub fn generators(self) -> &'static [Generator] {
         match self {
             Case::Throughput(_) => &Generator::ALL,

@@ -200,10 +200,10 @@ pub fn latency_figure(quantile: &str, part: u16) -> &'static str {
     }
 }
 
-/// What is wanted, a line each.
-pub fn targets(results: &Results) -> String {
+/// What is wanted, a line each: all of it, or only what was measured.
+pub fn targets(results: &Results, all: bool) -> String {
     let mut text = "| figure | wanted | seen | |\n| --- | --- | --- | --- |\n".to_owned();
-    for target in targets::all(results) {
+    for target in targets::all(results).into_iter().filter(|it| all || it.seen.is_some()) {
         let (seen, verdict) = match target.seen {
             Some((seen, true)) => (seen, "reached"),
             Some((seen, false)) => (seen, "**not reached**"),
@@ -214,14 +214,16 @@ pub fn targets(results: &Results) -> String {
     text
 }
 
-/// What was left out, and why; reasons once each.
+/// What was left out or failed, and why; reasons once each.
 pub fn left_out(results: &Results) -> String {
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for cell in cells(&Case::all()) {
-        if let Some(record) = results.record(&cell)
-            && let Some(why) = &record.left_out
-        {
+        let Some(record) = results.record(&cell) else { continue };
+        if let Some(why) = &record.left_out {
             reasons.entry(why).or_default().push(cell.to_string());
+        }
+        for (round, why) in &record.failed {
+            reasons.entry(why).or_default().push(format!("{cell} in round {round}"));
         }
     }
     let mut text = String::new();
@@ -284,7 +286,7 @@ pub fn file(results: &Results, drawings: &[(&str, &str)]) -> String {
         Written by `cargo run --release -p ringway-benches --bin peers -- --write`, not by hand.\n\n"
         .to_owned();
     text += "## What is wanted\n\n";
-    text += &targets(results);
+    text += &targets(results, true);
     text.push('\n');
     for (name, title) in drawings {
         let _ = writeln!(text, "![{title}]({name})\n");
@@ -393,6 +395,7 @@ mod tests {
             }
         }
         results.leave_out(&Cell::new(case, Switch::Ovs, Generator::Bench), "it is not there")?;
+        results.fail(&Cell::new(case, Switch::Testpmd, Generator::Bench), 4, "it ended")?;
         Ok((directory, results))
     }
 
@@ -414,7 +417,10 @@ mod tests {
     fn what_is_left_out_or_doubtful_is_said() -> Result<()> {
         let (_directory, results) = some()?;
         let cell = "throughput/64/split/window-256/one-flow";
-        assert_eq!(left_out(&results), format!("* it is not there: {cell}/ovs/by-bench\n"));
+        let expected = format!(
+            "* it ended: {cell}/testpmd-io/by-bench in round 4\n* it is not there: {cell}/ovs/by-bench\n"
+        );
+        assert_eq!(left_out(&results), expected);
         let doubts = doubts(&results);
         let said = format!("* {cell}/ringway-poll/by-bench: in 2 of 3 rounds, the generator had");
         assert!(doubts.contains(&said), "{doubts}");

@@ -34,8 +34,11 @@ pub struct Sample {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
     pub samples: Vec<Sample>,
-    /// Why it was left out, or what went wrong the last time that it failed.
+    /// Why it was left out.
     pub left_out: Option<String>,
+    /// Rounds that failed, and what went wrong.
+    #[serde(default)]
+    pub failed: BTreeMap<u32, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,11 +118,19 @@ impl Results {
     /// Adds what was found of a cell.
     pub fn add(&mut self, cell: &Cell, sample: Sample) -> Result<()> {
         let record = self.file.cells.entry(cell.to_string()).or_default();
+        record.failed.remove(&sample.round);
         record.samples.push(sample);
         self.save()
     }
 
-    /// Notes why a cell is not measured, or failed.
+    /// Notes what went wrong in a round.
+    pub fn fail(&mut self, cell: &Cell, round: u32, why: &str) -> Result<()> {
+        let record = self.file.cells.entry(cell.to_string()).or_default();
+        record.failed.insert(round, why.to_owned());
+        self.save()
+    }
+
+    /// Notes why a cell is not measured.
     pub fn leave_out(&mut self, cell: &Cell, why: &str) -> Result<()> {
         let record = self.file.cells.entry(cell.to_string()).or_default();
         record.left_out = Some(why.to_owned());
@@ -173,6 +184,11 @@ mod tests {
         assert_eq!(results.figure(&ours, "cpu").map(|cpu| cpu.median), Some(4.0));
         // Only the second round has both.
         assert_eq!(results.ratio(&ours, &theirs, "cpu").map(|ratio| ratio.median), Some(3.0));
+        results.fail(&theirs, 1, "it was away")?;
+        results.fail(&theirs, 4, "it was away")?;
+        results.add(&theirs, sample(1, 8.0))?;
+        let failed = results.record(&theirs).map(|record| record.failed.len());
+        assert_eq!(failed, Some(1), "the first round was made up for");
         results.forget(&ours);
         assert_eq!(results.ratio(&ours, &theirs, "cpu"), None);
         Ok(())
