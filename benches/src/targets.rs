@@ -69,7 +69,10 @@ pub fn all(results: &Results) -> Vec<Target> {
         Target {
             what: what.to_owned(),
             wanted: format!("under {wanted} % slower"),
-            seen: less.map(|less| (format!("{less:.1} % slower"), less < wanted)),
+            seen: less.map(|less| {
+                let way = if less < 0.0 { "faster" } else { "slower" };
+                (format!("{:.1} % {way}", less.abs()), less < wanted)
+            }),
         }
     };
     let by_bench = |load| throughput(load, ours, Generator::Bench);
