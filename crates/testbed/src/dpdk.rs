@@ -9,7 +9,8 @@
 //! It can be the switch as well: a [`Vhost`] port is a back end, of DPDK's vhost library.
 //!
 //! DPDK keeps its buffers in hugepages. It can do with ordinary memory, which it then cannot grow; so only tests of memory
-//! that grows need [`Builder::hugepages`].
+//! that grows need [`Builder::hugepages`]. Who measures wants them for their speed, for several programs at once, and each
+//! program's busy thread on a processor of its own: [`Builder::hugepages_of`] and [`Builder::processors`].
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -50,7 +51,13 @@ pub struct VirtioUser {
 impl VirtioUser {
     /// A port with one queue pair and rings of 256 entries.
     pub fn new(socket: impl AsRef<Path>, mac: &str) -> VirtioUser {
-        let arguments = format!("path={},mac={mac},queue_size=256", socket.as_ref().display());
+        VirtioUser::with_ring(socket, mac, 256)
+    }
+
+    /// A port with one queue pair and rings of so many entries.
+    pub fn with_ring(socket: impl AsRef<Path>, mac: &str, entries: u16) -> VirtioUser {
+        let arguments =
+            format!("path={},mac={mac},queue_size={entries}", socket.as_ref().display());
         VirtioUser { mac: mac.to_owned(), arguments }
     }
 
@@ -96,9 +103,23 @@ struct Port {
 pub struct Builder {
     ports: Vec<Port>,
     queues: u16,
-    hugepages: bool,
+    memory: Memory,
+    buffers: u32,
+    buffer_size: Option<u16>,
+    processors: Option<[usize; 2]>,
     environment: Vec<String>,
     arguments: Vec<String>,
+}
+
+/// What DPDK's memory is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// Ordinary pages.
+    Ordinary,
+    /// Hugepages that are reserved for this program alone.
+    Reserved,
+    /// Hugepages that somebody else has reserved.
+    Lent,
 }
 
 impl Builder {
@@ -129,7 +150,30 @@ impl Builder {
     /// Memory in hugepages, taken as it is needed: what DPDK does when it is not told otherwise.
     #[must_use]
     pub fn hugepages(mut self) -> Builder {
-        self.hugepages = true;
+        self.memory = Memory::Reserved;
+        self
+    }
+
+    /// The same in pages that are there already, and stay for as long as it runs: for several programs at once.
+    #[must_use]
+    pub fn hugepages_of(mut self, _pages: &Hugepages) -> Builder {
+        self.memory = Memory::Lent;
+        self
+    }
+
+    /// How many packet buffers there are, and of how many bytes each, if not DPDK's usual 2048: a frame that fits into one
+    /// is not strung together from several.
+    #[must_use]
+    pub fn buffers(mut self, count: u32, size: Option<u16>) -> Builder {
+        self.buffers = count;
+        self.buffer_size = size;
+        self
+    }
+
+    /// The processor for the prompt, and the one for the thread that forwards. Otherwise the kernel chooses.
+    #[must_use]
+    pub fn processors(mut self, prompt: usize, forwarding: usize) -> Builder {
+        self.processors = Some([prompt, forwarding]);
         self
     }
 
@@ -155,7 +199,8 @@ impl Builder {
     pub fn start(self) -> Result<Testpmd> {
         find_program("dpdk-testpmd")
             .context("no dpdk-testpmd on this machine: install Debian's dpdk-dev")?;
-        let hugepages = self.hugepages.then(|| Hugepages::reserve(HUGEPAGES)).transpose()?;
+        let reserve = self.memory == Memory::Reserved;
+        let hugepages = reserve.then(|| Hugepages::reserve(HUGEPAGES)).transpose()?;
         let directory = tempfile::Builder::new().prefix("testpmd-").tempdir()?;
 
         // To a pipe, the C library would print by the block; the prompt goes past it.
@@ -163,22 +208,29 @@ impl Builder {
         command.args(["--output=0", "dpdk-testpmd", "-v", "--no-pci", "--no-telemetry"]);
         command.arg("--no-shconf");
         command.env("RUNTIME_DIRECTORY", directory.path());
-        if self.hugepages {
+        if self.memory != Memory::Ordinary {
             // Hugepages in one file, or each would be a region of its own, and there may be eight.
             command.args(["--in-memory", "--single-file-segments"]);
         } else {
-            command.args(["--no-huge", "-m", &MEMORY_MIB.to_string()]);
+            command.args(["--no-huge", "-m", &self.memory_mib().to_string()]);
         }
-        // One thread for the prompt, and one that forwards; the kernel moves them, as there are others to run.
-        let cpus = cpus()?;
-        command.arg(format!("--lcores=(0,1)@({cpus})")).args(&self.environment);
+        // One thread for the prompt, and one that forwards; the kernel moves them, when there are others to run.
+        let lcores = match self.processors {
+            Some([prompt, forwarding]) => format!("0@{prompt},1@{forwarding}"),
+            None => format!("(0,1)@({})", cpus()?),
+        };
+        command.arg(format!("--lcores={lcores}")).args(&self.environment);
         // For [`Testpmd::driver`]. A driver takes the first level that fits, so a test may ask for more.
         command.arg("--log-level=pmd.net.virtio.*:info");
         for (number, Port { driver, arguments, .. }) in self.ports.iter().enumerate() {
             let queues = self.queues;
             command.arg(format!("--vdev={driver}{number},queues={queues},{arguments}"));
         }
-        command.args(["--", "--interactive"]).arg(format!("--total-num-mbufs={BUFFERS}"));
+        let buffers = self.buffers;
+        command.args(["--", "--interactive"]).arg(format!("--total-num-mbufs={buffers}"));
+        if let Some(size) = self.buffer_size {
+            command.arg(format!("--mbuf-size={size}"));
+        }
         if self.queues > 1 {
             let queues = self.queues;
             command.args([format!("--rxq={queues}"), format!("--txq={queues}")]);
@@ -208,6 +260,12 @@ impl Builder {
         }
         Ok(testpmd)
     }
+
+    /// Memory without hugepages: for the buffers, and as much again for what DPDK has beside them.
+    fn memory_mib(&self) -> u64 {
+        let size = u64::from(self.buffer_size.unwrap_or(0));
+        MEMORY_MIB.max((2 * u64::from(self.buffers) * size) >> 20)
+    }
 }
 
 /// A running testpmd. Dropping it kills it.
@@ -231,7 +289,10 @@ impl Testpmd {
         Builder {
             ports: Vec::new(),
             queues: 1,
-            hugepages: false,
+            memory: Memory::Ordinary,
+            buffers: BUFFERS,
+            buffer_size: None,
+            processors: None,
             environment: Vec::new(),
             arguments: Vec::new(),
         }
@@ -289,13 +350,7 @@ impl Testpmd {
     /// There is no such port.
     pub fn statistics(&mut self, port: usize) -> Result<Statistics> {
         let said = self.command(&format!("show port xstats {port}"))?;
-        let counters: BTreeMap<String, u64> = said
-            .lines()
-            .filter_map(|line| {
-                let (name, value) = line.trim().split_once(": ")?;
-                Some((name.to_owned(), value.parse().ok()?))
-            })
-            .collect();
+        let counters = parse_counters(&said);
         let get = |name: &str| {
             let counter = counters.get(name).copied();
             counter.with_context(|| format!("port {port} does not count {name}: {said}"))
@@ -463,9 +518,41 @@ pub struct Driver {
     pub receive: String,
 }
 
+/// Lines of `show port xstats`: `rx_good_packets: 17`.
+fn parse_counters(text: &str) -> BTreeMap<String, u64> {
+    let parse = |line: &str| {
+        let (name, value) = line.trim().split_once(": ")?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    text.lines().filter_map(parse).collect()
+}
+
 /// The processors that this process may use, as a list.
 fn cpus() -> Result<String> {
     let set = sched_getaffinity(None)?;
     let cpus = (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).map(|cpu| cpu.to_string());
     Ok(cpus.collect::<Vec<_>>().join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_read_past_what_is_said_beside_them() {
+        let text = "show port xstats 0\r\n###### NIC extended statistics for port 0 \r\n\
+                    rx_good_packets: 1519904\ntx_good_packets: 1520128\nPort 1: link state change event\n\
+                    tx_q0_good_packets: 7\n";
+        let counters = parse_counters(text);
+        let expected =
+            [("rx_good_packets", 1519904), ("tx_good_packets", 1520128), ("tx_q0_good_packets", 7)];
+        assert_eq!(counters, expected.map(|(name, value)| (name.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn memory_grows_with_the_buffers() {
+        let mebibytes = |count, size| Testpmd::builder().buffers(count, size).memory_mib();
+        assert_eq!(mebibytes(BUFFERS, None), MEMORY_MIB);
+        assert_eq!(mebibytes(8192, Some(16384)), 256);
+    }
 }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tempfile::TempDir;
 
+use crate::hugepages::Hugepages;
 use crate::process::{Program, bound_command, replace, shell_words};
 
 /// The switch with DPDK: Debian has another one, without, which `ovs-vswitchd` may be.
@@ -32,13 +33,97 @@ pub struct Ovs {
     directory: TempDir,
 }
 
-impl Ovs {
-    /// Starts a switch with these ports, and waits until they are there.
+/// What a switch is to be. Made by [`Ovs::builder`].
+#[derive(Clone, Debug)]
+pub struct Builder {
+    ports: Vec<String>,
+    mtu: Option<u16>,
+    addresses: Option<u32>,
+    segmentation: bool,
+    lent_hugepages: bool,
+    processors: Option<[usize; 2]>,
+}
+
+impl Builder {
+    /// Adds a port.
+    #[must_use]
+    pub fn port(mut self, name: &str) -> Builder {
+        self.ports.push(name.to_owned());
+        self
+    }
+
+    /// The MTU of all ports, 1500 if not said.
+    #[must_use]
+    pub fn mtu(mut self, mtu: u16) -> Builder {
+        self.mtu = Some(mtu);
+        self
+    }
+
+    /// How many addresses the bridge may learn. Open vSwitch floods what is beyond 8192 of them, or fewer in older versions.
+    #[must_use]
+    pub fn addresses(mut self, count: u32) -> Builder {
+        self.addresses = Some(count);
+        self
+    }
+
+    /// Lets frames pass that are yet to be segmented. Open vSwitch does that on ports which connect, so the guests have to
+    /// listen at their sockets.
+    #[must_use]
+    pub fn segmentation(mut self) -> Builder {
+        self.segmentation = true;
+        self
+    }
+
+    /// Memory in hugepages that are there already, and stay for as long as it runs. Otherwise it is ordinary memory.
+    #[must_use]
+    pub fn hugepages_of(mut self, _pages: &Hugepages) -> Builder {
+        self.lent_hugepages = true;
+        self
+    }
+
+    /// The processor for all that waits, and the one for the thread that polls. Otherwise the kernel chooses the first, and
+    /// the last one that this process may use is the second.
+    #[must_use]
+    pub fn processors(mut self, others: usize, polling: usize) -> Builder {
+        self.processors = Some([others, polling]);
+        self
+    }
+
+    /// The settings of the switch, each with its key.
+    fn settings(&self) -> Result<Vec<(&'static str, String)>> {
+        let mut extra = if self.lent_hugepages {
+            // Without a file system of hugepages: its own memory is nobody else's.
+            "--in-memory --no-pci --no-telemetry".to_owned()
+        } else {
+            format!("--no-huge --legacy-mem -m {MEMORY_MIB} --no-pci --no-telemetry")
+        };
+        let polling = match self.processors {
+            Some([others, polling]) => {
+                // Open vSwitch adds an `-l` of its own, unless there is one.
+                extra += &format!(" -l {others}");
+                polling
+            }
+            None => last_processor()?,
+        };
+        let mut settings = vec![
+            ("dpdk-init", "true".to_owned()),
+            ("dpdk-extra", extra),
+            ("pmd-cpu-mask", mask_of(polling)),
+            // Buffers of each port's own: those that all would share are for hundreds of ports.
+            ("per-port-memory", (!self.lent_hugepages).to_string()),
+        ];
+        if self.segmentation {
+            settings.push(("userspace-tso-enable", "true".to_owned()));
+        }
+        Ok(settings)
+    }
+
+    /// Starts the switch, and waits until its ports are there.
     ///
     /// # Errors
     ///
     /// It does not get there, and the error shows what was said.
-    pub fn start(ports: &[&str]) -> Result<Ovs> {
+    pub fn start(self) -> Result<Ovs> {
         ensure!(
             Path::new(SWITCH).exists(),
             "no {SWITCH} on this machine: install Debian's openvswitch-switch-dpdk"
@@ -52,30 +137,67 @@ impl Ovs {
         let database = Program::start("host", "ovsdb-server", command)?;
 
         vsctl(&directory, &["--no-wait", "init"])?;
-        let extra =
-            format!("dpdk-extra=--no-huge --legacy-mem -m {MEMORY_MIB} --no-pci --no-telemetry");
-        let mask = format!("pmd-cpu-mask={}", mask_of_one()?);
-        // Buffers of each port's own: those that all would share are for hundreds of ports.
-        let options = ["dpdk-init=true", &extra, &mask, "per-port-memory=true"];
-        for option in options {
-            let (key, value) = option.split_once('=').context("an option")?;
+        for (key, value) in self.settings()? {
             let option = format!("other_config:{key}=\"{value}\"");
             vsctl(&directory, &["--no-wait", "set", "Open_vSwitch", ".", &option])?;
         }
         let switch = Program::start("host", "ovs-vswitchd", switch(&directory))?;
-        let ovs = Ovs { switch, _database: database, directory };
         // Done when the switch has done it.
-        let bridge = ["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev"];
-        let names = ports;
-        let ports = names.iter().flat_map(|port| {
-            ["--", "add-port", "br0", port, "--", "set", "Interface", port, "type=dpdkvhostuser"]
-        });
-        let change: Vec<&str> = bridge.into_iter().chain(ports).collect();
-        vsctl(&ovs.directory, &change).with_context(|| ovs.log())?;
-        for port in names {
+        let mut change: Vec<String> =
+            ["add-br", "br0", "--", "set", "Bridge", "br0", "datapath_type=netdev"]
+                .map(str::to_owned)
+                .into();
+        if let Some(count) = self.addresses {
+            change.push(format!("other_config:mac-table-size={count}"));
+        }
+        for port in &self.ports {
+            let words = ["--", "add-port", "br0", port, "--", "set", "Interface", port];
+            change.extend(words.map(str::to_owned));
+            if self.segmentation {
+                let path = directory.path().join(port);
+                let path = path.to_str().context("a path in UTF-8")?;
+                change.push("type=dpdkvhostuserclient".to_owned());
+                change.push(format!("options:vhost-server-path={path}"));
+            } else {
+                change.push("type=dpdkvhostuser".to_owned());
+            }
+            change.extend(self.mtu.map(|mtu| format!("mtu_request={mtu}")));
+        }
+        let change: Vec<&str> = change.iter().map(String::as_str).collect();
+        vsctl(&directory, &change).with_context(|| switch.job().text())?;
+        let ovs = Ovs { switch, _database: database, directory };
+        for port in self.ports.iter().filter(|_| !self.segmentation) {
             ensure!(ovs.socket(port).exists(), "no socket of port {port}:\n{}", ovs.log());
         }
         Ok(ovs)
+    }
+}
+
+impl Ovs {
+    /// Says what a switch is to be.
+    pub fn builder() -> Builder {
+        Builder {
+            ports: Vec::new(),
+            mtu: None,
+            addresses: None,
+            segmentation: false,
+            lent_hugepages: false,
+            processors: None,
+        }
+    }
+
+    /// Starts a switch with these ports, and waits until they are there.
+    ///
+    /// # Errors
+    ///
+    /// As [`Builder::start`].
+    pub fn start(ports: &[&str]) -> Result<Ovs> {
+        ports.iter().fold(Ovs::builder(), |builder, port| builder.port(port)).start()
+    }
+
+    /// The process id of the switch.
+    pub fn pid(&self) -> u32 {
+        self.switch.pid()
     }
 
     /// The socket of a port.
@@ -157,9 +279,33 @@ fn vsctl(directory: &TempDir, change: &[&str]) -> Result<String> {
     run(directory, "ovs-vsctl", &arguments)
 }
 
-/// The last of the processors that this process may use, as a mask: the switch keeps it busy.
-fn mask_of_one() -> Result<String> {
+/// The last of the processors that this process may use.
+fn last_processor() -> Result<usize> {
     let set = sched_getaffinity(None)?;
-    let last = (0..CpuSet::MAX_CPU).rfind(|cpu| set.is_set(*cpu)).context("no processor")?;
-    Ok(format!("0x{}{}", 1 << (last % 4), "0".repeat(last / 4)))
+    (0..CpuSet::MAX_CPU).rfind(|cpu| set.is_set(*cpu)).context("no processor")
+}
+
+/// One processor as a mask.
+fn mask_of(cpu: usize) -> String {
+    format!("0x{}{}", 1 << (cpu % 4), "0".repeat(cpu / 4))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_name_one_processor() {
+        assert_eq!([0, 3, 4, 9].map(mask_of), ["0x1", "0x8", "0x10", "0x200"]);
+    }
+
+    #[test]
+    fn settings_say_where_it_runs() -> Result<()> {
+        let settings = Ovs::builder().processors(1, 2).segmentation().settings()?;
+        let has = |key, value: &str| settings.iter().any(|it| *it == (key, value.to_owned()));
+        assert!(has("pmd-cpu-mask", "0x4") && has("userspace-tso-enable", "true"), "{settings:?}");
+        let extra = settings.iter().find(|(key, _)| *key == "dpdk-extra");
+        assert!(extra.is_some_and(|(_, value)| value.ends_with(" -l 1")), "{settings:?}");
+        Ok(())
+    }
 }

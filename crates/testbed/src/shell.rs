@@ -161,6 +161,11 @@ impl Job {
         }
     }
 
+    /// Waits for the script's end, and says whether it came within `limit`.
+    pub fn ends_within(&self, limit: Duration) -> bool {
+        self.progress.wait(limit, |state| state.end.is_some()).end.is_some()
+    }
+
     /// Waits until the script has printed `text`.
     ///
     /// # Errors
