@@ -11,10 +11,10 @@ pub mod table;
 
 use std::sync::Arc;
 
-use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
+use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
 use wire::ethernet::Addresses;
 
-use table::{PortNumber, Table};
+use table::{Place, PortNumber, Table};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
 pub const AGEING_SECONDS: u32 = 300;
@@ -28,6 +28,10 @@ pub struct Bridge {
     outputs: Vec<Selection>,
     /// The ports that something goes out by, in the order of their first frames.
     used: Vec<usize>,
+    /// Kept for its allocation.
+    asked: Vec<Question>,
+    /// The frames of a burst with a whole header.
+    whole: Selection,
     counters: Counters,
 }
 
@@ -39,6 +43,8 @@ impl Bridge {
             table: Arc::new(Table::new(key)),
             outputs: vec![Selection::default(); ports.into()],
             used: Vec::with_capacity(ports.into()),
+            asked: Vec::with_capacity(BURST),
+            whole: Selection::default(),
             counters: Counters::default(),
         }
     }
@@ -49,6 +55,8 @@ impl Bridge {
             table: self.table.clone(),
             outputs: vec![Selection::default(); self.outputs.len()],
             used: Vec::with_capacity(self.outputs.len()),
+            asked: Vec::with_capacity(BURST),
+            whole: Selection::default(),
             counters: Counters::default(),
         }
     }
@@ -62,17 +70,17 @@ impl Bridge {
     /// Decides where frames with these addresses go that come in by `input`, and learns where their
     /// sender is.
     #[inline]
-    fn decide(&self, input: usize, addresses: Addresses, now: u32) -> Decision {
-        let Addresses { destination, source } = addresses;
+    fn decide(&self, input: usize, question: &Question, now: u32) -> Decision {
+        let Addresses { destination, source } = question.addresses;
         if source.is_multicast() {
             return Decision::Drop(DropReason::BadSource);
         }
-        self.table.learn(source, input as PortNumber, now);
+        self.table.learn_at(question.source, input as PortNumber, now);
         if destination.is_reserved() {
             return Decision::Drop(DropReason::ReservedAddress);
         }
         if !destination.is_multicast()
-            && let Some(port) = self.table.find(destination, now)
+            && let Some(port) = self.table.find_at(question.destination, now)
         {
             let port = usize::from(port);
             let is_same = port == input;
@@ -106,6 +114,15 @@ impl Bridge {
     }
 }
 
+/// Frames one behind the other with the same addresses, and where to look for those.
+struct Question {
+    addresses: Addresses,
+    source: Place,
+    destination: Place,
+    /// How many.
+    frames: u8,
+}
+
 /// Where a frame goes.
 #[derive(Clone, Copy)]
 enum Decision {
@@ -123,24 +140,37 @@ impl App for Bridge {
         outputs: &mut Outputs<'_>,
     ) {
         let now = (burst.now() / NANOSECONDS) as u32;
-        // Frames of one conversation come in runs: what was decided for the one before holds for all.
-        let mut last = None;
+        // All questions first, so that what the table knows is on its way before the first is answered.
+        let mut asked = std::mem::take(&mut self.asked);
         for index in selection.iter() {
             let Some(addresses) = Addresses::parse(burst.head(index)) else {
                 self.counters.drop(DropReason::TooShort);
                 continue;
             };
-            let decision = match last {
-                Some((known, decision)) if known == addresses => decision,
-                _ => self.decide(input, addresses, now),
-            };
-            last = Some((addresses, decision));
-            match decision {
-                Decision::To(port) => self.send(port, index),
-                Decision::Flood => self.flood(input, burst, index),
-                Decision::Drop(reason) => self.counters.drop(reason),
+            self.whole.push(index);
+            match asked.last_mut() {
+                // Frames of one conversation come in runs.
+                Some(last) if last.addresses == addresses => last.frames += 1,
+                _ => {
+                    let source = self.table.place(addresses.source);
+                    let destination = self.table.place(addresses.destination);
+                    asked.push(Question { addresses, source, destination, frames: 1 });
+                }
             }
         }
+        let whole = std::mem::take(&mut self.whole);
+        let mut frames = whole.iter();
+        for question in asked.drain(..) {
+            let decision = self.decide(input, &question, now);
+            for index in frames.by_ref().take(question.frames.into()) {
+                match decision {
+                    Decision::To(port) => self.send(port, index),
+                    Decision::Flood => self.flood(input, burst, index),
+                    Decision::Drop(reason) => self.counters.drop(reason),
+                }
+            }
+        }
+        self.asked = asked;
         for port in self.used.drain(..) {
             if let Some(selection) = self.outputs.get_mut(port) {
                 outputs.push(port, burst, selection);

@@ -29,21 +29,23 @@ impl Graph {
     ///
     /// A worker does this all the time; call it to run a graph without one.
     pub fn breathe(&mut self, now: u64, mut report: impl FnMut(Event)) -> bool {
-        let was_busy = std::mem::take(&mut self.busy);
+        let ask_all = std::mem::take(&mut self.ask_all);
         self.breaths = self.breaths.wrapping_add(1);
+        let mut busy = false;
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
         let order = (self.first..self.ids().count()).chain(0..self.first);
         let mut is_first = true;
         for id in order.map(AppId) {
-            if was_busy && self.may_be_skipped(id) {
+            if !ask_all && self.may_be_skipped(id) {
                 continue;
             }
             let mut lease = Lease::Empty;
             let mut burst = self.storage.begin(now, self.breaths);
             let is_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
             let is_empty = burst.is_empty();
-            self.note(id, is_busy, !is_empty);
+            self.note(id, is_busy || !is_empty);
+            busy |= is_busy;
             if !is_empty {
                 // Behind the first one that has frames: an app gets no turns of idle ones before it.
                 if std::mem::take(&mut is_first) {
@@ -68,7 +70,7 @@ impl Graph {
         if self.has_failures() {
             self.report_failures(report);
         }
-        self.busy
+        busy
     }
 
     #[cold]
@@ -81,6 +83,7 @@ impl Graph {
     /// Asks every app to arm. True when there is something to do: for one of them, or for us,
     /// because one panicked and that has to be reported.
     pub(crate) fn arm(&mut self) -> bool {
+        self.ask_all = true;
         let mut busy = false;
         for id in self.ids() {
             busy |= self.call(id, |app| app.arm()).unwrap_or(false);

@@ -443,7 +443,7 @@ impl Selection {
     }
 
     /// The indices, in order.
-    pub fn iter(&self) -> impl Iterator<Item = usize> + use<'_> {
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = usize> + use<'_> {
         let indices = self.indices.get(..self.len()).unwrap_or_default();
         indices.iter().map(|index| usize::from(*index))
     }

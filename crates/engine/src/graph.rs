@@ -75,14 +75,14 @@ pub struct Graph {
     pub(crate) first: usize,
     /// The apps that may have something to publish, since one had its turn. Some may be in it twice.
     pub(crate) touched: Vec<AppId>,
-    /// An app had something to do in the last breath, or has in this one.
-    pub(crate) busy: bool,
+    /// All apps are to be asked in the next breath: there was a sleep.
+    pub(crate) ask_all: bool,
     /// Counted, and wraps.
     pub(crate) breaths: u32,
 }
 
-/// Breaths without anything to do after which an app is not asked each time, while others are busy.
-pub(crate) const IDLE: u32 = 256;
+/// Breaths without anything to do after which an app is not asked each time.
+pub(crate) const IDLE: u32 = 64;
 /// Breaths in which it is asked once then.
 const TURN: usize = 4;
 
@@ -155,20 +155,18 @@ impl Graph {
         counters
     }
 
-    /// Whether an app need not be asked in this breath, if the last one was busy: many idle ports do not
-    /// slow a few busy ones down.
+    /// Whether an app need not be asked in this breath: many idle ports do not slow a few busy ones down.
     #[inline]
     pub(crate) fn may_be_skipped(&self, id: AppId) -> bool {
         let is_its_turn = (self.breaths as usize).wrapping_add(id.0).is_multiple_of(TURN);
         !is_its_turn && self.slots.get(id.0).is_some_and(|slot| slot.idle >= IDLE)
     }
 
-    /// Takes note of what an app had: something to do, or frames.
+    /// Takes note of whether an app had something to do, or frames.
     #[inline]
-    pub(crate) fn note(&mut self, id: AppId, is_busy: bool, has_frames: bool) {
-        self.busy |= is_busy;
+    pub(crate) fn note(&mut self, id: AppId, had_something: bool) {
         let Some(slot) = self.slots.get_mut(id.0) else { return };
-        if is_busy || has_frames {
+        if had_something {
             slot.idle = 0;
             self.touched.push(id);
         } else {

@@ -44,6 +44,7 @@ mod words;
 
 pub use address::{FrontEndAddress, GuestAddress};
 pub use io::{WRITE_SLICES_MAX, write_vectored};
+pub use prefetch::prefetch;
 pub use shared::SharedMemory;
 pub use sigbus::poison_epoch;
 pub use slice::{ReadCursor, ReadSlice, WriteCursor, WriteSlice, recycle, recycle_writable};

@@ -8,6 +8,12 @@
 /// Bytes that a processor fetches together.
 const LINE: usize = 64;
 
+/// Has the processor fetch where `value` begins, which is of our own memory, while other things are done.
+#[inline(always)]
+pub fn prefetch<T>(value: &T) {
+    prefetch_to_read(std::ptr::from_ref(value).cast(), 1);
+}
+
 /// Fetches `[start, start + len)` to be read.
 #[inline(always)]
 pub(crate) fn prefetch_to_read(start: *const u8, len: usize) {

@@ -70,34 +70,38 @@ impl RingMemory for Mapped {
 macro_rules! fields {
     ($($value:ty: $atomic:ty),*) => {$(
         impl Fields<$value> for Words<$atomic> {
-            #[inline]
+            #[inline(always)]
             fn load(&self, at: usize, order: Ordering) -> $value {
                 debug_assert!(at < self.len());
-                self.get(at).map_or(0, |field| <$value>::from_le(field.load(order)))
+                // With an index, because the compiler would test what `get` returns once more.
+                if at < self.len() { <$value>::from_le(self[at].load(order)) } else { 0 }
             }
 
-            #[inline]
+            #[inline(always)]
             fn store(&self, at: usize, value: $value, order: Ordering) {
                 debug_assert!(at < self.len());
-                if let Some(field) = self.get(at) {
-                    field.store(value.to_le(), order);
+                if at < self.len() {
+                    self[at].store(value.to_le(), order);
                 }
             }
 
-            #[inline]
+            #[inline(always)]
             fn load_two(&self, at: usize) -> [$value; 2] {
                 debug_assert!(at + 1 < self.len());
                 // One check for both.
-                let Some([first, second]) = self.get(at..at + 2) else { return [0; 2] };
-                [first, second].map(|field| <$value>::from_le(field.load(Ordering::Relaxed)))
+                if at + 1 >= self.len() {
+                    return [0; 2];
+                }
+                [at, at + 1].map(|at| <$value>::from_le(self[at].load(Ordering::Relaxed)))
             }
 
-            #[inline]
+            #[inline(always)]
             fn store_two(&self, at: usize, values: [$value; 2]) {
                 debug_assert!(at + 1 < self.len());
-                let fields = self.get(at..at + 2).unwrap_or_default();
-                for (field, value) in fields.iter().zip(values) {
-                    field.store(value.to_le(), Ordering::Relaxed);
+                if at + 1 < self.len() {
+                    let [first, second] = values.map(<$value>::to_le);
+                    self[at].store(first, Ordering::Relaxed);
+                    self[at + 1].store(second, Ordering::Relaxed);
                 }
             }
 

@@ -29,8 +29,10 @@ use super::AGEING_SECONDS;
 /// The number of a port on its bridge, counted from 0. [`PortNumber::MAX`] is none.
 pub type PortNumber = u16;
 
-/// Entries in a bucket: one cache line of addresses.
-const WAYS: usize = 8;
+/// Entries in a bucket: two cache lines, the second of which is seldom needed.
+const WAYS: usize = 2 * LINE;
+/// Entries in a cache line.
+const LINE: usize = 4;
 /// Entries that one port may hold in a bucket before it replaces its own.
 const SHARE: usize = WAYS / 2;
 /// Enough that of 10000 addresses hardly any find their bucket full, and few enough for a second-level
@@ -52,8 +54,11 @@ impl Entry {
         Self(address << 16 | u64::from(port.wrapping_add(1)))
     }
 
-    fn address(self) -> u64 {
-        self.0 >> 16
+    /// Whether it is of this address, and not empty.
+    #[inline]
+    fn is_of(self, address: u64) -> bool {
+        // What is left is the number of the port, which is not 0.
+        (self.0 ^ address << 16).wrapping_sub(1) < 0xffff
     }
 
     fn port(self) -> PortNumber {
@@ -62,26 +67,51 @@ impl Entry {
 }
 
 #[derive(Default)]
-#[repr(align(64))]
 struct Bucket {
-    entries: [AtomicU64; WAYS],
-    /// When each was last seen, in seconds.
-    seen: [AtomicU32; WAYS],
+    lines: [Line; WAYS / LINE],
+}
+
+/// A cache line: entries, and when each was last seen, in seconds.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line {
+    entries: [AtomicU64; LINE],
+    seen: [AtomicU32; LINE],
 }
 
 impl Bucket {
+    #[inline]
     fn entry(&self, way: usize) -> Entry {
-        Entry(self.entries[way].load(Relaxed))
+        Entry(self.lines[way / LINE].entries[way % LINE].load(Relaxed))
     }
 
+    #[inline]
+    fn seen(&self, way: usize) -> &AtomicU32 {
+        &self.lines[way / LINE].seen[way % LINE]
+    }
+
+    fn set(&self, way: usize, entry: Entry) {
+        self.lines[way / LINE].entries[way % LINE].store(entry.0, Relaxed);
+    }
+
+    /// Where an address is. Looks at a line without a branch for each entry: which one it is
+    /// cannot be guessed, and a wrong guess takes longer.
+    #[inline]
     fn way(&self, address: u64) -> Option<usize> {
-        let is_it = |entry: Entry| entry != Entry::EMPTY && entry.address() == address;
-        (0..WAYS).find(|way| is_it(self.entry(*way)))
+        let found = |first: usize| {
+            (first..first + LINE)
+                .fold(0u32, |found, way| found | u32::from(self.entry(way).is_of(address)) << way)
+        };
+        let mut ways = found(0);
+        if ways == 0 {
+            ways = found(LINE);
+        }
+        (ways != 0).then(|| ways.trailing_zeros() as usize)
     }
 
     /// Seconds since an entry was seen. Another worker's clock may be a little ahead.
     fn age(&self, way: usize, now: u32) -> u32 {
-        now.saturating_sub(self.seen[way].load(Relaxed))
+        now.saturating_sub(self.seen(way).load(Relaxed))
     }
 
     fn is_aged(&self, way: usize, now: u32) -> bool {
@@ -89,6 +119,7 @@ impl Bucket {
     }
 
     /// The entry that a new address of `port` takes.
+    #[cold]
     fn victim(&self, port: PortNumber, now: u32) -> usize {
         if let Some(way) = (0..WAYS).find(|way| self.is_aged(*way, now)) {
             return way;
@@ -110,47 +141,81 @@ impl Bucket {
 
 /// The table.
 pub struct Table {
-    buckets: Box<[Bucket]>,
+    buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; 2],
+}
+
+/// Where an address belongs in its table.
+#[derive(Clone, Copy)]
+pub struct Place {
+    address: u64,
+    bucket: u32,
 }
 
 impl Table {
     /// An empty table, keyed by something that no guest can guess.
     pub fn new(key: [u64; 2]) -> Self {
-        Self { buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(), key }
+        let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
+        let buckets = buckets.try_into().unwrap_or_else(|_| unreachable!("that many were made"));
+        Self { buckets, key }
     }
 
-    /// Remembers that `address` was seen on `port`, moving it there if it was elsewhere.
+    /// Where `address` belongs. That is on its way to the processor then, while other things are done.
     #[inline]
-    pub fn learn(&self, address: MacAddress, port: PortNumber, now: u32) {
+    pub fn place(&self, address: MacAddress) -> Place {
         let address = number(address);
-        let bucket = &self.buckets[self.bucket(address)];
-        let entry = Entry::new(address, port);
-        let way = bucket.way(address).unwrap_or_else(|| bucket.victim(port, now));
+        let bucket = self.bucket(address);
+        let [line, _] = &self.buckets[bucket].lines;
+        memory::prefetch(line);
+        Place { address, bucket: bucket as u32 }
+    }
+
+    #[inline]
+    fn at(&self, place: Place) -> &Bucket {
+        &self.buckets[place.bucket as usize % BUCKETS]
+    }
+
+    /// Remembers that the address of `place` was seen on `port`, moving it there if it was elsewhere.
+    #[inline]
+    pub fn learn_at(&self, place: Place, port: PortNumber, now: u32) {
+        let bucket = self.at(place);
+        let way = bucket.way(place.address).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
+        let entry = Entry::new(place.address, port);
         if bucket.entry(way) != entry {
-            bucket.entries[way].store(entry.0, Relaxed);
+            bucket.set(way, entry);
         }
         if bucket.age(way, now) != 0 {
-            bucket.seen[way].store(now, Relaxed);
+            bucket.seen(way).store(now, Relaxed);
         }
     }
 
-    /// The port where `address` was seen, unless that is too long ago.
+    /// The port where the address of `place` was seen, unless that is too long ago.
     #[inline]
-    pub fn find(&self, address: MacAddress, now: u32) -> Option<PortNumber> {
-        let address = number(address);
-        let bucket = &self.buckets[self.bucket(address)];
-        let way = bucket.way(address)?;
+    pub fn find_at(&self, place: Place, now: u32) -> Option<PortNumber> {
+        let bucket = self.at(place);
+        let way = bucket.way(place.address)?;
         (!bucket.is_aged(way, now)).then(|| bucket.entry(way).port())
+    }
+
+    /// As [`Self::learn_at`], for an address whose place is not known.
+    pub fn learn(&self, address: MacAddress, port: PortNumber, now: u32) {
+        self.learn_at(self.place(address), port, now);
+    }
+
+    /// As [`Self::find_at`], for an address whose place is not known.
+    pub fn find(&self, address: MacAddress, now: u32) -> Option<PortNumber> {
+        self.find_at(self.place(address), now)
     }
 
     /// Forgets everything that was learned on `port`.
     pub fn forget_port(&self, port: PortNumber) {
-        for word in self.buckets.iter().flat_map(|bucket| &bucket.entries) {
-            let entry = Entry(word.load(Relaxed));
-            if entry != Entry::EMPTY && entry.port() == port {
-                word.store(Entry::EMPTY.0, Relaxed);
+        for bucket in &*self.buckets {
+            for way in 0..WAYS {
+                let entry = bucket.entry(way);
+                if entry != Entry::EMPTY && entry.port() == port {
+                    bucket.set(way, Entry::EMPTY);
+                }
             }
         }
     }
@@ -183,7 +248,7 @@ fn fold(a: u64, b: u64) -> u64 {
 
 #[inline]
 fn number(MacAddress([a, b, c, d, e, f]): MacAddress) -> u64 {
-    u64::from_be_bytes([0, 0, a, b, c, d, e, f])
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 #[cfg(test)]

@@ -144,7 +144,8 @@ struct Sender {
     flow: u16,
     /// The word of the frame that ends with the source port, without the port.
     port_word: u64,
-    variable: Variable,
+    /// See [`address_word`]; without the numbers at the ends of both addresses.
+    address_word: u64,
     /// Frames below this number are not waited for any more.
     given_up: u64,
 }
@@ -329,8 +330,8 @@ impl Generator {
             first_turn: 0,
             mac: 0,
             flow: 0,
+            address_word: address_word(mac(to_port, 0), mac(from_port, 0)),
             port_word: longest.word(PORT_WORD) & (u64::MAX >> 16),
-            variable: Variable::new(mac(to_port, 0), mac(from_port, 0), flow_port(0)),
             given_up: 0,
         })
     }
@@ -340,8 +341,15 @@ impl Reception {
     /// Takes what the back end has used.
     #[inline]
     fn reap(&mut self, port: &mut Port) -> Result<usize, LoadError> {
-        let pending = &mut self.pending;
-        let reaped = port.receive.queue.reap(|slot, written| pending.push((slot, written)));
+        /// Words of a cache line. The stamp ends within two of those.
+        const LINE: usize = 8;
+        let Ring { queue, area, .. } = &mut port.receive;
+        let reaped = queue.reap(|slot, written| {
+            self.pending.push((slot, written));
+            // On their way before the first one is waited for.
+            let words = area.words(slot);
+            words.iter().step_by(LINE).take(2).for_each(memory::prefetch);
+        });
         Ok(reaped.map_err(Port::violation(port.path()))?.into())
     }
 
@@ -737,29 +745,38 @@ impl Sender {
             kind.words.iter().for_each(|(at, word)| store(words, *at, *word));
             self.turn = following(self.turn, self.turns.len());
         }
-        let (len, digest) = (kind.len, kind.digests.get(usize::from(slot)).copied());
-        if !setup.addresses.are_fixed() {
-            self.vary(words, setup.addresses);
-        }
+        let len = kind.len;
         if setup.verify {
+            let digest = kind.digests.get(usize::from(slot)).copied().unwrap_or_default();
             let Stamp { identity, time } = stamp;
-            let checksum = digest.unwrap_or_default().checksum(self.variable, identity, time);
+            let checksum = digest.checksum(self.variable(), identity, time);
             let at = (NetHeader::SIZE + stamp_offset(setup.frames.segmented)) / 8 + 2;
             // The pattern that shares the word stays.
             let pattern = load(words, at) & !u64::from(u32::MAX);
             store(words, at, pattern | u64::from(checksum));
         }
+        if !setup.addresses.are_fixed() {
+            self.vary(words, setup.addresses);
+        }
         is_mixed.then_some(len)
+    }
+
+    /// What the checksum of the next frame is over, beside its digest and its stamp.
+    fn variable(&self) -> Variable {
+        let (from, to) = self.route;
+        let number = self.mac as u16;
+        Variable::new(mac(to, number), mac(from, number), flow_port(self.flow))
     }
 
     /// Gives a frame the next addresses.
     fn vary(&mut self, words: &[AtomicU64], Addresses { macs, flows }: Addresses) {
-        let (from, to) = self.route;
-        let (destination, source) = (mac(to, self.mac as u16), mac(from, self.mac as u16));
-        let port = flow_port(self.flow);
-        store(words, 2, address_word(destination, source));
-        store(words, PORT_WORD, self.port_word | u64::from(port.to_be()) << 48);
-        self.variable = Variable::new(destination, source, port);
+        // Both addresses end with their number.
+        let number = u64::from((self.mac as u16).to_be());
+        store(words, 2, self.address_word | number | number << 48);
+        if flows > 1 {
+            let port = flow_port(self.flow);
+            store(words, PORT_WORD, self.port_word | u64::from(port.to_be()) << 48);
+        }
         // All addresses in turns, then all of them with the next flow.
         self.mac += 1;
         if self.mac >= macs {

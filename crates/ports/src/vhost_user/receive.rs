@@ -248,6 +248,7 @@ fn deliver(
     let mut took = delivered > 0;
     is_patient |= took;
     let (mut is_full, mut holds) = (false, false);
+    // As good as always there are no others.
     for index in selection.iter().skip(delivered) {
         if broken.is_some() {
             counters.drop(DropReason::ReceiverDown);
@@ -280,7 +281,9 @@ fn deliver(
             }
         }
     }
-    gather.write(burst, &mut counters.sent);
+    if !gather.gathered.is_empty() {
+        gather.write(burst, &mut counters.sent);
+    }
     scratch.budget = gather.budget;
     scratch.slices = recycle_writable(gather.slices);
     broken.map_or(Ok(Progress { took, is_full, holds }), Err)

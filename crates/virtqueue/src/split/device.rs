@@ -12,6 +12,9 @@ use crate::chain::{Pieces, Place, Readable, Visitor, Writable, table_entries, ta
 use crate::fields::{Fields, Mapped, RingMemory};
 use crate::{Chain, Direction, Piece, Single, Singles, Violation};
 
+/// Descriptors in a cache line.
+const DESCRIPTORS_IN_LINE: usize = 4;
+
 /// The device side of a split ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
     layout: Layout<M>,
@@ -142,12 +145,12 @@ impl<M: RingMemory> DeviceQueue<M> {
         };
         let most = singles.len().min(known);
         let singles = singles.get_mut(..most).unwrap_or_default();
-        // All descriptors are on their way before the first is waited for.
-        let mut next = self.next_available;
-        for _ in 0..singles.len() {
-            let head = self.layout.available.load(ENTRIES + next.slot(size), Ordering::Relaxed);
+        // All descriptors are on their way before the first is waited for. Neighbours are most often
+        // neighbours there too.
+        for ahead in (0..singles.len()).step_by(DESCRIPTORS_IN_LINE) {
+            let slot = self.next_available.advance(ahead as u16).slot(size);
+            let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
             self.layout.descriptors.prefetch(2 * usize::from(head));
-            next = next.advance(1);
         }
         let mut next = self.next_available;
         let mut count = 0;

@@ -7,7 +7,7 @@ use super::*;
 const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 
 fn mac(number: u64) -> MacAddress {
-    let [_, _, a, b, c, d, e, f] = number.to_be_bytes();
+    let [a, b, c, d, e, f, _, _] = number.to_le_bytes();
     MacAddress([a, b, c, d, e, f])
 }
 
