@@ -243,8 +243,11 @@ impl<'b> Burst<'b> {
             [only] => {
                 let copied = only.copy_to(record.bytes.get_mut(header_at..).unwrap_or_default());
                 let total = only.len();
-                *only = only.skip(copied);
-                body += u32::from(copied == total);
+                if copied == total {
+                    body += 1;
+                } else {
+                    *only = only.skip(copied);
+                }
                 (total, copied)
             }
             several => {
@@ -294,11 +297,22 @@ impl<'b> Burst<'b> {
         }
     }
 
-    /// Bytes of frame `index`, which must be one of this burst's, and what is left to do to it.
+    /// What is known of frame `index`, which must be one of this burst's, and the room for a header of
+    /// `header_len` bytes, at most [`HEADER_ROOM`], in front of it.
+    ///
+    /// The header is to be written well before [`Self::framed`] is copied: what was just stored in small
+    /// pieces cannot be loaded as a large one until all that was stored before has reached the cache, and
+    /// that may be another frame on its way to its receiver.
     #[inline(always)]
-    pub fn outline(&self, index: usize) -> (usize, Offload) {
-        let record = &self.records[index];
-        (record.len as usize, record.offload)
+    pub fn outline(&mut self, index: usize, header_len: usize) -> Outline<'_> {
+        let record = &mut self.records[index];
+        let start = HEADER_ROOM.saturating_sub(header_len);
+        Outline {
+            header: record.bytes.get_mut(start..HEADER_ROOM).unwrap_or_default(),
+            len: record.len as usize,
+            offload: &record.offload,
+            has_body: record.body_start < record.body_end,
+        }
     }
 
     /// Has the processor fetch the first `count` bytes of the body of frame `index`, if it has one, while
@@ -311,18 +325,6 @@ impl<'b> Burst<'b> {
         {
             first.prefetch(count);
         }
-    }
-
-    /// The room for a header of so many bytes, at most [`HEADER_ROOM`], in front of frame `index`, which
-    /// must be one of this burst's.
-    ///
-    /// To be written well before [`Self::framed`] is copied: what was just stored in small pieces cannot be
-    /// loaded as a large one until all that was stored before has reached the cache, and that may be
-    /// another frame on its way to its receiver.
-    #[inline(always)]
-    pub fn header_mut(&mut self, index: usize, header_len: usize) -> &mut [u8] {
-        let start = HEADER_ROOM.saturating_sub(header_len);
-        self.records[index].bytes.get_mut(start..HEADER_ROOM).unwrap_or_default()
     }
 
     /// Frame `index`, which must be one of this burst's, behind the header that was written there.
@@ -379,6 +381,18 @@ pub struct Frame<'a> {
     pub len: usize,
     /// What is left to do to it: a checksum to complete, a segmentation.
     pub offload: Offload,
+}
+
+/// What is known of a frame that is about to be sent on.
+pub struct Outline<'a> {
+    /// Room for the header that it is to have.
+    pub header: &'a mut [u8],
+    /// Bytes of the frame, without a header.
+    pub len: usize,
+    /// What is left to do to it.
+    pub offload: &'a Offload,
+    /// Not all of it is in the private head.
+    pub has_body: bool,
 }
 
 /// A frame behind a header.

@@ -44,7 +44,7 @@ pub use app::{App, Fault};
 pub use breath::Event;
 pub use burst::{
     BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
-    Outcomes, Selection,
+    Outcomes, Outline, Selection,
 };
 pub use counters::{Counters, DropReason, Traffic};
 pub use graph::{AppId, Graph, LinkError, Outputs};

@@ -48,13 +48,18 @@ pub(crate) fn prefetch_to_write(start: *const u8, len: usize) {
     });
 }
 
-/// Calls `each` with an address in each of the lines that these bytes are in.
+/// Calls `each` with an address in each of the lines that these bytes are in; with one of the last line,
+/// perhaps twice.
 #[inline(always)]
 fn each_line(start: *const u8, len: usize, mut each: impl FnMut(*const u8)) {
-    let before = start.addr() % LINE;
-    let mut at = 0;
-    while at < len + before && len > 0 {
-        each(start.wrapping_sub(before).wrapping_add(at));
+    if len == 0 {
+        return;
+    }
+    each(start);
+    let mut at = LINE;
+    while at < len {
+        each(start.wrapping_add(at));
         at += LINE;
     }
+    each(start.wrapping_add(len - 1));
 }

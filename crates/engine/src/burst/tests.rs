@@ -42,7 +42,9 @@ fn check(pieces: &[&[u8]], skip: usize) {
     push(&mut burst, &[&[3; 300]], 12);
     let header = [0x77; HEADER_ROOM];
     for header_len in [0, 1, 10, 12, HEADER_ROOM] {
-        burst.header_mut(index, header_len).fill(0x77);
+        let outline = burst.outline(index, header_len);
+        assert_eq!((outline.len, outline.has_body), (expected.len(), !rest.is_empty()));
+        outline.header.fill(0x77);
         let framed = burst.framed(index, header_len);
         assert_eq!(framed.front, [&header[..header_len], head].concat());
         assert_eq!(framed.len, expected.len());

@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Selection, Traffic};
+use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Outline, Selection, Traffic};
 use memory::{GuestMemory, Translator, WriteCursor, WriteSlice, recycle_writable};
 use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Single, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
@@ -373,9 +373,9 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let taken = self.queue.take_singles(Direction::Write, singles)?.count;
         let mut count = 0;
         for (index, Single { buffer, .. }) in selection.iter().zip(singles.iter().take(taken)) {
-            let (len, offload) = burst.outline(index);
+            let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
             let total = header_size + len;
-            let passes = offload == Offload::NONE || features.contains(offload.needs());
+            let passes = offload.is_none() || features.contains(offload.needs());
             let fits = offload.wire_len(len) <= frame_limit && total <= buffer.len as usize;
             if !passes || !fits {
                 break;
@@ -383,10 +383,12 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             let Some(slice) = self.translator.write_again(buffer.address, total as u32) else {
                 break;
             };
+            write_header(header, offload, 1);
+            if has_body {
+                burst.prefetch_body(index, AHEAD);
+            }
             slice.prefetch(AHEAD);
-            burst.prefetch_body(index, AHEAD);
             self.slices.push(slice);
-            write_header(burst.header_mut(index, header_size), offload, 1);
             count += 1;
         }
         if count < taken {
@@ -396,9 +398,9 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let mut written = Traffic::default();
         for (index, slice) in selection.iter().zip(&self.slices) {
             let Framed { front, body, len } = burst.framed(index, header_size);
-            let mut rest = slice.skip(slice.copy_from(front.into()));
+            let mut copied = slice.copy_from(front.into());
             for segment in body {
-                rest = rest.skip(rest.copy_from(*segment));
+                copied += slice.skip(copied).copy_from(*segment);
             }
             written.count(len);
         }
@@ -440,8 +442,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         if let Some(first) = self.slices.get(slices) {
             first.prefetch(AHEAD);
         }
-        let offload = frame.offload;
-        let header = burst.header_mut(index, self.shape.header_size);
+        let Outline { header, offload, .. } = burst.outline(index, self.shape.header_size);
         write_header(header, offload, self.chains.len() - before);
         Ok(())
     }
@@ -521,7 +522,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             sent.count(outgoing.len);
             let mut header = [0; NetHeader::SIZE];
             let header = header.get_mut(..self.shape.header_size).unwrap_or_default();
-            write_header(header, outgoing.offload, chains_of.len());
+            write_header(header, &outgoing.offload, chains_of.len());
             let len = header.len() + outgoing.len;
             let mut cursor = WriteCursor::new(slices_of);
             cursor.write((&*header).into());
@@ -572,8 +573,8 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
 
 /// Writes a virtio-net header, as long as the receiver's are, of a frame in so many chains.
 #[inline(always)]
-fn write_header(header: &mut [u8], offload: Offload, chains: usize) {
-    if offload == Offload::NONE
+fn write_header(header: &mut [u8], offload: &Offload, chains: usize) {
+    if offload.is_none()
         && let Some(header) = header.first_chunk_mut::<{ NetHeader::SIZE }>()
     {
         // As good as always, and known but for its end.

@@ -183,6 +183,13 @@ impl Offload {
     /// Nothing to do: the frame is complete.
     pub const NONE: Self = Self { checksum: None, segmentation: None };
 
+    /// Whether there is nothing to do.
+    #[inline]
+    pub fn is_none(&self) -> bool {
+        // Nothing is ever cut whose checksum need not be completed.
+        self.checksum.is_none()
+    }
+
     /// What the header in these bytes, as long as a sender's headers are, asks to be done to its frame of
     /// `frame_len` bytes. See [`NetHeader::offload`].
     #[inline]
@@ -242,6 +249,7 @@ impl Offload {
 
     /// Bytes of the longest frame that a frame of `frame_len` bytes becomes on a wire, whoever
     /// segments it. Options of TCP are not counted, as the frame is not read.
+    #[inline]
     pub fn wire_len(&self, frame_len: usize) -> usize {
         self.segmentation.map_or(frame_len, |segmentation| {
             frame_len.min(self.header_len() + usize::from(segmentation.size))
