@@ -29,9 +29,7 @@ pub struct Bridge {
     /// The ports that something goes out by, in the order of their first frames.
     used: Vec<usize>,
     /// Kept for its allocation.
-    asked: Vec<Question>,
-    /// The frames of a burst with a whole header.
-    whole: Selection,
+    runs: Vec<Run>,
     counters: Counters,
 }
 
@@ -43,8 +41,7 @@ impl Bridge {
             table: Arc::new(Table::new(key)),
             outputs: vec![Selection::default(); ports.into()],
             used: Vec::with_capacity(ports.into()),
-            asked: Vec::with_capacity(BURST),
-            whole: Selection::default(),
+            runs: Vec::with_capacity(BURST),
             counters: Counters::default(),
         }
     }
@@ -55,8 +52,7 @@ impl Bridge {
             table: self.table.clone(),
             outputs: vec![Selection::default(); self.outputs.len()],
             used: Vec::with_capacity(self.outputs.len()),
-            asked: Vec::with_capacity(BURST),
-            whole: Selection::default(),
+            runs: Vec::with_capacity(BURST),
             counters: Counters::default(),
         }
     }
@@ -70,17 +66,18 @@ impl Bridge {
     /// Decides where frames with these addresses go that come in by `input`, and learns where their
     /// sender is.
     #[inline]
-    fn decide(&self, input: usize, question: &Question, now: u32) -> Decision {
-        let Addresses { destination, source } = question.addresses;
+    fn decide(&self, input: usize, run: &Run, now: u32) -> Decision {
+        let Some(addresses) = run.addresses else { return Decision::Drop(DropReason::TooShort) };
+        let Addresses { destination, source } = addresses;
         if source.is_multicast() {
             return Decision::Drop(DropReason::BadSource);
         }
-        self.table.learn_at(question.source, input as PortNumber, now);
+        self.table.learn_at(run.source, input as PortNumber, now);
         if destination.is_reserved() {
             return Decision::Drop(DropReason::ReservedAddress);
         }
         if !destination.is_multicast()
-            && let Some(port) = self.table.find_at(question.destination, now)
+            && let Some(port) = self.table.find_at(run.destination, now)
         {
             let port = usize::from(port);
             let is_same = port == input;
@@ -115,12 +112,13 @@ impl Bridge {
 }
 
 /// Frames one behind the other with the same addresses, and where to look for those.
-struct Question {
-    addresses: Addresses,
+struct Run {
+    /// None when there is no whole header.
+    addresses: Option<Addresses>,
     source: Place,
     destination: Place,
-    /// How many.
-    frames: u8,
+    /// How many frames.
+    frames: usize,
 }
 
 /// Where a frame goes.
@@ -140,29 +138,25 @@ impl App for Bridge {
         outputs: &mut Outputs<'_>,
     ) {
         let now = (burst.now() / NANOSECONDS) as u32;
-        // All questions first, so that what the table knows is on its way before the first is answered.
-        let mut asked = std::mem::take(&mut self.asked);
+        // All runs first, so that what the table knows is on its way before the first is decided on.
+        let mut runs = std::mem::take(&mut self.runs);
         for index in selection.iter() {
-            let Some(addresses) = Addresses::parse(burst.head(index)) else {
-                self.counters.drop(DropReason::TooShort);
-                continue;
-            };
-            self.whole.push(index);
-            match asked.last_mut() {
-                // Frames of one conversation come in runs.
+            let addresses = Addresses::parse(burst.head(index));
+            match runs.last_mut() {
+                // Frames of one conversation come together.
                 Some(last) if last.addresses == addresses => last.frames += 1,
                 _ => {
-                    let source = self.table.place(addresses.source);
-                    let destination = self.table.place(addresses.destination);
-                    asked.push(Question { addresses, source, destination, frames: 1 });
+                    let Addresses { source, destination } = addresses.unwrap_or_default();
+                    let [source, destination] =
+                        [source, destination].map(|address| self.table.place(address));
+                    runs.push(Run { addresses, source, destination, frames: 1 });
                 }
             }
         }
-        let whole = std::mem::take(&mut self.whole);
-        let mut frames = whole.iter();
-        for question in asked.drain(..) {
-            let decision = self.decide(input, &question, now);
-            for index in frames.by_ref().take(question.frames.into()) {
+        let mut frames = selection.iter();
+        for run in &runs {
+            let decision = self.decide(input, run, now);
+            for index in frames.by_ref().take(run.frames) {
                 match decision {
                     Decision::To(port) => self.send(port, index),
                     Decision::Flood => self.flood(input, burst, index),
@@ -170,7 +164,8 @@ impl App for Bridge {
                 }
             }
         }
-        self.asked = asked;
+        runs.clear();
+        self.runs = runs;
         for port in self.used.drain(..) {
             if let Some(selection) = self.outputs.get_mut(port) {
                 outputs.push(port, burst, selection);

@@ -122,7 +122,7 @@ impl VlanTag {
 }
 
 /// Who a frame is for and who sent it: all that a bridge looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
     /// Who it is for.
     pub destination: MacAddress,
