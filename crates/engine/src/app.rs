@@ -17,8 +17,8 @@ pub type Fault = Box<dyn Error + Send + Sync>;
 pub trait App: Any + Send {
     /// Puts frames that came from outside into the burst, until it is full. They go out by output
     /// 0. Returns whether there was anything to do, frames or not: a worker with nothing to do
-    /// goes to sleep after a while, and an app with nothing to do for long is asked a little less
-    /// often until then.
+    /// goes to sleep after a while, and an app with nothing to do for long is asked in one breath
+    /// of four until then.
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         let _ = (lease, burst);
         false
@@ -40,8 +40,9 @@ pub trait App: Any + Send {
         outputs: &mut Outputs<'_>,
     );
 
-    /// Makes visible what this breath did, with one notification a ring at most. Called when the app
-    /// had something to do, pulled frames, or was given some. An error is a peer's fault: the app is down
+    /// Makes visible what was done, with one notification a ring at most. Called behind the turn of the
+    /// app that did it, or at the end of the breath if that is not the first time in it; and only when
+    /// the app had something to do, pulled frames, or was given some. An error is a peer's fault: the app is down
     /// from then on, and says so once.
     fn publish(&mut self) -> Result<(), Fault> {
         Ok(())
@@ -53,8 +54,8 @@ pub trait App: Any + Send {
     }
 
     /// When this app has to be called though nothing woke it, if it has to: asked before the worker
-    /// sleeps, in the time of [`Burst::now`]. `now` is the time of the last breath: whatever was due
-    /// by then was done in it.
+    /// sleeps, in the time of [`Burst::now`]. `now` is when it was asked last: whatever was due by then
+    /// was done.
     fn deadline(&self, now: u64) -> Option<u64> {
         let _ = now;
         None

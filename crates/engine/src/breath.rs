@@ -1,5 +1,5 @@
-//! One breath: pull, push, reclaim, publish. There is no thread here and no clock: the time is an
-//! argument.
+//! One breath: a turn for each app, which is pull, push, reclaim, publish. There is no thread here and no
+//! clock: the time is an argument.
 
 use crate::{App, AppId, Fault, Graph, Lease};
 
@@ -32,6 +32,7 @@ impl Graph {
         let ask_all = std::mem::take(&mut self.ask_all);
         self.breaths = self.breaths.wrapping_add(1);
         let mut busy = false;
+        self.worked = false;
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
         let order = (self.first..self.ids().count()).chain(0..self.first);
@@ -44,8 +45,9 @@ impl Graph {
             let mut burst = self.storage.begin(now, self.breaths);
             let is_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
             let is_empty = burst.is_empty();
-            self.note(id, is_busy || !is_empty);
+            self.note(id, now, is_busy || !is_empty);
             busy |= is_busy;
+            self.worked |= is_busy || !is_empty;
             if !is_empty {
                 // Behind the first one that has frames: an app gets no turns of idle ones before it.
                 if std::mem::take(&mut is_first) {
@@ -57,20 +59,34 @@ impl Graph {
             let finished = burst.finish();
             if !is_empty || !matches!(lease, Lease::Empty) {
                 self.call(id, |app| app.reclaim(finished.outcomes(), lease));
+                self.touch(id);
             }
             self.storage.keep(finished);
-            // Not at the end of the breath: a receiver can begin while the next app has its turn, and a
-            // lone frame does not wait for that.
-            while let Some(touched) = self.touched.pop() {
-                if let Some(Err(fault)) = self.call(touched, |app| app.publish()) {
-                    report(Event::Fault { app: touched, fault });
-                }
-            }
+            self.publish(false, &mut report);
         }
+        self.publish(true, &mut report);
         if self.has_failures() {
             self.report_failures(report);
         }
         busy
+    }
+
+    /// Has apps publish what was done since the last time. A receiver can begin while others have their
+    /// turns, and a lone frame does not wait for those. An app that has published in this breath already
+    /// waits for its end (`is_last`): so there are two publications at most, however many send to it.
+    fn publish(&mut self, is_last: bool, report: &mut impl FnMut(Event)) {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.retain(|id| {
+            if !is_last && !self.may_publish(*id) {
+                return true;
+            }
+            self.untouch(*id);
+            if let Some(Err(fault)) = self.call(*id, |app| app.publish()) {
+                report(Event::Fault { app: *id, fault });
+            }
+            false
+        });
+        self.touched = touched;
     }
 
     #[cold]
@@ -91,12 +107,16 @@ impl Graph {
         busy || self.has_failures()
     }
 
-    /// When an app has to be called at the latest, though nothing woke it. Deadlines up to `now`,
-    /// the time of the last breath, were met by that.
+    /// When an app has to be called at the latest, though nothing woke it; that may be over. Deadlines up
+    /// to when it was asked last, `now` at the latest, were met by that.
     pub(crate) fn deadline(&mut self, now: u64) -> Option<u64> {
-        let deadlines =
-            self.ids().filter_map(|id| self.call(id, |app| app.deadline(now)).flatten());
-        deadlines.filter(|deadline| *deadline > now).min()
+        let deadlines = self.ids().filter_map(|id| {
+            // Not every app was asked in the last breath.
+            let asked = self.asked(id).min(now);
+            let deadline = self.call(id, |app| app.deadline(asked)).flatten();
+            deadline.filter(|deadline| *deadline > asked)
+        });
+        deadlines.min()
     }
 
     pub(crate) fn disarm(&mut self) {

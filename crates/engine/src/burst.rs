@@ -29,8 +29,8 @@ pub const HEAD: usize = 128;
 /// words.
 pub const HEADER_ROOM: usize = 16;
 
-/// Segments from which on a burst takes no further frame: a bound on memory and time for senders
-/// that cut frames into crumbs.
+/// Segments from which on a burst takes no further frame of several: a bound on memory and time for
+/// senders that cut frames into crumbs.
 pub const ENOUGH_SEGMENTS: usize = 4096;
 
 /// What keeps a burst's memory alive while the burst is under way.
@@ -268,7 +268,9 @@ impl<'b> Burst<'b> {
             }
         };
         let len = total.saturating_sub(header_len);
-        let header = record.bytes.get(header_at..HEADER_ROOM).unwrap_or_default();
+        // Nothing of an earlier frame's, should there be less than a header.
+        let header_end = header_at + copied.min(header_len);
+        let header = record.bytes.get(header_at..header_end).unwrap_or_default();
         record.offload = offload(header, len)?;
         record.head_len = copied.saturating_sub(header_len) as u8;
         record.len = len as u32;

@@ -42,6 +42,12 @@ struct Slot {
     has_failed: bool,
     /// Breaths since it had something to do.
     idle: u32,
+    /// The time of the breath in which it was asked last.
+    asked: u64,
+    /// Something was done, by it or with it, that may have to be published.
+    is_touched: bool,
+    /// The breath in which it published last.
+    published: u32,
     /// Not reported yet.
     failure: Option<Failure>,
     outputs: Vec<Option<Target>>,
@@ -73,8 +79,10 @@ pub struct Graph {
     pub(crate) storage: Storage,
     /// The app whose turn it is to be first; the number of apps, if there are no more behind the last.
     pub(crate) first: usize,
-    /// The apps that may have something to publish, since one had its turn. Some may be in it twice.
+    /// The apps that may have something to publish.
     pub(crate) touched: Vec<AppId>,
+    /// An app had something to do in the last breath, or frames.
+    pub(crate) worked: bool,
     /// All apps are to be asked in the next breath: there was a sleep.
     pub(crate) ask_all: bool,
     /// Counted, and wraps.
@@ -99,10 +107,15 @@ impl Graph {
             app: Some(Box::new(app)),
             has_failed: false,
             idle: 0,
+            asked: 0,
+            is_touched: false,
+            published: 0,
             failure: None,
             outputs: Vec::new(),
             dark: Counters::default(),
         });
+        // Not on the busy path.
+        self.touched.reserve(self.slots.len());
         AppId(self.slots.len() - 1)
     }
 
@@ -162,16 +175,45 @@ impl Graph {
         !is_its_turn && self.slots.get(id.0).is_some_and(|slot| slot.idle >= IDLE)
     }
 
-    /// Takes note of whether an app had something to do, or frames.
+    /// Takes note of whether an app, which was asked at `now`, had something to do, or frames.
     #[inline]
-    pub(crate) fn note(&mut self, id: AppId, had_something: bool) {
+    pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool) {
         let Some(slot) = self.slots.get_mut(id.0) else { return };
+        slot.asked = now;
+        slot.idle = slot.idle.saturating_add(1);
         if had_something {
-            slot.idle = 0;
-            self.touched.push(id);
-        } else {
-            slot.idle = slot.idle.saturating_add(1);
+            self.touch(id);
         }
+    }
+
+    /// Takes note that an app may have something to publish, and be worth asking.
+    #[inline]
+    pub(crate) fn touch(&mut self, id: AppId) {
+        let Some(slot) = self.slots.get_mut(id.0) else { return };
+        slot.idle = 0;
+        if !std::mem::replace(&mut slot.is_touched, true) {
+            self.touched.push(id);
+        }
+    }
+
+    /// Whether an app has not published in this breath yet.
+    #[inline]
+    pub(crate) fn may_publish(&self, id: AppId) -> bool {
+        self.slots.get(id.0).is_some_and(|slot| slot.published != self.breaths)
+    }
+
+    /// Takes note that an app publishes.
+    #[inline]
+    pub(crate) fn untouch(&mut self, id: AppId) {
+        let breath = self.breaths;
+        if let Some(slot) = self.slots.get_mut(id.0) {
+            (slot.is_touched, slot.published) = (false, breath);
+        }
+    }
+
+    /// When an app was asked last.
+    pub(crate) fn asked(&self, id: AppId) -> u64 {
+        self.slots.get(id.0).map_or(0, |slot| slot.asked)
     }
 
     /// Calls an app, and catches its panic: the app is then taken out, and its links are dark.
@@ -211,10 +253,10 @@ impl Graph {
             slot.dark[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
+        self.touch(target.app);
         let Some(slot) = self.slots.get_mut(target.app.0) else {
             return;
         };
-        self.touched.push(target.app);
         // The app is out of its slot while it runs: a link that leads back to it is dark.
         let Some(mut app) = slot.app.take() else {
             let reason = if slot.has_failed { DropReason::AppFailed } else { DropReason::Loop };

@@ -25,8 +25,8 @@ use crate::{App, AppId, Event, Graph, Poller};
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
 
-/// Breaths without anything to do for which one look at the clock is good enough: it takes as long as one
-/// of them.
+/// Breaths in which nobody had anything, for which one look at the clock is good enough: it takes as long
+/// as one of them.
 const CLOCK_AGE: u32 = 8;
 
 /// What a worker does when there is nothing to do.
@@ -230,9 +230,14 @@ impl Worker {
             let busy = self.graph.breathe(now, &self.events);
             self.load.breaths += 1;
             self.load.busy_breaths += u64::from(busy);
+            if self.graph.worked {
+                age = CLOCK_AGE;
+            } else if age == 0 {
+                // Whoever shares the core with us may be a guest.
+                std::hint::spin_loop();
+            }
             if busy {
                 last_work = now;
-                age = CLOCK_AGE;
             } else if now - last_work >= spin.now {
                 if !self.graph.arm() {
                     self.load.sleeps += 1;

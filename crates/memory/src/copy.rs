@@ -3,7 +3,7 @@
 //! A guest changes its memory whenever it likes. For the compiler, an ordinary copy of such bytes
 //! would be a data race and so undefined behaviour; whatever it then assumes would be ours to
 //! suffer. The loads and stores here are inline assembly, which the compiler does not look into:
-//! what arrives is whatever was there. (Where the length is no whole number of vectors the last two
+//! what arrives is whatever was there. (Where the length is no whole number of vectors some of them
 //! overlap: those bytes are fetched and written twice, and the later ones stay.) Overlapping ranges
 //! are fine for the same reason: the result is garbage of the guest's making, no more.
 //!
@@ -43,7 +43,7 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
     /// Moves vectors at these distances from the start, and as many from the end.
     macro_rules! ends {
         ($($at:literal $from_end:literal),*) => {
-            // SAFETY: the distances are less than `len` by the size of a vector at least.
+            // SAFETY: each vector starts at 0 or behind it, and at `len - 16` at the latest.
             unsafe {
                 std::arch::asm!(
                     $(
@@ -107,6 +107,15 @@ unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
                     out("xmm5") _,
                     out("xmm6") _,
                     out("xmm7") _,
+                    // What comes last may clear the upper halves of all of them.
+                    out("xmm8") _,
+                    out("xmm9") _,
+                    out("xmm10") _,
+                    out("xmm11") _,
+                    out("xmm12") _,
+                    out("xmm13") _,
+                    out("xmm14") _,
+                    out("xmm15") _,
                     options(nostack)
                 );
             }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
 use rustix::fs::{Stat, fcntl_get_seals, fstat, fstatfs};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::sigbus;
 use crate::table::MapError;
@@ -89,9 +89,6 @@ impl Mapping {
         }
         .map_err(|error| MapError::Io("mmap", error.into()))?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(MapError::Overflow)?;
-        // SAFETY: a hint for the mapping that was just made, which changes nothing in it. Where shmem may
-        // have huge pages (shmem_enabled) addresses are found faster; hugetlbfs has them and refuses.
-        let _ = unsafe { madvise(base.as_ptr().cast(), base_size, Advice::LinuxHugepage) };
         let Some(guard) = sigbus::register(base.as_ptr().addr(), base_size, block as usize) else {
             // SAFETY: the mapping was made above and nothing else knows of it.
             let _ = unsafe { munmap(base.as_ptr().cast(), base_size) };

@@ -326,13 +326,14 @@ impl Window {
     /// A pointer to `address` and the bytes from there to the region's end, when it is inside.
     #[inline(always)]
     fn tail(&self, address: u64) -> Option<(NonNull<u8>, u64)> {
-        // An address in front of the region wraps around to one far behind it: sizes are at most
-        // MAX_SIZE, and a region's end fits the address space.
+        // An address in front of the region wraps around to one far behind it, because the region's end
+        // fits the address space.
         let offset = address.wrapping_sub(self.guest);
         if offset >= self.size {
             return None;
         }
-        // SAFETY: `offset` is inside of the mapping that starts at `start` and has `size` bytes.
+        // SAFETY: `offset` is inside of the mapping that starts at `start` and has `size` bytes: only
+        // `Region::window` makes one, and it lives no longer than its translator's borrow of the memory.
         let start = unsafe { self.start.add(offset as usize) };
         Some((start, self.size - offset))
     }
@@ -356,22 +357,34 @@ impl<'m> Translator<'m> {
         })
     }
 
-    /// The slice of `len` bytes at `address`, if that is one and in the region of the buffer before. If
-    /// not, [`Self::read`] knows more.
+    /// The slice of `len` bytes at `address`, if that is one, and not empty: what a buffer is as good as
+    /// always. If not, [`Self::read`] knows more.
     #[inline(always)]
-    pub fn read_again(&self, address: GuestAddress, len: u32) -> Option<ReadSlice<'m>> {
-        let start = self.last.whole(address, len)?;
+    pub fn read_whole(&mut self, address: GuestAddress, len: u32) -> Option<ReadSlice<'m>> {
+        let start = self.whole(address, len)?;
         // SAFETY: `whole` yields ranges inside a mapping that `'m` keeps alive.
         Some(unsafe { ReadSlice::new(start.as_ptr(), len as usize) })
     }
 
-    /// As [`Self::read_again`], for a buffer to be written.
+    /// As [`Self::read_whole`], for a buffer to be written.
     #[inline(always)]
-    pub fn write_again(&self, address: GuestAddress, len: u32) -> Option<WriteSlice<'m>> {
-        let start = self.last.whole(address, len)?;
+    pub fn write_whole(&mut self, address: GuestAddress, len: u32) -> Option<WriteSlice<'m>> {
+        let start = self.whole(address, len)?;
         // SAFETY: `whole` yields ranges inside a mapping that `'m` keeps alive, and no reference into
         // guest memory ever exists.
         Some(unsafe { WriteSlice::new(start.as_ptr(), len as usize) })
+    }
+
+    #[inline(always)]
+    fn whole(&mut self, address: GuestAddress, len: u32) -> Option<NonNull<u8>> {
+        self.last.whole(address, len).or_else(|| self.whole_elsewhere(address, len))
+    }
+
+    #[cold]
+    fn whole_elsewhere(&mut self, address: GuestAddress, len: u32) -> Option<NonNull<u8>> {
+        let region = self.memory.regions.get(self.memory.search(address.0)?)?;
+        self.last = region.window();
+        self.last.whole(address, len)
     }
 
     /// As [`Self::read`], for buffers to be written.

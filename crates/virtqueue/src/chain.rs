@@ -1,7 +1,7 @@
 //! Chains: what a device takes from a ring, whatever the ring's format.
 //!
-//! What is done for each chain is always inlined, all the way from the caller to the last descriptor:
-//! returning a chain, or a refusal, through memory takes as long as reading a descriptor.
+//! As good as always a chain is one buffer. Those are taken in runs, by loops that do nothing else
+//! ([`Single`]); all others one by one, by a [`Visitor`] that is shown their buffers.
 
 use std::fmt;
 

@@ -42,20 +42,12 @@ pub trait DeviceRing {
 
     /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
     /// many as `singles` has room for. It stops in front of any other chain, good or bad: that is for
-    /// [`Self::take_readable`] and [`Self::take_writable`].
+    /// [`DeviceQueue::take_readable`] and [`DeviceQueue::take_writable`].
     fn take_singles(
         &mut self,
         direction: Direction,
         singles: &mut [Single],
     ) -> Result<Singles, Violation>;
-
-    /// See [`DeviceQueue::take_readable`].
-    fn take_readable<'m>(
-        &mut self,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<ReadSlice<'m>>,
-    ) -> Result<Option<Chain>, Violation>;
 
     /// See [`DeviceQueue::take_writable`].
     fn take_writable<'m>(
@@ -90,16 +82,6 @@ macro_rules! device_ring {
                 singles: &mut [Single],
             ) -> Result<Singles, Violation> {
                 Self::take_singles(self, direction, singles)
-            }
-
-            #[inline(always)]
-            fn take_readable<'m>(
-                &mut self,
-                translator: &mut Translator<'m>,
-                limit: u32,
-                slices: &mut Vec<ReadSlice<'m>>,
-            ) -> Result<Option<Chain>, Violation> {
-                Self::take_readable(self, translator, limit, slices)
             }
 
             #[inline(always)]

@@ -111,6 +111,58 @@ fn an_app_is_asked_to_publish_what_there_may_be() {
 }
 
 #[test]
+fn however_many_send_to_an_app_it_publishes_twice_in_a_breath() {
+    let mut graph = Graph::new();
+    let sources = [1, 2, 3, 4].map(|frame| graph.add("source", Source::new([frame])));
+    let sink = graph.add("sink", Station::default());
+    for source in sources {
+        graph.link((source, 0), (sink, 0)).unwrap();
+    }
+    graph.breathe(0, |_| ());
+    assert_eq!(graph.get::<Station>(sink).unwrap().publications, 2);
+    // One sender is one publication, and the next breath begins anew.
+    for breath in 3..6 {
+        graph.get::<Source>(sources[1]).unwrap().frames.push_back(9);
+        graph.breathe(0, |_| ());
+        assert_eq!(graph.get::<Station>(sink).unwrap().publications, breath);
+    }
+}
+
+/// Has something to do at a certain time, and not before.
+struct Timer(u64, Counters);
+
+impl App for Timer {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn deadline(&self, _: u64) -> Option<u64> {
+        Some(self.0)
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.1
+    }
+}
+
+#[test]
+fn a_deadline_in_a_breath_without_a_turn_is_not_forgotten() {
+    let mut graph = Graph::new();
+    graph.add("timer", Timer(1000, Counters::default()));
+    for _ in 0..2 * crate::graph::IDLE {
+        graph.breathe(999, |_| ());
+    }
+    assert_eq!(graph.deadline(999), Some(1000));
+    // It is not asked in each of these.
+    let mut forgotten = 0;
+    for _ in 0..4 {
+        graph.breathe(1000, |_| ());
+        forgotten += usize::from(graph.deadline(1000).is_none());
+    }
+    assert!((1..4).contains(&forgotten), "met in its turn, and due before: {forgotten}");
+    graph.breathe(1000, |_| ());
+    assert_eq!(graph.deadline(1000), None, "it has had its turn");
+}
+
+#[test]
 fn idle_apps_are_asked_less_often_and_each_in_its_turn() {
     let mut graph = Graph::new();
     graph.add("busy", Station { is_busy: true, ..Station::default() });

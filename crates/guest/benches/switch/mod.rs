@@ -43,13 +43,16 @@ impl Guest {
         let start = GuestAddress(1 << 30);
         let layout = MemoryLayout::new(start, features, RING_SIZE, pairs);
         let shared = SharedMemory::create("bench", layout.size).expect("memory");
-        let memory = GuestMemory::map([RegionRequest {
-            guest: start,
-            size: layout.size,
-            front_end: FrontEndAddress(1 << 32),
+        let region = |guest: GuestAddress, size: u64| RegionRequest {
+            guest,
+            size,
+            front_end: FrontEndAddress(guest.0 + (1 << 32)),
             offset: 0,
             file: shared.as_fd().try_clone_to_owned().expect("a descriptor"),
-        }]);
+        };
+        // As in a virtual machine the first region is not the one that is used.
+        let low = region(GuestAddress(0), 4096);
+        let memory = GuestMemory::map([low, region(start, layout.size)]);
         let memory = Arc::new(memory.expect("a mapping"));
         let ring = |ring: RingLayout, start: u64| {
             let place = ring.places[0];

@@ -222,14 +222,3 @@ fn mappings_and_descriptors_are_given_back() {
     drop(kept);
     assert_eq!(count(), 0);
 }
-
-#[test]
-fn mappings_ask_for_huge_pages() {
-    let shared = SharedMemory::create("huge-pages", PAGE).unwrap();
-    let file = shared.as_fd().try_clone_to_owned().unwrap();
-    let _memory = GuestMemory::map([RegionRequest { file, ..request(0, PAGE, 0) }]).unwrap();
-    let mappings = std::fs::read_to_string("/proc/self/smaps").unwrap();
-    let (_, ours) = mappings.split_once("huge-pages").expect("our mapping");
-    let flags = ours.lines().find_map(|line| line.strip_prefix("VmFlags:")).expect("its flags");
-    assert!(flags.split(' ').any(|flag| flag == "hg"), "{flags}");
-}

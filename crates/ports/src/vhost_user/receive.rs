@@ -380,7 +380,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             if !passes || !fits {
                 break;
             }
-            let Some(slice) = self.translator.write_again(buffer.address, total as u32) else {
+            let Some(slice) = self.translator.write_whole(buffer.address, total as u32) else {
                 break;
             };
             write_header(header, offload, 1);
@@ -408,7 +408,8 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let used = singles.iter().zip(&self.slices);
         self.queue.give_all_back(used.map(|(single, slice)| (single.chain, slice.len() as u32)));
         self.slices.clear();
-        self.budget -= count;
+        // Those that were put back were read, too.
+        self.budget -= taken;
         Ok(count)
     }
 
@@ -499,7 +500,10 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         if delivery.wire_len() > self.shape.frame_limit {
             return Err(Undelivered::Dropped(DropReason::OverMtu));
         }
-        let gathered = delivery.try_each_len(|len| self.gather(0, len));
+        let gathered = delivery.try_each_len(|len| {
+            // Which frame it is does not matter: there is one.
+            self.gather(0, len)
+        });
         let is_cut = match gathered {
             Ok(()) => false,
             // The whole ring is in our hands: there is nothing to wait for.

@@ -134,7 +134,7 @@ impl Transmit {
         let places = self.rings.len();
         let first = self.turn % places.max(1);
         for place in (first..places).chain(0..first) {
-            if !plan.listen || self.taken.len() == BURST {
+            if !plan.listen || self.taken.len() == BURST || !intake.may_go_on() {
                 break;
             }
             let is_first = self.taken.len() == before;
@@ -311,7 +311,7 @@ fn take_singles<'m>(
     let mut count = 0;
     let mut goes_on = true;
     segments.extend(singles.iter().map(|Single { buffer, .. }| {
-        let slice = intake.translator.read_again(buffer.address, buffer.len);
+        let slice = intake.translator.read_whole(buffer.address, buffer.len);
         goes_on &= slice.is_some() && buffer.len <= intake.limit && bytes < BYTE_BUDGET;
         let slice = slice.unwrap_or(ReadSlice::EMPTY);
         slice.prefetch(ahead);
@@ -327,7 +327,8 @@ fn take_singles<'m>(
         is_other_next = true;
     }
     intake.bytes = bytes;
-    intake.descriptors += count;
+    // Those that are put back were read, too.
+    intake.descriptors += singles.len();
     Ok(Singles { count, is_other_next })
 }
 

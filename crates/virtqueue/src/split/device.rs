@@ -137,7 +137,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         direction: Direction,
         singles: &mut [Single],
     ) -> Result<Singles, Violation> {
-        let known = usize::from(self.available()?);
+        if usize::from(self.available.since(self.next_available)) < singles.len() {
+            self.refresh()?;
+        }
+        let known = usize::from(self.available.since(self.next_available));
         let size = self.size();
         let wanted = match direction {
             Direction::Read => 0,

@@ -187,6 +187,7 @@ impl Offload {
     #[inline]
     pub fn is_none(&self) -> bool {
         // Nothing is ever cut whose checksum need not be completed.
+        debug_assert!(self.checksum.is_some() || self.segmentation.is_none());
         self.checksum.is_none()
     }
 
