@@ -7,6 +7,9 @@
 //! which function an address was written in, and where that is inlined, is in the debugging information. So a chain ends
 //! at a compiled function, and that is called from `breathe`, in one way or another.
 //!
+//! A worker that polls is in its loop while nothing comes, and in each port's look whether there is something. That is in
+//! the figures of a frame as well, so they say what a frame takes only where the generator is the faster one.
+//!
 //! | module      | what it holds                                        |
 //! | ----------- | ---------------------------------------------------- |
 //! | [`samples`] | addresses, by `perf`                                 |
@@ -133,11 +136,11 @@ fn run(options: &Options) -> Result<()> {
         costs.nanoseconds,
         samples.len()
     );
-    println!("{title}\n\n{}\n{}", functions(&samples, &costs), stages(&chains, &costs));
     let svg = drawing::draw(&chains, &title, costs.cycles);
     let path = options.output.display();
     fs::write(&options.output, svg).with_context(|| format!("cannot write {path}"))?;
     eprintln!("written: {path}");
+    println!("{title}\n\n{}\n{}", functions(&samples, &costs), stages(&chains, &costs));
     Ok(())
 }
 

@@ -5,21 +5,21 @@
 //!
 //! | module         | what it holds                                                              |
 //! | -------------- | -------------------------------------------------------------------------- |
-//! | [`peers`]      | the first program                                                          |
-//! | [`flame`]      | the second one                                                             |
-//! | [`matrix`]     | what is measured: cases, switches, generators, and the names of all cells  |
-//! | [`means`]      | what there is to measure with, and what is left out for want of it         |
-//! | [`machine`]    | the machine and all versions                                               |
-//! | [`switches`]   | starts each switch                                                         |
-//! | [`generators`] | loads it                                                                   |
-//! | [`measure`]    | one case, one switch, one round                                            |
-//! | [`usage`]      | processor time and memory of a process                                     |
-//! | [`results`]    | raw results, kept in a JSON file from run to run                           |
-//! | [`statistics`] | medians and spreads                                                        |
-//! | [`report`]     | tables                                                                     |
-//! | [`targets`]    | what is wanted, and whether it is reached                                  |
-//! | [`drawings`]   | throughput over size, latency over load                                    |
-//! | [`interrupt`]  | Ctrl-C                                                                     |
+//! | `peers`        | the first program                                                          |
+//! | `flame`        | the second one                                                             |
+//! | `matrix`       | what is measured: cases, switches, generators, and the names of all cells  |
+//! | `means`        | what there is to measure with, and what is left out for want of it         |
+//! | `machine`      | the machine and all versions                                               |
+//! | `switches`     | starts each switch                                                         |
+//! | `generators`   | loads it                                                                   |
+//! | `measure`      | one case, one switch, one round                                            |
+//! | `usage`        | processor time and memory of a process                                     |
+//! | `results`      | raw results, kept in a JSON file from run to run                           |
+//! | `statistics`   | medians and spreads                                                        |
+//! | `report`       | tables                                                                     |
+//! | `targets`      | what is wanted, and whether it is reached                                  |
+//! | `drawings`     | throughput over size, latency over load                                    |
+//! | `interrupt`    | Ctrl-C                                                                     |
 
 mod drawings;
 mod flame;

@@ -12,7 +12,7 @@ const TOP: f64 = 60.0;
 /// What is less than this is not drawn.
 const LEAST: f64 = 0.005;
 /// About the width of a letter.
-const LETTER: f64 = 6.6;
+const LETTER: f64 = 7.2;
 /// Names of fewer letters say nothing.
 const LEAST_LETTERS: usize = 4;
 const ROOT: &str = "#d9d9d9";
@@ -105,7 +105,7 @@ impl Picture {
         let width = share * (WIDTH - 2.0 * MARGIN);
         let colour = COLOURS.iter().find(|(name, _)| *name == frame.krate());
         let colour = colour.map_or(ROOT, |(_, colour)| colour);
-        let (name, percent) = (&frame.name, 100.0 * share);
+        let (name, percent) = (frame.name.as_str(), 100.0 * share);
         let module = match frame.module.as_str() {
             "" => String::new(),
             module => format!(" (in {module})"),
@@ -113,7 +113,10 @@ impl Picture {
         let cycles = share * self.cycles;
         let title = format!("{name}{module}: {percent:.1} %, {cycles:.1} cycles a frame");
         self.drawing.rectangle((left, top), (width, HEIGHT), colour, &title);
-        let label = fit(&format!("{name} {percent:.1} %"), ((width - 8.0) / LETTER) as usize);
+        let letters = ((width - 8.0) / LETTER) as usize;
+        let labels = [name, frame.function()].map(|name| format!("{name} {percent:.1} %"));
+        let label = labels.into_iter().find(|label| label.chars().count() <= letters);
+        let label = label.or_else(|| fit(frame.function(), letters));
         if let Some(label) = label {
             self.drawing.text((left + 4.0, top + 15.0), "start", "black", &label);
         }
@@ -177,9 +180,9 @@ mod tests {
 
     #[test]
     fn labels_fit() {
-        assert_eq!(fit("pull 9 %", 8).as_deref(), Some("pull 9 %"));
-        assert_eq!(fit("pull 9 %", 6).as_deref(), Some("pull …"));
-        assert_eq!(fit("pull 9 %", 3), None);
-        assert_eq!(fit("pull 9 %", 0), None);
+        assert_eq!(fit("take_any", 8).as_deref(), Some("take_any"));
+        assert_eq!(fit("take_any", 6).as_deref(), Some("take_…"));
+        assert_eq!(fit("take_any", 4), None);
+        assert_eq!(fit("take_any", 0), None);
     }
 }

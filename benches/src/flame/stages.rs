@@ -61,11 +61,11 @@ impl Stage {
         } else if is_in("apps::") {
             Stage::Bridge
         } else if does(&["pull"]) {
-            // The head is taken by `Burst::push`, and a frame is made of it.
-            if does(&["make_frames", "frame"]) || is_in("engine::burst") {
+            // The head is fetched ahead by its slice and taken by `Burst::push`, and a frame is made of it.
+            let makes_frames = does(&["make_frames", "frame"]);
+            if makes_frames || is_in("engine::burst") || is_in("memory::slice") {
                 Stage::Heads
-            } else if is_in("memory::table") || is_in("memory::slice") || is_in("memory::prefetch")
-            {
+            } else if is_in("memory::table") {
                 Stage::Translation
             } else {
                 Stage::Descriptors
@@ -88,13 +88,14 @@ mod tests {
     fn chains_have_their_stage() {
         let pull = ("VhostUserPort::pull", "ports::vhost_user");
         let push = ("VhostUserPort::deliver", "ports::vhost_user");
-        let chains: [(&[(&str, &str)], Stage); 11] = [
+        let chains: [(&[(&str, &str)], Stage); 12] = [
             (&[pull, ("device::take_singles", "virtqueue::split::device")], Stage::Descriptors),
             (&[pull, ("table::read_again", "memory::table")], Stage::Translation),
             (
                 &[pull, ("burst::push", "engine::burst"), ("memory::copy", "memory::copy")],
                 Stage::Heads,
             ),
+            (&[pull, ("slice::prefetch", "memory::slice")], Stage::Heads),
             (&[("Bridge::push", "apps::bridge")], Stage::Bridge),
             (&[push, ("device::take_singles", "virtqueue::split::device")], Stage::Gather),
             (&[push, ("memory::copy", "memory::copy")], Stage::Copy),
