@@ -140,7 +140,7 @@ fn run(options: &Options) -> Result<()> {
     let path = options.output.display();
     fs::write(&options.output, svg).with_context(|| format!("cannot write {path}"))?;
     eprintln!("written: {path}");
-    println!("{title}\n\n{}\n{}", functions(&samples, &costs), stages(&chains, &costs));
+    println!("{title}\n\n{}\n{}", by_function(&samples, &costs), by_stage(&chains, &costs));
     Ok(())
 }
 
@@ -159,7 +159,7 @@ impl Costs {
 }
 
 /// The functions that the compiler made, and how much of the time each has.
-fn functions(samples: &[Sample], costs: &Costs) -> String {
+fn by_function(samples: &[Sample], costs: &Costs) -> String {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     for sample in samples {
         let name = shorten(&sample.symbol);
@@ -172,7 +172,7 @@ fn functions(samples: &[Sample], costs: &Costs) -> String {
     table("function", &rows, samples.len() as u64, costs)
 }
 
-fn stages(chains: &Chains, costs: &Costs) -> String {
+fn by_stage(chains: &Chains, costs: &Costs) -> String {
     let mut counts: BTreeMap<Stage, u64> = BTreeMap::new();
     for (chain, count) in chains {
         *counts.entry(Stage::of(chain)).or_default() += count;
@@ -204,20 +204,20 @@ mod tests {
         let sample =
             |symbol: &str| Sample { offset: Some(1), is_kernel: false, symbol: symbol.into() };
         let samples = ["a::b::pull", "a::b::push", "<a::B as c::D>::pull", "<a::B as e::F>::pull"];
-        let text = functions(&samples.map(sample), &COSTS);
+        let text = by_function(&samples.map(sample), &COSTS);
         let line = text.lines().nth(1).unwrap_or_default();
         assert_eq!(
             line.split_whitespace().collect::<Vec<_>>(),
             ["B::pull", "50.0", "%", "40.00", "100.0"]
         );
         let many: Vec<Sample> = (0..20).map(|number| sample(&format!("f{number}"))).collect();
-        assert_eq!(functions(&many, &COSTS).lines().count(), 1 + FUNCTIONS);
+        assert_eq!(by_function(&many, &COSTS).lines().count(), 1 + FUNCTIONS);
     }
 
     #[test]
     fn every_stage_has_its_line() {
         let bridge = vec![Frame::new("Bridge::push", "apps::bridge")];
-        let text = stages(&Chains::from([(bridge, 1), (Vec::new(), 3)]), &COSTS);
+        let text = by_stage(&Chains::from([(bridge, 1), (Vec::new(), 3)]), &COSTS);
         assert_eq!(text.lines().count(), 1 + Stage::ALL.len());
         assert!(text.contains("25.0 %     20.00      50.0"), "{text}");
         assert!(text.contains("75.0 %     60.00     150.0"), "{text}");
