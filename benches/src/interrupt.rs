@@ -3,6 +3,7 @@
 //! then ends the programs, and the next run gives the hugepages back.
 
 use std::fmt;
+use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 /// A signal is noticed within this time.
 const STEP: Duration = Duration::from_millis(50);
 /// What a shell says of a program that SIGINT ended.
-const STATUS: i32 = 130;
+const STATUS: u8 = 130;
 
 static CAME: AtomicBool = AtomicBool::new(false);
 
@@ -30,6 +31,11 @@ impl fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
+/// How an interrupted program ends.
+pub fn exit_code() -> ExitCode {
+    ExitCode::from(STATUS)
+}
+
 /// Waits for SIGINT and SIGTERM from now on.
 pub fn watch() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -44,7 +50,7 @@ pub fn watch() -> Result<()> {
                 _ = terminate.recv() => {}
             }
             if CAME.swap(true, Ordering::Relaxed) {
-                std::process::exit(STATUS);
+                std::process::exit(STATUS.into());
             }
             eprintln!("\nending: what was borrowed is given back (again, to end at once)");
         }

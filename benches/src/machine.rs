@@ -35,7 +35,7 @@ const PACKAGES: [(&str, &str); 5] = [
 impl Machine {
     /// This one.
     pub fn here(hugepages: String) -> Result<Machine> {
-        let text = fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+        let text = cpuinfo()?;
         let processor = field(&text, "model name").unwrap_or("unknown").to_owned();
         let memory = fs::read_to_string("/proc/meminfo")?;
         let kibibytes =
@@ -55,12 +55,21 @@ impl Machine {
             virtual_machine: text.contains("hypervisor"),
             memory: format!("{:.0} GiB", kibibytes / f64::from(1 << 20)),
             kernel: said("uname", &["--kernel-name", "--kernel-release"]),
-            frequency_hz: parse_frequency(&text).context("no BogoMIPS in /proc/cpuinfo")?,
+            frequency_hz: frequency_hz()?,
             hugepages,
             versions,
             date: said("date", &["--utc", "+%Y-%m-%d"]),
         })
     }
+}
+
+/// What the time stamp counter counts in a second.
+pub fn frequency_hz() -> Result<u64> {
+    parse_frequency(&cpuinfo()?).context("no BogoMIPS in /proc/cpuinfo")
+}
+
+fn cpuinfo() -> Result<String> {
+    fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")
 }
 
 /// Where the workspace is.

@@ -31,7 +31,6 @@ pub struct Means {
 impl Means {
     /// What is on this machine. What is missing is installed first, if we may and can.
     pub fn find(may_install: bool) -> Result<Means> {
-        let set = sched_getaffinity(None)?;
         let is_root = rustix::process::geteuid().is_root();
         let mut missing = missing_packages()?;
         if !missing.is_empty() && is_root && may_install {
@@ -48,7 +47,7 @@ impl Means {
         let guests = ["busybox-static", "iperf3", "linux-image-cloud-amd64", "qemu-system-x86"];
         Ok(Means {
             is_root,
-            cpus: (0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect(),
+            cpus: cpus()?,
             testpmd: has("dpdk-dev"),
             ovs: has("openvswitch-switch-dpdk"),
             guests: guests.into_iter().all(has),
@@ -104,6 +103,12 @@ impl Means {
             [] => [0, 0],
         }
     }
+}
+
+/// Processors that we may use.
+pub fn cpus() -> Result<Vec<usize>> {
+    let set = sched_getaffinity(None)?;
+    Ok((0..CpuSet::MAX_CPU).filter(|cpu| set.is_set(*cpu)).collect())
 }
 
 /// Hugepages for DPDK's own memory, as many as there are, or why there are none.

@@ -1,5 +1,5 @@
 //! Measurements as SVG drawings: a panel with two axes, and lines and points in it. `ringway bench --plot` draws with
-//! it, and so does the comparison with peers (`benches/`).
+//! it, and so do the programs of `benches/`: the comparison with peers, and the flame graph.
 
 use std::fmt::Write;
 
@@ -107,7 +107,24 @@ impl Drawing {
     pub fn text(&mut self, (x, y): (f64, f64), anchor: &str, colour: &str, text: &str) {
         let _ = writeln!(
             self.svg,
-            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{text}</text>"
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\" fill=\"{colour}\">{}</text>",
+            escape(text)
+        );
+    }
+
+    /// A box, with its upper left corner and its size, and `title`, which is shown to who points at it.
+    pub fn rectangle(
+        &mut self,
+        (x, y): (f64, f64),
+        (width, height): (f64, f64),
+        fill: &str,
+        title: &str,
+    ) {
+        let title = escape(title);
+        let _ = writeln!(
+            self.svg,
+            "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{fill}\" \
+             stroke=\"white\"><title>{title}</title></rect>"
         );
     }
 
@@ -116,6 +133,11 @@ impl Drawing {
         self.svg.push_str("</svg>\n");
         self.svg
     }
+}
+
+/// Words as XML has them.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// A number of at most six digits.
@@ -127,6 +149,19 @@ fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn words_are_no_markup() {
+        let mut drawing = Drawing::new(10.0, 10.0);
+        drawing.text((0.0, 0.0), "start", "black", "Vec<u8>");
+        drawing.rectangle((0.0, 1.0), (2.0, 3.0), "red", "a & b");
+        let svg = drawing.finish();
+        assert!(svg.contains(">Vec&lt;u8&gt;</text>"), "{svg}");
+        assert!(
+            svg.contains("height=\"3.0\"") && svg.contains("<title>a &amp; b</title>"),
+            "{svg}"
+        );
+    }
 
     #[test]
     fn values_lie_where_they_should() {

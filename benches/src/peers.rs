@@ -1,37 +1,6 @@
-//! ringway measured beside what its users would otherwise run: DPDK's testpmd, Open vSwitch with DPDK, and QEMU's taps
-//! with a bridge of Linux. The switch has one processor and the generator another, as `report.rs` tells in full.
-//!
-//! # How it works
-//!
-//! | module         | what it holds                                                              |
-//! | -------------- | -------------------------------------------------------------------------- |
-//! | [`matrix`]     | what is measured: cases, switches, generators, and the names of all cells  |
-//! | [`means`]      | what there is to measure with, and what is left out for want of it         |
-//! | [`machine`]    | the machine and all versions                                               |
-//! | [`switches`]   | starts each switch                                                         |
-//! | [`generators`] | loads it                                                                   |
-//! | [`measure`]    | one case, one switch, one round                                            |
-//! | [`usage`]      | processor time and memory of a process                                     |
-//! | [`results`]    | raw results, kept in a JSON file from run to run                           |
-//! | [`statistics`] | medians and spreads                                                        |
-//! | [`report`]     | tables                                                                     |
-//! | [`targets`]    | what is wanted, and whether it is reached                                  |
-//! | [`drawings`]   | throughput over size, latency over load                                    |
-//! | [`interrupt`]  | Ctrl-C                                                                     |
-
-mod drawings;
-mod generators;
-mod interrupt;
-mod machine;
-mod matrix;
-mod means;
-mod measure;
-mod report;
-mod results;
-mod statistics;
-mod switches;
-mod targets;
-mod usage;
+//! The program `peers`: ringway beside what its users would otherwise run: DPDK's testpmd, Open vSwitch with DPDK, and
+//! QEMU's taps with a bridge of Linux. The switch has one processor and the generator another, as `report.rs` tells in
+//! full.
 
 use std::fs;
 use std::io::{self, IsTerminal, Write};
@@ -43,13 +12,14 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use ringway_tests::binary;
 
-use interrupt::Interrupted;
-use machine::Machine;
-use matrix::{Case, Cell, Switch};
-use means::Means;
-use measure::Measurement;
-use results::{Results, Sample};
-use switches::Place;
+use crate::interrupt::Interrupted;
+use crate::machine::Machine;
+use crate::matrix::{Case, Cell, Switch};
+use crate::means::Means;
+use crate::measure::Measurement;
+use crate::results::{Results, Sample};
+use crate::switches::Place;
+use crate::{drawings, interrupt, machine, matrix, means, report};
 
 const ROUNDS: u32 = 5;
 const SECONDS: f64 = 2.0;
@@ -103,21 +73,20 @@ struct Options {
     results: Option<PathBuf>,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+/// How long something is measured.
+pub fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.1..=600.0).contains(seconds));
     seconds.ok_or_else(|| "expected seconds from 0.1 to 600".to_owned())
 }
 
-/// What a shell says of a program that SIGINT ended.
-const INTERRUPTED: u8 = 130;
-
-fn main() -> ExitCode {
+/// What the program does.
+pub fn main() -> ExitCode {
     match run(&Options::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) if error.is::<Interrupted>() => {
             eprintln!("interrupted: --resume goes on from here");
-            ExitCode::from(INTERRUPTED)
+            interrupt::exit_code()
         }
         Err(error) => {
             eprintln!("peers: {error:#}");
