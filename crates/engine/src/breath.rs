@@ -62,31 +62,27 @@ impl Graph {
                 self.touch(id);
             }
             self.storage.keep(finished);
-            self.publish(false, &mut report);
+            // A receiver can begin while others have their turns, and a lone frame does not wait for
+            // those.
+            while let Some(touched) = self.touched.pop() {
+                self.publish(touched, &mut report);
+            }
         }
-        self.publish(true, &mut report);
+        while let Some(late) = self.late.pop() {
+            self.publish(late, &mut report);
+        }
         if self.has_failures() {
             self.report_failures(report);
         }
         busy
     }
 
-    /// Has apps publish what was done since the last time. A receiver can begin while others have their
-    /// turns, and a lone frame does not wait for those. An app that has published in this breath already
-    /// waits for its end (`is_last`): so there are two publications at most, however many send to it.
-    fn publish(&mut self, is_last: bool, report: &mut impl FnMut(Event)) {
-        let mut touched = std::mem::take(&mut self.touched);
-        touched.retain(|id| {
-            if !is_last && !self.may_publish(*id) {
-                return true;
-            }
-            self.untouch(*id);
-            if let Some(Err(fault)) = self.call(*id, |app| app.publish()) {
-                report(Event::Fault { app: *id, fault });
-            }
-            false
-        });
-        self.touched = touched;
+    /// Has an app publish.
+    fn publish(&mut self, id: AppId, report: &mut impl FnMut(Event)) {
+        self.untouch(id);
+        if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
+            report(Event::Fault { app: id, fault });
+        }
     }
 
     #[cold]

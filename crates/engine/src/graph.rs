@@ -79,8 +79,11 @@ pub struct Graph {
     pub(crate) storage: Storage,
     /// The app whose turn it is to be first; the number of apps, if there are no more behind the last.
     pub(crate) first: usize,
-    /// The apps that may have something to publish.
+    /// The apps that may have something to publish, behind this turn.
     pub(crate) touched: Vec<AppId>,
+    /// Those that did so in this breath already, and do it at its end: so there are two publications in a
+    /// breath at most, however many send to one app.
+    pub(crate) late: Vec<AppId>,
     /// An app had something to do in the last breath, or frames.
     pub(crate) worked: bool,
     /// All apps are to be asked in the next breath: there was a sleep.
@@ -116,6 +119,7 @@ impl Graph {
         });
         // Not on the busy path.
         self.touched.reserve(self.slots.len());
+        self.late.reserve(self.slots.len());
         AppId(self.slots.len() - 1)
     }
 
@@ -192,14 +196,9 @@ impl Graph {
         let Some(slot) = self.slots.get_mut(id.0) else { return };
         slot.idle = 0;
         if !std::mem::replace(&mut slot.is_touched, true) {
-            self.touched.push(id);
+            let is_late = slot.published == self.breaths;
+            if is_late { &mut self.late } else { &mut self.touched }.push(id);
         }
-    }
-
-    /// Whether an app has not published in this breath yet.
-    #[inline]
-    pub(crate) fn may_publish(&self, id: AppId) -> bool {
-        self.slots.get(id.0).is_some_and(|slot| slot.published != self.breaths)
     }
 
     /// Takes note that an app publishes.

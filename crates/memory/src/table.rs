@@ -145,12 +145,22 @@ impl Region {
 /// address. A change of memory makes a new table that shares the unchanged mappings.
 pub struct GuestMemory {
     regions: Box<[Region]>,
+    /// The largest region, where most buffers are: translators begin there.
+    largest: Window,
 }
 
 impl GuestMemory {
     /// No memory at all.
     pub fn empty() -> Self {
-        Self { regions: Box::new([]) }
+        Self::of(Vec::new())
+    }
+
+    /// A table of these regions, which were checked.
+    fn of(regions: Vec<Region>) -> Self {
+        let nowhere = Window { guest: 0, size: 0, start: NonNull::dangling() };
+        let largest = regions.iter().max_by_key(|region| region.size());
+        let largest = largest.map_or(nowhere, Region::window);
+        Self { regions: regions.into_boxed_slice(), largest }
     }
 
     /// Maps a whole table, as SET_MEM_TABLE gives it.
@@ -217,7 +227,7 @@ impl GuestMemory {
         })?;
         let mut regions = self.regions.to_vec();
         regions.remove(at);
-        Ok(Self { regions: regions.into_boxed_slice() })
+        Ok(Self::of(regions))
     }
 
     fn checked(mut regions: Vec<Region>) -> Result<Self, MapError> {
@@ -238,7 +248,7 @@ impl GuestMemory {
                 return Err(MapError::GuestOverlap(GuestAddress(pair[1].guest)));
             }
         }
-        Ok(Self { regions: regions.into_boxed_slice() })
+        Ok(Self::of(regions))
     }
 
     /// Regions in the table.
@@ -288,8 +298,7 @@ impl GuestMemory {
 
     /// A translator, to resolve many buffers.
     pub fn translator(&self) -> Translator<'_> {
-        let nowhere = Window { guest: 0, size: 0, start: NonNull::dangling() };
-        Translator { memory: self, last: self.regions.first().map_or(nowhere, Region::window) }
+        Translator { memory: self, last: self.largest }
     }
 
     /// The index of the region that holds `address`.
@@ -307,13 +316,19 @@ pub struct Translator<'m> {
     last: Window,
 }
 
-/// What of a region is looked at for each buffer, side by side.
+/// What of a region is looked at for each buffer, side by side. Points into a mapping that whoever keeps
+/// it keeps alive.
 #[derive(Clone, Copy)]
 struct Window {
     guest: u64,
     size: u64,
     start: NonNull<u8>,
 }
+
+// SAFETY: the pointer is into a mapping, which any thread may use: see `Mapping`.
+unsafe impl Send for Window {}
+// SAFETY: as above.
+unsafe impl Sync for Window {}
 
 impl Window {
     /// A pointer to `address`, when `len` bytes from there are inside, and not none.
