@@ -7,7 +7,7 @@
 //! ```
 //!
 //! All of it is one file, cut into three regions: the borders lie inside of the first buffer areas
-//! of the first two rings, at odd addresses.
+//! of the first two rings, at odd addresses. Or it is cut into many: see [`Guest::in_stripes`].
 //!
 //! What is done to a ring without naming it is done to the first pair.
 
@@ -303,7 +303,7 @@ pub struct Guest {
     name: String,
     file: OwnedFd,
     size: u64,
-    borders: [u64; 2],
+    borders: Vec<u64>,
     pub features: Features,
     pub cut: Cut,
     pub receive: Ring,
@@ -319,6 +319,33 @@ impl Guest {
 
     /// A guest with so many queue pairs.
     pub fn with_pairs(pairs: usize, features: Features, cut: Cut, ring_size: u16) -> Self {
+        let borders = |receive: &Places, transmit: &Places| {
+            vec![receive.areas + BORDER, transmit.areas + BORDER]
+        };
+        Self::with_borders(pairs, features, cut, ring_size, borders)
+    }
+
+    /// A guest of one pair whose buffer areas have a region of memory each, so that no buffer is in the
+    /// same one as the buffer before.
+    pub fn in_stripes(features: Features, cut: Cut, ring_size: u16) -> Self {
+        let borders = |receive: &Places, transmit: &Places| {
+            let areas = |places: &Places| {
+                let places = *places;
+                (0..ring_size).map(move |number| places.area(number.into()))
+            };
+            areas(receive).chain(areas(transmit)).collect()
+        };
+        Self::with_borders(1, features, cut, ring_size, borders)
+    }
+
+    /// A guest whose memory is cut into regions at `borders` of the first pair's rings.
+    fn with_borders(
+        pairs: usize,
+        features: Features,
+        cut: Cut,
+        ring_size: u16,
+        borders: impl Fn(&Places, &Places) -> Vec<u64>,
+    ) -> Self {
         let mut end = BASE;
         let mut next = || {
             let places = Places::new(end, ring_size);
@@ -328,11 +355,11 @@ impl Guest {
         let (receive, transmit) = (next(), next());
         let further: Vec<Places> = (2..2 * pairs).map(|_| next()).collect();
         let size = end - BASE;
-        let borders = [receive.areas + BORDER, transmit.areas + BORDER];
+        let borders = borders(&receive, &transmit);
         let name = format!("guest {}", next_start());
         let file = memfd_create(&name, MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, size).unwrap();
-        let memory = Arc::new(map(&file, size, borders));
+        let memory = Arc::new(map(&file, size, &borders));
         Self {
             receive: Ring::new(&memory, receive, ring_size, features),
             transmit: Ring::new(&memory, transmit, ring_size, features),
@@ -352,7 +379,7 @@ impl Guest {
 
     /// The device, as a back end would hand it over, with its own view of the memory.
     pub fn device(&self) -> Device {
-        let memory = Arc::new(map(&self.file, self.size, self.borders));
+        let memory = Arc::new(map(&self.file, self.size, &self.borders));
         let rings = (0..self.rings()).map(|number| self.ring(number));
         let rings = rings.map(|ring| ring.setup(&memory, self.features)).collect();
         Device { memory, features: self.features, rings }
@@ -656,10 +683,10 @@ impl Guest {
     }
 }
 
-fn map(file: &OwnedFd, size: u64, borders: [u64; 2]) -> GuestMemory {
-    let ends = [borders[0], borders[1], BASE + size];
-    let starts = [BASE, borders[0], borders[1]];
-    GuestMemory::map(starts.into_iter().zip(ends).map(|(start, end)| RegionRequest {
+fn map(file: &OwnedFd, size: u64, borders: &[u64]) -> GuestMemory {
+    let starts = std::iter::once(BASE).chain(borders.iter().copied());
+    let ends = borders.iter().copied().chain([BASE + size]);
+    GuestMemory::map(starts.zip(ends).map(|(start, end)| RegionRequest {
         guest: GuestAddress(start),
         size: end - start,
         front_end: FrontEndAddress(FRONT_END + start),
