@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use wire::virtio::{Features, NetHeader};
 
-use crate::guest::{Cut, Guest};
+use crate::guest::{Cut, Guest, RECEIVE, Regions, TRANSMIT};
 use crate::segments::{KINDS, Packet, SENDS_ALL, TAKES_ALL};
 use crate::world::{MODERN, World, frame};
 
@@ -32,6 +32,14 @@ fn flavours() -> impl Iterator<Item = Features> {
         let chosen = (0..3).filter(|bit| bits >> bit & 1 == 1);
         chosen.fold(Features::INDIRECT_DESC, |features, bit| features | choices[bit])
     })
+}
+
+/// How memory is cut: of the sender, and of the receiver.
+const WHOLE: [Regions; 2] = [Regions::One; 2];
+const HALVES: [Regions; 2] = [Regions::Halves(TRANSMIT), Regions::Halves(RECEIVE)];
+
+fn guest(features: Features, regions: Regions) -> Guest {
+    Guest::with_regions(regions, 1, features, Cut::Whole, ENTRIES)
 }
 
 /// What is sent. Lengths are of a frame without its header, or of a payload.
@@ -265,11 +273,7 @@ impl Model {
 }
 
 /// Tries so many mixtures for each flavour.
-fn in_every_order(
-    cases: u32,
-    receiver: Features,
-    guest: fn(features: Features, cut: Cut, ring_size: u16) -> Guest,
-) {
+fn in_every_order(cases: u32, receiver: Features, regions: [Regions; 2]) {
     for (number, flavour) in flavours().enumerate() {
         // Packed rings came with VERSION_1.
         if flavour.contains(Features::RING_PACKED) && !receiver.contains(Features::VERSION_1) {
@@ -284,8 +288,8 @@ fn in_every_order(
         let items = prop::collection::vec((item(), cut()), 1..100);
         TestRunner::new(config)
             .run(&(items, buffers(), 0..2usize), |(items, buffers, limited)| {
-                let [sender, receiver] = [SENDS_ALL, receiver]
-                    .map(|features| guest(features | flavour, Cut::Whole, ENTRIES));
+                let sender = guest(SENDS_ALL | flavour, regions[0]);
+                let receiver = guest(receiver | flavour, regions[1]);
                 Model::new(sender, receiver, limited, buffers).run(&items);
                 Ok(())
             })
@@ -295,32 +299,38 @@ fn in_every_order(
 
 #[test]
 fn a_mixture_arrives_in_order_where_everything_has_to_be_worked_on() {
-    in_every_order(24, MODERN, Guest::new);
+    in_every_order(24, MODERN, WHOLE);
 }
 
 #[test]
 fn a_mixture_arrives_in_order_where_nothing_has_to_be_worked_on() {
-    in_every_order(24, MODERN | TAKES_ALL, Guest::new);
+    in_every_order(24, MODERN | TAKES_ALL, WHOLE);
 }
 
 #[test]
 fn a_mixture_arrives_in_order_where_buffers_cannot_be_merged() {
-    in_every_order(24, Features::VERSION_1, Guest::new);
+    in_every_order(24, Features::VERSION_1, WHOLE);
 }
 
 #[test]
 fn a_mixture_arrives_in_order_in_large_buffers_that_cannot_be_merged() {
-    in_every_order(24, Features::VERSION_1 | TAKES_ALL, Guest::new);
+    in_every_order(24, Features::VERSION_1 | TAKES_ALL, WHOLE);
 }
 
 #[test]
 fn a_mixture_arrives_in_order_behind_legacy_headers() {
-    in_every_order(24, Features::NONE, Guest::new);
+    in_every_order(24, Features::NONE, WHOLE);
 }
 
 #[test]
 fn a_mixture_arrives_in_order_though_each_buffer_is_in_another_region() {
-    in_every_order(10, MODERN, Guest::in_stripes);
+    in_every_order(8, MODERN, [Regions::Stripes; 2]);
+}
+
+#[test]
+fn a_mixture_arrives_in_order_though_some_buffers_are_in_another_region() {
+    in_every_order(24, MODERN, HALVES);
+    in_every_order(24, MODERN | TAKES_ALL, [Regions::Borders; 2]);
 }
 
 /// Frames of so many bytes, each another one.
@@ -328,19 +338,17 @@ fn frames(count: usize, len: usize) -> Vec<Vec<u8>> {
     (0..count).map(|seed| frame(0, 1, len, seed)).collect()
 }
 
-/// Two guests of one flavour: with buffers that can be merged or not, in one region or each in its own.
+/// Two guests of one flavour: with buffers that can be merged or not, in one region or in others.
 fn worlds() -> impl Iterator<Item = World> {
-    let guests = [Guest::new, Guest::in_stripes];
+    let memory = [WHOLE, HALVES, [Regions::Borders; 2], [Regions::Stripes; 2]];
+    let pairs = move |flavour, receiver| {
+        memory.map(|[sends, receives]| {
+            World::pair([guest(MODERN | flavour, sends), guest(receiver | flavour, receives)])
+        })
+    };
     let receivers = [MODERN, Features::VERSION_1];
     flavours().flat_map(move |flavour| {
-        receivers.into_iter().flat_map(move |receiver| {
-            guests.map(|guest| {
-                World::pair([
-                    guest(MODERN | flavour, Cut::Whole, ENTRIES),
-                    guest(receiver | flavour, Cut::Whole, ENTRIES),
-                ])
-            })
-        })
+        receivers.into_iter().flat_map(move |receiver| pairs(flavour, receiver))
     })
 }
 

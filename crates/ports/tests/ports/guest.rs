@@ -7,7 +7,7 @@
 //! ```
 //!
 //! All of it is one file, cut into three regions: the borders lie inside of the first buffer areas
-//! of the first two rings, at odd addresses. Or it is cut into many: see [`Guest::in_stripes`].
+//! of the first two rings, at odd addresses. Or it is not cut, or into halves, or into many: see [`Regions`].
 //!
 //! What is done to a ring without naming it is done to the first pair.
 
@@ -106,6 +106,35 @@ impl Cut {
             Self::Mixed if !ring.is_packed => Form::Indirect(2.min(ring.size - 1)),
             Self::Mixed if number.is_multiple_of(2) => Form::Indirect(0),
             _ => Form::Direct,
+        }
+    }
+}
+
+/// How a guest's memory is cut into regions. Who translates addresses looks first where the buffer before
+/// was, and to begin with in the first region.
+#[derive(Clone, Copy, Debug)]
+pub enum Regions {
+    /// Not at all.
+    One,
+    /// In the first buffer area of each ring.
+    Borders,
+    /// In the middle of a ring's buffer areas: those in front are in the first region.
+    Halves(usize),
+    /// At each buffer area: none is where the one before is.
+    Stripes,
+}
+
+impl Regions {
+    fn borders(self, receive: &Places, transmit: &Places, ring_size: u32) -> Vec<u64> {
+        let places = [receive, transmit];
+        match self {
+            Self::One => Vec::new(),
+            Self::Borders => places.map(|places| places.areas + BORDER).into(),
+            Self::Halves(ring) => vec![places[ring].area(ring_size / 2) + BORDER],
+            Self::Stripes => places
+                .into_iter()
+                .flat_map(|places| (0..ring_size).map(|number| places.area(number)))
+                .collect(),
         }
     }
 }
@@ -319,32 +348,16 @@ impl Guest {
 
     /// A guest with so many queue pairs.
     pub fn with_pairs(pairs: usize, features: Features, cut: Cut, ring_size: u16) -> Self {
-        let borders = |receive: &Places, transmit: &Places| {
-            vec![receive.areas + BORDER, transmit.areas + BORDER]
-        };
-        Self::with_borders(pairs, features, cut, ring_size, borders)
+        Self::with_regions(Regions::Borders, pairs, features, cut, ring_size)
     }
 
-    /// A guest of one pair whose buffer areas have a region of memory each, so that no buffer is in the
-    /// same one as the buffer before.
-    pub fn in_stripes(features: Features, cut: Cut, ring_size: u16) -> Self {
-        let borders = |receive: &Places, transmit: &Places| {
-            let areas = |places: &Places| {
-                let places = *places;
-                (0..ring_size).map(move |number| places.area(number.into()))
-            };
-            areas(receive).chain(areas(transmit)).collect()
-        };
-        Self::with_borders(1, features, cut, ring_size, borders)
-    }
-
-    /// A guest whose memory is cut into regions at `borders` of the first pair's rings.
-    fn with_borders(
+    /// A guest with so many queue pairs, whose memory is cut like this.
+    pub fn with_regions(
+        regions: Regions,
         pairs: usize,
         features: Features,
         cut: Cut,
         ring_size: u16,
-        borders: impl Fn(&Places, &Places) -> Vec<u64>,
     ) -> Self {
         let mut end = BASE;
         let mut next = || {
@@ -355,7 +368,7 @@ impl Guest {
         let (receive, transmit) = (next(), next());
         let further: Vec<Places> = (2..2 * pairs).map(|_| next()).collect();
         let size = end - BASE;
-        let borders = borders(&receive, &transmit);
+        let borders = regions.borders(&receive, &transmit, ring_size.into());
         let name = format!("guest {}", next_start());
         let file = memfd_create(&name, MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, size).unwrap();
