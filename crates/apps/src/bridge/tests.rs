@@ -358,6 +358,14 @@ fn addresses_are_learned_within_a_burst() {
     assert_eq!(net.drops(DropReason::SamePort), 1);
 }
 
+/// Ports of a bridge on which frames come in runs.
+const PORTS: usize = 4;
+
+/// Runs of frames that a station sends: from whom, to whom, how many, and which of them are cut short.
+fn runs() -> impl Strategy<Value = Vec<(u8, u8, usize, u16)>> {
+    prop::collection::vec((0u8..6, 0u8..9, 1usize..20, any::<u16>()), 1..15)
+}
+
 proptest! {
     /// The whole bridge against what the standard says.
     #[test]
@@ -381,5 +389,72 @@ proptest! {
             expected.retain(|other| *other != port);
             prop_assert_eq!(net.send(port, frame(destination, source)), expected);
         }
+    }
+
+    /// Runs of frames of one conversation, interleaved with others and with frames that are too short:
+    /// each is treated as if it were alone, and they stay in order.
+    #[test]
+    fn frames_in_runs_are_treated_as_if_each_were_alone(
+        turns in prop::collection::vec((0..PORTS, runs()), 1..6),
+    ) {
+        let mut net = Net::new(PORTS as u16);
+        let mut learned: HashMap<MacAddress, usize> = HashMap::new();
+        let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); PORTS];
+        let mut drops: HashMap<&str, u64> = HashMap::new();
+        let mut number = 0u32;
+        for (port, runs) in turns {
+            for (source, destination, count, short) in runs {
+                let source = if source == 5 { address("01:00:5e:00:00:01") } else { host(source) };
+                let destination = match destination {
+                    6 => MacAddress::BROADCAST,
+                    7 => address("01:80:c2:00:00:03"),
+                    // Nobody is ever heard from there.
+                    8 => host(99),
+                    known => host(known),
+                };
+                for at in 0..count {
+                    number += 1;
+                    let mut frame = frame_of(destination, source, &number.to_le_bytes());
+                    let is_short = short >> (at % 16) & 1 == 1;
+                    if is_short {
+                        frame.truncate(usize::from(short) % 14);
+                    }
+                    net.station(port).to_send.push_back(frame.clone());
+                    // One after the other, as if each were alone.
+                    let mut drop = |reason: DropReason| {
+                        *drops.entry(reason.name()).or_default() += 1;
+                    };
+                    if is_short {
+                        drop(DropReason::TooShort);
+                        continue;
+                    }
+                    if source.is_multicast() {
+                        drop(DropReason::BadSource);
+                        continue;
+                    }
+                    learned.insert(source, port);
+                    if destination.is_reserved() {
+                        drop(DropReason::ReservedAddress);
+                        continue;
+                    }
+                    match learned.get(&destination) {
+                        Some(to) if *to == port => drop(DropReason::SamePort),
+                        Some(to) => expected[*to].push(frame),
+                        None => (0..PORTS)
+                            .filter(|to| *to != port)
+                            .for_each(|to| expected[to].push(frame.clone())),
+                    }
+                }
+            }
+            while !net.station(port).to_send.is_empty() {
+                net.breathe();
+            }
+        }
+        for (port, expected) in expected.iter().enumerate() {
+            prop_assert_eq!(&net.station(port).received, expected, "at port {}", port);
+        }
+        let counters = net.graph.counters(net.bridge);
+        let counted = counters.drops().map(|(reason, count)| (reason.name(), count)).collect();
+        prop_assert_eq!(drops, counted);
     }
 }

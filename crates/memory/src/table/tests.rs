@@ -81,6 +81,114 @@ fn zero_bytes_need_no_valid_address() {
     assert_eq!(read(&adjacent(), u64::MAX, 0), Ok(vec![]));
 }
 
+/// Asks both ways whether these bytes are all in the region that was used last, and that they are the
+/// same ones then.
+#[track_caller]
+fn is_found_again(translator: &Translator<'_>, address: u64, len: u32) -> bool {
+    let address = GuestAddress(address);
+    let what = format!("{len} bytes at {address}");
+    let (read, written) =
+        (translator.read_again(address, len), translator.write_again(address, len));
+    assert_eq!(read.is_some(), written.is_some(), "{what}");
+    let (Some(read), Some(written)) = (read, written) else { return false };
+    assert_eq!((read.len(), written.len()), (len as usize, len as usize), "{what}");
+    // From the first to the last of them.
+    let bytes: Vec<u8> = (0..len).map(|at| (at * 7 + at / 251) as u8 ^ len as u8).collect();
+    assert_eq!(written.copy_from(bytes.as_slice().into()), bytes.len());
+    let mut copied = vec![0; bytes.len()];
+    assert_eq!(read.copy_to(&mut copied), bytes.len());
+    assert!(copied == bytes, "{what}");
+    let mut slices = Vec::new();
+    translator.clone().read(address, len, &mut slices).unwrap();
+    let mut copied = vec![0; bytes.len()];
+    assert_eq!(slices[0].copy_to(&mut copied), bytes.len());
+    assert!(copied == bytes, "{what}: where they are for everybody");
+    true
+}
+
+#[test]
+fn only_what_is_all_in_the_last_region_is_found_again() {
+    const TOP: u64 = u64::MAX - PAGE;
+    let memory = GuestMemory::map([
+        request(0, PAGE, 0x100_0000),
+        request(0x1_0000, PAGE, 0x700_0000),
+        request(0x1_1000, PAGE, 0x500_0000),
+        request(TOP, PAGE, 0x900_0000),
+    ])
+    .unwrap();
+    let all = PAGE as u32;
+    for start in [0, 0x1_0000, 0x1_1000, TOP] {
+        let mut translator = memory.translator();
+        let end = start + PAGE;
+        translator.read(GuestAddress(start + 100), 1, &mut Vec::new()).unwrap();
+        for (address, len) in [
+            (start, 1),
+            (start, all - 1),
+            (start, all),
+            (start + 1, all - 1),
+            (start + 1000, 1500),
+            (end - 2, 2),
+            (end - 1, 1),
+        ] {
+            assert!(is_found_again(&translator, address, len), "{len} bytes at {address:#x}");
+        }
+        let before = start.wrapping_sub(1);
+        for (address, len) in [
+            // Nothing is nowhere.
+            (start, 0),
+            (end - 1, 0),
+            (end, 0),
+            (before, 0),
+            // In front of it, and into it from there.
+            (before, 1),
+            (before, 2),
+            (before, all + 1),
+            (before, u32::MAX),
+            (start.wrapping_sub(PAGE), all),
+            (start.wrapping_sub(PAGE), 2 * all),
+            // Behind it, and out of it.
+            (end - 1, 2),
+            (end - 1, u32::MAX),
+            (end, 1),
+            (end, all),
+            (start, all + 1),
+            (start + 1, all),
+            (start, u32::MAX),
+            // As far away as can be, from where a sum would wrap around.
+            (start.wrapping_add(1 << 63), 1),
+            (u64::MAX, 1),
+            (u64::MAX, 2),
+            (u64::MAX, u32::MAX),
+            (end.wrapping_sub(1 << 32), u32::MAX),
+        ] {
+            assert!(!is_found_again(&translator, address, len), "{len} bytes at {address:#x}");
+        }
+    }
+}
+
+#[test]
+fn the_region_used_last_is_where_the_last_buffer_ended() {
+    let memory = adjacent();
+    let mut translator = memory.translator();
+    let found = |translator: &Translator<'_>| {
+        [0x1_0000, 0x1_1000].map(|start| is_found_again(translator, start + 10, 10))
+    };
+    assert_eq!(found(&translator), [true, false], "to begin with, the first");
+    let mut read = |address, len| {
+        let result = translator.read(GuestAddress(address), len, &mut Vec::new());
+        (result.is_ok(), found(&translator))
+    };
+    assert_eq!(read(0x1_0FFF, 2), (true, [false, true]), "across");
+    assert_eq!(read(0x1_0FFF, 1), (true, [true, false]));
+    assert_eq!(read(0x1_1000, 0), (true, [true, false]), "no bytes are nowhere");
+    assert_eq!(read(0x1_1FFF, 1), (true, [false, true]));
+    assert_eq!(read(0x1_2000, 1), (false, [false, true]), "a fault finds nothing");
+    let none = GuestMemory::empty();
+    for (address, len) in [(0, 0), (0, 1), (u64::MAX, 1), (u64::MAX, u32::MAX)] {
+        assert!(!is_found_again(&none.translator(), address, len));
+    }
+}
+
 #[test]
 fn regions_are_checked_against_overflow_overlap_and_the_file() {
     let map = |request| GuestMemory::map([request]).err().unwrap();

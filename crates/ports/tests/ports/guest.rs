@@ -7,7 +7,7 @@
 //! ```
 //!
 //! All of it is one file, cut into three regions: the borders lie inside of the first buffer areas
-//! of the first two rings, at odd addresses.
+//! of the first two rings, at odd addresses. Or it is not cut, or into halves, or into many: see [`Regions`].
 //!
 //! What is done to a ring without naming it is done to the first pair.
 
@@ -106,6 +106,35 @@ impl Cut {
             Self::Mixed if !ring.is_packed => Form::Indirect(2.min(ring.size - 1)),
             Self::Mixed if number.is_multiple_of(2) => Form::Indirect(0),
             _ => Form::Direct,
+        }
+    }
+}
+
+/// How a guest's memory is cut into regions. Who translates addresses looks first where the buffer before
+/// was, and to begin with in the first region.
+#[derive(Clone, Copy, Debug)]
+pub enum Regions {
+    /// Not at all.
+    One,
+    /// In the first buffer area of each ring.
+    Borders,
+    /// In the middle of a ring's buffer areas: those in front are in the first region.
+    Halves(usize),
+    /// At each buffer area: none is where the one before is.
+    Stripes,
+}
+
+impl Regions {
+    fn borders(self, receive: &Places, transmit: &Places, ring_size: u32) -> Vec<u64> {
+        let places = [receive, transmit];
+        match self {
+            Self::One => Vec::new(),
+            Self::Borders => places.map(|places| places.areas + BORDER).into(),
+            Self::Halves(ring) => vec![places[ring].area(ring_size / 2) + BORDER],
+            Self::Stripes => places
+                .into_iter()
+                .flat_map(|places| (0..ring_size).map(|number| places.area(number)))
+                .collect(),
         }
     }
 }
@@ -303,7 +332,7 @@ pub struct Guest {
     name: String,
     file: OwnedFd,
     size: u64,
-    borders: [u64; 2],
+    borders: Vec<u64>,
     pub features: Features,
     pub cut: Cut,
     pub receive: Ring,
@@ -319,6 +348,17 @@ impl Guest {
 
     /// A guest with so many queue pairs.
     pub fn with_pairs(pairs: usize, features: Features, cut: Cut, ring_size: u16) -> Self {
+        Self::with_regions(Regions::Borders, pairs, features, cut, ring_size)
+    }
+
+    /// A guest with so many queue pairs, whose memory is cut like this.
+    pub fn with_regions(
+        regions: Regions,
+        pairs: usize,
+        features: Features,
+        cut: Cut,
+        ring_size: u16,
+    ) -> Self {
         let mut end = BASE;
         let mut next = || {
             let places = Places::new(end, ring_size);
@@ -328,11 +368,11 @@ impl Guest {
         let (receive, transmit) = (next(), next());
         let further: Vec<Places> = (2..2 * pairs).map(|_| next()).collect();
         let size = end - BASE;
-        let borders = [receive.areas + BORDER, transmit.areas + BORDER];
+        let borders = regions.borders(&receive, &transmit, ring_size.into());
         let name = format!("guest {}", next_start());
         let file = memfd_create(&name, MemfdFlags::CLOEXEC).unwrap();
         ftruncate(&file, size).unwrap();
-        let memory = Arc::new(map(&file, size, borders));
+        let memory = Arc::new(map(&file, size, &borders));
         Self {
             receive: Ring::new(&memory, receive, ring_size, features),
             transmit: Ring::new(&memory, transmit, ring_size, features),
@@ -352,7 +392,7 @@ impl Guest {
 
     /// The device, as a back end would hand it over, with its own view of the memory.
     pub fn device(&self) -> Device {
-        let memory = Arc::new(map(&self.file, self.size, self.borders));
+        let memory = Arc::new(map(&self.file, self.size, &self.borders));
         let rings = (0..self.rings()).map(|number| self.ring(number));
         let rings = rings.map(|ring| ring.setup(&memory, self.features)).collect();
         Device { memory, features: self.features, rings }
@@ -656,10 +696,10 @@ impl Guest {
     }
 }
 
-fn map(file: &OwnedFd, size: u64, borders: [u64; 2]) -> GuestMemory {
-    let ends = [borders[0], borders[1], BASE + size];
-    let starts = [BASE, borders[0], borders[1]];
-    GuestMemory::map(starts.into_iter().zip(ends).map(|(start, end)| RegionRequest {
+fn map(file: &OwnedFd, size: u64, borders: &[u64]) -> GuestMemory {
+    let starts = std::iter::once(BASE).chain(borders.iter().copied());
+    let ends = borders.iter().copied().chain([BASE + size]);
+    GuestMemory::map(starts.zip(ends).map(|(start, end)| RegionRequest {
         guest: GuestAddress(start),
         size: end - start,
         front_end: FrontEndAddress(FRONT_END + start),

@@ -4,6 +4,7 @@ mod allocation;
 mod announce;
 mod backpressure;
 mod blocking;
+mod bursts;
 mod crew;
 mod delivery;
 mod double_fetch;

@@ -13,7 +13,7 @@ use wire::virtio::{Features, NetHeader};
 use crate::guest::{CUTS, Cut, Guest, Received};
 use crate::world::{MODERN, World, mac};
 
-const SENDS_ALL: Features = Features::VERSION_1
+pub const SENDS_ALL: Features = Features::VERSION_1
     .union(Features::INDIRECT_DESC)
     .union(Features::CSUM)
     .union(Features::HOST_TSO4)
@@ -21,7 +21,7 @@ const SENDS_ALL: Features = Features::VERSION_1
     .union(Features::HOST_ECN)
     .union(Features::HOST_USO);
 
-const TAKES_ALL: Features = Features::GUEST_CSUM
+pub const TAKES_ALL: Features = Features::GUEST_CSUM
     .union(Features::GUEST_TSO4)
     .union(Features::GUEST_TSO6)
     .union(Features::GUEST_ECN)
@@ -35,7 +35,7 @@ const FORMATS: [Features; 2] = [Features::NONE, Features::RING_PACKED];
 const RING: u16 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Tcp4,
     /// With ECN.
     Tcp4Ecn,
@@ -46,7 +46,7 @@ enum Kind {
     Udp6,
 }
 
-const KINDS: [Kind; 6] =
+pub const KINDS: [Kind; 6] =
     [Kind::Tcp4, Kind::Tcp4Ecn, Kind::Tcp6, Kind::Tcp6Extended, Kind::Udp4, Kind::Udp6];
 
 const IDENTIFICATION: u16 = 0xffff;
@@ -102,16 +102,16 @@ impl Kind {
 }
 
 /// A frame as its sender leaves it.
-struct Packet {
+pub struct Packet {
     kind: Kind,
     tags: usize,
-    header: NetHeader,
-    frame: Vec<u8>,
+    pub header: NetHeader,
+    pub frame: Vec<u8>,
     payload: Vec<u8>,
 }
 
 impl Packet {
-    fn new(kind: Kind, tags: usize, payload: usize) -> Self {
+    pub fn new(kind: Kind, tags: usize, payload: usize) -> Self {
         let payload: Vec<u8> =
             (0..payload as u32).map(|n| (n.wrapping_mul(0x9E37_79B1) >> 23) as u8).collect();
         let link: PacketBuilderStep<Ethernet2Header> = PacketBuilder::ethernet2(mac(0), mac(1));
@@ -156,12 +156,12 @@ impl Packet {
         Self { kind, tags, header, frame, payload }
     }
 
-    fn send(&self, guest: &mut Guest) {
+    pub fn send(&self, guest: &mut Guest) {
         guest.send_with(self.header, &self.frame);
     }
 
     /// Segments that this makes.
-    fn count(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self.header.gso_type {
             NetHeader::GSO_NONE => 1,
             _ => self.payload.len().div_ceil(self.header.gso_size.into()).max(1),
@@ -170,7 +170,7 @@ impl Packet {
 
     /// Checks that these are the segments of this frame.
     #[track_caller]
-    fn check(&self, received: &[Received]) {
+    pub fn check(&self, received: &[Received]) {
         let Self { kind, tags, payload, .. } = self;
         let what = format!("{kind:?} behind {tags} tags, {} bytes", payload.len());
         assert_eq!(received.len(), self.count(), "{what}");

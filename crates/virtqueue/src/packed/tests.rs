@@ -6,3 +6,4 @@ mod in_order;
 mod layout;
 mod notification;
 mod ring;
+mod singles;

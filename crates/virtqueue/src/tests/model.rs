@@ -15,10 +15,14 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use wire::virtio::Features;
 
 use super::bed::{Bed, PACKED, SPLIT, fill, gather};
-use crate::{Buffer, Chain, DeviceQueue, DriverQueue, Form, Full, Used};
+use crate::{
+    Buffer, Chain, DeviceQueue, DeviceRing, DriverQueue, Form, Full, Piece, Single, Singles, Used,
+};
 
 /// Most buffers in a chain; what an indirect table of the fixture holds.
 const MOST_BUFFERS: u32 = 6;
+/// Chains one behind the other that are of one buffer each, and then as many that need not be.
+const RUN: u32 = 5;
 /// Most bytes in a buffer; a whole chain fits a buffer area.
 const MOST_BYTES: u32 = 40;
 /// What a buffer holds before the device writes to it.
@@ -85,6 +89,15 @@ impl Flavour {
             Form::Direct => count,
             Form::Indirect(direct) => count.min(usize::from(direct) + 1),
         }
+    }
+
+    /// Whether a chain of `count` buffers is one descriptor that holds its buffer itself.
+    fn is_single(self, token: u32, count: usize) -> bool {
+        let direct = match self.form(token) {
+            Form::Direct => count,
+            Form::Indirect(direct) => direct.into(),
+        };
+        count == 1 && direct >= 1
     }
 
     /// How far a place moves on by a chain of this many descriptors.
@@ -247,7 +260,9 @@ impl<'r> World<'r> {
     pub fn add(&mut self) -> bool {
         let token = self.next_token;
         let random = token.wrapping_mul(0x85EB_CA6B) ^ (token >> 3);
-        let count = (1 + (random >> 8) % MOST_BUFFERS).min(self.flavour.size.into());
+        // Chains of one buffer come in runs.
+        let most = if (token / RUN).is_multiple_of(2) { 1 } else { MOST_BUFFERS };
+        let count = (1 + (random >> 8) % most).min(self.flavour.size.into());
         let lens: Vec<u32> =
             (0..count).map(|index| (random >> (index + 3)) % (MOST_BYTES + 1)).collect();
         let descriptors = self.flavour.descriptors(token, lens.len());
@@ -285,6 +300,10 @@ impl<'r> World<'r> {
             }
         };
         offer.lens.iter().map(place).collect()
+    }
+
+    fn is_single(&self, offer: &Offer) -> bool {
+        self.flavour.is_single(offer.token, offer.lens.len())
     }
 
     pub fn publish(&mut self) {
@@ -338,6 +357,56 @@ impl<'r> World<'r> {
         true
     }
 
+    /// Takes chains of one buffer each, at most `most`, and what was taken is what would have been taken
+    /// one by one.
+    pub fn take_singles(&mut self, most: usize) {
+        if self.known == 0 {
+            let available = self.between(self.taken, self.published);
+            // A packed ring is looked at in one place.
+            self.known = if self.flavour.is_packed() { available.min(1) } else { available };
+        }
+        let expected = self.available.iter().take_while(|offer| self.is_single(offer)).count();
+        // A split ring says how many there are, and what it said last is enough for now.
+        let seen = match self.flavour.is_packed() {
+            true => self.available.len(),
+            false => self.known as usize,
+        };
+        let count = expected.min(most).min(seen);
+        let is_other_next = count < most.min(seen);
+
+        let (direction, others) = match self.flavour.direction {
+            Direction::Transmit => (crate::Direction::Read, crate::Direction::Write),
+            Direction::Receive => (crate::Direction::Write, crate::Direction::Read),
+        };
+        let mut singles = vec![Single::NONE; most];
+        let none = self.singles(others, &mut singles);
+        assert_eq!(
+            none,
+            Singles { count: 0, is_other_next: most.min(seen) > 0 },
+            "of the other kind"
+        );
+        assert_eq!(self.singles(direction, &mut singles), Singles { count, is_other_next });
+        singles.truncate(count);
+        let chains: Vec<Chain> = singles.iter().map(|single| single.chain).collect();
+        for (single, offer) in singles.iter().zip(&self.available) {
+            let Buffer { address, len, .. } = self.chain(offer)[0];
+            assert_eq!(single.buffer, Piece { address, len });
+        }
+        // The same once more, in the usual way.
+        self.device.untake(&chains);
+        let before = self.held.len();
+        assert!((0..count).all(|_| self.take()));
+        assert!(self.held.iter().skip(before).map(|(_, chain)| chain).eq(&chains));
+    }
+
+    fn singles(&mut self, direction: crate::Direction, singles: &mut [Single]) -> Singles {
+        match &mut self.device {
+            DeviceQueue::Split(queue) => DeviceRing::take_singles(queue, direction, singles),
+            DeviceQueue::Packed(queue) => DeviceRing::take_singles(queue, direction, singles),
+        }
+        .unwrap()
+    }
+
     /// Reads a held chain once more.
     pub fn read_again(&mut self, choice: u8) {
         if self.flavour.direction == Direction::Receive || self.fresh == 0 {
@@ -355,19 +424,33 @@ impl<'r> World<'r> {
 
     /// Gives some chain back; false when none is held.
     pub fn give_back(&mut self, choice: u8) -> bool {
+        let chain = self.let_go(choice);
+        if let Some((chain, written)) = chain {
+            self.device.give_back(chain, written);
+        }
+        chain.is_some()
+    }
+
+    /// Gives several chains back at once.
+    pub fn give_all_back(&mut self, count: usize, choice: u8) {
+        let chains: Vec<_> = (0..count).map_while(|_| self.let_go(choice)).collect();
+        self.device.give_all_back(chains.into_iter());
+    }
+
+    /// Some chain that is to be given back, and what was written to it; none when none is held.
+    fn let_go(&mut self, choice: u8) -> Option<(Chain, u32)> {
         let count = self.held.len();
         if count == 0 {
-            return false;
+            return None;
         }
         let at = if self.flavour.is_in_order() { 0 } else { choose(choice, count) };
         self.untakeable = self.untakeable.min(count - 1 - at);
         self.fresh = 0;
         let (offer, chain) = self.held.remove(at).expect("chosen among them");
         let written = offer.written(self.flavour.direction);
-        self.device.give_back(chain, written);
         self.given = self.advance(self.given, self.flavour.entries(offer.descriptors));
         self.given_back.push_back(offer);
-        true
+        Some((chain, written))
     }
 
     pub fn untake(&mut self, count: usize) {
@@ -498,8 +581,10 @@ enum Step {
     Add(Amount),
     Publish,
     Take(Amount),
+    TakeSingles(Amount),
     ReadAgain(u8),
     GiveBack(Amount, u8),
+    GiveAllBack(Amount, u8),
     Untake(Amount),
     PublishUsed,
     Reap(Amount),
@@ -521,9 +606,11 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => amount().prop_map(Step::Add),
         3 => Just(Step::Publish),
-        4 => amount().prop_map(Step::Take),
+        3 => amount().prop_map(Step::Take),
+        3 => amount().prop_map(Step::TakeSingles),
         1 => any::<u8>().prop_map(Step::ReadAgain),
-        4 => (amount(), any::<u8>()).prop_map(|(amount, choice)| Step::GiveBack(amount, choice)),
+        3 => (amount(), any::<u8>()).prop_map(|(amount, choice)| Step::GiveBack(amount, choice)),
+        3 => (amount(), any::<u8>()).prop_map(|(amount, choice)| Step::GiveAllBack(amount, choice)),
         1 => amount().prop_map(Step::Untake),
         3 => Just(Step::PublishUsed),
         4 => amount().prop_map(Step::Reap),
@@ -549,8 +636,10 @@ fn run(world: &mut World<'_>, step: Step) {
         Step::Add(amount) => _ = times(amount).all(|_| world.add()),
         Step::Publish => world.publish(),
         Step::Take(amount) => _ = times(amount).all(|_| world.take()),
+        Step::TakeSingles(amount) => world.take_singles(times(amount).len()),
         Step::ReadAgain(choice) => world.read_again(choice),
         Step::GiveBack(amount, choice) => _ = times(amount).all(|_| world.give_back(choice)),
+        Step::GiveAllBack(amount, choice) => world.give_all_back(times(amount).len(), choice),
         Step::Untake(amount) => world.untake(times(amount).len()),
         Step::PublishUsed => world.publish_used(),
         Step::Reap(amount) => _ = times(amount).all(|_| world.reap()),

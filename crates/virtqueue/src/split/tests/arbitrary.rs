@@ -19,7 +19,7 @@ use crate::fields::Fields;
 use crate::split::layout::{ENTRIES, INDEX};
 use crate::split::{DeviceQueue, DriverQueue, Layout};
 use crate::tests::bed::{fill, map};
-use crate::{Buffer, Chain, Form, IndirectTables, Violation};
+use crate::{Buffer, Chain, Direction, Form, IndirectTables, Single, Singles, Violation};
 
 const START: u64 = 0x1000;
 /// Bytes of memory: ring areas, tables and buffers lie over each other as they like.
@@ -126,8 +126,10 @@ enum Step {
     Scribble(u16, u64),
     TakeReadable(u32),
     TakeWritable(u32),
+    TakeSingles(usize, Direction),
     Pieces(usize),
     GiveBack(usize, u32),
+    GiveAllBack(usize, u32),
     Untake(u16),
     Publish,
     EnableKicks,
@@ -142,8 +144,13 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(at, random)| Step::Scribble(at, random)),
         6 => limit().prop_map(Step::TakeReadable),
         3 => limit().prop_map(Step::TakeWritable),
+        3 => (0usize..9, any::<bool>()).prop_map(|(most, is_read)| {
+            Step::TakeSingles(most, if is_read { Direction::Read } else { Direction::Write })
+        }),
         1 => any::<usize>().prop_map(Step::Pieces),
         4 => (any::<usize>(), any::<u32>()).prop_map(|(at, written)| Step::GiveBack(at, written)),
+        2 => (0usize..9, any::<u32>())
+            .prop_map(|(count, written)| Step::GiveAllBack(count, written)),
         1 => (0u16..4).prop_map(Step::Untake),
         3 => Just(Step::Publish),
         1 => Just(Step::EnableKicks),
@@ -177,6 +184,7 @@ fn check(size: u16, limit: u32, lens: &[usize], taken: Result<Option<Chain>, Vio
 #[derive(Default)]
 struct Findings {
     chains: usize,
+    singles: usize,
     kinds: HashSet<Discriminant<Violation>>,
 }
 
@@ -214,6 +222,23 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
                 // Over the ring itself, perhaps.
                 fill(&slices, &vec![0x01; lens.iter().sum::<usize>().min(8)]);
             }
+            Step::TakeSingles(most, direction) => {
+                let mut singles = vec![Single::NONE; most];
+                match device.take_singles(direction, &mut singles) {
+                    Ok(Singles { count, is_other_next }) => {
+                        held.extend(singles.iter().take(count).map(|single| single.chain));
+                        untakeable += count;
+                        findings.singles += count;
+                        findings.chains += count;
+                        if is_other_next {
+                            let mut translator = memory.translator();
+                            taken = device.take_readable(&mut translator, 4096, &mut Vec::new());
+                            assert_ne!(taken, Ok(None), "there is another chain, or what is wrong");
+                        }
+                    }
+                    Err(violation) => taken = Err(violation),
+                }
+            }
             Step::Pieces(at) => {
                 if !held.is_empty() {
                     let (chain, mut pieces) = (held[at % held.len()], Vec::new());
@@ -227,6 +252,11 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
                     untakeable = untakeable.min(held.len() - 1 - at);
                     device.give_back(held.remove(at), written);
                 }
+            }
+            Step::GiveAllBack(count, written) => {
+                let count = count.min(held.len());
+                device.give_all_back(held.drain(..count).map(|chain| (chain, written)));
+                untakeable = untakeable.min(held.len());
             }
             Step::Untake(count) => {
                 let count = untakeable.min(count.into());
@@ -271,8 +301,9 @@ fn device_survives_any_memory() {
         })
         .unwrap();
     // Otherwise the test would test little more than the first check.
-    let Findings { chains, kinds } = findings.into_inner();
+    let Findings { chains, singles, kinds } = findings.into_inner();
     assert!(chains > 500, "only {chains} chains were taken");
+    assert!(singles > 100, "only {singles} singles were taken");
     assert_eq!(kinds.len(), 10, "every violation of a driver");
 }
 
