@@ -360,13 +360,16 @@ impl<'r> World<'r> {
     /// Takes chains of one buffer each, at most `most`, and what was taken is what would have been taken
     /// one by one.
     pub fn take_singles(&mut self, most: usize) {
-        if self.known == 0 {
-            let available = self.between(self.taken, self.published);
+        let available = self.between(self.taken, self.published);
+        match self.flavour.is_packed() {
             // A packed ring is looked at in one place.
-            self.known = if self.flavour.is_packed() { available.min(1) } else { available };
+            true if self.known == 0 => self.known = available.min(1),
+            true => {}
+            // What a split ring said last is enough, or it is asked again.
+            false if (self.known as usize) < most => self.known = available,
+            false => {}
         }
         let expected = self.available.iter().take_while(|offer| self.is_single(offer)).count();
-        // A split ring says how many there are, and what it said last is enough for now.
         let seen = match self.flavour.is_packed() {
             true => self.available.len(),
             false => self.known as usize,

@@ -226,7 +226,7 @@ fn an_index_that_jumps_is_a_violation_once_it_is_read() {
             let found = base.wrapping_add(jump);
             ring.set_available_index(found);
             // Three more are known, and good.
-            let (more, is_other_next) = take(&mut device, WRITE, 64).unwrap();
+            let (more, is_other_next) = take(&mut device, WRITE, 3).unwrap();
             assert_eq!((first.len(), more.len(), is_other_next), (2, 3, false));
             let taken = base.wrapping_add(5);
             let expected = Violation::AvailableIndex { found, taken, size: SIZE };
