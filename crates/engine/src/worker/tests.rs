@@ -147,7 +147,7 @@ fn ask<R: Send + 'static>(
 #[track_caller]
 fn stop(worker: WorkerHandle) -> Graph {
     let (sender, stopped) = channel();
-    std::thread::spawn(move || sender.send(worker.stop()));
+    std::thread::spawn(move || drop(sender.send(worker.stop())));
     stopped.recv_timeout(LIMIT).expect("a stop in time").unwrap()
 }
 
