@@ -38,7 +38,8 @@ fn parse_schedstat(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(text.split_whitespace().next()?.parse().ok()?))
 }
 
-/// Memory of a process in bytes, with hugepages, and without what it shares with its guests.
+/// Memory of a process in bytes, without what it shares with its guests; but with all hugepages, those of guests too
+/// (of testpmd's, which are in no table).
 pub fn memory(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     parse_memory(&text).context("the status of a process is not as it should be")

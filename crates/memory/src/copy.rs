@@ -69,7 +69,7 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
     }
 }
 
-/// More than 128 bytes: by the largest vectors that are found at run time, or by `rep movsb`.
+/// More than 128 bytes: by 32-byte vectors, where they are found at run time, or by `rep movsb`.
 ///
 /// # Safety
 ///

@@ -164,6 +164,22 @@ fn the_offload_is_worked_out_from_header_and_length() {
 }
 
 #[test]
+fn less_than_a_header_shows_nothing_of_an_earlier_one() {
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
+    push(&mut burst, &[&[0xaa; 100]], HEADER_ROOM);
+    let finished = burst.finish();
+    storage.keep(finished);
+    let mut burst = storage.begin(0, 1);
+    burst.segments().push((&[1, 2, 3][..]).into());
+    let pushed = burst.push(0..1, HEADER_ROOM, |header, len| {
+        assert_eq!((header, len), (&[1, 2, 3][..], 0));
+        Err("no frame")
+    });
+    assert_eq!(pushed, Err("no frame"));
+}
+
+#[test]
 fn a_bad_offload_leaves_no_trace() {
     let (good, bad) = (bytes(300), [9; 400]);
     let mut burst = Storage::default().begin(0, 0);
