@@ -317,15 +317,15 @@ impl<'b> Burst<'b> {
         }
     }
 
-    /// Has the processor fetch the first `count` bytes of the body of frame `index`, if it has one, while
+    /// Has the processor fetch the first `COUNT` bytes of the body of frame `index`, if it has one, while
     /// other things are done.
     #[inline(always)]
-    pub fn prefetch_body(&self, index: usize, count: usize) {
+    pub fn prefetch_body<const COUNT: usize>(&self, index: usize) {
         let Some(record) = self.records.get(index) else { return };
         if record.body_start < record.body_end
             && let Some(first) = self.segments.get(record.body_start as usize)
         {
-            first.prefetch(count);
+            first.prefetch::<COUNT>();
         }
     }
 

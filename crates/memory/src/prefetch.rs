@@ -11,13 +11,13 @@ const LINE: usize = 64;
 /// Has the processor fetch where `value` begins, which is of our own memory, while other things are done.
 #[inline(always)]
 pub fn prefetch<T>(value: &T) {
-    prefetch_to_read(std::ptr::from_ref(value).cast(), 1);
+    prefetch_to_read::<1>(std::ptr::from_ref(value).cast(), 1);
 }
 
-/// Fetches `[start, start + len)` to be read.
+/// Fetches the first `COUNT` bytes of `[start, start + len)` to be read.
 #[inline(always)]
-pub(crate) fn prefetch_to_read(start: *const u8, len: usize) {
-    each_line(start, len, |line| {
+pub(crate) fn prefetch_to_read<const COUNT: usize>(start: *const u8, len: usize) {
+    each_line::<COUNT>(start, len, |line| {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint does not access memory as the language sees it, so any address will do.
         unsafe {
@@ -29,10 +29,10 @@ pub(crate) fn prefetch_to_read(start: *const u8, len: usize) {
     });
 }
 
-/// Fetches `[start, start + len)` to be written: nobody else keeps it.
+/// Fetches the first `COUNT` bytes of `[start, start + len)` to be written: nobody else keeps them.
 #[inline(always)]
-pub(crate) fn prefetch_to_write(start: *const u8, len: usize) {
-    each_line(start, len, |line| {
+pub(crate) fn prefetch_to_write<const COUNT: usize>(start: *const u8, len: usize) {
+    each_line::<COUNT>(start, len, |line| {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a hint, as above. By hand, because the compiler takes another one, to read, where it is
         // not told that the processor has this; one that has not takes it for nothing.
@@ -48,18 +48,20 @@ pub(crate) fn prefetch_to_write(start: *const u8, len: usize) {
     });
 }
 
-/// Calls `each` with an address in each of the lines that these bytes are in; with one of the last line,
-/// perhaps twice.
+/// Calls `each` with an address in each of the lines that the first `COUNT` bytes are in, as far as there
+/// are so many; with one of the last line, perhaps twice. The number is a constant so that there is no
+/// loop left.
 #[inline(always)]
-fn each_line(start: *const u8, len: usize, mut each: impl FnMut(*const u8)) {
-    if len == 0 {
-        return;
-    }
-    each(start);
-    let mut at = LINE;
-    while at < len {
+fn each_line<const COUNT: usize>(start: *const u8, len: usize, mut each: impl FnMut(*const u8)) {
+    let mut at = 0;
+    while at < COUNT {
+        if at >= len {
+            break;
+        }
         each(start.wrapping_add(at));
         at += LINE;
     }
-    each(start.wrapping_add(len - 1));
+    if len > 0 {
+        each(start.wrapping_add(len.min(COUNT) - 1));
+    }
 }

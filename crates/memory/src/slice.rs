@@ -72,11 +72,11 @@ impl<'m> ReadSlice<'m> {
         Self { len: self.len.min(count), ..*self }
     }
 
-    /// Has the processor fetch the first `count` bytes, as far as there are so many, while other
+    /// Has the processor fetch the first `COUNT` bytes, as far as there are so many, while other
     /// things are done. Reads nothing.
     #[inline(always)]
-    pub fn prefetch(&self, count: usize) {
-        prefetch_to_read(self.start, self.len.min(count));
+    pub fn prefetch<const COUNT: usize>(&self) {
+        prefetch_to_read::<COUNT>(self.start, self.len);
     }
 
     /// Copies as much as fits into private memory. Returns the count.
@@ -138,11 +138,11 @@ impl<'m> WriteSlice<'m> {
         Self { start, len: self.len - count, memory: PhantomData }
     }
 
-    /// Has the processor fetch what the first `count` bytes are in, as far as there are so many, to be
+    /// Has the processor fetch what the first `COUNT` bytes are in, as far as there are so many, to be
     /// written soon. Writes nothing.
     #[inline(always)]
-    pub fn prefetch(&self, count: usize) {
-        prefetch_to_write(self.start, self.len.min(count));
+    pub fn prefetch<const COUNT: usize>(&self) {
+        prefetch_to_write::<COUNT>(self.start, self.len);
     }
 
     /// Copies as much as fits from `source`. Returns the count.

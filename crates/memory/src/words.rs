@@ -53,7 +53,7 @@ impl<T: Word> Words<T> {
     #[inline(always)]
     pub fn prefetch(&self, at: usize) {
         if let Some(field) = self.get(at) {
-            prefetch_to_read(std::ptr::from_ref(field).cast(), 1);
+            prefetch_to_read::<1>(std::ptr::from_ref(field).cast(), 1);
         }
     }
 }

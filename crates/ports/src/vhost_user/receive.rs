@@ -375,9 +375,12 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         for (index, Single { buffer, .. }) in selection.iter().zip(singles.iter().take(taken)) {
             let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
             let total = header_size + len;
-            let passes = offload.is_none() || features.contains(offload.needs());
-            let fits = offload.wire_len(len) <= frame_limit && total <= buffer.len as usize;
-            if !passes || !fits {
+            let passes = if offload.is_none() {
+                len <= frame_limit
+            } else {
+                features.contains(offload.needs()) && offload.wire_len(len) <= frame_limit
+            };
+            if !passes || total > buffer.len as usize {
                 break;
             }
             let Some(slice) = self.translator.write_whole(buffer.address, total as u32) else {
@@ -385,9 +388,9 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             };
             write_header(header, offload, 1);
             if has_body {
-                burst.prefetch_body(index, AHEAD);
+                burst.prefetch_body::<AHEAD>(index);
             }
-            slice.prefetch(AHEAD);
+            slice.prefetch::<AHEAD>();
             self.slices.push(slice);
             count += 1;
         }
@@ -431,7 +434,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             return Err(Undelivered::Dropped(DropReason::OverMtu));
         }
         if let [first, ..] = frame.body {
-            first.prefetch(AHEAD);
+            first.prefetch::<AHEAD>();
         }
         let before = self.chains.len();
         let slices = self.slices.len();
@@ -441,7 +444,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             return Err(undelivered);
         }
         if let Some(first) = self.slices.get(slices) {
-            first.prefetch(AHEAD);
+            first.prefetch::<AHEAD>();
         }
         let Outline { header, offload, .. } = burst.outline(index, self.shape.header_size);
         write_header(header, offload, self.chains.len() - before);

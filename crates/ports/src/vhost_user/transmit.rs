@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, Lease, Outcomes, Traffic};
+use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, HEADER_ROOM, Lease, Outcomes, Traffic};
 use memory::{GuestMemory, ReadSlice, Translator};
 use vhost_user::Device;
 use virtqueue::{DeviceQueue, DeviceRing, Direction, Single, Singles, Violation};
@@ -24,6 +24,9 @@ use crate::frame::MAX_FRAME;
 /// Bytes of frames after which a burst takes no more: one sender of large frames does not keep the
 /// others waiting for long.
 const BYTE_BUDGET: u64 = 512 * 1024;
+
+/// Bytes at the start of a frame's buffers that are fetched ahead: those that are copied at once.
+const AHEAD: usize = HEADER_ROOM + HEAD;
 
 /// The transmit rings of one worker's share of the pairs, and what was taken from them.
 pub(super) struct Transmit {
@@ -306,7 +309,6 @@ fn take_singles<'m>(
     let Singles { count, mut is_other_next } = queue.take_singles(Direction::Read, singles)?;
     let singles = singles.get(..count).unwrap_or_default();
     let start = segments.len();
-    let ahead = intake.shape.header_size + HEAD;
     let mut bytes = intake.bytes;
     let mut count = 0;
     let mut goes_on = true;
@@ -314,7 +316,7 @@ fn take_singles<'m>(
         let slice = intake.translator.read_whole(buffer.address, buffer.len);
         goes_on &= slice.is_some() && buffer.len <= intake.limit && bytes < BYTE_BUDGET;
         let slice = slice.unwrap_or(ReadSlice::EMPTY);
-        slice.prefetch(ahead);
+        slice.prefetch::<AHEAD>();
         if goes_on {
             bytes += u64::from(buffer.len);
             count += 1;
@@ -351,7 +353,7 @@ fn take_any<'m>(
         let chain = queue.take_readable(&mut intake.translator, intake.limit, segments)?;
         let Some(chain) = chain else { break };
         if let Some(first) = segments.get(end) {
-            first.prefetch(intake.shape.header_size + HEAD);
+            first.prefetch::<AHEAD>();
         }
         *slot = segments.len();
         intake.descriptors += usize::from(chain.descriptors());
@@ -415,7 +417,7 @@ fn frame(
     }
     let check = |header: &[u8], len| {
         let offload = Offload::read(header, len, features)?;
-        let fits = offload.wire_len(len) <= frame_limit;
+        let fits = len <= frame_limit || offload.wire_len(len) <= frame_limit;
         if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
     };
     match burst.push(segments, header_size, check) {
