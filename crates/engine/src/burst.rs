@@ -281,6 +281,49 @@ impl<'b> Burst<'b> {
         Ok(Some(index))
     }
 
+    /// Adds frames of one segment each, behind a header as above: what [`Self::push`] does for one, done for
+    /// many, in order.
+    ///
+    /// `judge` is told of each what it would be, and says what is left to do to it, or that it is not to
+    /// be one.
+    #[inline(always)]
+    pub fn push_singles(
+        &mut self,
+        segments: Range<usize>,
+        header_len: usize,
+        mut judge: impl FnMut(Arrival<'_>) -> Option<Offload>,
+    ) {
+        debug_assert!(header_len <= HEADER_ROOM);
+        let header_at = HEADER_ROOM.saturating_sub(header_len);
+        let mut index = self.len;
+        let records = &mut *self.records;
+        let first = segments.start as u32;
+        let segments = self.segments.get_mut(segments).unwrap_or_default();
+        for (segment, body) in segments.iter_mut().zip(first..) {
+            let Some(record) = records.get_mut(index) else { break };
+            let Some(room) = record.bytes.get_mut(header_at..) else { break };
+            let copied = segment.copy_to(room);
+            let total = segment.len();
+            let (header, head) =
+                room.get(..copied).unwrap_or_default().split_at(header_len.min(copied));
+            let len = total.saturating_sub(header_len);
+            let Some(offload) = judge(Arrival { index, header, head, len }) else { continue };
+            record.head_len = head.len() as u8;
+            record.offload = offload;
+            record.len = len as u32;
+            record.body_start = body;
+            record.body_end = body;
+            if copied < total {
+                *segment = segment.skip(copied);
+                record.body_end += 1;
+            }
+            record.replicated = false;
+            record.outcome = Outcome::Done;
+            index += 1;
+        }
+        self.len = index;
+    }
+
     /// The first bytes of frame `index`: see [`Frame::head`]. Empty when there is no such frame.
     #[inline(always)]
     pub fn head(&self, index: usize) -> &[u8] {
@@ -370,6 +413,19 @@ impl<'b> Burst<'b> {
         let Self { records, len, held, segments, .. } = self;
         Finished { records, len, held, segments: recycle(segments) }
     }
+}
+
+/// What would be a frame: see [`Burst::push_singles`].
+#[derive(Clone, Copy)]
+pub struct Arrival<'a> {
+    /// Which of the burst's frames.
+    pub index: usize,
+    /// The header that came with it; not all of one, when there are not so many bytes.
+    pub header: &'a [u8],
+    /// See [`Frame::head`].
+    pub head: &'a [u8],
+    /// Bytes, without the header.
+    pub len: usize,
 }
 
 /// A frame, as an app sees it.

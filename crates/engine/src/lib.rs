@@ -45,7 +45,7 @@ mod testing;
 pub use app::{App, Fault};
 pub use breath::Event;
 pub use burst::{
-    BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
+    Arrival, BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
     Outcomes, Outline, Selection,
 };
 pub use counters::{Counters, DropReason, Traffic};

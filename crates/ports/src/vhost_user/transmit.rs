@@ -8,7 +8,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, HEADER_ROOM, Lease, Outcomes, Traffic};
+use engine::{
+    Arrival, BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, Frame, HEAD, HEADER_ROOM, Lease,
+    Outcomes, Traffic,
+};
 use memory::{GuestMemory, ReadSlice, Translator};
 use vhost_user::Device;
 use virtqueue::{DeviceQueue, DeviceRing, Direction, Single, Singles, Violation};
@@ -169,6 +172,8 @@ impl Transmit {
         counters: &mut Counters,
     ) -> Result<(), GuestFault> {
         for held in self.taken.held() {
+            // It was learned from when it was new.
+            let maker = Maker { shape: intake.shape, steering: None, pair: 0 };
             let start = burst.segments().len();
             let bytes = held.bytes();
             if bytes <= intake.limit.into() {
@@ -179,7 +184,7 @@ impl Transmit {
                 }
             }
             let segments = start..burst.segments().len();
-            *held.frame = frame(burst, segments, bytes, intake.shape, counters);
+            *held.frame = frame(burst, segments, bytes, maker, counters);
             intake.descriptors += usize::from(held.descriptors);
             intake.bytes += bytes;
         }
@@ -210,8 +215,7 @@ impl Transmit {
         let singles = singles.get(..count).unwrap_or_default();
         taken.add(place, singles.iter().map(|single| single.chain));
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
-        let segments = (start..).map(|at| at..at + 1);
-        make_frames(taken.from(before), segments, maker, burst, counters);
+        make_singles(taken.from(before), start..start + count, maker, burst, counters);
 
         if !is_other_next {
             return Ok(());
@@ -371,9 +375,65 @@ struct Maker<'s> {
     pair: usize,
 }
 
-/// Makes frames of chains, whose segments are given. Without a maker they are dropped: the ring is
-/// disabled.
+impl Maker<'_> {
+    /// What is left to do to a frame of `len` bytes with this header, if it may be one.
+    #[inline(always)]
+    fn judge(&self, header: &[u8], len: usize) -> Result<Offload, DropReason> {
+        let Shape { features, frame_limit, .. } = self.shape;
+        if len < wire::ethernet::HEADER_SIZE {
+            return Err(DropReason::TooShort);
+        }
+        let offload = Offload::read(header, len, features)?;
+        let fits = len <= frame_limit || offload.wire_len(len) <= frame_limit;
+        if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
+    }
+
+    /// Remembers where answers to a frame belong.
+    #[inline]
+    fn learn(&self, head: &[u8]) {
+        if let Some(steering) = self.steering {
+            steering.learn(wire::flow::hash(head), self.pair);
+        }
+    }
+}
+
+/// Makes frames of chains of one segment each. Without a maker they are dropped: the ring is disabled.
 #[inline(always)]
+fn make_singles(
+    chains: &mut [TakenChain],
+    segments: Range<usize>,
+    maker: Option<Maker<'_>>,
+    burst: &mut Burst<'_>,
+    counters: &mut Counters,
+) {
+    let Some(maker) = maker else {
+        return counters[DropReason::SenderDisabled] += chains.len() as u64;
+    };
+    let mut received = Traffic::default();
+    let mut chains = chains.iter_mut();
+    burst.push_singles(
+        segments,
+        maker.shape.header_size,
+        |Arrival { index, header, head, len }| {
+            let taken = chains.next()?;
+            match maker.judge(header, len) {
+                Ok(offload) => {
+                    taken.frame = Some(index as u8);
+                    received.count(len);
+                    maker.learn(head);
+                    Some(offload)
+                }
+                Err(reason) => {
+                    counters.drop(reason);
+                    None
+                }
+            }
+        },
+    );
+    counters.received += received;
+}
+
+/// As [`make_singles`], of any chains.
 fn make_frames(
     chains: &mut [TakenChain],
     segments: impl Iterator<Item = Range<usize>>,
@@ -381,46 +441,34 @@ fn make_frames(
     burst: &mut Burst<'_>,
     counters: &mut Counters,
 ) {
-    let Some(Maker { shape, steering, pair }) = maker else {
+    let Some(maker) = maker else {
         return counters[DropReason::SenderDisabled] += chains.len() as u64;
     };
-    let mut received = Traffic::default();
     for (taken, segments) in chains.iter_mut().zip(segments) {
-        let bytes = taken.chain.bytes();
-        taken.frame = frame(burst, segments, bytes, shape, counters);
+        taken.frame = frame(burst, segments, taken.chain.bytes(), maker, counters);
         let Some(frame) = taken.frame else { continue };
-        received.count(bytes as usize - shape.header_size);
-        if let Some(steering) = steering {
-            steering.learn(wire::flow::hash(burst.head(frame.into())), pair);
-        }
+        let Frame { head, len, .. } = burst.frame(frame.into());
+        counters.received.count(len);
+        maker.learn(head);
     }
-    counters.received += received;
 }
 
 /// Makes a frame of a chain of `bytes`, which are these segments of the burst. Counts it as dropped when
 /// that cannot be.
-#[inline(always)]
 fn frame(
     burst: &mut Burst<'_>,
     segments: Range<usize>,
     bytes: u64,
-    shape: Shape,
+    maker: Maker<'_>,
     counters: &mut Counters,
 ) -> Option<u8> {
-    const SHORTEST: u64 = wire::ethernet::HEADER_SIZE as u64;
-    let Shape { features, header_size, frame_limit } = shape;
-    let len = bytes.saturating_sub(header_size as u64);
-    if !(SHORTEST..=MAX_FRAME as u64).contains(&len) {
-        let reason = if len < SHORTEST { DropReason::TooShort } else { DropReason::TooLong };
-        counters.drop(reason);
+    // Then not all of them are here.
+    if bytes > (MAX_FRAME + maker.shape.header_size) as u64 {
+        counters.drop(DropReason::TooLong);
         return None;
     }
-    let check = |header: &[u8], len| {
-        let offload = Offload::read(header, len, features)?;
-        let fits = len <= frame_limit || offload.wire_len(len) <= frame_limit;
-        if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
-    };
-    match burst.push(segments, header_size, check) {
+    let judge = |header: &[u8], len| maker.judge(header, len);
+    match burst.push(segments, maker.shape.header_size, judge) {
         Ok(index) => index.map(|index| index as u8),
         Err(reason) => {
             counters.drop(reason);
