@@ -17,7 +17,7 @@
 /// `source` must be valid for reads and `destination` for writes of `len` bytes, for all of the
 /// call, as far as mappings go; concurrent change of the contents is allowed.
 #[cfg(target_arch = "x86_64")]
-#[inline]
+#[inline(always)]
 pub(crate) unsafe fn copy(source: *const u8, destination: *mut u8, len: usize) {
     if len > 128 {
         // SAFETY: the caller vouches for both ranges, and `len > 128`.
@@ -75,7 +75,7 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
 ///
 /// As [`copy`], and `len > 128`.
 #[cfg(target_arch = "x86_64")]
-#[inline]
+#[inline(never)]
 unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
     /// From here on `rep movsb` wins over the loop.
     const REP_FROM: usize = 4096;
@@ -145,7 +145,7 @@ unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
 ///
 /// As [`copy`], and `len < 16`.
 #[cfg(target_arch = "x86_64")]
-#[inline]
+#[inline(never)]
 unsafe fn copy_small(source: *const u8, destination: *mut u8, len: usize) {
     /// Two overlapping moves of `$size` bytes: at the start, and ending at the end.
     macro_rules! pair {

@@ -80,7 +80,7 @@ impl<'m> ReadSlice<'m> {
     }
 
     /// Copies as much as fits into private memory. Returns the count.
-    #[inline]
+    #[inline(always)]
     pub fn copy_to(&self, private: &mut [u8]) -> usize {
         let count = self.len.min(private.len());
         // SAFETY: both ranges hold at least `count` bytes; ours is mapped for 'm.
@@ -146,7 +146,7 @@ impl<'m> WriteSlice<'m> {
     }
 
     /// Copies as much as fits from `source`. Returns the count.
-    #[inline]
+    #[inline(always)]
     pub fn copy_from(&self, source: ReadSlice<'_>) -> usize {
         let count = self.len.min(source.len);
         // SAFETY: both ranges hold at least `count` bytes and are mapped while both slices live;
