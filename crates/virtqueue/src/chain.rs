@@ -103,20 +103,12 @@ pub struct Single {
     pub buffer: Piece,
 }
 
-impl Single {
-    /// What a list of them is made of before any were taken.
-    pub const NONE: Self = Self {
-        chain: Chain { size: 0, place: 0 },
-        buffer: Piece { address: GuestAddress(0), len: 0 },
-    };
-}
-
 /// How taking chains of one buffer each ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Singles {
     /// How many were taken.
     pub count: usize,
-    /// Behind them is a chain that is another one, good or bad.
+    /// Behind them is a chain that is another one, good or bad, or that was not to be taken.
     pub is_other_next: bool,
 }
 

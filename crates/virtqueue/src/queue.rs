@@ -40,13 +40,14 @@ pub trait DeviceRing {
     /// See [`DeviceQueue::size`].
     fn size(&self) -> u16;
 
-    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for. It stops in front of any other chain, good or bad: that is for
+    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, and
+    /// `take` takes them: `most` at most. It stops in front of any other chain, good or bad: that is for
     /// [`DeviceQueue::take_readable`] and [`DeviceQueue::take_writable`].
     fn take_singles(
         &mut self,
         direction: Direction,
-        singles: &mut [Single],
+        most: usize,
+        take: impl FnMut(Single) -> bool,
     ) -> Result<Singles, Violation>;
 
     /// See [`DeviceQueue::take_writable`].
@@ -79,9 +80,10 @@ macro_rules! device_ring {
             fn take_singles(
                 &mut self,
                 direction: Direction,
-                singles: &mut [Single],
+                most: usize,
+                take: impl FnMut(Single) -> bool,
             ) -> Result<Singles, Violation> {
-                Self::take_singles(self, direction, singles)
+                Self::take_singles(self, direction, most, take)
             }
 
             #[inline(always)]

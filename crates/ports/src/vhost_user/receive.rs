@@ -154,8 +154,6 @@ pub(super) struct Scratch {
     chains: Vec<Chain>,
     slices: Vec<WriteSlice<'static>>,
     gathered: Vec<Gathered>,
-    /// Where chains of one buffer are taken to.
-    singles: Box<[Single; BURST]>,
     /// Descriptors that may still be read in this breath.
     pub(super) budget: usize,
 }
@@ -166,7 +164,6 @@ impl Scratch {
             chains: Vec::with_capacity(4 * BURST),
             slices: Vec::with_capacity(4 * BURST),
             gathered: Vec::with_capacity(BURST),
-            singles: Box::new([Single::NONE; BURST]),
             budget: DESCRIPTOR_BUDGET,
         }
     }
@@ -239,8 +236,7 @@ fn deliver(
         gathered: &mut scratch.gathered,
         budget: scratch.budget,
     };
-    let delivered =
-        gather.deliver_singles(&mut scratch.singles, burst, selection, &mut counters.sent);
+    let delivered = gather.deliver_singles(burst, selection, &mut counters.sent);
     let (delivered, mut broken) = match delivered {
         Ok(delivered) => (delivered, None),
         Err(violation) => (0, Some(violation.into())),
@@ -362,44 +358,40 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
     #[inline(always)]
     fn deliver_singles(
         &mut self,
-        singles: &mut [Single; BURST],
         burst: &mut Burst<'_>,
         selection: &Selection,
         sent: &mut Traffic,
     ) -> Result<usize, Violation> {
         let Shape { features, header_size, frame_limit } = self.shape;
-        let room = selection.len().min(self.budget);
-        let singles = singles.get_mut(..room).unwrap_or_default();
-        let taken = self.queue.take_singles(Direction::Write, singles)?.count;
-        let mut count = 0;
-        for (index, Single { buffer, .. }) in selection.iter().zip(singles.iter().take(taken)) {
-            let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
-            let total = header_size + len;
-            let passes = if offload.is_none() {
-                len <= frame_limit
-            } else {
-                features.contains(offload.needs()) && offload.wire_len(len) <= frame_limit
-            };
-            if !passes || total > buffer.len as usize {
-                break;
-            }
-            let Some(slice) = self.translator.write_whole(buffer.address, total as u32) else {
-                break;
-            };
-            write_header(header, offload, 1);
-            if has_body {
-                burst.prefetch_body::<AHEAD>(index);
-            }
-            slice.prefetch::<AHEAD>();
-            self.slices.push(slice);
-            count += 1;
-        }
-        if count < taken {
-            let others = singles.iter().take(taken).skip(count);
-            self.queue.untake(others.map(|single| &single.chain));
-        }
+        let Self { translator, chains, slices, .. } = self;
+        let mut frames = selection.iter();
+        let most = selection.len().min(self.budget);
+        let singles =
+            self.queue.take_singles(Direction::Write, most, |Single { chain, buffer }| {
+                let Some(index) = frames.next() else { return false };
+                let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
+                let total = header_size + len;
+                let passes = if offload.is_none() {
+                    len <= frame_limit
+                } else {
+                    features.contains(offload.needs()) && offload.wire_len(len) <= frame_limit
+                };
+                if !passes || total > buffer.len as usize {
+                    return false;
+                }
+                let slice = translator.write_whole(buffer.address, total as u32);
+                let Some(slice) = slice else { return false };
+                write_header(header, offload, 1);
+                if has_body {
+                    burst.prefetch_body::<AHEAD>(index);
+                }
+                slice.prefetch::<AHEAD>();
+                slices.push(slice);
+                chains.push(chain);
+                true
+            })?;
         let mut written = Traffic::default();
-        for (index, slice) in selection.iter().zip(&self.slices) {
+        for (index, slice) in selection.iter().zip(&*slices) {
             let Framed { front, body, len } = burst.framed(index, header_size);
             let mut copied = slice.copy_from(front.into());
             for segment in body {
@@ -408,12 +400,12 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             written.count(len);
         }
         *sent += written;
-        let used = singles.iter().zip(&self.slices);
-        self.queue.give_all_back(used.map(|(single, slice)| (single.chain, slice.len() as u32)));
-        self.slices.clear();
-        // Those that were put back were read, too.
-        self.budget -= taken;
-        Ok(count)
+        let lens = slices.iter().map(|slice| slice.len() as u32);
+        self.queue.give_all_back(chains.iter().copied().zip(lens));
+        slices.clear();
+        chains.clear();
+        self.budget -= singles.count;
+        Ok(singles.count)
     }
 
     /// Delivers a frame, in whatever form the receiver takes it, or has it delivered by [`Self::write`].

@@ -82,16 +82,10 @@ impl Taken {
         self.chains.is_empty()
     }
 
-    /// Adds chains that were taken from the ring at `place`, of at most 128. They have made no frames yet.
+    /// Adds a chain that was taken from the ring at `place`, of at most 128. It has made no frame yet.
     #[inline(always)]
-    pub(crate) fn add(&mut self, place: usize, chains: impl Iterator<Item = Chain>) {
-        let place = place as u8;
-        self.chains.extend(chains.map(|chain| TakenChain {
-            chain,
-            place,
-            frame: None,
-            held: None,
-        }));
+    pub(crate) fn add(&mut self, place: usize, chain: Chain) {
+        self.chains.push(TakenChain { chain, place: place as u8, frame: None, held: None });
     }
 
     /// The chains from `index` on.

@@ -37,8 +37,6 @@ pub(super) struct Transmit {
     /// By their place in the share, as far as there are any.
     rings: Vec<Option<Ring>>,
     taken: Taken,
-    /// Where chains of one buffer are taken to.
-    singles: Box<[Single; BURST]>,
     backlog: Backlog,
     /// A held frame made way: something moved.
     moved: bool,
@@ -53,7 +51,6 @@ impl Transmit {
             share,
             rings: Vec::new(),
             taken: Taken::new(),
-            singles: Box::new([Single::NONE; BURST]),
             backlog: Backlog::default(),
             moved: false,
             turn: 0,
@@ -202,18 +199,16 @@ impl Transmit {
     ) -> Result<(), GuestFault> {
         let fault = self.fault(place);
         let pair = self.share.pair(place);
-        let Self { rings, taken, singles, .. } = self;
+        let Self { rings, taken, .. } = self;
         let Some(Some(Ring { queue, setup })) = rings.get_mut(place) else { return Ok(()) };
         let before = taken.len();
-        let singles = singles.get_mut(before..).unwrap_or_default();
         let start = burst.segments().len();
+        let segments = burst.segments();
         let taking = match queue {
-            DeviceQueue::Split(queue) => take_singles(queue, singles, intake, burst.segments()),
-            DeviceQueue::Packed(queue) => take_singles(queue, singles, intake, burst.segments()),
+            DeviceQueue::Split(queue) => take_singles(queue, place, taken, intake, segments),
+            DeviceQueue::Packed(queue) => take_singles(queue, place, taken, intake, segments),
         };
         let Singles { count, is_other_next } = taking.map_err(&fault)?;
-        let singles = singles.get(..count).unwrap_or_default();
-        taken.add(place, singles.iter().map(|single| single.chain));
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
         make_singles(taken.from(before), start..start + count, maker, burst, counters);
 
@@ -299,43 +294,33 @@ impl Intake<'_> {
     }
 }
 
-/// Takes chains of one buffer each from a ring, as many as `singles` has room for, and appends their bytes
+/// Takes chains of one buffer each from a ring, as many as the burst has room for, and appends their bytes
 /// to the segments. Their first bytes are on the way to the processor then, of all frames at once. Returns
 /// how many: as good as always all there are, and else those before the first one that has to be looked at
 /// more closely.
 #[inline(always)]
 fn take_singles<'m>(
     queue: &mut impl DeviceRing,
-    singles: &mut [Single],
+    place: usize,
+    taken: &mut Taken,
     intake: &mut Intake<'m>,
     segments: &mut Vec<ReadSlice<'m>>,
 ) -> Result<Singles, Violation> {
-    let Singles { count, mut is_other_next } = queue.take_singles(Direction::Read, singles)?;
-    let singles = singles.get(..count).unwrap_or_default();
-    let start = segments.len();
-    let mut bytes = intake.bytes;
-    let mut count = 0;
-    let mut goes_on = true;
-    segments.extend(singles.iter().map(|Single { buffer, .. }| {
-        let slice = intake.translator.read_whole(buffer.address, buffer.len);
-        goes_on &= slice.is_some() && buffer.len <= intake.limit && bytes < BYTE_BUDGET;
-        let slice = slice.unwrap_or(ReadSlice::EMPTY);
-        slice.prefetch::<AHEAD>();
-        if goes_on {
-            bytes += u64::from(buffer.len);
-            count += 1;
+    let room = BURST - taken.len();
+    let Intake { translator, limit, bytes, .. } = intake;
+    let singles = queue.take_singles(Direction::Read, room, |Single { chain, buffer }| {
+        if buffer.len > *limit || *bytes >= BYTE_BUDGET {
+            return false;
         }
-        slice
-    }));
-    if count < singles.len() {
-        queue.untake(singles.iter().skip(count).map(|single| &single.chain));
-        segments.truncate(start + count);
-        is_other_next = true;
-    }
-    intake.bytes = bytes;
-    // Those that are put back were read, too.
-    intake.descriptors += singles.len();
-    Ok(Singles { count, is_other_next })
+        let Some(slice) = translator.read_whole(buffer.address, buffer.len) else { return false };
+        slice.prefetch::<AHEAD>();
+        segments.push(slice);
+        taken.add(place, chain);
+        *bytes += u64::from(buffer.len);
+        true
+    })?;
+    intake.descriptors += singles.count;
+    Ok(singles)
 }
 
 /// Takes chains of any kind from a ring, as many as the burst has room for, and appends their bytes to the
@@ -362,7 +347,7 @@ fn take_any<'m>(
         *slot = segments.len();
         intake.descriptors += usize::from(chain.descriptors());
         intake.bytes += chain.bytes();
-        taken.add(place, std::iter::once(chain));
+        taken.add(place, chain);
     }
     Ok(())
 }

@@ -128,16 +128,13 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.layout.descriptors.load(2 * usize::from(slot) + 1, order)
     }
 
-    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for.
-    ///
-    /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
-    /// [`Self::take_writable`].
+    /// See [`crate::DeviceRing::take_singles`].
     #[inline(always)]
     pub fn take_singles(
         &mut self,
         direction: Direction,
-        singles: &mut [Single],
+        most: usize,
+        mut take: impl FnMut(Single) -> bool,
     ) -> Result<Singles, Violation> {
         /// Of a cache line.
         const DESCRIPTORS: usize = 4;
@@ -151,17 +148,16 @@ impl<M: RingMemory> DeviceQueue<M> {
             Direction::Write => Descriptor::WRITE,
         };
         let room = usize::from(size - self.outstanding());
-        let count = singles.len().min(room);
-        let singles = singles.get_mut(..count).unwrap_or_default();
+        let most = most.min(room);
         // All descriptors are on their way before the first is waited for.
-        for ahead in (0..singles.len()).step_by(DESCRIPTORS) {
+        for ahead in (0..most).step_by(DESCRIPTORS) {
             let slot = self.next_available.advance(ahead as u16, size).slot();
             self.layout.descriptors.prefetch(2 * usize::from(slot));
         }
         let mut next = self.next_available;
         let mut count = 0;
         let mut is_other_next = false;
-        for single in singles {
+        while count < most {
             let at = 2 * usize::from(next.slot());
             // The first word was there when the second became available.
             let second = self.layout.descriptors.load(at + 1, Ordering::Acquire);
@@ -176,7 +172,10 @@ impl<M: RingMemory> DeviceQueue<M> {
             let is_read_only = direction == Direction::Read;
             let place = Place { id, start: next.bits(), slots: 1, is_read_only };
             let buffer = Piece { address: GuestAddress(address), len: length };
-            *single = Single { chain: Chain::new(place, 1, length.into()), buffer };
+            if !take(Single { chain: Chain::new(place, 1, length.into()), buffer }) {
+                is_other_next = true;
+                break;
+            }
             next = next.advance(1, size);
             count += 1;
         }

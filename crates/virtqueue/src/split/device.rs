@@ -126,18 +126,15 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(())
     }
 
-    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for.
-    ///
-    /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
-    /// [`Self::take_writable`].
+    /// See [`crate::DeviceRing::take_singles`].
     #[inline(always)]
     pub fn take_singles(
         &mut self,
         direction: Direction,
-        singles: &mut [Single],
+        most: usize,
+        mut take: impl FnMut(Single) -> bool,
     ) -> Result<Singles, Violation> {
-        if usize::from(self.available.since(self.next_available)) < singles.len() {
+        if usize::from(self.available.since(self.next_available)) < most {
             self.refresh()?;
         }
         let known = usize::from(self.available.since(self.next_available));
@@ -146,18 +143,17 @@ impl<M: RingMemory> DeviceQueue<M> {
             Direction::Read => 0,
             Direction::Write => Descriptor::WRITE,
         };
-        let most = singles.len().min(known);
-        let singles = singles.get_mut(..most).unwrap_or_default();
+        let most = most.min(known);
         // All descriptors are on their way before the first is waited for. Neighbours are most often
         // neighbours there too.
-        for ahead in (0..singles.len()).step_by(DESCRIPTORS_IN_LINE) {
+        for ahead in (0..most).step_by(DESCRIPTORS_IN_LINE) {
             let slot = self.next_available.advance(ahead as u16).slot(size);
             let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
             self.layout.descriptors.prefetch(2 * usize::from(head));
         }
         let mut next = self.next_available;
         let mut count = 0;
-        for single in singles {
+        while count < most {
             let head = self.layout.available.load(ENTRIES + next.slot(size), Ordering::Relaxed);
             if head >= size {
                 break;
@@ -169,7 +165,9 @@ impl<M: RingMemory> DeviceQueue<M> {
             let is_read_only = direction == Direction::Read;
             let place = Place { id: head, start: next.get(), slots: 1, is_read_only };
             let buffer = Piece { address: GuestAddress(address), len: length };
-            *single = Single { chain: Chain::new(place, 1, length.into()), buffer };
+            if !take(Single { chain: Chain::new(place, 1, length.into()), buffer }) {
+                break;
+            }
             next = next.advance(1);
             count += 1;
         }

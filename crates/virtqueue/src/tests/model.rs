@@ -381,15 +381,18 @@ impl<'r> World<'r> {
             Direction::Transmit => (crate::Direction::Read, crate::Direction::Write),
             Direction::Receive => (crate::Direction::Write, crate::Direction::Read),
         };
-        let mut singles = vec![Single::NONE; most];
-        let none = self.singles(others, &mut singles);
-        assert_eq!(
-            none,
-            Singles { count: 0, is_other_next: most.min(seen) > 0 },
-            "of the other kind"
-        );
-        assert_eq!(self.singles(direction, &mut singles), Singles { count, is_other_next });
-        singles.truncate(count);
+        let none = self.singles(others, most, |_| panic!("of the other kind"));
+        assert_eq!(none, Singles { count: 0, is_other_next: most.min(seen) > 0 });
+        let none = self.singles(direction, most, |_| false);
+        assert_eq!(none, Singles { count: 0, is_other_next: most.min(seen) > 0 }, "not wanted");
+        let mut singles = vec![];
+        let take = |single| {
+            singles.push(single);
+            true
+        };
+        let taken = self.singles(direction, most, take);
+        assert_eq!(taken, Singles { count, is_other_next });
+        assert_eq!(singles.len(), count);
         let chains: Vec<Chain> = singles.iter().map(|single| single.chain).collect();
         for (single, offer) in singles.iter().zip(&self.available) {
             let Buffer { address, len, .. } = self.chain(offer)[0];
@@ -402,10 +405,15 @@ impl<'r> World<'r> {
         assert!(self.held.iter().skip(before).map(|(_, chain)| chain).eq(&chains));
     }
 
-    fn singles(&mut self, direction: crate::Direction, singles: &mut [Single]) -> Singles {
+    fn singles(
+        &mut self,
+        direction: crate::Direction,
+        most: usize,
+        take: impl FnMut(Single) -> bool,
+    ) -> Singles {
         match &mut self.device {
-            DeviceQueue::Split(queue) => DeviceRing::take_singles(queue, direction, singles),
-            DeviceQueue::Packed(queue) => DeviceRing::take_singles(queue, direction, singles),
+            DeviceQueue::Split(queue) => DeviceRing::take_singles(queue, direction, most, take),
+            DeviceQueue::Packed(queue) => DeviceRing::take_singles(queue, direction, most, take),
         }
         .unwrap()
     }

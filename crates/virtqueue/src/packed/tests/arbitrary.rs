@@ -225,10 +225,12 @@ fn device_runs(setting: &Setting, steps: &[Step], findings: &mut Findings) {
                 fill(&slices, &vec![0x01; lens.iter().sum::<usize>().min(8)]);
             }
             Step::TakeSingles(most, direction) => {
-                let mut singles = vec![Single::NONE; most];
-                match device.take_singles(direction, &mut singles) {
+                let take = |Single { chain, .. }| {
+                    held.push(chain);
+                    true
+                };
+                match device.take_singles(direction, most, take) {
                     Ok(Singles { count, is_other_next }) => {
-                        held.extend(singles.iter().take(count).map(|single| single.chain));
                         untakeable += count;
                         findings.singles += count;
                         findings.chains += count;

@@ -19,10 +19,14 @@ fn direction(flag: u16) -> Direction {
 
 /// Takes at most `most`.
 fn take(device: &mut DeviceQueue, flag: u16, most: usize) -> (Vec<Single>, bool) {
-    let mut singles = vec![Single::NONE; most];
-    let taken = device.take_singles(direction(flag), &mut singles);
+    let mut singles = vec![];
+    let take = |single| {
+        singles.push(single);
+        true
+    };
+    let taken = device.take_singles(direction(flag), most, take);
     let Singles { count, is_other_next } = taken.unwrap();
-    singles.truncate(count);
+    assert_eq!(count, singles.len());
     (singles, is_other_next)
 }
 

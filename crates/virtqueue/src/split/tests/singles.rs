@@ -27,9 +27,13 @@ fn take(
     flag: u16,
     most: usize,
 ) -> Result<(Vec<Single>, bool), Violation> {
-    let mut singles = vec![Single::NONE; most];
-    let Singles { count, is_other_next } = device.take_singles(direction(flag), &mut singles)?;
-    singles.truncate(count);
+    let mut singles = vec![];
+    let take = |single| {
+        singles.push(single);
+        true
+    };
+    let Singles { count, is_other_next } = device.take_singles(direction(flag), most, take)?;
+    assert_eq!(count, singles.len());
     Ok((singles, is_other_next))
 }
 
