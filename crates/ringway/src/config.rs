@@ -12,6 +12,7 @@ mod fault;
 mod features;
 mod file;
 mod keys;
+mod kinds;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -23,12 +24,14 @@ use std::time::Duration;
 
 use engine::Mode;
 use tracing::level_filters::LevelFilter;
-use wire::virtio::Features;
 
 pub use fault::Faults;
 use fault::{Fault, Place, Problem};
 use file::WrittenFile;
+use keys::PortType;
 pub use keys::help;
+pub use kinds::tap::Tap;
+pub use kinds::vhost_user::{DEFAULT_FEATURES, DEFAULT_SOCKET_MODE, SocketRole, VhostUser};
 use port::{Entry, WrittenPort};
 use value::{Scalar, Value};
 
@@ -36,15 +39,6 @@ use value::{Scalar, Value};
 pub const DEFAULT_IDLE_SPIN: Duration = Duration::from_micros(50);
 /// What is logged if `log` is not set: quiet unless something needs a person.
 pub const DEFAULT_LOG: LevelFilter = LevelFilter::WARN;
-/// The permissions of a listening socket's file if `socket-mode` is not set.
-pub const DEFAULT_SOCKET_MODE: u32 = 0o660;
-/// The largest MTU a front end may set if `mtu` is not set: the largest there is.
-pub const DEFAULT_MTU: u16 = u16::MAX;
-/// The virtio features a guest is offered if `features` is not set.
-pub const DEFAULT_FEATURES: Features = ports::vhost_user::FEATURES;
-
-/// `queue-pairs` of a guest if it is not set: the most there are.
-pub const DEFAULT_QUEUE_PAIRS: u16 = ports::vhost_user::MAX_PAIRS as u16;
 
 /// A complete and valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,47 +68,24 @@ pub struct PortConfig {
     pub kind: PortKind,
 }
 
-/// What is behind a port.
+/// What is behind a port: one variant for each type of port, each read in a module of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PortKind {
     /// A guest, over vhost-user.
-    VhostUser {
-        /// The socket, of at most 107 bytes.
-        path: PathBuf,
-        /// Who makes the socket.
-        socket: SocketRole,
-        /// The MTU, in bytes, at least 68: larger frames are dropped. The front end may set a smaller
-        /// one (NET_SET_MTU).
-        mtu: u16,
-        /// Queue pairs, 1 to 128. A front end that counts rings may have so many, but no more than 64;
-        /// one that counts pairs, as QEMU does, twice as many, up to 128. See
-        /// [`vhost_user::back_end::Offer::queue_number`].
-        queue_pairs: u16,
-        /// Whether a front end that broke the rules has to wait before it may try again.
-        penalty: bool,
-        /// The virtio features that the guest is offered, and no others: nothing else than this
-        /// decides, so that a guest finds the same wherever it migrates to.
-        features: Features,
-    },
+    VhostUser(VhostUser),
     /// A tap interface of the host.
-    Tap {
-        /// Its name, of at most 15 bytes.
-        interface: String,
-    },
+    Tap(Tap),
 }
 
-/// The switch's side of a vhost-user socket.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SocketRole {
-    /// The switch makes the socket and front ends connect to it.
-    Listen {
-        /// The permissions of the socket's file, at most 0o777.
-        mode: u32,
-        /// The group of the socket's file, a name or a number; the process's own if `None`.
-        group: Option<String>,
-    },
-    /// A front end listens and the switch connects to it, again and again until it is there.
-    Connect,
+impl PortKind {
+    /// What no other port of this type may have too, and the key that names it.
+    fn target(&self) -> (&'static PortType, PathBuf) {
+        match self {
+            // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
+            Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
+            Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
+        }
+    }
 }
 
 /// A configuration while it is being gathered from its sources.
@@ -242,16 +213,7 @@ fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfi
 
 /// The key and the value of the target, if two ports have the same.
 fn same_target(a: &PortConfig, b: &PortConfig) -> Option<(&'static str, String)> {
-    match (&a.kind, &b.kind) {
-        // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
-        (PortKind::VhostUser { path, .. }, PortKind::VhostUser { path: other, .. })
-            if path == other =>
-        {
-            Some((keys::VHOST_USER.target.name, path.display().to_string()))
-        }
-        (PortKind::Tap { interface }, PortKind::Tap { interface: other }) if interface == other => {
-            Some((keys::TAP.target.name, interface.clone()))
-        }
-        _ => None,
-    }
+    let ((of, target), (other_of, other)) = (a.kind.target(), b.kind.target());
+    let is_same = of.name == other_of.name && target == other;
+    is_same.then(|| (of.target.name, target.display().to_string()))
 }

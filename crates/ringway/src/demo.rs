@@ -14,10 +14,7 @@ use wire::ethernet::{EtherType, HEADER_SIZE, MacAddress};
 use wire::virtio::NetHeader;
 
 use crate::Stop;
-use crate::config::{
-    Config, DEFAULT_FEATURES, DEFAULT_IDLE_SPIN, DEFAULT_LOG, DEFAULT_MTU, DEFAULT_SOCKET_MODE,
-    PortConfig, PortKind, SocketRole,
-};
+use crate::config::{Config, DEFAULT_IDLE_SPIN, DEFAULT_LOG, PortConfig, PortKind, VhostUser};
 use crate::switch::Switch;
 
 /// Set when the demonstration is to end at once.
@@ -78,14 +75,7 @@ pub async fn demo(seconds: u64, stop: &mut Stop) -> anyhow::Result<()> {
 fn config(sockets: &[PathBuf]) -> Config {
     let port = |(path, number): (&PathBuf, usize)| PortConfig {
         name: format!("vm{number}"),
-        kind: PortKind::VhostUser {
-            path: path.clone(),
-            socket: SocketRole::Listen { mode: DEFAULT_SOCKET_MODE, group: None },
-            mtu: DEFAULT_MTU,
-            queue_pairs: 1,
-            penalty: true,
-            features: DEFAULT_FEATURES,
-        },
+        kind: PortKind::VhostUser(VhostUser { queue_pairs: 1, ..VhostUser::new(path.clone()) }),
     };
     Config {
         mode: Mode::Adaptive,

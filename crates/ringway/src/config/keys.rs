@@ -1,8 +1,8 @@
 //! The keys there are. Error messages and `--help` are made from these tables.
 
-use ports::vhost_user::SUPPORTED;
-
-use super::features;
+use super::fault::Fault;
+use super::port::WrittenPort;
+use super::{PortKind, kinds};
 
 /// One key and what it may hold.
 pub struct Key {
@@ -24,6 +24,10 @@ pub struct PortType {
     pub target: Key,
     /// The other keys, all optional.
     pub keys: &'static [Key],
+    /// What is to be said of them all in `--help`, in lines that fit a terminal.
+    pub notes: fn() -> String,
+    /// What a port means that was written as one of this type. What is wrong with it goes to the faults.
+    pub read: fn(&WrittenPort, &mut Vec<Fault>) -> Option<PortKind>,
 }
 
 impl PortType {
@@ -47,62 +51,14 @@ pub const PORT: &str = "port";
 /// The keys at the top of a file, each of which is also a flag, and the ports.
 pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
 
-/// A Unix socket on which virtio-net rings are handed over.
-pub const VHOST_USER: PortType = PortType {
-    name: "vhost-user",
-    about: "a guest's network device, over a Unix socket",
-    target: Key { name: "path", form: "PATH", about: "the path of its socket" },
-    keys: &[
-        Key {
-            name: "connect",
-            form: "on|off",
-            about: "connect to a listening front end, and retry, instead of listening [off]",
-        },
-        Key { name: "socket-mode", form: "OCTAL", about: "permissions of the socket file [0660]" },
-        Key {
-            name: "socket-group",
-            form: "GROUP",
-            about: "group of the socket file, a name or a number [the process's]",
-        },
-        Key {
-            name: "mtu",
-            form: "68..65535",
-            about: "largest MTU, in bytes; the guest may have a smaller one [65535]",
-        },
-        Key {
-            name: "queue-pairs",
-            form: "1..128",
-            about: "pairs of queues that a guest may have, read as below [128]",
-        },
-        Key {
-            name: "penalty",
-            form: "on|off",
-            about: "let a front end that broke the rules wait before it may try again [on]",
-        },
-        Key {
-            name: FEATURES,
-            form: "NAME+...",
-            about: "virtio features to offer, or not to, as below [all but ring_reset]",
-        },
-    ],
-};
-
-/// A network interface of the host.
-pub const TAP: PortType = PortType {
-    name: "tap",
-    about: "a tap interface of the host, attached to, or created if there is none",
-    target: Key { name: "interface", form: "INTERFACE", about: "the name of its interface" },
-    keys: &[],
-};
-
 /// Every type of port.
-pub const PORT_TYPES: [&PortType; 2] = [&VHOST_USER, &TAP];
+pub const PORT_TYPES: [&PortType; 2] = [&kinds::vhost_user::TYPE, &kinds::tap::TYPE];
 
 /// The types of port and their keys, as sections of `--help`.
 pub fn help() -> String {
     let mut text = String::from("Ports:\n");
     for port_type in PORT_TYPES {
-        let PortType { name, about, target, keys } = port_type;
+        let PortType { name, about, target, keys, .. } = port_type;
         text += &format!("  {name}:{}\n      {about}\n", target.form);
         let in_a_file = format!("({} in a file)", target.name);
         text += &format!("      {in_a_file:<21}  {}\n", target.about);
@@ -111,19 +67,12 @@ pub fn help() -> String {
             text += &format!("      {setting:<21}  {}\n", key.about);
         }
     }
-    text += "
-Front ends read the protocol's number of queues in two ways. Those that take it for rings may have
-as many pairs as queue-pairs says, but no more than 64; those that take it for pairs, as QEMU and
-DPDK do, may have twice as many, up to 128.
-
-Features of a vhost-user port: it offers all of these but ring_reset, unless it has `features`.
-features=version_1+csum offers these two and nothing else; features=-mtu+-ring_packed offers
-what it would, less these two. In a file: features = [\"-mtu\", \"-ring_packed\"]\n";
-    text + &wrap(&features::names(SUPPORTED))
+    let notes = PORT_TYPES.iter().map(|port_type| (port_type.notes)());
+    text + &notes.collect::<String>()
 }
 
 /// Words in lines that fit a terminal.
-fn wrap(words: &[String]) -> String {
+pub fn wrap(words: &[String]) -> String {
     let (mut text, mut line) = (String::new(), String::from(" "));
     for word in words {
         if line.len() + 1 + word.len() > 78 {

@@ -1,12 +1,9 @@
 //! One port, from what was written to what it means.
 
+use super::PortConfig;
 use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Misfit, Scalar, Value};
-use super::{
-    DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_QUEUE_PAIRS, DEFAULT_SOCKET_MODE, PortConfig, PortKind,
-    SocketRole, features,
-};
 
 /// A key and its value as they were written.
 pub struct Entry {
@@ -114,78 +111,19 @@ impl WrittenPort {
                 problem: Problem::PortName(self.name.clone()),
             });
         }
-        let Some(type_entry) = self.entries.iter().find(|entry| entry.key == TYPE) else {
+        let Some(type_entry) = self.entry(TYPE) else {
             faults.push(self.missing(TYPE, value::one_of(&keys::PORT_TYPES.map(|t| t.name))));
             return None;
         };
         let port_type = type_entry.read(faults, value::port_type)?;
-        let kind = if port_type.name == keys::VHOST_USER.name {
-            self.read_vhost_user(faults)
-        } else {
-            self.read_tap(faults)
-        }?;
+        let kind = (port_type.read)(self, faults)?;
         Some(PortConfig { name: self.name.clone(), kind })
-    }
-
-    fn read_vhost_user(&self, faults: &mut Vec<Fault>) -> Option<PortKind> {
-        let mut path = None;
-        let mut connect = Some(false);
-        let mut mode = None;
-        let mut group = None;
-        let mut mtu = None;
-        let mut queue_pairs = None;
-        let mut penalty = Some(true);
-        let mut features = Some(DEFAULT_FEATURES);
-        for entry in self.keys(&keys::VHOST_USER, faults) {
-            match entry.key.as_str() {
-                "path" => path = entry.read(faults, value::socket_path),
-                "connect" => connect = entry.read(faults, value::switch),
-                "socket-mode" => mode = entry.read(faults, value::socket_mode),
-                "socket-group" => group = entry.read(faults, value::socket_group),
-                "mtu" => mtu = entry.read(faults, value::mtu),
-                "queue-pairs" => queue_pairs = entry.read(faults, value::queue_pairs),
-                "penalty" => penalty = entry.read(faults, value::switch),
-                "features" => features = features::read(entry, faults),
-                _ => {}
-            }
-        }
-        let socket = if connect? {
-            for entry in &self.entries {
-                if ["socket-mode", "socket-group"].contains(&entry.key.as_str()) {
-                    faults.push(Fault {
-                        place: entry.place.clone(),
-                        problem: Problem::NotWithConnect(entry.key.clone()),
-                    });
-                }
-            }
-            SocketRole::Connect
-        } else {
-            SocketRole::Listen { mode: mode.unwrap_or(DEFAULT_SOCKET_MODE), group }
-        };
-        Some(PortKind::VhostUser {
-            path: path?,
-            socket,
-            mtu: mtu.unwrap_or(DEFAULT_MTU),
-            queue_pairs: queue_pairs.unwrap_or(DEFAULT_QUEUE_PAIRS),
-            penalty: penalty?,
-            features: features?,
-        })
-    }
-
-    fn read_tap(&self, faults: &mut Vec<Fault>) -> Option<PortKind> {
-        let mut interface = None;
-        for entry in self.keys(&keys::TAP, faults) {
-            if entry.key == "interface" {
-                interface = entry.read(faults, value::interface);
-            }
-        }
-        Some(PortKind::Tap { interface: interface? })
     }
 
     /// The entries whose keys a port of this type has. The others, and a target that is not
     /// there, are faults.
-    fn keys(&self, port_type: &PortType, faults: &mut Vec<Fault>) -> Vec<&Entry> {
-        if !self.has(port_type.target.name) {
+    pub fn keys(&self, port_type: &PortType, faults: &mut Vec<Fault>) -> Vec<&Entry> {
+        if self.entry(port_type.target.name).is_none() {
             faults.push(self.missing(port_type.target.name, port_type.target.about.to_owned()));
         }
         let in_flag = self.place.is_flag();
@@ -199,8 +137,9 @@ impl WrittenPort {
         known
     }
 
-    fn has(&self, key: &str) -> bool {
-        self.entries.iter().any(|entry| entry.key == key)
+    /// The entry of this key.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
     }
 
     fn missing(&self, key: &'static str, expected: String) -> Fault {

@@ -8,7 +8,8 @@ use tracing::level_filters::LevelFilter;
 use wire::virtio::Features;
 
 use super::{
-    Config, DEFAULT_FEATURES, Draft, Mode, PortConfig, PortKind, SocketRole, features, keys,
+    Config, DEFAULT_FEATURES, Draft, Mode, PortConfig, PortKind, SocketRole, Tap, VhostUser,
+    features, keys,
 };
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
@@ -38,7 +39,10 @@ fn assert_port_fault(port: &str, expected: &str) {
 }
 
 fn tap(name: &str, interface: &str) -> PortConfig {
-    PortConfig { name: name.to_owned(), kind: PortKind::Tap { interface: interface.to_owned() } }
+    PortConfig {
+        name: name.to_owned(),
+        kind: PortKind::Tap(Tap { interface: interface.to_owned() }),
+    }
 }
 
 #[test]
@@ -93,25 +97,25 @@ fn flags_and_a_file_say_the_same() {
         ports: vec![
             PortConfig {
                 name: "vm1".to_owned(),
-                kind: PortKind::VhostUser {
+                kind: PortKind::VhostUser(VhostUser {
                     path: PathBuf::from("/run/vm1.sock"),
                     socket: SocketRole::Listen { mode: 0o600, group: Some("kvm".to_owned()) },
                     mtu: 9000,
                     queue_pairs: 4,
                     penalty: false,
                     features: Features::VERSION_1 | Features::CSUM | Features::HOST_TSO4,
-                },
+                }),
             },
             PortConfig {
                 name: "an-earlier-name".to_owned(),
-                kind: PortKind::VhostUser {
+                kind: PortKind::VhostUser(VhostUser {
                     path: PathBuf::from("vm2.sock"),
                     socket: SocketRole::Connect,
                     mtu: 65535,
                     queue_pairs: 128,
                     penalty: true,
                     features: DEFAULT_FEATURES.without(Features::RING_PACKED),
-                },
+                }),
             },
             tap("host", "rw0"),
         ],
@@ -131,14 +135,14 @@ fn what_is_not_said_has_a_default() {
         log: LevelFilter::WARN,
         ports: vec![PortConfig {
             name: "vm1".to_owned(),
-            kind: PortKind::VhostUser {
+            kind: PortKind::VhostUser(VhostUser {
                 path: PathBuf::from("/run/vm1.sock"),
                 socket: SocketRole::Listen { mode: 0o660, group: None },
                 mtu: 65535,
                 queue_pairs: 128,
                 penalty: true,
                 features: DEFAULT_FEATURES,
-            },
+            }),
         }],
     };
     assert_eq!(config, Ok(expected));
@@ -158,7 +162,7 @@ fn a_flag_replaces_the_files_setting_and_ports_add_up() {
 fn a_target_may_have_colons_and_equal_signs() {
     let config = read("", &[("port", "a=vhost-user:/run/a:b=c,mtu=1500")])
         .expect("only the first of each separates");
-    let PortKind::VhostUser { path, mtu, .. } = &config.ports[0].kind else {
+    let PortKind::VhostUser(VhostUser { path, mtu, .. }) = &config.ports[0].kind else {
         panic!("the port is of type vhost-user, not {:?}", config.ports);
     };
     assert_eq!((path.as_path(), *mtu), (Path::new("/run/a:b=c"), 1500));
@@ -387,9 +391,9 @@ fn a_socket_file_is_not_the_connecting_sides() {
 /// The features that a port with this value offers, by a flag.
 fn offered(value: &str) -> Result<Features, String> {
     let config = read("", &[("port", &format!("a=vhost-user:/a,features={value}"))])?;
-    match config.ports[0].kind {
-        PortKind::VhostUser { features, .. } => Ok(features),
-        PortKind::Tap { .. } => Err("the port is a tap".to_owned()),
+    match &config.ports[0].kind {
+        PortKind::VhostUser(port) => Ok(port.features),
+        other => Err(format!("the port is another: {other:?}")),
     }
 }
 

@@ -1,0 +1,152 @@
+use std::fs;
+use std::io::{IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as Raw;
+use std::path::Path;
+use std::time::Duration;
+
+use ::vhost_user::FrontEnd;
+use engine::Mode;
+use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::thread::{CpuSet, sched_getaffinity};
+use tokio::task::spawn_blocking;
+
+use super::*;
+use crate::config::{DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
+
+/// More than a thread takes to end, on the slowest machine.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Two workers, and a port that listens.
+fn config(path: &Path, cpus: Vec<usize>) -> Config {
+    let kind = PortKind::VhostUser(VhostUser::new(path.to_owned()));
+    Config {
+        mode: Mode::Interrupt,
+        idle_spin: DEFAULT_IDLE_SPIN,
+        workers: 2,
+        cpus,
+        log: DEFAULT_LOG,
+        ports: vec![PortConfig { name: "vm".to_owned(), kind }],
+    }
+}
+
+/// The threads of this process that are workers'.
+fn workers() -> Vec<String> {
+    let threads = fs::read_dir("/proc/self/task").unwrap();
+    // A thread may end while we look.
+    let names =
+        threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("comm")).ok());
+    names.filter(|name| name.starts_with("worker")).collect()
+}
+
+#[tokio::test]
+async fn a_start_that_fails_leaves_nothing_behind() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let allowed = sched_getaffinity(None).unwrap();
+    let good = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
+    let bad = CpuSet::MAX_CPU;
+
+    let Err(error) = Switch::start(&config(&path, vec![good, bad])) else {
+        panic!("there is no processor {bad}");
+    };
+    assert_eq!(
+        format!("{error:#}"),
+        format!(
+            "cannot start worker1: cannot run on processor {bad}: there is none, or we may not \
+             use it"
+        )
+    );
+    assert!(!path.exists(), "the socket is gone");
+    // A thread that was waited for is listed for another moment.
+    let start = Instant::now();
+    while !workers().is_empty() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the end of {:?}", workers());
+        std::thread::yield_now();
+    }
+
+    let switch = Switch::start(&config(&path, Vec::new())).unwrap();
+    assert!(path.exists());
+    assert_eq!(workers().len(), 2);
+    switch.stop().await.unwrap();
+    assert!(!path.exists());
+}
+
+/// A descriptor whose last close takes two limits; or until the other one is dropped.
+fn slow() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    // Far less than is sent, so that something is left that the other one has no room for.
+    set_socket_recv_buffer_size(&listener, 4096).unwrap();
+    let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (other, _) = listener.accept().unwrap();
+    slow.set_nonblocking(true).unwrap();
+    while slow.write(&[0; 65536]).is_ok() {}
+    slow.set_nonblocking(false).unwrap();
+    set_socket_linger(&slow, Some(2 * LIMIT)).unwrap();
+    (slow, other)
+}
+
+/// Sends a byte, and a descriptor with it.
+fn send(socket: &Raw, descriptor: impl AsFd) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors = [descriptor.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+    sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL).unwrap();
+}
+
+/// Whether the port is served within this time: the front end asks for features, and gets them.
+async fn is_served(path: &Path, limit: Duration) -> bool {
+    let path = path.to_owned();
+    let served =
+        spawn_blocking(move || FrontEnd::connect(&path, limit).unwrap().features().is_ok());
+    served.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_port_whose_last_front_end_holds_us_up_waits_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let [one, two] = ["one.sock", "two.sock"].map(|name| directory.path().join(name));
+    let mut config = config(&one, Vec::new());
+    config.ports.extend(self::config(&two, Vec::new()).ports);
+    config.ports[1].name = "other".to_owned();
+    let PortKind::VhostUser(VhostUser { penalty, .. }) = &mut config.ports[0].kind else {
+        panic!()
+    };
+    *penalty = false;
+    let switch = Switch::start(&config).unwrap();
+    let start = Instant::now();
+
+    // The first two bytes are read, with their descriptors, of which the second has no place there; the
+    // third waits in the socket. The next front end is to be turned away with one in its socket, and
+    // another is never accepted.
+    let (slows, others): (Vec<_>, Vec<_>) = (0..5).map(|_| slow()).unzip();
+    let [hostile, refused, late] = [(); 3].map(|()| Raw::connect(&one).unwrap());
+    slows[..3].iter().for_each(|slow| send(&hostile, slow));
+    send(&refused, &slows[3]);
+    send(&late, &slows[4]);
+    drop(slows);
+    assert!(is_served(&two, LIMIT).await, "the other port");
+    drop((hostile, refused, late));
+    assert!(is_served(&two, LIMIT).await, "the other port, afterwards");
+    assert!(!is_served(&one, Duration::from_secs(1)).await, "nothing is closed yet");
+    assert!(start.elapsed() < LIMIT, "nobody waited for the peer: {:?}", start.elapsed());
+
+    drop(others);
+    // What connected meanwhile gets its turn, and has gone.
+    let mut served = false;
+    while !served {
+        assert!(start.elapsed() < 2 * LIMIT, "waited {LIMIT:?} for the port to be served");
+        served = is_served(&one, Duration::from_secs(1)).await;
+    }
+    let stop = Instant::now();
+    let (last, _other) = slow();
+    let socket = Raw::connect(&one).unwrap();
+    send(&socket, &last);
+    drop(last);
+    switch.stop().await.unwrap();
+    assert!(stop.elapsed() < LIMIT, "the end waited for the peer: {:?}", stop.elapsed());
+}

@@ -1,0 +1,262 @@
+//! vhost-user ports: the connections of their front ends, one at a time.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use apps::bridge::table::PortNumber;
+use ports::vhost_user::VhostUserPort;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::timeout;
+use vhost_user::back_end::Offer;
+use vhost_user::{Closer, Connection, ConnectionError};
+
+use super::{Graphs, Handle, Opened};
+use crate::config::{SocketRole, VhostUser};
+use crate::session::{Ended, Port};
+use crate::socket::{Listener, listen_at};
+
+/// How often a front end that does not listen yet is tried: at first, and at the slowest.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// How long a front end waits for the one before it to be gone, before it is turned away.
+const GRACE: Duration = Duration::from_millis(100);
+/// How long a front end that broke the rules has to wait before it may try again: at first, and at
+/// the most. It bounds what a peer that does nothing else can make us log.
+const PENALTY_FIRST: Duration = Duration::from_secs(1);
+const PENALTY_MOST: Duration = Duration::from_secs(60);
+
+/// Where a port's connections come from.
+enum Source {
+    /// As tokio waits at it, and as it was made.
+    Listen(UnixListener, Listener),
+    Connect(PathBuf),
+}
+
+pub(super) fn open(
+    graphs: &mut Graphs,
+    number: PortNumber,
+    name: &str,
+    config: &VhostUser,
+) -> anyhow::Result<Opened> {
+    let VhostUser { path, socket, mtu, queue_pairs, penalty, features } = config.clone();
+    let source = match socket {
+        SocketRole::Listen { mode, group } => {
+            let what = || format!("port `{name}`: cannot listen at {}", path.display());
+            let listener = listen_at(&path, mode, group.as_deref()).with_context(what)?;
+            let socket = listener.socket.try_clone().and_then(UnixListener::from_std);
+            Source::Listen(socket.with_context(what)?, listener)
+        }
+        SocketRole::Connect => Source::Connect(path),
+    };
+    let offer = Offer { features, protocol: Offer::PROTOCOL, queue_pairs, max_mtu: mtu };
+    let mut parts = VhostUserPort::parts(graphs.0.len(), number.into());
+    parts.iter_mut().for_each(|part| part.set_mtu(mtu));
+    let app = graphs.add(name, parts);
+    let control = move |handle: Handle| -> super::Running {
+        let Handle { name, app, bridge, workers, troubles } = handle;
+        let port = Port { name, app, bridge, offer, workers, troubles };
+        match source {
+            Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
+            Source::Connect(path) => Box::pin(connect(port, penalty, path)),
+        }
+    };
+    Ok(Opened { app, control: Some(Box::new(control)) })
+}
+
+/// What the front ends of a port have sent and is yet to be closed. They decide how long that takes, so
+/// nobody is accepted before it is done: what a port leaves open is bounded by what one of them may.
+struct Leftovers {
+    name: String,
+    closer: Closer,
+}
+
+impl Leftovers {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), closer: Closer::new() }
+    }
+
+    /// Takes over a socket.
+    fn connection(&self, socket: UnixStream) -> Result<Connection, ConnectionError> {
+        Connection::with_closer(socket.into_std()?.into(), &self.closer)
+    }
+
+    /// Waits until all is closed.
+    async fn closed(&self) {
+        let mut said = false;
+        // Asked again and again, should it be for a thread that could not be had.
+        let closed = || poll_fn(|context| self.closer.poll_closed(context));
+        while timeout(RETRY_SLOWEST, closed()).await.is_err() {
+            if !said {
+                tracing::warn!(
+                    port = self.name,
+                    "no front end is accepted until what others have sent is closed, which whoever is \
+                     behind it holds up ({} file descriptors)",
+                    self.closer.pending()
+                );
+                said = true;
+            }
+        }
+        if said {
+            tracing::info!(port = self.name, "front ends are accepted again");
+        }
+    }
+}
+
+/// Serves the front ends that connect, one at a time.
+async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Listener) {
+    let mut penalty = Penalty::new(penalty);
+    let leftovers = Leftovers::new(&port.name);
+    let queue = Queue { leftovers, listener, waiting: Mutex::new(None) };
+    loop {
+        let connection = queue.next().await;
+        let ended = tokio::select! {
+            biased;
+            ended = serve(&mut port, connection) => ended,
+            // Never ends; turns others away while this front end is here.
+            never = queue.refuse("one is connected") => match never {},
+        };
+        let Some(wait) = penalty.after(&port.name, &ended) else { return };
+        if !wait.is_zero() {
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                never = queue.refuse("the last one broke the rules") => match never {},
+            }
+        }
+    }
+}
+
+/// The front ends that want to be served by one port.
+struct Queue {
+    leftovers: Leftovers,
+    listener: UnixListener,
+    /// One that came while another was served, and is not turned away yet.
+    waiting: Mutex<Option<Connection>>,
+}
+
+impl Queue {
+    /// The next front end to be served.
+    async fn next(&self) -> Connection {
+        self.leftovers.closed().await;
+        let waiting = self.waiting().take();
+        match waiting {
+            Some(waiting) => waiting,
+            None => self.accept().await,
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Connection>> {
+        // A socket is as good after a panic as before.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn accept(&self) -> Connection {
+        loop {
+            self.leftovers.closed().await;
+            let accepted = self.listener.accept().await.map_err(ConnectionError::from);
+            match accepted.and_then(|(socket, _)| self.leftovers.connection(socket)) {
+                Ok(connection) => return connection,
+                Err(error) => {
+                    tracing::error!(
+                        port = self.leftovers.name,
+                        "cannot accept a front end: {error}"
+                    );
+                    tokio::time::sleep(RETRY_SLOWEST).await;
+                }
+            }
+        }
+    }
+
+    /// Turns front ends away, so that they know, rather than to let them wait for long. A front end
+    /// that was restarted may be here before we know that it was gone: that one gets its turn.
+    async fn refuse(&self, why: &str) -> Infallible {
+        let mut said = false;
+        loop {
+            let connection = self.accept().await;
+            self.waiting().replace(connection);
+            tokio::time::sleep(GRACE).await;
+            self.waiting().take();
+            if !said {
+                tracing::warn!(port = self.leftovers.name, "refused a front end: {why}");
+                said = true;
+            }
+        }
+    }
+}
+
+/// Connects to a front end that listens, again and again.
+async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
+    let mut penalty = Penalty::new(penalty);
+    let mut retry = RETRY_FIRST;
+    let leftovers = Leftovers::new(&port.name);
+    loop {
+        leftovers.closed().await;
+        let connected = UnixStream::connect(&path).await.map_err(ConnectionError::from);
+        match connected.and_then(|socket| leftovers.connection(socket)) {
+            Ok(connection) => {
+                retry = RETRY_FIRST;
+                let ended = serve(&mut port, connection).await;
+                let Some(wait) = penalty.after(&port.name, &ended) else { return };
+                tokio::time::sleep(wait).await;
+            }
+            Err(error) => {
+                if retry == RETRY_FIRST {
+                    tracing::info!(port = port.name, path = %path.display(), "waiting: {error}");
+                }
+                retry = (2 * retry).min(RETRY_SLOWEST);
+            }
+        }
+        tokio::time::sleep(retry).await;
+    }
+}
+
+async fn serve(port: &mut Port, connection: Connection) -> Ended {
+    tracing::info!(port = port.name, "front end connected");
+    port.serve(connection).await
+}
+
+/// The wait of a peer that broke the rules: longer each time, until it has behaved for a while.
+struct Penalty {
+    wanted: bool,
+    next: Duration,
+    since: Instant,
+}
+
+impl Penalty {
+    /// If there is one at all.
+    fn new(wanted: bool) -> Self {
+        Self { wanted, next: PENALTY_FIRST, since: Instant::now() }
+    }
+
+    /// Says how a connection ended, and how long its peer has to wait now. None: nobody will be
+    /// served any more.
+    fn after(&mut self, port: &str, ended: &Ended) -> Option<Duration> {
+        if self.since.elapsed() > PENALTY_MOST {
+            self.next = PENALTY_FIRST;
+        }
+        self.since = Instant::now();
+        match ended {
+            Ended::Stopped(_) => None,
+            Ended::Failed => {
+                tracing::error!(port, "the port is out of service");
+                None
+            }
+            ended if ended.is_fault() => {
+                tracing::error!(port, "disconnected the front end: {ended}");
+                if !self.wanted {
+                    return Some(Duration::ZERO);
+                }
+                let wait = self.next;
+                self.next = (2 * self.next).min(PENALTY_MOST);
+                Some(wait)
+            }
+            ended => {
+                tracing::info!(port, "front end {ended}");
+                Some(Duration::ZERO)
+            }
+        }
+    }
+}
