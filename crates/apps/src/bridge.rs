@@ -152,6 +152,10 @@ enum Decision {
 }
 
 impl App for Bridge {
+    fn has_outside(&self) -> bool {
+        false
+    }
+
     fn push(
         &mut self,
         input: usize,

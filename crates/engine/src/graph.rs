@@ -40,6 +40,7 @@ struct Slot {
     /// None while frames run through the app, and after it failed.
     app: Option<Box<dyn App>>,
     has_failed: bool,
+    has_outside: bool,
     /// Breaths since it had something to do.
     idle: u32,
     /// The time of the breath in which it was asked last.
@@ -61,7 +62,7 @@ impl Slot {
     #[inline]
     fn touch(&mut self, id: AppId, due: &mut Due) {
         self.idle = 0;
-        if !std::mem::replace(&mut self.is_touched, true) {
+        if self.has_outside && !std::mem::replace(&mut self.is_touched, true) {
             let is_late = self.published == due.breath;
             if is_late { &mut due.late } else { &mut due.touched }.push(id);
         }
@@ -124,6 +125,7 @@ impl Graph {
     pub fn add(&mut self, name: &str, app: impl App) -> AppId {
         self.slots.push(Slot {
             name: name.to_owned(),
+            has_outside: app.has_outside(),
             app: Some(Box::new(app)),
             has_failed: false,
             idle: 0,
@@ -194,7 +196,7 @@ impl Graph {
     #[inline]
     pub(crate) fn is_asked(&self, id: AppId, all: bool) -> bool {
         let is_its_turn = || (self.due.breath as usize).wrapping_add(id.0).is_multiple_of(TURN);
-        let is_asked = |slot: &Slot| all || is_its_turn() || slot.idle < IDLE;
+        let is_asked = |slot: &Slot| slot.has_outside && (all || is_its_turn() || slot.idle < IDLE);
         self.slots.get(id.0).is_some_and(is_asked)
     }
 
