@@ -532,9 +532,9 @@ impl Drop for VhostUserPort {
 /// The positions of the bits that are set, ascending.
 fn bits(mut set: u128) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let bit = set.trailing_zeros();
-        set &= set.checked_sub(1)?;
-        Some(bit as usize)
+        let bit = (set != 0).then_some(set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(bit)
     })
 }
 
@@ -607,12 +607,9 @@ impl App for VhostUserPort {
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        if let Some(fault) = self.fault.take() {
-            return Err(fault.into());
-        }
         let touched = std::mem::take(&mut self.touched);
         if self.shared.is_latched() {
-            return Ok(());
+            return self.fault.take().map_or(Ok(()), |fault| Err(fault.into()));
         }
         self.transmit.publish();
         for pair in bits(touched) {

@@ -36,6 +36,8 @@ pub(super) struct Transmit {
     backlog: Backlog,
     /// A held frame made way: something moved.
     moved: bool,
+    /// Chains were given back, and are not published.
+    gave_back: bool,
     /// The place of the ring that is asked first, if there are so many.
     turn: usize,
 }
@@ -50,6 +52,7 @@ impl Transmit {
             singles: Box::new([Single::NONE; BURST]),
             backlog: Backlog::default(),
             moved: false,
+            gave_back: false,
             turn: 0,
         }
     }
@@ -243,13 +246,16 @@ impl Transmit {
         let settled = self.taken.settle(&mut self.rings, in_order, translator, outcomes);
         let settled = settled.map_err(|(place, violation)| self.fault(place)(violation))?;
         self.moved = settled.moved;
+        self.gave_back |= settled.moved;
         counters[DropReason::ReceiverFull] += settled.lost;
         Ok(())
     }
 
     /// Makes visible what was given back.
     pub(super) fn publish(&mut self) {
-        self.rings.iter_mut().flatten().for_each(Ring::publish);
+        if std::mem::take(&mut self.gave_back) {
+            self.rings.iter_mut().flatten().for_each(Ring::publish);
+        }
     }
 
     /// Asks for kicks. True when there is something to do already.
