@@ -47,8 +47,8 @@ pub enum Lease {
 
 impl Lease {
     /// Leases a guest's memory.
-    pub fn guest(&mut self, memory: &Arc<GuestMemory>) -> &GuestMemory {
-        *self = Self::Guest(memory.clone());
+    pub fn guest(&mut self, memory: Arc<GuestMemory>) -> &GuestMemory {
+        *self = Self::Guest(memory);
         let Self::Guest(memory) = self else { unreachable!("just assigned") };
         memory
     }

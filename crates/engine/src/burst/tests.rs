@@ -140,7 +140,7 @@ fn the_head_does_not_change_any_more() {
     let mut lease = Lease::Empty;
     let mut storage = Storage::default();
     let mut burst = storage.begin(0, 0);
-    let mut translator = lease.guest(&guest).translator();
+    let mut translator = lease.guest(guest.clone()).translator();
     let segments = burst.segments();
     translator.read(memory::GuestAddress(0), 200, segments).unwrap();
     burst.push::<()>(0..1, 0, |_, _| Ok(Offload::NONE)).unwrap();

@@ -6,7 +6,6 @@
 //! breath it is made anew of what is in them then, and nothing that was decided about it is kept.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use engine::{BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, HEAD, Lease, Outcomes, Traffic};
 use memory::{GuestMemory, ReadSlice, Translator};
@@ -17,7 +16,7 @@ use wire::virtio::{Features, Offload};
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
 use super::taken::{Taken, TakenChain};
-use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
+use super::{DESCRIPTOR_BUDGET, GuestFault, Lent, Share, transmit_ring};
 use crate::backlog::Backlog;
 use crate::frame::MAX_FRAME;
 
@@ -113,7 +112,7 @@ impl Transmit {
     pub(super) fn pull<'b>(
         &mut self,
         shape: Shape,
-        memory: &Arc<GuestMemory>,
+        memory: &mut Lent,
         steering: Option<&Steering>,
         lease: &'b mut Lease,
         burst: &mut Burst<'b>,
@@ -126,7 +125,7 @@ impl Transmit {
         let plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
         burst.limit_held(plan.hold);
         let mut intake = Intake {
-            translator: lease.guest(memory).translator(),
+            translator: lease.guest(memory.lend()).translator(),
             shape,
             limit: (MAX_FRAME + shape.header_size) as u32,
             descriptors: 0,
