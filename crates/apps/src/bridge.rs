@@ -104,17 +104,24 @@ impl Sorted {
     }
 }
 
-/// Frames one behind the other with the same Ethernet header: those of one conversation come together.
+/// Both addresses of a frame, to be compared at once. None when there is no whole header.
+#[inline]
+fn address_bytes(frame: &[u8]) -> Option<&[u8; 12]> {
+    let header: &[u8; HEADER_SIZE] = frame.first_chunk()?;
+    header.first_chunk()
+}
+
+/// Frames one behind the other with the same addresses: those of one conversation come together.
 struct Run {
     /// None when there is no whole header.
-    header: Option<Header>,
+    places: Option<Places>,
     /// How many frames.
     frames: usize,
 }
 
-/// What decides about a run, and where the table has it.
+/// Where the table has a frame's addresses.
 #[derive(Clone, Copy)]
-struct Header {
+struct Places {
     source: Place,
     destination: Place,
 }
@@ -123,7 +130,7 @@ impl Run {
     /// Decides where the frames go, which came in by `input`, and learns where their sender is.
     #[inline]
     fn decide(&self, table: &Table, input: usize, now: u32) -> Decision {
-        let Some(Header { source, destination }) = self.header else {
+        let Some(Places { source, destination }) = self.places else {
             return Decision::Drop(DropReason::TooShort);
         };
         if source.address().is_multicast() {
@@ -168,18 +175,18 @@ impl App for Bridge {
         let mut last = None;
         for index in selection.iter() {
             let head = burst.head(index);
-            let header = head.first_chunk::<HEADER_SIZE>();
+            let bytes = address_bytes(head);
             match runs.last_mut() {
-                Some(run) if header == last => run.frames += 1,
+                Some(run) if bytes == last => run.frames += 1,
                 _ => {
-                    let header = Addresses::parse(head).map(|addresses| Header {
+                    let places = Addresses::parse(head).map(|addresses| Places {
                         source: table.place(addresses.source),
                         destination: table.place(addresses.destination),
                     });
-                    runs.push(Run { header, frames: 1 });
+                    runs.push(Run { places, frames: 1 });
                 }
             }
-            last = header;
+            last = bytes;
         }
         let now = (burst.now() / NANOSECONDS) as u32;
         let mut frames = selection.iter();
