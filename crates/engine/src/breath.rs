@@ -1,5 +1,5 @@
-//! One breath: a turn for each app, which is pull, push, reclaim, publish. There is no thread here and no
-//! clock: the time is an argument.
+//! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish. There is no
+//! thread here and no clock: the time is an argument.
 
 use crate::burst::Storage;
 use crate::{App, AppId, Fault, Graph, Lease};
