@@ -12,7 +12,7 @@ pub mod table;
 use std::sync::Arc;
 
 use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
-use wire::ethernet::Addresses;
+use wire::ethernet::{Addresses, HEADER_SIZE};
 
 use table::{Place, PortNumber, Table};
 
@@ -24,10 +24,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 /// The bridge, or its part on one of several workers.
 pub struct Bridge {
     table: Arc<Table>,
-    /// What goes out by each port.
-    outputs: Vec<Selection>,
-    /// The ports that something goes out by, in the order of their first frames.
-    used: Vec<usize>,
+    sorted: Sorted,
     /// Kept for its allocation.
     runs: Vec<Run>,
     counters: Counters,
@@ -39,8 +36,7 @@ impl Bridge {
     pub fn new(ports: PortNumber, key: [u64; 2]) -> Self {
         Self {
             table: Arc::new(Table::new(key)),
-            outputs: vec![Selection::default(); ports.into()],
-            used: Vec::with_capacity(ports.into()),
+            sorted: Sorted::new(ports.into()),
             runs: Vec::with_capacity(BURST),
             counters: Counters::default(),
         }
@@ -50,8 +46,7 @@ impl Bridge {
     pub fn part(&self) -> Self {
         Self {
             table: self.table.clone(),
-            outputs: vec![Selection::default(); self.outputs.len()],
-            used: Vec::with_capacity(self.outputs.len()),
+            sorted: Sorted::new(self.sorted.outputs.len()),
             runs: Vec::with_capacity(BURST),
             counters: Counters::default(),
         }
@@ -62,22 +57,91 @@ impl Bridge {
     pub fn table(&self) -> &Arc<Table> {
         &self.table
     }
+}
 
-    /// Decides where frames with these addresses go that come in by `input`, and learns where their
-    /// sender is.
+/// Frames, by the port that they go out by.
+struct Sorted {
+    outputs: Vec<Selection>,
+    /// The ports that something goes out by, in the order of their first frames.
+    used: Vec<usize>,
+}
+
+impl Sorted {
+    fn new(ports: usize) -> Self {
+        Self { outputs: vec![Selection::default(); ports], used: Vec::with_capacity(ports) }
+    }
+
+    /// Adds frames that go out by a port.
     #[inline]
-    fn decide(&self, input: usize, run: &Run, now: u32) -> Decision {
-        let Some(addresses) = run.addresses else { return Decision::Drop(DropReason::TooShort) };
-        let Addresses { destination, source } = addresses;
-        if source.is_multicast() {
+    fn add(&mut self, port: usize, frames: impl Iterator<Item = usize>) {
+        let Some(output) = self.outputs.get_mut(port) else { return };
+        if output.is_empty() {
+            self.used.push(port);
+        }
+        frames.for_each(|index| output.push(index));
+    }
+
+    /// Adds a frame that goes out by all ports but the one it came in by.
+    fn flood(&mut self, input: usize, burst: &mut Burst<'_>, index: usize) {
+        if self.outputs.len() > 2 {
+            burst.replicate(index);
+        }
+        for port in (0..self.outputs.len()).filter(|port| *port != input) {
+            self.add(port, std::iter::once(index));
+        }
+    }
+
+    /// Sends everything on.
+    #[inline]
+    fn send(&mut self, burst: &mut Burst<'_>, outputs: &mut Outputs<'_>) {
+        for port in &self.used {
+            if let Some(selection) = self.outputs.get_mut(*port) {
+                outputs.push(*port, burst, selection);
+                selection.clear();
+            }
+        }
+        self.used.clear();
+    }
+}
+
+/// Both addresses of a frame, to be compared at once. None when there is no whole header.
+#[inline]
+fn address_bytes(frame: &[u8]) -> Option<&[u8; 12]> {
+    let header: &[u8; HEADER_SIZE] = frame.first_chunk()?;
+    header.first_chunk()
+}
+
+/// Frames one behind the other with the same addresses: those of one conversation come together.
+struct Run {
+    /// None when there is no whole header.
+    places: Option<Places>,
+    /// How many frames.
+    frames: usize,
+}
+
+/// Where the table has a frame's addresses.
+#[derive(Clone, Copy)]
+struct Places {
+    source: Place,
+    destination: Place,
+}
+
+impl Run {
+    /// Decides where the frames go, which came in by `input`, and learns where their sender is.
+    #[inline]
+    fn decide(&self, table: &Table, input: usize, now: u32) -> Decision {
+        let Some(Places { source, destination }) = self.places else {
+            return Decision::Drop(DropReason::TooShort);
+        };
+        if source.address().is_multicast() {
             return Decision::Drop(DropReason::BadSource);
         }
-        self.table.learn_at(run.source, input as PortNumber, now);
-        if destination.is_reserved() {
+        table.learn_at(source, input as PortNumber, now);
+        if destination.address().is_reserved() {
             return Decision::Drop(DropReason::ReservedAddress);
         }
-        if !destination.is_multicast()
-            && let Some(port) = self.table.find_at(run.destination, now)
+        if !destination.address().is_multicast()
+            && let Some(port) = table.find_at(destination, now)
         {
             let port = usize::from(port);
             let is_same = port == input;
@@ -85,44 +149,9 @@ impl Bridge {
         }
         Decision::Flood
     }
-
-    /// Has a frame go out by all ports but the one it came in by.
-    fn flood(&mut self, input: usize, burst: &mut Burst<'_>, index: usize) {
-        match self.outputs.len() {
-            0 | 1 => return self.counters.drop(DropReason::NoDestination),
-            2 => {}
-            _ => burst.replicate(index),
-        }
-        for port in (0..self.outputs.len()).filter(|port| *port != input) {
-            self.send(port, index);
-        }
-    }
-
-    /// Has a frame go out by a port.
-    #[inline]
-    fn send(&mut self, port: usize, index: usize) {
-        let Some(output) = self.outputs.get_mut(port) else {
-            return self.counters.drop(DropReason::NoDestination);
-        };
-        if output.is_empty() {
-            self.used.push(port);
-        }
-        output.push(index);
-    }
 }
 
-/// Frames one behind the other with the same addresses, and where to look for those.
-struct Run {
-    /// None when there is no whole header.
-    addresses: Option<Addresses>,
-    source: Place,
-    destination: Place,
-    /// How many frames.
-    frames: usize,
-}
-
-/// Where a frame goes.
-#[derive(Clone, Copy)]
+/// Where frames go.
 enum Decision {
     To(usize),
     Flood,
@@ -130,6 +159,10 @@ enum Decision {
 }
 
 impl App for Bridge {
+    fn has_outside(&self) -> bool {
+        false
+    }
+
     fn push(
         &mut self,
         input: usize,
@@ -137,41 +170,45 @@ impl App for Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let now = (burst.now() / NANOSECONDS) as u32;
+        let Self { table, sorted, runs, counters } = self;
         // All runs first, so that what the table knows is on its way before the first is decided on.
-        let mut runs = std::mem::take(&mut self.runs);
+        let mut last = None;
         for index in selection.iter() {
-            let addresses = Addresses::parse(burst.head(index));
+            let head = burst.head(index);
+            let bytes = address_bytes(head);
             match runs.last_mut() {
-                // Frames of one conversation come together.
-                Some(last) if last.addresses == addresses => last.frames += 1,
+                Some(run) if bytes == last => run.frames += 1,
                 _ => {
-                    let Addresses { source, destination } = addresses.unwrap_or_default();
-                    let [source, destination] =
-                        [source, destination].map(|address| self.table.place(address));
-                    runs.push(Run { addresses, source, destination, frames: 1 });
+                    let places = Addresses::parse(head).map(|addresses| Places {
+                        source: table.place(addresses.source),
+                        destination: table.place(addresses.destination),
+                    });
+                    runs.push(Run { places, frames: 1 });
                 }
             }
+            last = bytes;
         }
+        let now = (burst.now() / NANOSECONDS) as u32;
         let mut frames = selection.iter();
-        for run in &runs {
-            let decision = self.decide(input, run, now);
-            for index in frames.by_ref().take(run.frames) {
-                match decision {
-                    Decision::To(port) => self.send(port, index),
-                    Decision::Flood => self.flood(input, burst, index),
-                    Decision::Drop(reason) => self.counters.drop(reason),
+        for run in &*runs {
+            let frames = frames.by_ref().take(run.frames);
+            match run.decide(table, input, now) {
+                // One conversation, or one frame: nothing to sort.
+                Decision::To(port) if run.frames == selection.len() => {
+                    outputs.push(port, burst, selection);
                 }
+                Decision::To(port) if port < sorted.outputs.len() => sorted.add(port, frames),
+                Decision::Flood if sorted.outputs.len() > 1 => {
+                    frames.for_each(|index| sorted.flood(input, burst, index));
+                }
+                Decision::To(_) | Decision::Flood => {
+                    counters[DropReason::NoDestination] += frames.count() as u64;
+                }
+                Decision::Drop(reason) => counters[reason] += frames.count() as u64,
             }
         }
         runs.clear();
-        self.runs = runs;
-        for port in self.used.drain(..) {
-            if let Some(selection) = self.outputs.get_mut(port) {
-                outputs.push(port, burst, selection);
-                selection.clear();
-            }
-        }
+        sorted.send(burst, outputs);
     }
 
     fn counters(&self) -> &Counters {

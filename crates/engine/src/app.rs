@@ -13,8 +13,14 @@ pub type Fault = Box<dyn Error + Send + Sync>;
 /// Everything is called on the worker's thread. On the busy path an app does not allocate, lock,
 /// log, read a clock, or make a system call but the notification and its own input and output.
 ///
-/// The defaults are those of an app without an outside.
+/// The other defaults are those of an app without an outside, which says so: [`Self::has_outside`].
 pub trait App: Any + Send {
+    /// Whether frames come from outside, or go there. An app without an outside is not asked to pull, nor
+    /// to publish: what is pushed to it, it passes on. Asked once, when the app is added.
+    fn has_outside(&self) -> bool {
+        true
+    }
+
     /// Puts frames that came from outside into the burst, until it is full. They go out by output
     /// 0. Returns whether there was anything to do, frames or not: a worker with nothing to do
     /// goes to sleep after a while, and an app with nothing to do for long is asked in one breath

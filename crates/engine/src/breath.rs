@@ -1,6 +1,7 @@
-//! One breath: a turn for each app, which is pull, push, reclaim, publish. There is no thread here and no
-//! clock: the time is an argument.
+//! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish. There is no
+//! thread here and no clock: the time is an argument.
 
+use crate::burst::Storage;
 use crate::{App, AppId, Fault, Graph, Lease};
 
 /// What control is told unasked.
@@ -23,6 +24,12 @@ pub enum Event {
     },
 }
 
+/// What an app had in its turn.
+struct Turn {
+    was_busy: bool,
+    had_frames: bool,
+}
+
 impl Graph {
     /// Breathes once. `now` is in nanoseconds, since any moment that stays the same. Returns
     /// whether there was anything to do.
@@ -30,51 +37,60 @@ impl Graph {
     /// A worker does this all the time; call it to run a graph without one.
     pub fn breathe(&mut self, now: u64, mut report: impl FnMut(Event)) -> bool {
         let ask_all = std::mem::take(&mut self.ask_all);
-        self.breaths = self.breaths.wrapping_add(1);
-        let mut busy = false;
+        self.due.breath = self.due.breath.wrapping_add(1);
         self.worked = false;
+        let mut busy = false;
+        let mut storage = self.storage.take();
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
-        let order = (self.first..self.ids().count()).chain(0..self.first);
+        let order = [self.first..self.ids().count(), 0..self.first];
         let mut is_first = true;
-        for id in order.map(AppId) {
-            if !ask_all && self.may_be_skipped(id) {
+        for id in order.into_iter().flatten().map(AppId) {
+            if !self.is_asked(id, ask_all) {
                 continue;
             }
-            let mut lease = Lease::Empty;
-            let mut burst = self.storage.begin(now, self.breaths);
-            let is_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
-            let is_empty = burst.is_empty();
-            self.note(id, now, is_busy || !is_empty);
-            busy |= is_busy;
-            self.worked |= is_busy || !is_empty;
-            if !is_empty {
-                // Behind the first one that has frames: an app gets no turns of idle ones before it.
-                if std::mem::take(&mut is_first) {
-                    self.first = id.0 + 1;
-                }
-                let all = burst.all();
-                self.send(id, 0, &mut burst, &all);
+            let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
+            busy |= was_busy;
+            self.worked |= was_busy || had_frames;
+            // Behind the first one that has frames: an app gets no turns of idle ones before it.
+            if had_frames && std::mem::take(&mut is_first) {
+                self.first = id.0 + 1;
             }
-            let finished = burst.finish();
-            if !is_empty || !matches!(lease, Lease::Empty) {
-                self.call(id, |app| app.reclaim(finished.outcomes(), lease));
-                self.touch(id);
-            }
-            self.storage.keep(finished);
             // A receiver can begin while others have their turns, and a lone frame does not wait for
             // those.
-            while let Some(touched) = self.touched.pop() {
+            while let Some(touched) = self.due.touched.pop() {
                 self.publish(touched, &mut report);
             }
         }
-        while let Some(late) = self.late.pop() {
+        self.storage = storage;
+        while let Some(late) = self.due.late.pop() {
             self.publish(late, &mut report);
         }
         if self.has_failures() {
             self.report_failures(report);
         }
         busy
+    }
+
+    /// Asks an app for frames, sends them on, and has it take them back.
+    #[inline]
+    fn turn(&mut self, id: AppId, now: u64, storage: &mut Storage) -> Turn {
+        let mut lease = Lease::Empty;
+        let mut burst = storage.begin(now, self.due.breath);
+        let was_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
+        let had_frames = !burst.is_empty();
+        self.note(id, now, was_busy || had_frames);
+        if had_frames {
+            let all = burst.all();
+            self.send(id, 0, &mut burst, &all);
+        }
+        let finished = burst.finish();
+        let outcomes = storage.keep(finished);
+        if had_frames || !matches!(lease, Lease::Empty) {
+            self.call(id, |app| app.reclaim(outcomes, lease));
+            self.touch(id);
+        }
+        Turn { was_busy, had_frames }
     }
 
     /// Has an app publish.

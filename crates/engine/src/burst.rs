@@ -47,8 +47,8 @@ pub enum Lease {
 
 impl Lease {
     /// Leases a guest's memory.
-    pub fn guest(&mut self, memory: &Arc<GuestMemory>) -> &GuestMemory {
-        *self = Self::Guest(memory.clone());
+    pub fn guest(&mut self, memory: Arc<GuestMemory>) -> &GuestMemory {
+        *self = Self::Guest(memory);
         let Self::Guest(memory) = self else { unreachable!("just assigned") };
         memory
     }
@@ -95,7 +95,7 @@ impl Record {
     }
 }
 
-/// The memory of bursts, which is kept from one breath to the next.
+/// The memory of bursts, which they have one after the other.
 pub(crate) struct Storage {
     records: Box<[Record]>,
     segments: Vec<ReadSlice<'static>>,
@@ -118,10 +118,17 @@ impl Default for Storage {
 }
 
 impl Storage {
+    /// Takes the memory out, for a breath.
+    pub(crate) fn take(&mut self) -> Self {
+        let Self { records, segments } = self;
+        Self { records: std::mem::take(records), segments: std::mem::take(segments) }
+    }
+
     /// An empty burst, which has this memory until it is kept again.
-    pub(crate) fn begin<'b>(&mut self, now: u64, breath: u32) -> Burst<'b> {
+    #[inline]
+    pub(crate) fn begin(&mut self, now: u64, breath: u32) -> Burst<'_> {
         Burst {
-            records: std::mem::take(&mut self.records),
+            records: &mut self.records,
             len: 0,
             segments: std::mem::take(&mut self.segments),
             now,
@@ -131,26 +138,20 @@ impl Storage {
         }
     }
 
-    /// Takes a burst's memory back.
-    pub(crate) fn keep(&mut self, finished: Finished) {
-        self.records = finished.records;
-        self.segments = finished.segments;
+    /// Takes a burst's memory back. Says what became of it.
+    #[inline]
+    pub(crate) fn keep(&mut self, finished: Finished) -> Outcomes<'_> {
+        let Finished { len, held, segments } = finished;
+        self.segments = segments;
+        Outcomes { records: self.records.get(..len).unwrap_or_default(), held }
     }
 }
 
-/// A burst's memory, with nothing borrowed any more.
+/// A burst with nothing borrowed any more.
 pub(crate) struct Finished {
-    records: Box<[Record]>,
     len: usize,
     held: usize,
     segments: Vec<ReadSlice<'static>>,
-}
-
-impl Finished {
-    pub(crate) fn outcomes(&self) -> Outcomes<'_> {
-        let records = self.records.get(..self.len).unwrap_or_default();
-        Outcomes { records, held: self.held }
-    }
 }
 
 /// What became of a burst, by the order in which its frames were pulled.
@@ -173,7 +174,7 @@ impl Outcomes<'_> {
 
 /// Up to [`BURST`] frames, borrowed from the app that pulled them.
 pub struct Burst<'b> {
-    records: Box<[Record]>,
+    records: &'b mut [Record],
     len: usize,
     segments: Vec<ReadSlice<'b>>,
     now: u64,
@@ -409,9 +410,10 @@ impl<'b> Burst<'b> {
         may_hold
     }
 
+    #[inline]
     pub(crate) fn finish(self) -> Finished {
-        let Self { records, len, held, segments, .. } = self;
-        Finished { records, len, held, segments: recycle(segments) }
+        let Self { len, held, segments, .. } = self;
+        Finished { len, held, segments: recycle(segments) }
     }
 }
 

@@ -40,6 +40,7 @@ struct Slot {
     /// None while frames run through the app, and after it failed.
     app: Option<Box<dyn App>>,
     has_failed: bool,
+    has_outside: bool,
     /// Breaths since it had something to do.
     idle: u32,
     /// The time of the breath in which it was asked last.
@@ -56,6 +57,17 @@ struct Slot {
 }
 
 impl Slot {
+    /// Takes note that something was done that may have to be published, and that the app is worth
+    /// asking.
+    #[inline]
+    fn touch(&mut self, id: AppId, due: &mut Due) {
+        self.idle = 0;
+        if self.has_outside && !std::mem::replace(&mut self.is_touched, true) {
+            let is_late = self.published == due.breath;
+            if is_late { &mut due.late } else { &mut due.touched }.push(id);
+        }
+    }
+
     /// Notes the panic of an app that was taken out of this slot.
     #[cold]
     fn fail(&mut self, app: Box<dyn App>, panic: Box<dyn Any + Send>) {
@@ -79,17 +91,23 @@ pub struct Graph {
     pub(crate) storage: Storage,
     /// The app whose turn it is to be first; the number of apps, if there are no more behind the last.
     pub(crate) first: usize,
-    /// The apps that may have something to publish, behind this turn.
-    pub(crate) touched: Vec<AppId>,
-    /// Those that did so in this breath already, and do it at its end: so there are two publications in a
-    /// breath at most, however many send to one app.
-    pub(crate) late: Vec<AppId>,
+    pub(crate) due: Due,
     /// An app had something to do in the last breath, or frames.
     pub(crate) worked: bool,
     /// All apps are to be asked in the next breath: there was a sleep.
     pub(crate) ask_all: bool,
-    /// Counted, and wraps.
-    pub(crate) breaths: u32,
+}
+
+/// The apps that may have something to publish.
+#[derive(Default)]
+pub(crate) struct Due {
+    /// Those that do so behind this turn.
+    pub(crate) touched: Vec<AppId>,
+    /// Those that did so in this breath already, and do it at its end: so there are two publications in a
+    /// breath at most, however many send to one app.
+    pub(crate) late: Vec<AppId>,
+    /// The number of this breath, which wraps.
+    pub(crate) breath: u32,
 }
 
 /// Breaths without anything to do after which an app is not asked each time.
@@ -107,6 +125,7 @@ impl Graph {
     pub fn add(&mut self, name: &str, app: impl App) -> AppId {
         self.slots.push(Slot {
             name: name.to_owned(),
+            has_outside: app.has_outside(),
             app: Some(Box::new(app)),
             has_failed: false,
             idle: 0,
@@ -118,8 +137,8 @@ impl Graph {
             dark: Counters::default(),
         });
         // Not on the busy path.
-        self.touched.reserve(self.slots.len());
-        self.late.reserve(self.slots.len());
+        self.due.touched.reserve(self.slots.len());
+        self.due.late.reserve(self.slots.len());
         AppId(self.slots.len() - 1)
     }
 
@@ -172,11 +191,13 @@ impl Graph {
         counters
     }
 
-    /// Whether an app need not be asked in this breath: many idle ports do not slow a few busy ones down.
+    /// Whether an app is to be asked in this breath, in which `all` are or not: many idle ports do not slow
+    /// a few busy ones down.
     #[inline]
-    pub(crate) fn may_be_skipped(&self, id: AppId) -> bool {
-        let is_its_turn = (self.breaths as usize).wrapping_add(id.0).is_multiple_of(TURN);
-        !is_its_turn && self.slots.get(id.0).is_some_and(|slot| slot.idle >= IDLE)
+    pub(crate) fn is_asked(&self, id: AppId, all: bool) -> bool {
+        let is_its_turn = || (self.due.breath as usize).wrapping_add(id.0).is_multiple_of(TURN);
+        let is_asked = |slot: &Slot| slot.has_outside && (all || is_its_turn() || slot.idle < IDLE);
+        self.slots.get(id.0).is_some_and(is_asked)
     }
 
     /// Takes note of whether an app, which was asked at `now`, had something to do, or frames.
@@ -184,27 +205,25 @@ impl Graph {
     pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool) {
         let Some(slot) = self.slots.get_mut(id.0) else { return };
         slot.asked = now;
-        slot.idle = slot.idle.saturating_add(1);
         if had_something {
-            self.touch(id);
+            slot.touch(id, &mut self.due);
+        } else {
+            slot.idle = slot.idle.saturating_add(1);
         }
     }
 
     /// Takes note that an app may have something to publish, and be worth asking.
     #[inline]
     pub(crate) fn touch(&mut self, id: AppId) {
-        let Some(slot) = self.slots.get_mut(id.0) else { return };
-        slot.idle = 0;
-        if !std::mem::replace(&mut slot.is_touched, true) {
-            let is_late = slot.published == self.breaths;
-            if is_late { &mut self.late } else { &mut self.touched }.push(id);
+        if let Some(slot) = self.slots.get_mut(id.0) {
+            slot.touch(id, &mut self.due);
         }
     }
 
     /// Takes note that an app publishes.
     #[inline]
     pub(crate) fn untouch(&mut self, id: AppId) {
-        let breath = self.breaths;
+        let breath = self.due.breath;
         if let Some(slot) = self.slots.get_mut(id.0) {
             (slot.is_touched, slot.published) = (false, breath);
         }
@@ -252,10 +271,10 @@ impl Graph {
             slot.dark[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
-        self.touch(target.app);
         let Some(slot) = self.slots.get_mut(target.app.0) else {
             return;
         };
+        slot.touch(target.app, &mut self.due);
         // The app is out of its slot while it runs: a link that leads back to it is dark.
         let Some(mut app) = slot.app.take() else {
             let reason = if slot.has_failed { DropReason::AppFailed } else { DropReason::Loop };

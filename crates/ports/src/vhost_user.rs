@@ -194,9 +194,22 @@ impl Shared {
     }
 }
 
+/// A guest's memory, which is lent to each burst.
+struct Lent {
+    memory: Arc<GuestMemory>,
+    /// A reference that came back. To count one up and down in each breath would be two atomic operations.
+    spare: Option<Arc<GuestMemory>>,
+}
+
+impl Lent {
+    fn lend(&mut self) -> Arc<GuestMemory> {
+        self.spare.take().unwrap_or_else(|| self.memory.clone())
+    }
+}
+
 /// What a part knows of the guest.
 struct Active {
-    memory: Arc<GuestMemory>,
+    lent: Lent,
     features: Features,
     /// The pairs whose receive rings are enabled, ascending.
     enabled: Vec<u8>,
@@ -208,7 +221,7 @@ impl Active {
         let is_enabled =
             |pair: &usize| setup(device, receive_ring(*pair)).is_some_and(|ring| ring.enabled);
         Self {
-            memory: device.memory.clone(),
+            lent: Lent { memory: device.memory.clone(), spare: None },
             features: device.features,
             enabled: (0..MAX_PAIRS).filter(is_enabled).map(|pair| pair as u8).collect(),
             poison_epoch: 0,
@@ -223,7 +236,7 @@ impl Active {
             return false;
         }
         self.poison_epoch = epoch;
-        self.memory.is_poisoned()
+        self.lent.memory.is_poisoned()
     }
 }
 
@@ -332,7 +345,7 @@ impl VhostUserPort {
         let is_latched = self.shared.is_latched();
         let is_same = match (&self.active, device) {
             (Some(old), Some(new)) => {
-                Arc::ptr_eq(&old.memory, &new.memory) && old.features == new.features
+                Arc::ptr_eq(&old.lent.memory, &new.memory) && old.features == new.features
             }
             _ => false,
         };
@@ -532,9 +545,9 @@ impl Drop for VhostUserPort {
 /// The positions of the bits that are set, ascending.
 fn bits(mut set: u128) -> impl Iterator<Item = usize> {
     std::iter::from_fn(move || {
-        let bit = set.trailing_zeros();
-        set &= set.checked_sub(1)?;
-        Some(bit as usize)
+        let bit = (set != 0).then_some(set.trailing_zeros() as usize)?;
+        set &= set - 1;
+        Some(bit)
     })
 }
 
@@ -561,7 +574,7 @@ impl App for VhostUserPort {
         // With one pair there is nothing to choose.
         let steering = (active.enabled.len() > 1).then_some(&self.shared.steering);
         let counters = &mut self.counters;
-        match self.transmit.pull(shape, &active.memory, steering, lease, burst, counters) {
+        match self.transmit.pull(shape, &mut active.lent, steering, lease, burst, counters) {
             Ok(busy) => busy,
             Err(fault) => {
                 self.latch(fault);
@@ -571,12 +584,14 @@ impl App for VhostUserPort {
     }
 
     fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
-        let is_announcement = matches!(lease, Lease::Private(_));
-        if self.shared.is_latched() || is_announcement {
+        // An announcement's bytes were private.
+        let Lease::Guest(memory) = lease else { return };
+        if self.shared.is_latched() {
             return;
         }
-        let Some(Active { memory, features, .. }) = &self.active else { return };
-        let reclaimed = self.transmit.reclaim(*features, memory, &outcomes, &mut self.counters);
+        let Some(Active { lent, features, .. }) = &mut self.active else { return };
+        let reclaimed = self.transmit.reclaim(*features, &memory, &outcomes, &mut self.counters);
+        lent.spare = Some(memory);
         if let Err(fault) = reclaimed {
             self.latch(fault);
         }
@@ -607,12 +622,9 @@ impl App for VhostUserPort {
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        if let Some(fault) = self.fault.take() {
-            return Err(fault.into());
-        }
         let touched = std::mem::take(&mut self.touched);
         if self.shared.is_latched() {
-            return Ok(());
+            return self.fault.take().map_or(Ok(()), |fault| Err(fault.into()));
         }
         self.transmit.publish();
         for pair in bits(touched) {

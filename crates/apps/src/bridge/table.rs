@@ -148,8 +148,16 @@ pub struct Table {
 /// Where an address belongs in its table.
 #[derive(Clone, Copy)]
 pub struct Place {
-    address: u64,
     bucket: u32,
+    address: MacAddress,
+}
+
+impl Place {
+    /// The address that belongs there.
+    #[inline]
+    pub fn address(self) -> MacAddress {
+        self.address
+    }
 }
 
 impl Table {
@@ -163,11 +171,10 @@ impl Table {
     /// Where `address` belongs. That is on its way to the processor then, while other things are done.
     #[inline]
     pub fn place(&self, address: MacAddress) -> Place {
-        let address = number(address);
-        let bucket = self.bucket(address);
+        let bucket = self.bucket(number(address));
         let [line, _] = &self.buckets[bucket].lines;
         memory::prefetch(line);
-        Place { address, bucket: bucket as u32 }
+        Place { bucket: bucket as u32, address }
     }
 
     #[inline]
@@ -179,9 +186,10 @@ impl Table {
     #[inline]
     pub fn learn_at(&self, place: Place, port: PortNumber, now: u32) {
         let bucket = self.at(place);
-        let way = bucket.way(place.address).unwrap_or_else(|| bucket.victim(port, now));
+        let address = number(place.address);
+        let way = bucket.way(address).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
-        let entry = Entry::new(place.address, port);
+        let entry = Entry::new(address, port);
         if bucket.entry(way) != entry {
             bucket.set(way, entry);
         }
@@ -194,8 +202,8 @@ impl Table {
     #[inline]
     pub fn find_at(&self, place: Place, now: u32) -> Option<PortNumber> {
         let bucket = self.at(place);
-        let way = bucket.way(place.address)?;
-        (!bucket.is_aged(way, now)).then(|| bucket.entry(way).port())
+        let way = bucket.way(number(place.address))?;
+        (bucket.age(way, now) < AGEING_SECONDS).then(|| bucket.entry(way).port())
     }
 
     /// As [`Self::learn_at`], for an address whose place is not known.

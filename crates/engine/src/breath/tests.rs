@@ -64,6 +64,8 @@ fn a_lease_of_no_frames_is_given_back_too() {
 #[derive(Default)]
 struct Station {
     is_busy: bool,
+    is_inside: bool,
+    pushes: usize,
     pulls: usize,
     reclaims: usize,
     publications: usize,
@@ -71,6 +73,10 @@ struct Station {
 }
 
 impl App for Station {
+    fn has_outside(&self) -> bool {
+        !self.is_inside
+    }
+
     fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
         self.pulls += 1;
         self.is_busy
@@ -80,7 +86,9 @@ impl App for Station {
         self.reclaims += 1;
     }
 
-    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {
+        self.pushes += 1;
+    }
 
     fn publish(&mut self) -> Result<(), Fault> {
         self.publications += 1;
@@ -108,6 +116,24 @@ fn an_app_is_asked_to_publish_what_there_may_be() {
     graph.breathe(0, |_| ());
     assert_eq!(publications(&mut graph), [1, 2, 0]);
     assert_eq!(graph.get::<Station>(busy).unwrap().reclaims, 0, "there was no lease");
+}
+
+#[test]
+fn an_app_without_an_outside_is_given_frames_and_asked_for_nothing() {
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::new([1]));
+    let inside = Station { is_busy: true, is_inside: true, ..Station::default() };
+    let inside = graph.add("inside", inside);
+    graph.link((source, 0), (inside, 0)).unwrap();
+    for _ in 0..2 {
+        graph.breathe(0, |_| ());
+        let Station { pushes, pulls, reclaims, publications, .. } = graph.get(inside).unwrap();
+        assert_eq!([*pushes, *pulls, *reclaims, *publications], [1, 0, 0, 0]);
+    }
+    // Nor when all are asked: there was a sleep.
+    graph.arm();
+    assert!(!graph.breathe(0, |_| ()));
+    assert_eq!(graph.get::<Station>(inside).unwrap().pulls, 0);
 }
 
 #[test]

@@ -35,7 +35,8 @@ fn check(pieces: &[&[u8]], skip: usize) {
     let whole: Vec<u8> = pieces.concat();
     let expected = &whole[skip.min(whole.len())..];
     let (head, rest) = expected.split_at(expected.len().min(HEAD));
-    let mut burst = Storage::default().begin(0, 0);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
     // Others in front of it and behind it.
     push(&mut burst, &[&[1; 200], &[2; 3]], 0);
     let index = push(&mut burst, pieces, skip).unwrap();
@@ -137,8 +138,9 @@ fn the_head_does_not_change_any_more() {
     };
     write(1);
     let mut lease = Lease::Empty;
-    let mut burst = Storage::default().begin(0, 0);
-    let mut translator = lease.guest(&guest).translator();
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
+    let mut translator = lease.guest(guest.clone()).translator();
     let segments = burst.segments();
     translator.read(memory::GuestAddress(0), 200, segments).unwrap();
     burst.push::<()>(0..1, 0, |_, _| Ok(Offload::NONE)).unwrap();
@@ -152,7 +154,8 @@ fn the_head_does_not_change_any_more() {
 fn the_offload_is_worked_out_from_header_and_length() {
     let checksum = PartialChecksum { start: 34, offset: 16 };
     let offload = Offload { checksum: Some(checksum), ..Offload::NONE };
-    let mut burst = Storage::default().begin(0, 0);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
     let whole = bytes(1526);
     burst.segments().push(whole[..].into());
     let pushed = burst.push::<()>(0..1, 12, |header, len| {
@@ -182,7 +185,8 @@ fn less_than_a_header_shows_nothing_of_an_earlier_one() {
 #[test]
 fn a_bad_offload_leaves_no_trace() {
     let (good, bad) = (bytes(300), [9; 400]);
-    let mut burst = Storage::default().begin(0, 0);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
     push(&mut burst, &[&good], 0);
     let start = burst.segments().len();
     burst.segments().push(bad[..].into());
@@ -199,7 +203,8 @@ fn a_bad_offload_leaves_no_trace() {
 #[test]
 fn a_full_burst_takes_no_more() {
     let frame = bytes(64);
-    let mut burst = Storage::default().begin(0, 0);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
     for index in 0..BURST {
         assert!(!burst.is_full());
         assert_eq!(push(&mut burst, &[&frame], 0), Some(index));
@@ -214,7 +219,8 @@ fn a_full_burst_takes_no_more() {
 fn crumbs_fill_a_burst() {
     let crumbs = bytes(1024);
     let pieces: Vec<&[u8]> = crumbs.chunks(1).collect();
-    let mut burst = Storage::default().begin(0, 0);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
     for _ in 0..3 {
         push(&mut burst, &pieces, 0);
         assert!(!burst.is_full());
@@ -237,11 +243,10 @@ fn what_is_held_is_told() {
     burst.replicate(2);
     assert!(!burst.hold(2), "the others would get it twice");
     let finished = burst.finish();
-    let outcomes = finished.outcomes();
+    let outcomes = storage.keep(finished);
     assert_eq!(outcomes.held(), 1);
     let told: Vec<Outcome> = (0..5).map(|index| outcomes.get(index)).collect();
     assert_eq!(told, [Outcome::Done, Outcome::Held, Outcome::Done, Outcome::Done, Outcome::Done]);
-    storage.keep(finished);
 
     // Nothing of it sticks to the next burst's frames.
     let mut burst = storage.begin(0, 0);
@@ -250,8 +255,9 @@ fn what_is_held_is_told() {
         assert!(index == 1 || burst.hold(index));
     }
     let finished = burst.finish();
-    assert_eq!(finished.outcomes().get(1), Outcome::Done);
-    assert_eq!(finished.outcomes().get(2), Outcome::Held);
+    let outcomes = storage.keep(finished);
+    assert_eq!(outcomes.get(1), Outcome::Done);
+    assert_eq!(outcomes.get(2), Outcome::Held);
 }
 
 #[test]
@@ -266,16 +272,16 @@ fn half_a_burst_can_be_held() {
         let held: Vec<usize> = (0..BURST).filter(|index| burst.hold(*index)).collect();
         assert!(held.iter().copied().eq(1..=HELD));
         let finished = burst.finish();
-        let outcomes = finished.outcomes();
+        let outcomes = storage.keep(finished);
         let held_by_outcome = (0..BURST).filter(|index| outcomes.get(*index) == Outcome::Held);
         assert!(held_by_outcome.eq(1..=HELD));
-        storage.keep(finished);
     }
 }
 
 #[test]
 fn a_burst_knows_its_time_and_its_breath() {
-    let burst = Storage::default().begin(12345, 7);
+    let mut storage = Storage::default();
+    let burst = storage.begin(12345, 7);
     assert_eq!((burst.now(), burst.breath()), (12345, 7));
 }
 

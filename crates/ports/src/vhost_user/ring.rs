@@ -29,6 +29,7 @@ impl Ring {
     }
 
     /// Makes visible what was given back, and calls the driver if it wants to know.
+    #[inline]
     pub(super) fn publish(&mut self) {
         if self.queue.publish() {
             self.call();

@@ -6,7 +6,6 @@
 //! breath it is made anew of what is in them then, and nothing that was decided about it is kept.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use engine::{
     Arrival, BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, Frame, HEAD, HEADER_ROOM, Lease,
@@ -20,7 +19,7 @@ use wire::virtio::{Features, Offload};
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
 use super::taken::{Taken, TakenChain};
-use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
+use super::{DESCRIPTOR_BUDGET, GuestFault, Lent, Share, transmit_ring};
 use crate::backlog::Backlog;
 use crate::frame::MAX_FRAME;
 
@@ -40,6 +39,8 @@ pub(super) struct Transmit {
     backlog: Backlog,
     /// A held frame made way: something moved.
     moved: bool,
+    /// Chains were given back, and are not published.
+    gave_back: bool,
     /// The place of the ring that is asked first, if there are so many.
     turn: usize,
 }
@@ -53,6 +54,7 @@ impl Transmit {
             taken: Taken::new(),
             backlog: Backlog::default(),
             moved: false,
+            gave_back: false,
             turn: 0,
         }
     }
@@ -113,7 +115,7 @@ impl Transmit {
     pub(super) fn pull<'b>(
         &mut self,
         shape: Shape,
-        memory: &Arc<GuestMemory>,
+        memory: &mut Lent,
         steering: Option<&Steering>,
         lease: &'b mut Lease,
         burst: &mut Burst<'b>,
@@ -126,7 +128,7 @@ impl Transmit {
         let plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
         burst.limit_held(plan.hold);
         let mut intake = Intake {
-            translator: lease.guest(memory).translator(),
+            translator: lease.guest(memory.lend()).translator(),
             shape,
             limit: (MAX_FRAME + shape.header_size) as u32,
             descriptors: 0,
@@ -245,13 +247,16 @@ impl Transmit {
         let settled = self.taken.settle(&mut self.rings, in_order, translator, outcomes);
         let settled = settled.map_err(|(place, violation)| self.fault(place)(violation))?;
         self.moved = settled.moved;
+        self.gave_back |= settled.moved;
         counters[DropReason::ReceiverFull] += settled.lost;
         Ok(())
     }
 
     /// Makes visible what was given back.
     pub(super) fn publish(&mut self) {
-        self.rings.iter_mut().flatten().for_each(Ring::publish);
+        if std::mem::take(&mut self.gave_back) {
+            self.rings.iter_mut().flatten().for_each(Ring::publish);
+        }
     }
 
     /// Asks for kicks. True when there is something to do already.
