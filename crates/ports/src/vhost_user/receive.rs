@@ -372,7 +372,8 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let singles = singles.get_mut(..room).unwrap_or_default();
         let taken = self.queue.take_singles(Direction::Write, singles)?.count;
         let mut count = 0;
-        for (index, Single { buffer, .. }) in selection.iter().zip(singles.iter().take(taken)) {
+        for (index, single) in selection.iter().zip(singles.iter().take(taken)) {
+            let buffer = single.buffer();
             let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
             let total = header_size + len;
             let passes = offload.is_none() || features.contains(offload.needs());

@@ -310,7 +310,8 @@ fn take_singles<'m>(
     let mut bytes = intake.bytes;
     let mut count = 0;
     let mut goes_on = true;
-    segments.extend(singles.iter().map(|Single { buffer, .. }| {
+    segments.extend(singles.iter().map(|single| {
+        let buffer = single.buffer();
         let slice = intake.translator.read_whole(buffer.address, buffer.len);
         goes_on &= slice.is_some() && buffer.len <= intake.limit && bytes < BYTE_BUDGET;
         let slice = slice.unwrap_or(ReadSlice::EMPTY);

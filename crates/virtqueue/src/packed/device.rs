@@ -139,50 +139,94 @@ impl<M: RingMemory> DeviceQueue<M> {
         direction: Direction,
         singles: &mut [Single],
     ) -> Result<Singles, Violation> {
-        /// Of a cache line.
-        const DESCRIPTORS: usize = 4;
-
         if self.available()? == 0 {
             return Ok(Singles { count: 0, is_other_next: false });
         }
         let size = self.size();
-        let wanted = match direction {
-            Direction::Read => 0,
-            Direction::Write => Descriptor::WRITE,
-        };
-        let room = usize::from(size - self.outstanding());
-        let count = singles.len().min(room);
-        let singles = singles.get_mut(..count).unwrap_or_default();
-        // All descriptors are on their way before the first is waited for.
-        for ahead in (0..singles.len()).step_by(DESCRIPTORS) {
-            let slot = self.next_available.advance(ahead as u16, size).slot();
-            self.layout.descriptors.prefetch(2 * usize::from(slot));
-        }
+        let most = singles.len().min(usize::from(size - self.outstanding()));
+        let mut singles = singles.get_mut(..most).unwrap_or_default();
         let mut next = self.next_available;
         let mut count = 0;
-        let mut is_other_next = false;
-        for single in singles {
-            let at = 2 * usize::from(next.slot());
-            // The first word was there when the second became available.
-            let second = self.layout.descriptors.load(at + 1, Ordering::Acquire);
-            let flags = (second >> 48) as u16;
-            if flags & (Descriptor::MARKS | Descriptor::KIND) != next.available() | wanted {
-                // Or fewer are there than were known to be.
-                is_other_next = next.is_available(second) || count < self.known.into();
+        // Twice, where the ring ends in between.
+        while !singles.is_empty() {
+            let room = singles.len().min(usize::from(size - next.slot()));
+            let (run, behind) = singles.split_at_mut(room);
+            let taken = self.take_run(next, direction, run);
+            next = next.advance(taken as u16, size);
+            count += taken;
+            if taken < room {
                 break;
             }
-            let first = self.layout.descriptors.load(at, Ordering::Relaxed);
-            let Descriptor { address, length, id, .. } = Descriptor::from_words([first, second]);
-            let is_read_only = direction == Direction::Read;
-            let place = Place { id, start: next.bits(), slots: 1, is_read_only };
-            let buffer = Piece { address: GuestAddress(address), len: length };
-            *single = Single { chain: Chain::new(place, 1, length.into()), buffer };
-            next = next.advance(1, size);
-            count += 1;
+            singles = behind;
         }
-        self.next_available = next;
         self.known = self.known.saturating_sub(count as u16);
+        self.next_available = next;
+        // Or fewer are there than were known to be.
+        let is_other_next = count < most
+            && (self.known > 0
+                || next.is_available(self.second_word(next.slot(), Ordering::Relaxed)));
         Ok(Singles { count, is_other_next })
+    }
+
+    /// Takes chains of one buffer each from `start` on, where the ring does not end in between. Returns
+    /// how many.
+    #[inline(always)]
+    fn take_run(&self, start: Position, direction: Direction, run: &mut [Single]) -> usize {
+        /// Of a cache line.
+        const TOGETHER: usize = 4;
+
+        let at = 2 * usize::from(start.slot());
+        // All descriptors are on their way before the first is waited for.
+        self.layout.descriptors.prefetch_run(at, 2 * run.len());
+        let is_read_only = direction == Direction::Read;
+        let kind = if is_read_only { 0 } else { Descriptor::WRITE };
+        let flags = start.available() | kind;
+        let place = Place { id: 0, start: start.bits(), slots: 1, is_read_only };
+        let first = Chain::new(place, 1, 0);
+        let mut taken = 0;
+        let (together, others) = run.as_chunks_mut::<TOGETHER>();
+        for singles in together {
+            let count = self.take_together(at, taken, flags, first, singles);
+            taken += count;
+            if count < TOGETHER {
+                return taken;
+            }
+        }
+        for single in others.as_chunks_mut::<1>().0 {
+            if self.take_together(at, taken, flags, first, single) == 0 {
+                break;
+            }
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Takes up to `N` chains of one buffer each, `ahead` slots behind where `first` is, which has its
+    /// descriptor at `at`. All are loaded before the first is looked at. Returns how many are such chains,
+    /// up to one that is none; what the others are set to means nothing.
+    #[inline(always)]
+    fn take_together<const N: usize>(
+        &self,
+        at: usize,
+        ahead: usize,
+        flags: u16,
+        first: Chain,
+        singles: &mut [Single; N],
+    ) -> usize {
+        // A first word was there when the second became available.
+        let words: [_; N] = self.layout.descriptors.load_pairs(at + 2 * ahead, Ordering::Acquire);
+        // Nothing above length and id when the flags are as they should be. (A flag that means nothing may
+        // be set, too: such a chain is taken as others are.)
+        let words = words.map(|[address, rest]| (address, rest ^ u64::from(flags) << 48));
+        for (index, (single, (address, what))) in singles.iter_mut().zip(words).enumerate() {
+            let chain = first.neighbour(what, ahead + index);
+            *single = Single { chain, address: GuestAddress(address) };
+        }
+        let is_good = |what: u64| what >> 48 == 0;
+        if is_good(words.iter().fold(0, |all, (_, what)| all | what)) {
+            return N;
+        }
+        words.iter().take_while(|(_, what)| is_good(*what)).count()
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -361,14 +405,12 @@ impl<M: RingMemory> DeviceQueue<M> {
     pub fn give_back(&mut self, chain: Chain, written: u32) {
         let Place { id, start, slots, is_read_only } = chain.place();
         debug_assert!(!self.in_order || start == self.next_used.bits(), "not in order");
-        let wrote = if written > 0 { Descriptor::WRITE } else { 0 };
-        let flags = self.batch.used() | wrote;
-        let used = Descriptor { address: 0, length: written, id, flags };
+        let used = self.batch.used_word(id, written);
         if self.batch == self.published {
-            self.first = used.second_word();
+            self.first = used;
         } else {
             let at = 2 * usize::from(self.batch.slot()) + 1;
-            self.layout.descriptors.store(at, used.second_word(), Ordering::Relaxed);
+            self.layout.descriptors.store(at, used, Ordering::Relaxed);
         }
         self.next_used = self.next_used.advance(slots, self.size());
         // With IN_ORDER the next chain's descriptor may replace that of one without anything
@@ -381,8 +423,25 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// Gives back several chains, as [`Self::give_back`] does.
     #[inline(always)]
-    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
-        chains.for_each(|(chain, written)| self.give_back(chain, written));
+    pub fn give_all_back(&mut self, mut chains: impl Iterator<Item = (Chain, u32)>) {
+        if self.in_order {
+            return chains.for_each(|(chain, written)| self.give_back(chain, written));
+        }
+        // The first one of a publication is stored last.
+        if self.batch == self.published {
+            let Some((chain, written)) = chains.next() else { return };
+            self.give_back(chain, written);
+        }
+        let size = self.size();
+        let mut next = self.next_used;
+        for (chain, written) in chains {
+            let at = 2 * usize::from(next.slot()) + 1;
+            let word = next.used_word(chain.id(), written);
+            self.layout.descriptors.store(at, word, Ordering::Relaxed);
+            next = next.advance(chain.slots(), size);
+        }
+        self.next_used = next;
+        self.batch = next;
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be

@@ -141,40 +141,56 @@ impl<M: RingMemory> DeviceQueue<M> {
             self.refresh()?;
         }
         let known = usize::from(self.available.since(self.next_available));
-        let size = self.size();
-        let wanted = match direction {
-            Direction::Read => 0,
-            Direction::Write => Descriptor::WRITE,
-        };
         let most = singles.len().min(known);
-        let singles = singles.get_mut(..most).unwrap_or_default();
+        let mut singles = singles.get_mut(..most).unwrap_or_default();
+        let mut count = 0;
+        // Twice, where the ring ends in between.
+        while !singles.is_empty() {
+            let start = self.next_available;
+            let slot = start.slot(self.size());
+            let room = singles.len().min(usize::from(self.size()) - slot);
+            let (run, behind) = singles.split_at_mut(room);
+            let taken = self.take_run(start, direction, run);
+            self.next_available = start.advance(taken as u16);
+            count += taken;
+            if taken < room {
+                break;
+            }
+            singles = behind;
+        }
+        Ok(Singles { count, is_other_next: count < most })
+    }
+
+    /// Takes chains of one buffer each from `start` on, where the ring does not end in between. Returns
+    /// how many.
+    #[inline(always)]
+    fn take_run(&self, start: Index, direction: Direction, run: &mut [Single]) -> usize {
+        let at = ENTRIES + start.slot(self.size());
         // All descriptors are on their way before the first is waited for. Neighbours are most often
         // neighbours there too.
-        for ahead in (0..singles.len()).step_by(DESCRIPTORS_IN_LINE) {
-            let slot = self.next_available.advance(ahead as u16).slot(size);
-            let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
+        let mut ahead = 0;
+        while ahead < run.len() {
+            let head = self.layout.available.load(at + ahead, Ordering::Relaxed);
             self.layout.descriptors.prefetch(2 * usize::from(head));
+            ahead += DESCRIPTORS_IN_LINE;
         }
-        let mut next = self.next_available;
-        let mut count = 0;
-        for single in singles {
-            let head = self.layout.available.load(ENTRIES + next.slot(size), Ordering::Relaxed);
-            if head >= size {
+        let is_read_only = direction == Direction::Read;
+        let kind = if is_read_only { 0 } else { Descriptor::WRITE };
+        let place = Place { id: 0, start: start.get(), slots: 1, is_read_only };
+        let first = Chain::new(place, 1, 0);
+        let mut taken = 0;
+        for (single, head) in run.iter_mut().zip(self.layout.available.load_from(at)) {
+            let Some(Descriptor { address, length, flags, .. }) = self.descriptor(head) else {
+                break;
+            };
+            if flags & Descriptor::KIND != kind {
                 break;
             }
-            let Descriptor { address, length, flags, .. } = self.descriptor(head);
-            if flags & Descriptor::KIND != wanted {
-                break;
-            }
-            let is_read_only = direction == Direction::Read;
-            let place = Place { id: head, start: next.get(), slots: 1, is_read_only };
-            let buffer = Piece { address: GuestAddress(address), len: length };
-            *single = Single { chain: Chain::new(place, 1, length.into()), buffer };
-            next = next.advance(1);
-            count += 1;
+            let chain = first.neighbour(u64::from(length) | u64::from(head) << 32, taken);
+            *single = Single { chain, address: GuestAddress(address) };
+            taken += 1;
         }
-        self.next_available = next;
-        Ok(Singles { count, is_other_next: count < most })
+        taken
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -271,10 +287,9 @@ impl<M: RingMemory> DeviceQueue<M> {
         let size = self.size();
         let mut at = head;
         for count in 1..=size {
-            if at >= size {
+            let Some(descriptor) = self.descriptor(at) else {
                 return Err(Violation::Next { next: at, size: size.into() });
-            }
-            let descriptor = self.descriptor(at);
+            };
             if descriptor.is_indirect() {
                 return self.walk_indirect(descriptor, count - 1, translator, visitor);
             }
@@ -287,10 +302,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         Err(Violation::ChainTooLong { size })
     }
 
-    /// Reads one descriptor of the ring's own table, once.
+    /// Reads one descriptor of the ring's own table, once. None when there is no such one.
     #[inline]
-    fn descriptor(&self, index: u16) -> Descriptor {
-        Descriptor::from_words(self.layout.descriptors.load_two(2 * usize::from(index)))
+    fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        self.layout.descriptors.load_two(2 * usize::from(index)).map(Descriptor::from_words)
     }
 
     /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it.
@@ -352,8 +367,8 @@ impl<M: RingMemory> DeviceQueue<M> {
         let size = self.size();
         let mut next = self.next_used;
         for (chain, written) in chains {
-            let id = chain.place().id.into();
-            self.layout.used_entries.store_two(2 * next.slot(size), [id, written]);
+            let at = 2 * next.slot(size);
+            self.layout.used_entries.store_two(at, [chain.id().into(), written]);
             next = next.advance(1);
         }
         self.next_used = next;

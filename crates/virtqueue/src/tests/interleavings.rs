@@ -69,6 +69,15 @@ macro_rules! fields {
                 let order = if BROKEN == RELAXED { Ordering::Relaxed } else { order };
                 self.0[at].store(value, order);
             }
+
+            fn load_from(&self, at: usize) -> impl Iterator<Item = $value> {
+                (at..self.0.len()).map(|at| self.load(at, Ordering::Relaxed))
+            }
+
+            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
+                let load = |at| self.load(at, Ordering::Relaxed);
+                (at + 1 < self.0.len()).then(|| [at, at + 1].map(load))
+            }
         }
     )*};
 }
