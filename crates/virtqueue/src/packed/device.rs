@@ -424,21 +424,34 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// Gives back several chains, as [`Self::give_back`] does.
     #[inline(always)]
     pub fn give_all_back(&mut self, mut chains: impl Iterator<Item = (Chain, u32)>) {
-        if self.in_order {
-            return chains.for_each(|(chain, written)| self.give_back(chain, written));
-        }
-        // The first one of a publication is stored last.
-        if self.batch == self.published {
+        // What is stored last, at a publication: one used descriptor, which with IN_ORDER may stand for
+        // all of these chains.
+        while self.batch == self.published {
             let Some((chain, written)) = chains.next() else { return };
             self.give_back(chain, written);
         }
         let size = self.size();
         let mut next = self.next_used;
-        for (chain, written) in chains {
-            let at = 2 * usize::from(next.slot()) + 1;
-            let word = next.used_word(chain.id(), written);
-            self.layout.descriptors.store(at, word, Ordering::Relaxed);
-            next = next.advance(chain.slots(), size);
+        loop {
+            // Up to the end of the ring, where the marks change.
+            let mut slot = next.slot();
+            for (chain, written) in chains.by_ref() {
+                debug_assert!(
+                    !self.in_order || chain.place().start == next.bits() + slot - next.slot(),
+                    "not in order"
+                );
+                let at = 2 * usize::from(slot) + 1;
+                let used = next.used_word(chain.id(), written);
+                self.layout.descriptors.store(at, used, Ordering::Relaxed);
+                slot = slot.wrapping_add(chain.slots());
+                if slot >= size {
+                    break;
+                }
+            }
+            next = next.advance(slot - next.slot(), size);
+            if slot < size {
+                break;
+            }
         }
         self.next_used = next;
         self.batch = next;

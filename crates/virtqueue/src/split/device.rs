@@ -347,32 +347,35 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// after [`Self::publish`].
     #[inline(always)]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
-        let Place { id, start, is_read_only, .. } = chain.place();
-        debug_assert!(!self.in_order || start == self.next_used.get(), "not in order");
-        let at = 2 * self.batch.slot(self.size());
-        self.layout.used_entries.store_two(at, [id.into(), written]);
-        self.next_used = self.next_used.advance(1);
-        // With IN_ORDER the next chain's entry may replace that of one without anything written.
-        if !(self.in_order && is_read_only) {
-            self.batch = self.next_used;
-        }
+        self.give_all_back(std::iter::once((chain, written)));
     }
 
     /// Gives back several chains, as [`Self::give_back`] does.
     #[inline(always)]
     pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
         if self.in_order {
-            return chains.for_each(|(chain, written)| self.give_back(chain, written));
+            self.write_used::<true>(chains);
+        } else {
+            self.write_used::<false>(chains);
         }
+    }
+
+    #[inline(always)]
+    fn write_used<const IN_ORDER: bool>(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
         let size = self.size();
-        let mut next = self.next_used;
+        let (mut next, mut batch) = (self.next_used, self.batch);
         for (chain, written) in chains {
-            let at = 2 * next.slot(size);
-            self.layout.used_entries.store_two(at, [chain.id().into(), written]);
+            let Place { id, start, is_read_only, .. } = chain.place();
+            debug_assert!(!IN_ORDER || start == next.get(), "not in order");
+            let entry = if IN_ORDER { batch } else { next };
+            self.layout.used_entries.store_two(2 * entry.slot(size), [id.into(), written]);
             next = next.advance(1);
+            // With IN_ORDER the next chain's entry may replace that of one without anything written.
+            if !(IN_ORDER && is_read_only) {
+                batch = next;
+            }
         }
-        self.next_used = next;
-        self.batch = next;
+        (self.next_used, self.batch) = (next, batch);
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
