@@ -145,33 +145,29 @@ impl<M: RingMemory> DeviceQueue<M> {
         let size = self.size();
         let most = singles.len().min(usize::from(size - self.outstanding()));
         let mut singles = singles.get_mut(..most).unwrap_or_default();
-        let mut next = self.next_available;
-        let mut count = 0;
+        let mut all = Singles { count: 0, is_other_next: false };
         // Twice, where the ring ends in between.
         while !singles.is_empty() {
-            let room = singles.len().min(usize::from(size - next.slot()));
+            let start = self.next_available;
+            let room = singles.len().min(usize::from(size - start.slot()));
             let (run, behind) = singles.split_at_mut(room);
-            let taken = self.take_run(next, direction, run);
-            next = next.advance(taken as u16, size);
-            count += taken;
-            if taken < room {
+            let Singles { count, is_other_next } = self.take_run(start, direction, run);
+            self.next_available = start.advance(count as u16, size);
+            self.known = self.known.saturating_sub(count as u16);
+            all.count += count;
+            if count < room {
+                // Or fewer are there than were known to be.
+                all.is_other_next = is_other_next || self.known > 0;
                 break;
             }
             singles = behind;
         }
-        self.known = self.known.saturating_sub(count as u16);
-        self.next_available = next;
-        // Or fewer are there than were known to be.
-        let is_other_next = count < most
-            && (self.known > 0
-                || next.is_available(self.second_word(next.slot(), Ordering::Relaxed)));
-        Ok(Singles { count, is_other_next })
+        Ok(all)
     }
 
-    /// Takes chains of one buffer each from `start` on, where the ring does not end in between. Returns
-    /// how many.
+    /// Takes chains of one buffer each from `start` on, where the ring does not end in between.
     #[inline(always)]
-    fn take_run(&self, start: Position, direction: Direction, run: &mut [Single]) -> usize {
+    fn take_run(&self, start: Position, direction: Direction, run: &mut [Single]) -> Singles {
         /// Of a cache line.
         const TOGETHER: usize = 4;
 
@@ -183,27 +179,28 @@ impl<M: RingMemory> DeviceQueue<M> {
         let flags = start.available() | kind;
         let place = Place { id: 0, start: start.bits(), slots: 1, is_read_only };
         let first = Chain::new(place, 1, 0);
-        let mut taken = 0;
+        let mut count = 0;
         let (together, others) = run.as_chunks_mut::<TOGETHER>();
         for singles in together {
-            let count = self.take_together(at, taken, flags, first, singles);
-            taken += count;
-            if count < TOGETHER {
-                return taken;
+            let taken = self.take_together(at, count, flags, first, singles);
+            count += taken.count;
+            if taken.count < TOGETHER {
+                return Singles { count, ..taken };
             }
         }
         for single in others.as_chunks_mut::<1>().0 {
-            if self.take_together(at, taken, flags, first, single) == 0 {
-                break;
+            let taken = self.take_together(at, count, flags, first, single);
+            count += taken.count;
+            if taken.count == 0 {
+                return Singles { count, ..taken };
             }
-            taken += 1;
         }
-        taken
+        Singles { count, is_other_next: false }
     }
 
     /// Takes up to `N` chains of one buffer each, `ahead` slots behind where `first` is, which has its
-    /// descriptor at `at`. All are loaded before the first is looked at. Returns how many are such chains,
-    /// up to one that is none; what the others are set to means nothing.
+    /// descriptor at `at`. All are loaded before the first is looked at. What those are set to that are not
+    /// taken means nothing.
     #[inline(always)]
     fn take_together<const N: usize>(
         &self,
@@ -212,21 +209,24 @@ impl<M: RingMemory> DeviceQueue<M> {
         flags: u16,
         first: Chain,
         singles: &mut [Single; N],
-    ) -> usize {
+    ) -> Singles {
         // A first word was there when the second became available.
         let words: [_; N] = self.layout.descriptors.load_pairs(at + 2 * ahead, Ordering::Acquire);
-        // Nothing above length and id when the flags are as they should be. (A flag that means nothing may
-        // be set, too: such a chain is taken as others are.)
+        // Nothing above length and id where the flags are as they should be. (Where a flag is set that means
+        // nothing, too, the chain is taken as others are.)
         let words = words.map(|[address, rest]| (address, rest ^ u64::from(flags) << 48));
         for (index, (single, (address, what))) in singles.iter_mut().zip(words).enumerate() {
             let chain = first.neighbour(what, ahead + index);
             *single = Single { chain, address: GuestAddress(address) };
         }
-        let is_good = |what: u64| what >> 48 == 0;
-        if is_good(words.iter().fold(0, |all, (_, what)| all | what)) {
-            return N;
+        let differs = |what: u64| (what >> 48) as u16;
+        if differs(words.iter().fold(0, |all, (_, what)| all | what)) == 0 {
+            return Singles { count: N, is_other_next: false };
         }
-        words.iter().take_while(|(_, what)| is_good(*what)).count()
+        let count = words.iter().take_while(|(_, what)| differs(*what) == 0).count();
+        let is_available = |what| differs(what) & Descriptor::MARKS == 0;
+        let is_other_next = words.get(count).is_some_and(|(_, what)| is_available(*what));
+        Singles { count, is_other_next }
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
