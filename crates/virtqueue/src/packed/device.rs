@@ -172,8 +172,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         const TOGETHER: usize = 4;
 
         let at = 2 * usize::from(start.slot());
-        // All descriptors are on their way before the first is waited for.
-        self.layout.descriptors.prefetch_run(at, 2 * run.len());
+        // All descriptors are on their way before the first is waited for, if they are several lines.
+        if run.len() > TOGETHER {
+            self.layout.descriptors.prefetch_run(at, 2 * run.len());
+        }
         let is_read_only = direction == Direction::Read;
         let kind = if is_read_only { 0 } else { Descriptor::WRITE };
         let flags = start.available() | kind;

@@ -166,13 +166,15 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[inline(always)]
     fn take_run(&self, start: Index, direction: Direction, run: &mut [Single]) -> usize {
         let at = ENTRIES + start.slot(self.size());
-        // All descriptors are on their way before the first is waited for. Neighbours are most often
-        // neighbours there too.
-        let mut ahead = 0;
-        while ahead < run.len() {
-            let head = self.layout.available.load(at + ahead, Ordering::Relaxed);
-            self.layout.descriptors.prefetch(2 * usize::from(head));
-            ahead += DESCRIPTORS_IN_LINE;
+        // All descriptors are on their way before the first is waited for, if they are several lines.
+        // Neighbours are most often neighbours there too.
+        if run.len() > DESCRIPTORS_IN_LINE {
+            let mut ahead = 0;
+            while ahead < run.len() {
+                let head = self.layout.available.load(at + ahead, Ordering::Relaxed);
+                self.layout.descriptors.prefetch(2 * usize::from(head));
+                ahead += DESCRIPTORS_IN_LINE;
+            }
         }
         let is_read_only = direction == Direction::Read;
         let kind = if is_read_only { 0 } else { Descriptor::WRITE };
