@@ -11,7 +11,7 @@ use crate::chain::{
     Element, Pieces, Place, Readable, Visitor, Writable, table_entries, table_words,
 };
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Direction, Piece, Single, Singles, Violation};
+use crate::{Chain, DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 /// The device side of a packed ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -84,11 +84,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.disable_kicks();
     }
 
-    /// Entries in the ring.
-    pub fn size(&self) -> u16 {
-        self.layout.size()
-    }
-
     /// Where a restart would go on, when nothing is outstanding: the next available descriptor in
     /// the lower half, the next used one in the upper half.
     pub fn position(&self) -> u32 {
@@ -126,43 +121,6 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[inline]
     fn second_word(&self, slot: u16, order: Ordering) -> u64 {
         self.layout.descriptors.load(2 * usize::from(slot) + 1, order)
-    }
-
-    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for.
-    ///
-    /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
-    /// [`Self::take_writable`].
-    #[inline(always)]
-    pub fn take_singles(
-        &mut self,
-        direction: Direction,
-        singles: &mut [Single],
-    ) -> Result<Singles, Violation> {
-        if self.available()? == 0 {
-            return Ok(Singles { count: 0, is_other_next: false });
-        }
-        let size = self.size();
-        let most = singles.len().min(usize::from(size - self.outstanding()));
-        let mut singles = singles.get_mut(..most).unwrap_or_default();
-        let mut all = Singles { count: 0, is_other_next: false };
-        // Twice, where the ring ends in between.
-        while !singles.is_empty() {
-            let start = self.next_available;
-            let room = singles.len().min(usize::from(size - start.slot()));
-            let (run, behind) = singles.split_at_mut(room);
-            let Singles { count, is_other_next } = self.take_run(start, direction, run);
-            self.next_available = start.advance(count as u16, size);
-            self.known = self.known.saturating_sub(count as u16);
-            all.count += count;
-            if count < room {
-                // Or fewer are there than were known to be.
-                all.is_other_next = is_other_next || self.known > 0;
-                break;
-            }
-            singles = behind;
-        }
-        Ok(all)
     }
 
     /// Takes chains of one buffer each from `start` on, where the ring does not end in between.
@@ -252,26 +210,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(Some(self.taken(extent, bytes, is_read_only)))
     }
 
-    /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
-    /// `limit` as above.
-    ///
-    /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
-    pub fn take_writable<'m>(
-        &mut self,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<WriteSlice<'m>>,
-    ) -> Result<Option<Chain>, Violation> {
-        let Some(head) = self.peek()? else {
-            return Ok(None);
-        };
-        let mut writable = Writable::new(slices, limit);
-        let extent = self.walk_available(head, translator, &mut writable)?;
-        let bytes = writable.bytes;
-        Ok(Some(self.taken(extent, bytes, false)))
-    }
-
     /// The second word of the next available descriptor.
     #[inline]
     fn peek(&mut self) -> Result<Option<u64>, Violation> {
@@ -313,17 +251,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         let slot = Position::from_bits(start).slot();
         let head = self.second_word(slot, Ordering::Relaxed);
         self.walk(slot, head, slots, translator, &mut Pieces::new(pieces)).map(|_| ())
-    }
-
-    /// Puts back the last chains taken, as if they had not been: they are still available. None
-    /// taken since the first of them may have been given back.
-    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
-        let slots =
-            chains.into_iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
-        debug_assert!(slots <= self.outstanding());
-        let slots = slots.min(self.outstanding());
-        self.next_available = self.next_available.retreat(slots, self.size());
-        self.known += slots;
     }
 
     /// Walks the next available chain, whose head's second word was read.
@@ -401,64 +328,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(entries)
     }
 
-    /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
-    /// after [`Self::publish`].
-    #[inline(always)]
-    pub fn give_back(&mut self, chain: Chain, written: u32) {
-        let Place { id, start, slots, is_read_only } = chain.place();
-        debug_assert!(!self.in_order || start == self.next_used.bits(), "not in order");
-        let used = self.batch.used_word(id, written);
-        if self.batch == self.published {
-            self.first = used;
-        } else {
-            let at = 2 * usize::from(self.batch.slot()) + 1;
-            self.layout.descriptors.store(at, used, Ordering::Relaxed);
-        }
-        self.next_used = self.next_used.advance(slots, self.size());
-        // With IN_ORDER the next chain's descriptor may replace that of one without anything
-        // written, unless that is in the ring already.
-        let is_replaceable = self.in_order && is_read_only && self.batch == self.published;
-        if !is_replaceable {
-            self.batch = self.next_used;
-        }
-    }
-
-    /// Gives back several chains, as [`Self::give_back`] does.
-    #[inline(always)]
-    pub fn give_all_back(&mut self, mut chains: impl Iterator<Item = (Chain, u32)>) {
-        // What is stored last, at a publication: one used descriptor, which with IN_ORDER may stand for
-        // all of these chains.
-        while self.batch == self.published {
-            let Some((chain, written)) = chains.next() else { return };
-            self.give_back(chain, written);
-        }
-        let size = self.size();
-        let mut next = self.next_used;
-        loop {
-            // Up to the end of the ring, where the marks change.
-            let mut slot = next.slot();
-            for (chain, written) in chains.by_ref() {
-                debug_assert!(
-                    !self.in_order || chain.place().start == next.bits() + slot - next.slot(),
-                    "not in order"
-                );
-                let at = 2 * usize::from(slot) + 1;
-                let used = next.used_word(chain.id(), written);
-                self.layout.descriptors.store(at, used, Ordering::Relaxed);
-                slot = slot.wrapping_add(chain.slots());
-                if slot >= size {
-                    break;
-                }
-            }
-            next = next.advance(slot - next.slot(), size);
-            if slot < size {
-                break;
-            }
-        }
-        self.next_used = next;
-        self.batch = next;
-    }
-
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
     /// called (virtio 1.3, 2.8.10).
     #[inline]
@@ -514,6 +383,127 @@ impl<M: RingMemory> DeviceQueue<M> {
         M::fence();
         self.look();
         Ok(self.known > 0)
+    }
+}
+
+impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    #[inline(always)]
+    fn take_singles(
+        &mut self,
+        direction: Direction,
+        singles: &mut [Single],
+    ) -> Result<Singles, Violation> {
+        if self.available()? == 0 {
+            return Ok(Singles { count: 0, is_other_next: false });
+        }
+        let size = self.size();
+        let most = singles.len().min(usize::from(size - self.outstanding()));
+        let mut singles = singles.get_mut(..most).unwrap_or_default();
+        let mut all = Singles { count: 0, is_other_next: false };
+        // Twice, where the ring ends in between.
+        while !singles.is_empty() {
+            let start = self.next_available;
+            let room = singles.len().min(usize::from(size - start.slot()));
+            let (run, behind) = singles.split_at_mut(room);
+            let Singles { count, is_other_next } = self.take_run(start, direction, run);
+            self.next_available = start.advance(count as u16, size);
+            self.known = self.known.saturating_sub(count as u16);
+            all.count += count;
+            if count < room {
+                // Or fewer are there than were known to be.
+                all.is_other_next = is_other_next || self.known > 0;
+                break;
+            }
+            singles = behind;
+        }
+        Ok(all)
+    }
+
+    #[inline]
+    fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        let Some(head) = self.peek()? else {
+            return Ok(None);
+        };
+        let mut writable = Writable::new(slices, limit);
+        let extent = self.walk_available(head, translator, &mut writable)?;
+        let bytes = writable.bytes;
+        Ok(Some(self.taken(extent, bytes, false)))
+    }
+
+    // Rare, and kept out of the loops that take.
+    #[inline(never)]
+    fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
+        let slots =
+            chains.into_iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
+        debug_assert!(slots <= self.outstanding());
+        let slots = slots.min(self.outstanding());
+        self.next_available = self.next_available.retreat(slots, self.size());
+        self.known += slots;
+    }
+
+    #[inline(always)]
+    fn give_back(&mut self, chain: Chain, written: u32) {
+        let Place { id, start, slots, is_read_only } = chain.place();
+        debug_assert!(!self.in_order || start == self.next_used.bits(), "not in order");
+        let used = self.batch.used_word(id, written);
+        if self.batch == self.published {
+            self.first = used;
+        } else {
+            let at = 2 * usize::from(self.batch.slot()) + 1;
+            self.layout.descriptors.store(at, used, Ordering::Relaxed);
+        }
+        self.next_used = self.next_used.advance(slots, self.size());
+        // With IN_ORDER the next chain's descriptor may replace that of one without anything
+        // written, unless that is in the ring already.
+        let is_replaceable = self.in_order && is_read_only && self.batch == self.published;
+        if !is_replaceable {
+            self.batch = self.next_used;
+        }
+    }
+
+    #[inline(always)]
+    fn give_all_back(&mut self, mut chains: impl Iterator<Item = (Chain, u32)>) {
+        // What is stored last, at a publication: one used descriptor, which with IN_ORDER may stand for
+        // all of these chains.
+        while self.batch == self.published {
+            let Some((chain, written)) = chains.next() else { return };
+            self.give_back(chain, written);
+        }
+        let size = self.size();
+        let mut next = self.next_used;
+        loop {
+            // Up to the end of the ring, where the marks change.
+            let mut slot = next.slot();
+            for (chain, written) in chains.by_ref() {
+                debug_assert!(
+                    !self.in_order || chain.place().start == next.bits() + slot - next.slot(),
+                    "not in order"
+                );
+                let at = 2 * usize::from(slot) + 1;
+                let used = next.used_word(chain.id(), written);
+                self.layout.descriptors.store(at, used, Ordering::Relaxed);
+                slot = slot.wrapping_add(chain.slots());
+                if slot >= size {
+                    break;
+                }
+            }
+            next = next.advance(slot - next.slot(), size);
+            if slot < size {
+                break;
+            }
+        }
+        self.next_used = next;
+        self.batch = next;
     }
 }
 

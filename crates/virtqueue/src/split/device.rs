@@ -10,7 +10,7 @@ use super::index::Index;
 use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
 use crate::chain::{Pieces, Place, Readable, Visitor, Writable, table_entries, table_words};
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Direction, Piece, Single, Singles, Violation};
+use crate::{Chain, DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 /// Descriptors in a cache line.
 const DESCRIPTORS_IN_LINE: usize = 4;
@@ -84,11 +84,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
     }
 
-    /// Entries in the ring.
-    pub fn size(&self) -> u16 {
-        self.layout.size()
-    }
-
     /// Where a restart would go on, when nothing is outstanding: the next available entry.
     pub fn position(&self) -> u16 {
         self.next_available.get()
@@ -124,41 +119,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
         self.available = found;
         Ok(())
-    }
-
-    /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, as
-    /// many as `singles` has room for.
-    ///
-    /// It stops in front of any other chain, good or bad: that is for [`Self::take_readable`] and
-    /// [`Self::take_writable`].
-    #[inline(always)]
-    pub fn take_singles(
-        &mut self,
-        direction: Direction,
-        singles: &mut [Single],
-    ) -> Result<Singles, Violation> {
-        if usize::from(self.available.since(self.next_available)) < singles.len() {
-            self.refresh()?;
-        }
-        let known = usize::from(self.available.since(self.next_available));
-        let most = singles.len().min(known);
-        let mut singles = singles.get_mut(..most).unwrap_or_default();
-        let mut count = 0;
-        // Twice, where the ring ends in between.
-        while !singles.is_empty() {
-            let start = self.next_available;
-            let slot = start.slot(self.size());
-            let room = singles.len().min(usize::from(self.size()) - slot);
-            let (run, behind) = singles.split_at_mut(room);
-            let taken = self.take_run(start, direction, run);
-            self.next_available = start.advance(taken as u16);
-            count += taken;
-            if taken < room {
-                break;
-            }
-            singles = behind;
-        }
-        Ok(Singles { count, is_other_next: count < most })
     }
 
     /// Takes chains of one buffer each from `start` on, where the ring does not end in between. Returns
@@ -215,26 +175,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(Some(self.taken(head, descriptors, bytes, is_read_only)))
     }
 
-    /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
-    /// `limit` as above.
-    ///
-    /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
-    pub fn take_writable<'m>(
-        &mut self,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<WriteSlice<'m>>,
-    ) -> Result<Option<Chain>, Violation> {
-        let Some(head) = self.peek()? else {
-            return Ok(None);
-        };
-        let mut writable = Writable::new(slices, limit);
-        let descriptors = self.walk(head, translator, &mut writable)?;
-        let bytes = writable.bytes;
-        Ok(Some(self.taken(head, descriptors, bytes, false)))
-    }
-
     /// Moves on by a chain.
     #[inline]
     fn taken(&mut self, head: u16, descriptors: u16, bytes: u64, is_read_only: bool) -> Chain {
@@ -253,14 +193,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         pieces: &mut Vec<Piece>,
     ) -> Result<(), Violation> {
         self.walk(chain.id(), translator, &mut Pieces::new(pieces)).map(|_| ())
-    }
-
-    /// Puts back the last chains taken, as if they had not been: they are still available. None
-    /// taken since the first of them may have been given back.
-    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
-        let count = chains.into_iter().count() as u16;
-        debug_assert!(count <= self.outstanding());
-        self.next_available = self.next_available.retreat(count.min(self.outstanding()));
     }
 
     /// The next available head.
@@ -345,23 +277,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         Err(Violation::ChainTooLong { size })
     }
 
-    /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
-    /// after [`Self::publish`].
-    #[inline(always)]
-    pub fn give_back(&mut self, chain: Chain, written: u32) {
-        self.give_all_back(std::iter::once((chain, written)));
-    }
-
-    /// Gives back several chains, as [`Self::give_back`] does.
-    #[inline(always)]
-    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
-        if self.in_order {
-            self.write_used::<true>(chains);
-        } else {
-            self.write_used::<false>(chains);
-        }
-    }
-
     #[inline(always)]
     fn write_used<const IN_ORDER: bool>(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
         let size = self.size();
@@ -433,5 +348,80 @@ impl<M: RingMemory> DeviceQueue<M> {
         M::fence();
         self.refresh()?;
         Ok(self.available != self.next_available)
+    }
+}
+
+impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    #[inline(always)]
+    fn take_singles(
+        &mut self,
+        direction: Direction,
+        singles: &mut [Single],
+    ) -> Result<Singles, Violation> {
+        if usize::from(self.available.since(self.next_available)) < singles.len() {
+            self.refresh()?;
+        }
+        let known = usize::from(self.available.since(self.next_available));
+        let most = singles.len().min(known);
+        let mut singles = singles.get_mut(..most).unwrap_or_default();
+        let mut count = 0;
+        // Twice, where the ring ends in between.
+        while !singles.is_empty() {
+            let start = self.next_available;
+            let slot = start.slot(self.size());
+            let room = singles.len().min(usize::from(self.size()) - slot);
+            let (run, behind) = singles.split_at_mut(room);
+            let taken = self.take_run(start, direction, run);
+            self.next_available = start.advance(taken as u16);
+            count += taken;
+            if taken < room {
+                break;
+            }
+            singles = behind;
+        }
+        Ok(Singles { count, is_other_next: count < most })
+    }
+
+    #[inline]
+    fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        let Some(head) = self.peek()? else {
+            return Ok(None);
+        };
+        let mut writable = Writable::new(slices, limit);
+        let descriptors = self.walk(head, translator, &mut writable)?;
+        let bytes = writable.bytes;
+        Ok(Some(self.taken(head, descriptors, bytes, false)))
+    }
+
+    // Rare, and kept out of the loops that take.
+    #[inline(never)]
+    fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
+        let count = chains.into_iter().count() as u16;
+        debug_assert!(count <= self.outstanding());
+        self.next_available = self.next_available.retreat(count.min(self.outstanding()));
+    }
+
+    #[inline(always)]
+    fn give_back(&mut self, chain: Chain, written: u32) {
+        self.give_all_back(std::iter::once((chain, written)));
+    }
+
+    #[inline(always)]
+    fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+        if self.in_order {
+            self.write_used::<true>(chains);
+        } else {
+            self.write_used::<false>(chains);
+        }
     }
 }

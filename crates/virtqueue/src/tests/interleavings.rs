@@ -17,7 +17,7 @@ use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
 use crate::fields::{Fields, RingMemory};
-use crate::{Buffer, Direction, Form, Piece, Single, packed, split};
+use crate::{Buffer, DeviceRing, Direction, Form, Piece, Single, packed, split};
 
 /// Preemptions in one run: enough for either side to be overtaken between a store and a load, and
 /// back, and then once more.

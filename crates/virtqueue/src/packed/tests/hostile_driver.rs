@@ -7,7 +7,7 @@ use wire::virtio::Features;
 use super::ring::{Ring, buffer, places};
 use crate::packed::{Descriptor, DeviceQueue, Event, Position};
 use crate::tests::bed::{BASE, BORDER, fill, map};
-use crate::{Piece, Violation};
+use crate::{DeviceRing, Piece, Violation};
 
 const SIZE: u16 = 7;
 const WRITE: u16 = Descriptor::WRITE;

@@ -6,7 +6,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, buffer, places};
 use crate::packed::{Descriptor, DeviceQueue, Position};
-use crate::{Direction, Piece, Single, Singles, Violation};
+use crate::{DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 const SIZE: u16 = 7;
 const WRITE: u16 = Descriptor::WRITE;

@@ -8,7 +8,7 @@ use wire::virtio::Features;
 use super::ring::{Ring, buffer};
 use crate::split::DeviceQueue;
 use crate::tests::bed::{AREA, BASE, BORDER, fill, map};
-use crate::{Piece, Violation};
+use crate::{DeviceRing, Piece, Violation};
 
 const SIZE: u16 = 8;
 const WRITE: u16 = Descriptor::WRITE;

@@ -8,7 +8,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, buffer};
 use crate::split::DeviceQueue;
-use crate::{Direction, Piece, Single, Singles, Violation};
+use crate::{DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 const SIZE: u16 = 8;
 const WRITE: u16 = Descriptor::WRITE;
