@@ -23,17 +23,8 @@ pub trait Fields<V>: Clone {
     fn load_from(&self, at: usize) -> impl Iterator<Item = V>;
 
     /// The values of `N` pairs of fields from `at` on, each loaded once: the second ones first, in
-    /// this order, and only then the first ones.
-    #[inline]
-    fn load_pairs<const N: usize>(&self, at: usize, order: Ordering) -> [[V; 2]; N] {
-        let seconds: [V; N] = std::array::from_fn(|pair| self.load(at + 2 * pair + 1, order));
-        let mut pair = 0;
-        seconds.map(|second| {
-            let first = self.load(at + 2 * pair, Ordering::Relaxed);
-            pair += 1;
-            [first, second]
-        })
-    }
+    /// this order, and only then the first ones. None when there are not so many.
+    fn load_pairs<const N: usize>(&self, at: usize, order: Ordering) -> Option<[[V; 2]; N]>;
 
     /// The values of fields `at` and `at + 1`, each loaded once, in no order. None when there are no
     /// such fields, which may happen here.
@@ -112,15 +103,17 @@ macro_rules! fields {
             }
 
             #[inline(always)]
-            fn load_pairs<const N: usize>(&self, at: usize, order: Ordering) -> [[$value; 2]; N] {
-                debug_assert!(at + 2 * N <= self.len());
-                let pairs = self.get(at..).map(|fields| fields.as_chunks::<2>().0);
-                let Some(pairs) = pairs.and_then(<[_]>::first_chunk::<N>) else {
-                    return [[0; 2]; N];
-                };
+            fn load_pairs<const N: usize>(
+                &self,
+                at: usize,
+                order: Ordering,
+            ) -> Option<[[$value; 2]; N]> {
+                let pairs = self.get(at..)?.as_chunks::<2>().0.first_chunk::<N>()?;
                 let seconds = pairs.each_ref().map(|[_, second]| second.load(order));
                 let firsts = pairs.each_ref().map(|[first, _]| first.load(Ordering::Relaxed));
-                std::array::from_fn(|pair| [firsts[pair], seconds[pair]].map(<$value>::from_le))
+                Some(std::array::from_fn(|pair| {
+                    [firsts[pair], seconds[pair]].map(<$value>::from_le)
+                }))
             }
 
             #[inline(always)]

@@ -171,7 +171,9 @@ impl<M: RingMemory> DeviceQueue<M> {
         singles: &mut [Single; N],
     ) -> Singles {
         // A first word was there when the second became available.
-        let words: [_; N] = self.layout.descriptors.load_pairs(at + 2 * ahead, Ordering::Acquire);
+        let words = self.layout.descriptors.load_pairs::<N>(at + 2 * ahead, Ordering::Acquire);
+        debug_assert!(words.is_some(), "{N} descriptors behind {ahead} and {at}");
+        let Some(words) = words else { return Singles { count: 0, is_other_next: false } };
         // Nothing above length and id where the flags are as they should be. (Where a flag is set that means
         // nothing, too, the chain is taken as others are.)
         let words = words.map(|[address, rest]| (address, rest ^ u64::from(flags) << 48));

@@ -74,6 +74,24 @@ macro_rules! fields {
                 (at..self.0.len()).map(|at| self.load(at, Ordering::Relaxed))
             }
 
+            fn load_pairs<const N: usize>(
+                &self,
+                at: usize,
+                order: Ordering,
+            ) -> Option<[[$value; 2]; N]> {
+                if at + 2 * N > self.0.len() {
+                    return None;
+                }
+                let mut pairs = [[0; 2]; N];
+                for (index, [_, second]) in pairs.iter_mut().enumerate() {
+                    *second = self.load(at + 2 * index + 1, order);
+                }
+                for (index, [first, _]) in pairs.iter_mut().enumerate() {
+                    *first = self.load(at + 2 * index, Ordering::Relaxed);
+                }
+                Some(pairs)
+            }
+
             fn load_two(&self, at: usize) -> Option<[$value; 2]> {
                 let load = |at| self.load(at, Ordering::Relaxed);
                 (at + 1 < self.0.len()).then(|| [at, at + 1].map(load))
