@@ -14,6 +14,14 @@ pub fn prefetch<T>(value: &T) {
     prefetch_to_read::<1>(std::ptr::from_ref(value).cast(), 1);
 }
 
+/// Fetches all of `[start, start + len)` to be read.
+#[inline(always)]
+pub(crate) fn prefetch_all(start: *const u8, len: usize) {
+    for at in (0..len).step_by(LINE) {
+        prefetch_to_read::<1>(start.wrapping_add(at), 1);
+    }
+}
+
 /// Fetches the first `COUNT` bytes of `[start, start + len)` to be read.
 #[inline(always)]
 pub(crate) fn prefetch_to_read<const COUNT: usize>(start: *const u8, len: usize) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 use crate::mapping::Mapping;
-use crate::prefetch::prefetch_to_read;
+use crate::prefetch::prefetch_all;
 
 mod sealed {
     pub trait Sealed {}
@@ -49,12 +49,12 @@ impl<T: Word> Words<T> {
         start.is_aligned().then_some(Self { start, len, _mapping: mapping })
     }
 
-    /// Has the processor fetch a field, if there is one at `at`, while other things are done.
+    /// Has the processor fetch `count` fields from `at` on, as far as there are any, while other things
+    /// are done.
     #[inline(always)]
-    pub fn prefetch(&self, at: usize) {
-        if let Some(field) = self.get(at) {
-            prefetch_to_read::<1>(std::ptr::from_ref(field).cast(), 1);
-        }
+    pub fn prefetch(&self, at: usize, count: usize) {
+        let fields = self.get(at..).unwrap_or_default();
+        prefetch_all(fields.as_ptr().cast(), count.min(fields.len()) * size_of::<T>());
     }
 }
 

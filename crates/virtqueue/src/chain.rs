@@ -14,13 +14,15 @@ use crate::Violation;
 /// from.
 ///
 /// Two whole words, because it is moved about a lot: processors do not forward a store of one field
-/// to a load of several, and waiting for that costs as much as all else in taking a chain.
+/// to a load of several, and waiting for that costs as much as all else in taking a chain. What
+/// differs between chains of one buffer each that are taken together is the first word, and the
+/// highest field of the second.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[must_use = "a chain that is not given back is lost to the driver"]
 pub struct Chain {
-    /// Bytes (at most 2^47) in the lower 48 bits, descriptors in the upper 16.
-    size: u64,
-    /// Id, start, slots, and 1 for a chain that is only to be read, of 16 bits each.
+    /// Bytes in the lower 32 bits and the id in the 16 above, as in a packed ring's descriptor.
+    what: u64,
+    /// Slots, descriptors, 1 for a chain that is only to be read, and the start, of 16 bits each.
     place: u64,
 }
 
@@ -42,36 +44,50 @@ impl Chain {
     #[inline(always)]
     pub(crate) fn new(place: Place, descriptors: u16, bytes: u64) -> Self {
         let Place { id, start, slots, is_read_only } = place;
-        let [id, start, slots] = [id, start, slots].map(u64::from);
+        let bytes = bytes.min(u32::MAX.into());
+        let [start, slots, descriptors] = [start, slots, descriptors].map(u64::from);
         Self {
-            size: bytes | u64::from(descriptors) << 48,
-            place: id | start << 16 | slots << 32 | u64::from(is_read_only) << 48,
+            what: bytes | u64::from(id) << 32,
+            place: slots | descriptors << 16 | u64::from(is_read_only) << 32 | start << 48,
         }
+    }
+
+    /// A chain of one buffer, given bytes and id as one word, `ahead` slots behind this one.
+    #[inline(always)]
+    pub(crate) fn neighbour(self, what: u64, ahead: usize) -> Self {
+        Self { what, place: self.place.wrapping_add((ahead as u64) << 48) }
     }
 
     #[inline(always)]
     pub(crate) fn place(self) -> Place {
         let at = |shift: u32| (self.place >> shift) as u16;
-        Place { id: at(0), start: at(16), slots: at(32), is_read_only: at(48) != 0 }
+        Place { id: self.id(), start: at(48), slots: self.slots(), is_read_only: at(32) != 0 }
+    }
+
+    /// See [`Place`].
+    #[inline(always)]
+    pub(crate) fn slots(self) -> u16 {
+        self.place as u16
     }
 
     /// Bytes in the chain's descriptors of the direction that was asked for. May exceed what was
-    /// translated, where a limit was given.
+    /// translated, where a limit was given. More than a 32-bit number can say count as so many.
     #[inline]
     pub fn bytes(self) -> u64 {
-        self.size & ((1 << 48) - 1)
+        u64::from(self.what as u32)
     }
 
     /// Descriptors in the chain, those of no bytes included: what it cost to read.
     #[inline]
     pub fn descriptors(self) -> u16 {
-        (self.size >> 48) as u16
+        (self.place >> 16) as u16
     }
 
     /// By what the driver knows it: its first descriptor in a split ring, the buffer id in a packed
     /// one.
+    #[inline]
     pub fn id(self) -> u16 {
-        self.place().id
+        (self.what >> 32) as u16
     }
 }
 
@@ -99,8 +115,16 @@ pub struct Piece {
 pub struct Single {
     /// The chain, which has to be given back like any other.
     pub chain: Chain,
-    /// Its buffer. The address was not checked.
-    pub buffer: Piece,
+    /// The address of its buffer. It was not checked.
+    pub address: GuestAddress,
+}
+
+impl Single {
+    /// Its buffer.
+    #[inline(always)]
+    pub fn buffer(&self) -> Piece {
+        Piece { address: self.address, len: self.chain.what as u32 }
+    }
 }
 
 /// How taking chains of one buffer each ended.

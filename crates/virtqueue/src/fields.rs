@@ -19,11 +19,16 @@ pub trait Fields<V>: Clone {
     /// Gives field `at` a value.
     fn store(&self, at: usize, value: V, order: Ordering);
 
-    /// The values of fields `at` and `at + 1`, each loaded once, in no order.
-    #[inline]
-    fn load_two(&self, at: usize) -> [V; 2] {
-        [at, at + 1].map(|at| self.load(at, Ordering::Relaxed))
-    }
+    /// The values of the fields from `at` on, each loaded once, when it is asked for.
+    fn load_from(&self, at: usize) -> impl Iterator<Item = V>;
+
+    /// The values of `N` pairs of fields from `at` on, each loaded once: the second ones first, in
+    /// this order, and only then the first ones. None when there are not so many.
+    fn load_pairs<const N: usize>(&self, at: usize, order: Ordering) -> Option<[[V; 2]; N]>;
+
+    /// The values of fields `at` and `at + 1`, each loaded once, in no order. None when there are no
+    /// such fields, which may happen here.
+    fn load_two(&self, at: usize) -> Option<[V; 2]>;
 
     /// Gives fields `at` and `at + 1` values, in no order.
     #[inline]
@@ -35,7 +40,13 @@ pub trait Fields<V>: Clone {
     /// Has the processor fetch field `at`, if there is one. A hint: it need not do anything.
     #[inline]
     fn prefetch(&self, at: usize) {
-        let _ = at;
+        self.prefetch_run(at, 1);
+    }
+
+    /// As [`Self::prefetch`], for `count` fields from `at` on, as far as there are any.
+    #[inline]
+    fn prefetch_run(&self, at: usize, count: usize) {
+        let _ = (at, count);
     }
 }
 
@@ -86,13 +97,32 @@ macro_rules! fields {
             }
 
             #[inline(always)]
-            fn load_two(&self, at: usize) -> [$value; 2] {
-                debug_assert!(at + 1 < self.len());
+            fn load_from(&self, at: usize) -> impl Iterator<Item = $value> {
+                let fields = self.get(at..).unwrap_or_default();
+                fields.iter().map(|field| <$value>::from_le(field.load(Ordering::Relaxed)))
+            }
+
+            #[inline(always)]
+            fn load_pairs<const N: usize>(
+                &self,
+                at: usize,
+                order: Ordering,
+            ) -> Option<[[$value; 2]; N]> {
+                let pairs = self.get(at..)?.as_chunks::<2>().0.first_chunk::<N>()?;
+                let seconds = pairs.each_ref().map(|[_, second]| second.load(order));
+                let firsts = pairs.each_ref().map(|[first, _]| first.load(Ordering::Relaxed));
+                Some(std::array::from_fn(|pair| {
+                    [firsts[pair], seconds[pair]].map(<$value>::from_le)
+                }))
+            }
+
+            #[inline(always)]
+            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
                 // One check for both.
                 if at + 1 >= self.len() {
-                    return [0; 2];
+                    return None;
                 }
-                [at, at + 1].map(|at| <$value>::from_le(self[at].load(Ordering::Relaxed)))
+                Some([at, at + 1].map(|at| <$value>::from_le(self[at].load(Ordering::Relaxed))))
             }
 
             #[inline(always)]
@@ -105,9 +135,9 @@ macro_rules! fields {
                 }
             }
 
-            #[inline]
-            fn prefetch(&self, at: usize) {
-                Words::prefetch(self, at);
+            #[inline(always)]
+            fn prefetch_run(&self, at: usize, count: usize) {
+                Words::prefetch(self, at, count);
             }
         }
     )*};

@@ -34,8 +34,8 @@ macro_rules! either {
     };
 }
 
-/// What the device side does for each chain, for code that is compiled once for each format: so that
-/// it is asked once a burst which of them a ring has.
+/// What the device side does for each chain, in either format, for code that is compiled once for each: so
+/// that it is asked once a burst which of them a ring has.
 pub trait DeviceRing {
     /// See [`DeviceQueue::size`].
     fn size(&self) -> u16;
@@ -67,53 +67,6 @@ pub trait DeviceRing {
     /// See [`DeviceQueue::give_all_back`].
     fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>);
 }
-
-macro_rules! device_ring {
-    ($($queue:ty),*) => {$(
-        impl DeviceRing for $queue {
-            #[inline(always)]
-            fn size(&self) -> u16 {
-                Self::size(self)
-            }
-
-            #[inline(always)]
-            fn take_singles(
-                &mut self,
-                direction: Direction,
-                most: usize,
-                take: impl FnMut(Single) -> bool,
-            ) -> Result<Singles, Violation> {
-                Self::take_singles(self, direction, most, take)
-            }
-
-            #[inline(always)]
-            fn take_writable<'m>(
-                &mut self,
-                translator: &mut Translator<'m>,
-                limit: u32,
-                slices: &mut Vec<WriteSlice<'m>>,
-            ) -> Result<Option<Chain>, Violation> {
-                Self::take_writable(self, translator, limit, slices)
-            }
-
-            #[inline(always)]
-            fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
-                Self::untake(self, chains);
-            }
-
-            #[inline(always)]
-            fn give_back(&mut self, chain: Chain, written: u32) {
-                Self::give_back(self, chain, written);
-            }
-
-            #[inline(always)]
-            fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
-                Self::give_all_back(self, chains);
-            }
-        }
-    )*};
-}
-device_ring!(split::DeviceQueue, packed::DeviceQueue);
 
 impl DeviceQueue {
     /// A queue that goes on at `position`: everything before was used. See [`Layout::resume`].

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Outline, Selection, Traffic};
 use memory::{GuestMemory, Translator, WriteCursor, WriteSlice, recycle_writable};
-use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Single, Violation};
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
@@ -366,30 +366,30 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let Self { translator, chains, slices, .. } = self;
         let mut frames = selection.iter();
         let most = selection.len().min(self.budget);
-        let singles =
-            self.queue.take_singles(Direction::Write, most, |Single { chain, buffer }| {
-                let Some(index) = frames.next() else { return false };
-                let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
-                let total = header_size + len;
-                let passes = if offload.is_none() {
-                    len <= frame_limit
-                } else {
-                    features.contains(offload.needs()) && offload.wire_len(len) <= frame_limit
-                };
-                if !passes || total > buffer.len as usize {
-                    return false;
-                }
-                let slice = translator.write_whole(buffer.address, total as u32);
-                let Some(slice) = slice else { return false };
-                write_header(header, offload, 1);
-                if has_body {
-                    burst.prefetch_body::<AHEAD>(index);
-                }
-                slice.prefetch::<AHEAD>();
-                slices.push(slice);
-                chains.push(chain);
-                true
-            })?;
+        let singles = self.queue.take_singles(Direction::Write, most, |single| {
+            let buffer = single.buffer();
+            let Some(index) = frames.next() else { return false };
+            let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
+            let total = header_size + len;
+            let passes = if offload.is_none() {
+                len <= frame_limit
+            } else {
+                features.contains(offload.needs()) && offload.wire_len(len) <= frame_limit
+            };
+            if !passes || total > buffer.len as usize {
+                return false;
+            }
+            let slice = translator.write_whole(buffer.address, total as u32);
+            let Some(slice) = slice else { return false };
+            write_header(header, offload, 1);
+            if has_body {
+                burst.prefetch_body::<AHEAD>(index);
+            }
+            slice.prefetch::<AHEAD>();
+            slices.push(slice);
+            chains.push(single.chain);
+            true
+        })?;
         let mut written = Traffic::default();
         for (index, slice) in selection.iter().zip(&*slices) {
             let Framed { front, body, len } = burst.framed(index, header_size);

@@ -13,7 +13,7 @@ use engine::{
 };
 use memory::{GuestMemory, ReadSlice, Translator};
 use vhost_user::Device;
-use virtqueue::{DeviceQueue, DeviceRing, Direction, Single, Singles, Violation};
+use virtqueue::{DeviceQueue, DeviceRing, Direction, Singles, Violation};
 use wire::virtio::{Features, Offload};
 
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
@@ -313,14 +313,15 @@ fn take_singles<'m>(
 ) -> Result<Singles, Violation> {
     let room = BURST - taken.len();
     let Intake { translator, limit, bytes, .. } = intake;
-    let singles = queue.take_singles(Direction::Read, room, |Single { chain, buffer }| {
+    let singles = queue.take_singles(Direction::Read, room, |single| {
+        let buffer = single.buffer();
         if buffer.len > *limit || *bytes >= BYTE_BUDGET {
             return false;
         }
         let Some(slice) = translator.read_whole(buffer.address, buffer.len) else { return false };
         slice.prefetch::<AHEAD>();
         segments.push(slice);
-        taken.add(place, chain);
+        taken.add(place, single.chain);
         *bytes += u64::from(buffer.len);
         true
     })?;

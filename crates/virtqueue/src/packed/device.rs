@@ -11,7 +11,7 @@ use crate::chain::{
     Element, Pieces, Place, Readable, Visitor, Writable, table_entries, table_words,
 };
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Direction, Piece, Single, Singles, Violation};
+use crate::{Chain, DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 /// The device side of a packed ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -84,11 +84,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.disable_kicks();
     }
 
-    /// Entries in the ring.
-    pub fn size(&self) -> u16 {
-        self.layout.size()
-    }
-
     /// Where a restart would go on, when nothing is outstanding: the next available descriptor in
     /// the lower half, the next used one in the upper half.
     pub fn position(&self) -> u32 {
@@ -128,60 +123,76 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.layout.descriptors.load(2 * usize::from(slot) + 1, order)
     }
 
-    /// See [`crate::DeviceRing::take_singles`].
+    /// Has `take` take chains of one buffer each from `start` on, `most` at most, where the ring does not end
+    /// in between.
     #[inline(always)]
-    pub fn take_singles(
-        &mut self,
+    fn take_run(
+        &self,
+        start: Position,
         direction: Direction,
         most: usize,
-        mut take: impl FnMut(Single) -> bool,
-    ) -> Result<Singles, Violation> {
+        take: &mut impl FnMut(Single) -> bool,
+    ) -> Singles {
         /// Of a cache line.
-        const DESCRIPTORS: usize = 4;
+        const TOGETHER: usize = 4;
 
-        if self.available()? == 0 {
-            return Ok(Singles { count: 0, is_other_next: false });
+        let at = 2 * usize::from(start.slot());
+        // All descriptors are on their way before the first is waited for, if they are several lines.
+        if most > TOGETHER {
+            self.layout.descriptors.prefetch_run(at, 2 * most);
         }
-        let size = self.size();
-        let wanted = match direction {
-            Direction::Read => 0,
-            Direction::Write => Descriptor::WRITE,
-        };
-        let room = usize::from(size - self.outstanding());
-        let most = most.min(room);
-        // All descriptors are on their way before the first is waited for.
-        for ahead in (0..most).step_by(DESCRIPTORS) {
-            let slot = self.next_available.advance(ahead as u16, size).slot();
-            self.layout.descriptors.prefetch(2 * usize::from(slot));
-        }
-        let mut next = self.next_available;
+        let is_read_only = direction == Direction::Read;
+        let kind = if is_read_only { 0 } else { Descriptor::WRITE };
+        let flags = start.available() | kind;
+        let place = Place { id: 0, start: start.bits(), slots: 1, is_read_only };
+        let first = Chain::new(place, 1, 0);
         let mut count = 0;
-        let mut is_other_next = false;
         while count < most {
-            let at = 2 * usize::from(next.slot());
-            // The first word was there when the second became available.
-            let second = self.layout.descriptors.load(at + 1, Ordering::Acquire);
-            let flags = (second >> 48) as u16;
-            if flags & (Descriptor::MARKS | Descriptor::KIND) != next.available() | wanted {
-                // Or fewer are there than were known to be.
-                is_other_next = next.is_available(second) || count < self.known.into();
-                break;
+            let left = most - count;
+            let (wanted, taken) = if left >= TOGETHER {
+                (TOGETHER, self.take_together::<TOGETHER>(at, count, flags, first, take))
+            } else {
+                (1, self.take_together::<1>(at, count, flags, first, take))
+            };
+            count += taken.count;
+            if taken.count < wanted {
+                return Singles { count, ..taken };
             }
-            let first = self.layout.descriptors.load(at, Ordering::Relaxed);
-            let Descriptor { address, length, id, .. } = Descriptor::from_words([first, second]);
-            let is_read_only = direction == Direction::Read;
-            let place = Place { id, start: next.bits(), slots: 1, is_read_only };
-            let buffer = Piece { address: GuestAddress(address), len: length };
-            if !take(Single { chain: Chain::new(place, 1, length.into()), buffer }) {
-                is_other_next = true;
-                break;
-            }
-            next = next.advance(1, size);
-            count += 1;
         }
-        self.next_available = next;
-        self.known = self.known.saturating_sub(count as u16);
-        Ok(Singles { count, is_other_next })
+        Singles { count, is_other_next: false }
+    }
+
+    /// Has up to `N` chains of one buffer each taken, `ahead` slots behind where `first` is, which has its
+    /// descriptor at `at`. All are loaded before the first is looked at.
+    #[inline(always)]
+    fn take_together<const N: usize>(
+        &self,
+        at: usize,
+        ahead: usize,
+        flags: u16,
+        first: Chain,
+        take: &mut impl FnMut(Single) -> bool,
+    ) -> Singles {
+        // A first word was there when the second became available.
+        let words = self.layout.descriptors.load_pairs::<N>(at + 2 * ahead, Ordering::Acquire);
+        debug_assert!(words.is_some(), "{N} descriptors behind {ahead} and {at}");
+        let Some(words) = words else { return Singles { count: 0, is_other_next: false } };
+        // Nothing above length and id where the flags are as they should be. (Where a flag is set that means
+        // nothing, too, the chain is taken as others are.)
+        let words = words.map(|[address, rest]| (address, rest ^ u64::from(flags) << 48));
+        let differs = |what: u64| (what >> 48) as u16;
+        let is_good = differs(words.iter().fold(0, |all, (_, what)| all | what)) == 0;
+        for (index, (address, what)) in words.into_iter().enumerate() {
+            if !is_good && differs(what) != 0 {
+                let is_available = differs(what) & Descriptor::MARKS == 0;
+                return Singles { count: index, is_other_next: is_available };
+            }
+            let chain = first.neighbour(what, ahead + index);
+            if !take(Single { chain, address: GuestAddress(address) }) {
+                return Singles { count: index, is_other_next: true };
+            }
+        }
+        Singles { count: N, is_other_next: false }
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -203,26 +214,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         let extent = self.walk_available(head, translator, &mut readable)?;
         let Readable { bytes, is_read_only, .. } = readable;
         Ok(Some(self.taken(extent, bytes, is_read_only)))
-    }
-
-    /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
-    /// `limit` as above.
-    ///
-    /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
-    pub fn take_writable<'m>(
-        &mut self,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<WriteSlice<'m>>,
-    ) -> Result<Option<Chain>, Violation> {
-        let Some(head) = self.peek()? else {
-            return Ok(None);
-        };
-        let mut writable = Writable::new(slices, limit);
-        let extent = self.walk_available(head, translator, &mut writable)?;
-        let bytes = writable.bytes;
-        Ok(Some(self.taken(extent, bytes, false)))
     }
 
     /// The second word of the next available descriptor.
@@ -266,17 +257,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         let slot = Position::from_bits(start).slot();
         let head = self.second_word(slot, Ordering::Relaxed);
         self.walk(slot, head, slots, translator, &mut Pieces::new(pieces)).map(|_| ())
-    }
-
-    /// Puts back the last chains taken, as if they had not been: they are still available. None
-    /// taken since the first of them may have been given back.
-    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
-        let slots =
-            chains.into_iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
-        debug_assert!(slots <= self.outstanding());
-        let slots = slots.min(self.outstanding());
-        self.next_available = self.next_available.retreat(slots, self.size());
-        self.known += slots;
     }
 
     /// Walks the next available chain, whose head's second word was read.
@@ -354,36 +334,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(entries)
     }
 
-    /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
-    /// after [`Self::publish`].
-    #[inline(always)]
-    pub fn give_back(&mut self, chain: Chain, written: u32) {
-        let Place { id, start, slots, is_read_only } = chain.place();
-        debug_assert!(!self.in_order || start == self.next_used.bits(), "not in order");
-        let wrote = if written > 0 { Descriptor::WRITE } else { 0 };
-        let flags = self.batch.used() | wrote;
-        let used = Descriptor { address: 0, length: written, id, flags };
-        if self.batch == self.published {
-            self.first = used.second_word();
-        } else {
-            let at = 2 * usize::from(self.batch.slot()) + 1;
-            self.layout.descriptors.store(at, used.second_word(), Ordering::Relaxed);
-        }
-        self.next_used = self.next_used.advance(slots, self.size());
-        // With IN_ORDER the next chain's descriptor may replace that of one without anything
-        // written, unless that is in the ring already.
-        let is_replaceable = self.in_order && is_read_only && self.batch == self.published;
-        if !is_replaceable {
-            self.batch = self.next_used;
-        }
-    }
-
-    /// Gives back several chains, as [`Self::give_back`] does.
-    #[inline(always)]
-    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
-        chains.for_each(|(chain, written)| self.give_back(chain, written));
-    }
-
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
     /// called (virtio 1.3, 2.8.10).
     #[inline]
@@ -439,6 +389,125 @@ impl<M: RingMemory> DeviceQueue<M> {
         M::fence();
         self.look();
         Ok(self.known > 0)
+    }
+}
+
+impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    #[inline(always)]
+    fn take_singles(
+        &mut self,
+        direction: Direction,
+        most: usize,
+        mut take: impl FnMut(Single) -> bool,
+    ) -> Result<Singles, Violation> {
+        let mut all = Singles { count: 0, is_other_next: false };
+        if self.available()? == 0 {
+            return Ok(all);
+        }
+        let size = self.size();
+        let most = most.min((size - self.outstanding()).into());
+        // Twice, where the ring ends in between.
+        while all.count < most {
+            let start = self.next_available;
+            let run = usize::from(size - start.slot()).min(most - all.count);
+            let Singles { count, is_other_next } = self.take_run(start, direction, run, &mut take);
+            self.next_available = start.advance(count as u16, size);
+            self.known = self.known.saturating_sub(count as u16);
+            all.count += count;
+            if count < run {
+                // Or fewer are there than were known to be.
+                all.is_other_next = is_other_next || self.known > 0;
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    #[inline]
+    fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        let Some(head) = self.peek()? else {
+            return Ok(None);
+        };
+        let mut writable = Writable::new(slices, limit);
+        let extent = self.walk_available(head, translator, &mut writable)?;
+        let bytes = writable.bytes;
+        Ok(Some(self.taken(extent, bytes, false)))
+    }
+
+    // Rare, and kept out of the loops that take.
+    #[inline(never)]
+    fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
+        let slots =
+            chains.into_iter().fold(0u16, |slots, chain| slots.saturating_add(chain.place().slots));
+        debug_assert!(slots <= self.outstanding());
+        let slots = slots.min(self.outstanding());
+        self.next_available = self.next_available.retreat(slots, self.size());
+        self.known += slots;
+    }
+
+    #[inline(always)]
+    fn give_back(&mut self, chain: Chain, written: u32) {
+        let Place { id, start, slots, is_read_only } = chain.place();
+        debug_assert!(!self.in_order || start == self.next_used.bits(), "not in order");
+        let used = self.batch.used_word(id, written);
+        if self.batch == self.published {
+            self.first = used;
+        } else {
+            let at = 2 * usize::from(self.batch.slot()) + 1;
+            self.layout.descriptors.store(at, used, Ordering::Relaxed);
+        }
+        self.next_used = self.next_used.advance(slots, self.size());
+        // With IN_ORDER the next chain's descriptor may replace that of one without anything
+        // written, unless that is in the ring already.
+        let is_replaceable = self.in_order && is_read_only && self.batch == self.published;
+        if !is_replaceable {
+            self.batch = self.next_used;
+        }
+    }
+
+    #[inline(always)]
+    fn give_all_back(&mut self, mut chains: impl Iterator<Item = (Chain, u32)>) {
+        // What is stored last, at a publication: one used descriptor, which with IN_ORDER may stand for
+        // all of these chains.
+        while self.batch == self.published {
+            let Some((chain, written)) = chains.next() else { return };
+            self.give_back(chain, written);
+        }
+        let size = self.size();
+        let mut next = self.next_used;
+        loop {
+            // Up to the end of the ring, where the marks change.
+            let mut slot = next.slot();
+            for (chain, written) in chains.by_ref() {
+                debug_assert!(
+                    !self.in_order || chain.place().start == next.bits() + slot - next.slot(),
+                    "not in order"
+                );
+                let at = 2 * usize::from(slot) + 1;
+                let used = next.used_word(chain.id(), written);
+                self.layout.descriptors.store(at, used, Ordering::Relaxed);
+                slot = slot.wrapping_add(chain.slots());
+                if slot >= size {
+                    break;
+                }
+            }
+            next = next.advance(slot - next.slot(), size);
+            if slot < size {
+                break;
+            }
+        }
+        self.next_used = next;
+        self.batch = next;
     }
 }
 

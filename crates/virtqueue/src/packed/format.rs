@@ -142,6 +142,14 @@ impl Position {
         if self.wrap() { Descriptor::AVAIL | Descriptor::USED } else { 0 }
     }
 
+    /// The second word of a used descriptor at this place.
+    #[inline(always)]
+    pub(super) const fn used_word(self, id: u16, written: u32) -> u64 {
+        let wrote = if written > 0 { Descriptor::WRITE } else { 0 };
+        let flags = self.used() | wrote;
+        Descriptor { address: 0, length: written, id, flags }.second_word()
+    }
+
     /// Whether a descriptor whose second word this is, at this place, is available.
     #[inline]
     pub(super) const fn is_available(self, word: u64) -> bool {

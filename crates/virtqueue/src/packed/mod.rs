@@ -31,6 +31,9 @@
 //! last, with Release: the other side looks at no later slot before it has seen that one, with
 //! Acquire, and then loads the address.
 //!
+//! Chains of one buffer each are taken four at a time, which is a cache line: four second words in this
+//! order, each with Acquire, and then four addresses. What of them was not available is not looked at.
+//!
 //! *Notification*: as in a split ring. The publisher stores its descriptor and then loads the other
 //! side's event structure; the sleeper stores its event structure and then loads the descriptor. A
 //! full fence between store and load on both sides makes sure that at least one of them sees the
@@ -38,8 +41,8 @@
 //!
 //! # Invariants of the device side
 //!
-//! * Each descriptor's second word is read once into a local, and its first word once; the locals are
-//!   checked and used.
+//! * Of a descriptor that is taken the second word is read once into a local, and the first word once;
+//!   the locals are checked and used. What was read of one that is not taken is forgotten.
 //! * From `next_used` to `next_available` there are no more slots than the ring has. A chain that
 //!   would need more is refused, whatever its flags claim.
 //! * `published` to `next_used` is what was given back and the driver does not see yet: all of it is

@@ -10,7 +10,7 @@ use super::index::Index;
 use super::layout::{ENTRIES, FLAGS, INDEX, Layout};
 use crate::chain::{Pieces, Place, Readable, Visitor, Writable, table_entries, table_words};
 use crate::fields::{Fields, Mapped, RingMemory};
-use crate::{Chain, Direction, Piece, Single, Singles, Violation};
+use crate::{Chain, DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 /// Descriptors in a cache line.
 const DESCRIPTORS_IN_LINE: usize = 4;
@@ -84,11 +84,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
     }
 
-    /// Entries in the ring.
-    pub fn size(&self) -> u16 {
-        self.layout.size()
-    }
-
     /// Where a restart would go on, when nothing is outstanding: the next available entry.
     pub fn position(&self) -> u16 {
         self.next_available.get()
@@ -126,53 +121,46 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(())
     }
 
-    /// See [`crate::DeviceRing::take_singles`].
+    /// Has `take` take chains of one buffer each from `start` on, `most` at most, where the ring does not end
+    /// in between. Returns how many.
     #[inline(always)]
-    pub fn take_singles(
-        &mut self,
+    fn take_run(
+        &self,
+        start: Index,
         direction: Direction,
         most: usize,
-        mut take: impl FnMut(Single) -> bool,
-    ) -> Result<Singles, Violation> {
-        if usize::from(self.available.since(self.next_available)) < most {
-            self.refresh()?;
+        take: &mut impl FnMut(Single) -> bool,
+    ) -> usize {
+        let at = ENTRIES + start.slot(self.size());
+        // All descriptors are on their way before the first is waited for, if they are several lines.
+        // Neighbours are most often neighbours there too.
+        if most > DESCRIPTORS_IN_LINE {
+            let mut ahead = 0;
+            while ahead < most {
+                let head = self.layout.available.load(at + ahead, Ordering::Relaxed);
+                self.layout.descriptors.prefetch(2 * usize::from(head));
+                ahead += DESCRIPTORS_IN_LINE;
+            }
         }
-        let known = usize::from(self.available.since(self.next_available));
-        let size = self.size();
-        let wanted = match direction {
-            Direction::Read => 0,
-            Direction::Write => Descriptor::WRITE,
-        };
-        let most = most.min(known);
-        // All descriptors are on their way before the first is waited for. Neighbours are most often
-        // neighbours there too.
-        for ahead in (0..most).step_by(DESCRIPTORS_IN_LINE) {
-            let slot = self.next_available.advance(ahead as u16).slot(size);
-            let head = self.layout.available.load(ENTRIES + slot, Ordering::Relaxed);
-            self.layout.descriptors.prefetch(2 * usize::from(head));
-        }
-        let mut next = self.next_available;
-        let mut count = 0;
-        while count < most {
-            let head = self.layout.available.load(ENTRIES + next.slot(size), Ordering::Relaxed);
-            if head >= size {
+        let is_read_only = direction == Direction::Read;
+        let kind = if is_read_only { 0 } else { Descriptor::WRITE };
+        let place = Place { id: 0, start: start.get(), slots: 1, is_read_only };
+        let first = Chain::new(place, 1, 0);
+        let mut taken = 0;
+        for head in self.layout.available.load_from(at).take(most) {
+            let Some(Descriptor { address, length, flags, .. }) = self.descriptor(head) else {
+                break;
+            };
+            if flags & Descriptor::KIND != kind {
                 break;
             }
-            let Descriptor { address, length, flags, .. } = self.descriptor(head);
-            if flags & Descriptor::KIND != wanted {
+            let chain = first.neighbour(u64::from(length) | u64::from(head) << 32, taken);
+            if !take(Single { chain, address: GuestAddress(address) }) {
                 break;
             }
-            let is_read_only = direction == Direction::Read;
-            let place = Place { id: head, start: next.get(), slots: 1, is_read_only };
-            let buffer = Piece { address: GuestAddress(address), len: length };
-            if !take(Single { chain: Chain::new(place, 1, length.into()), buffer }) {
-                break;
-            }
-            next = next.advance(1);
-            count += 1;
+            taken += 1;
         }
-        self.next_available = next;
-        Ok(Singles { count, is_other_next: count < most })
+        taken
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -195,26 +183,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(Some(self.taken(head, descriptors, bytes, is_read_only)))
     }
 
-    /// Takes the next chain, as one to be written, and appends its bytes to `slices`, at most
-    /// `limit` as above.
-    ///
-    /// On a violation nothing is taken, though slices may have been appended.
-    #[inline]
-    pub fn take_writable<'m>(
-        &mut self,
-        translator: &mut Translator<'m>,
-        limit: u32,
-        slices: &mut Vec<WriteSlice<'m>>,
-    ) -> Result<Option<Chain>, Violation> {
-        let Some(head) = self.peek()? else {
-            return Ok(None);
-        };
-        let mut writable = Writable::new(slices, limit);
-        let descriptors = self.walk(head, translator, &mut writable)?;
-        let bytes = writable.bytes;
-        Ok(Some(self.taken(head, descriptors, bytes, false)))
-    }
-
     /// Moves on by a chain.
     #[inline]
     fn taken(&mut self, head: u16, descriptors: u16, bytes: u64, is_read_only: bool) -> Chain {
@@ -233,14 +201,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         pieces: &mut Vec<Piece>,
     ) -> Result<(), Violation> {
         self.walk(chain.id(), translator, &mut Pieces::new(pieces)).map(|_| ())
-    }
-
-    /// Puts back the last chains taken, as if they had not been: they are still available. None
-    /// taken since the first of them may have been given back.
-    pub fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
-        let count = chains.into_iter().count() as u16;
-        debug_assert!(count <= self.outstanding());
-        self.next_available = self.next_available.retreat(count.min(self.outstanding()));
     }
 
     /// The next available head.
@@ -269,10 +229,9 @@ impl<M: RingMemory> DeviceQueue<M> {
         let size = self.size();
         let mut at = head;
         for count in 1..=size {
-            if at >= size {
+            let Some(descriptor) = self.descriptor(at) else {
                 return Err(Violation::Next { next: at, size: size.into() });
-            }
-            let descriptor = self.descriptor(at);
+            };
             if descriptor.is_indirect() {
                 return self.walk_indirect(descriptor, count - 1, translator, visitor);
             }
@@ -285,10 +244,10 @@ impl<M: RingMemory> DeviceQueue<M> {
         Err(Violation::ChainTooLong { size })
     }
 
-    /// Reads one descriptor of the ring's own table, once.
+    /// Reads one descriptor of the ring's own table, once. None when there is no such one.
     #[inline]
-    fn descriptor(&self, index: u16) -> Descriptor {
-        Descriptor::from_words(self.layout.descriptors.load_two(2 * usize::from(index)))
+    fn descriptor(&self, index: u16) -> Option<Descriptor> {
+        self.layout.descriptors.load_two(2 * usize::from(index)).map(Descriptor::from_words)
     }
 
     /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it.
@@ -326,36 +285,22 @@ impl<M: RingMemory> DeviceQueue<M> {
         Err(Violation::ChainTooLong { size })
     }
 
-    /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
-    /// after [`Self::publish`].
     #[inline(always)]
-    pub fn give_back(&mut self, chain: Chain, written: u32) {
-        let Place { id, start, is_read_only, .. } = chain.place();
-        debug_assert!(!self.in_order || start == self.next_used.get(), "not in order");
-        let at = 2 * self.batch.slot(self.size());
-        self.layout.used_entries.store_two(at, [id.into(), written]);
-        self.next_used = self.next_used.advance(1);
-        // With IN_ORDER the next chain's entry may replace that of one without anything written.
-        if !(self.in_order && is_read_only) {
-            self.batch = self.next_used;
-        }
-    }
-
-    /// Gives back several chains, as [`Self::give_back`] does.
-    #[inline(always)]
-    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
-        if self.in_order {
-            return chains.for_each(|(chain, written)| self.give_back(chain, written));
-        }
+    fn write_used<const IN_ORDER: bool>(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
         let size = self.size();
-        let mut next = self.next_used;
+        let (mut next, mut batch) = (self.next_used, self.batch);
         for (chain, written) in chains {
-            let id = chain.place().id.into();
-            self.layout.used_entries.store_two(2 * next.slot(size), [id, written]);
+            let Place { id, start, is_read_only, .. } = chain.place();
+            debug_assert!(!IN_ORDER || start == next.get(), "not in order");
+            let entry = if IN_ORDER { batch } else { next };
+            self.layout.used_entries.store_two(2 * entry.slot(size), [id.into(), written]);
             next = next.advance(1);
+            // With IN_ORDER the next chain's entry may replace that of one without anything written.
+            if !(IN_ORDER && is_read_only) {
+                batch = next;
+            }
         }
-        self.next_used = next;
-        self.batch = next;
+        (self.next_used, self.batch) = (next, batch);
     }
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
@@ -411,5 +356,77 @@ impl<M: RingMemory> DeviceQueue<M> {
         M::fence();
         self.refresh()?;
         Ok(self.available != self.next_available)
+    }
+}
+
+impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
+    #[inline(always)]
+    fn size(&self) -> u16 {
+        self.layout.size()
+    }
+
+    #[inline(always)]
+    fn take_singles(
+        &mut self,
+        direction: Direction,
+        most: usize,
+        mut take: impl FnMut(Single) -> bool,
+    ) -> Result<Singles, Violation> {
+        if usize::from(self.available.since(self.next_available)) < most {
+            self.refresh()?;
+        }
+        let most = most.min(self.available.since(self.next_available).into());
+        let mut count = 0;
+        // Twice, where the ring ends in between.
+        while count < most {
+            let start = self.next_available;
+            let room = usize::from(self.size()) - start.slot(self.size());
+            let run = room.min(most - count);
+            let taken = self.take_run(start, direction, run, &mut take);
+            self.next_available = start.advance(taken as u16);
+            count += taken;
+            if taken < run {
+                break;
+            }
+        }
+        Ok(Singles { count, is_other_next: count < most })
+    }
+
+    #[inline]
+    fn take_writable<'m>(
+        &mut self,
+        translator: &mut Translator<'m>,
+        limit: u32,
+        slices: &mut Vec<WriteSlice<'m>>,
+    ) -> Result<Option<Chain>, Violation> {
+        let Some(head) = self.peek()? else {
+            return Ok(None);
+        };
+        let mut writable = Writable::new(slices, limit);
+        let descriptors = self.walk(head, translator, &mut writable)?;
+        let bytes = writable.bytes;
+        Ok(Some(self.taken(head, descriptors, bytes, false)))
+    }
+
+    // Rare, and kept out of the loops that take.
+    #[inline(never)]
+    fn untake<'c>(&mut self, chains: impl IntoIterator<Item = &'c Chain>) {
+        let count = chains.into_iter().count() as u16;
+        debug_assert!(count <= self.outstanding());
+        self.next_available = self.next_available.retreat(count.min(self.outstanding()));
+    }
+
+    #[inline(always)]
+    fn give_back(&mut self, chain: Chain, written: u32) {
+        self.give_all_back(std::iter::once((chain, written)));
+    }
+
+    #[inline(always)]
+    fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+        if self.in_order {
+            self.write_used::<true>(chains);
+        } else {
+            self.write_used::<false>(chains);
+        }
     }
 }

@@ -17,7 +17,7 @@ use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
 use crate::fields::{Fields, RingMemory};
-use crate::{Buffer, Form, Piece, packed, split};
+use crate::{Buffer, DeviceRing, Direction, Form, Piece, Single, packed, split};
 
 /// Preemptions in one run: enough for either side to be overtaken between a store and a load, and
 /// back, and then once more.
@@ -68,6 +68,33 @@ macro_rules! fields {
             fn store(&self, at: usize, value: $value, order: Ordering) {
                 let order = if BROKEN == RELAXED { Ordering::Relaxed } else { order };
                 self.0[at].store(value, order);
+            }
+
+            fn load_from(&self, at: usize) -> impl Iterator<Item = $value> {
+                (at..self.0.len()).map(|at| self.load(at, Ordering::Relaxed))
+            }
+
+            fn load_pairs<const N: usize>(
+                &self,
+                at: usize,
+                order: Ordering,
+            ) -> Option<[[$value; 2]; N]> {
+                if at + 2 * N > self.0.len() {
+                    return None;
+                }
+                let mut pairs = [[0; 2]; N];
+                for (index, [_, second]) in pairs.iter_mut().enumerate() {
+                    *second = self.load(at + 2 * index + 1, order);
+                }
+                for (index, [first, _]) in pairs.iter_mut().enumerate() {
+                    *first = self.load(at + 2 * index, Ordering::Relaxed);
+                }
+                Some(pairs)
+            }
+
+            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
+                let load = |at| self.load(at, Ordering::Relaxed);
+                (at + 1 < self.0.len()).then(|| [at, at + 1].map(load))
             }
         }
     )*};
@@ -202,7 +229,44 @@ macro_rules! tests {
                 sleeper.join().unwrap();
             }
 
-            /// The driver sleeps until it has all chains back, likewise.
+            /// Likewise, but the device takes what there is at once.
+            fn kicked_together<const DRIVER: u8, const DEVICE: u8>(
+                features: Features,
+                at_once: bool,
+            ) {
+                let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(4, features);
+                let (kick, contents) = (Arc::new(Event::default()), Contents::default());
+                let sleeper = thread::spawn({
+                    let (kick, contents) = (kick.clone(), contents.clone());
+                    move || {
+                        let mut number = 0;
+                        while number < CHAINS {
+                            let take = |single: Single| {
+                                let Buffer { address, len, .. } = buffer(number);
+                                assert_eq!(single.buffer(), Piece { address, len });
+                                contents.check(number, QUESTION);
+                                number += 1;
+                                true
+                            };
+                            let taken = device.take_singles(Direction::Read, 4, take).unwrap();
+                            assert!(!taken.is_other_next);
+                            if taken.count == 0 && !device.enable_kicks().unwrap() {
+                                kick.wait();
+                                device.disable_kicks();
+                            }
+                        }
+                    }
+                });
+                for number in 0..CHAINS {
+                    add(&mut driver, &contents, number);
+                    if (!at_once || number + 1 == CHAINS) && driver.publish() {
+                        kick.signal();
+                    }
+                }
+                sleeper.join().unwrap();
+            }
+
+            /// The driver sleeps until it has all chains back, which are given back one by one or at once.
             fn called<const DRIVER: u8, const DEVICE: u8>(features: Features, at_once: bool) {
                 let (mut driver, mut device): Pair<DRIVER, DEVICE> = $pair(2, features);
                 let (call, contents) = (Arc::new(Event::default()), Contents::default());
@@ -226,12 +290,16 @@ macro_rules! tests {
                         }
                     }
                 });
+                let mut used = Vec::new();
                 for number in 0..CHAINS {
                     let chain = take!(device, contents, number).expect("all were published");
                     contents.set(number, ANSWER);
-                    device.give_back(chain, written(features, number));
-                    if (!at_once || number + 1 == CHAINS) && device.publish() {
-                        call.signal();
+                    used.push((chain, written(features, number)));
+                    if !at_once || number + 1 == CHAINS {
+                        device.give_all_back(used.drain(..));
+                        if device.publish() {
+                            call.signal();
+                        }
                     }
                 }
                 sleeper.join().unwrap();
@@ -301,6 +369,15 @@ macro_rules! tests {
             }
 
             #[test]
+            fn no_kick_is_lost_by_taking_together() {
+                each_way(|features, at_once| {
+                    explore(PREEMPTIONS, move || {
+                        kicked_together::<SOUND, SOUND>(features, at_once);
+                    });
+                });
+            }
+
+            #[test]
             fn no_call_is_lost() {
                 each_way(|features, at_once| {
                     explore(PREEMPTIONS, move || called::<SOUND, SOUND>(features, at_once));
@@ -341,6 +418,9 @@ macro_rules! tests {
                     });
                     fails("the device's, to take", move || {
                         kicked::<SOUND, RELAXED>(features, true);
+                    });
+                    fails("the device's, to take together", move || {
+                        kicked_together::<SOUND, RELAXED>(features, true);
                     });
                     fails("the device's, to publish", move || {
                         called::<SOUND, RELAXED>(features, true);

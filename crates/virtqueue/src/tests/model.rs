@@ -396,7 +396,7 @@ impl<'r> World<'r> {
         let chains: Vec<Chain> = singles.iter().map(|single| single.chain).collect();
         for (single, offer) in singles.iter().zip(&self.available) {
             let Buffer { address, len, .. } = self.chain(offer)[0];
-            assert_eq!(single.buffer, Piece { address, len });
+            assert_eq!(single.buffer(), Piece { address, len });
         }
         // The same once more, in the usual way.
         self.device.untake(&chains);

@@ -16,7 +16,9 @@ use wire::virtio::Features;
 use crate::driver::write_words;
 use crate::packed::{Descriptor, DeviceQueue, DriverQueue, Layout, Position};
 use crate::tests::bed::{fill, map};
-use crate::{Buffer, Chain, Direction, Form, IndirectTables, Single, Singles, Violation};
+use crate::{
+    Buffer, Chain, DeviceRing, Direction, Form, IndirectTables, Single, Singles, Violation,
+};
 
 const START: u64 = 0x1000;
 /// Bytes of memory: ring areas, tables and buffers lie over each other as they like.

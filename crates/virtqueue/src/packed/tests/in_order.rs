@@ -5,7 +5,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, places};
 use crate::packed::{Descriptor, DeviceQueue, Position};
-use crate::{Buffer, Form, Used};
+use crate::{Buffer, DeviceRing, Form, Used};
 
 const SIZE: u16 = 7;
 const IN_ORDER: Features = Features::IN_ORDER;

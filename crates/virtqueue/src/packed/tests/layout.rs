@@ -4,9 +4,9 @@ use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
 use super::ring::{Ring, buffer};
-use crate::LayoutError;
 use crate::packed::{DeviceQueue, FIRST_POSITION, Layout};
 use crate::tests::bed::{BASE, map};
+use crate::{DeviceRing, LayoutError};
 
 const NAMES: [&str; 3] = ["descriptor ring", "driver event structure", "device event structure"];
 

@@ -5,7 +5,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, buffer, places};
 use crate::packed::{DeviceQueue, DriverQueue, Event, Position};
-use crate::{Buffer, Form};
+use crate::{Buffer, DeviceRing, Form};
 
 const SIZES: [u16; 3] = [1, 3, 8];
 const EVENTS: Features = Features::EVENT_IDX;

@@ -10,7 +10,7 @@ use crate::driver::write_words;
 use crate::fields::Fields;
 use crate::packed::{Descriptor, DeviceQueue, DriverQueue, Event, Layout, Position};
 use crate::tests::bed::{Bed, PACKED, gather};
-use crate::{Chain, Violation};
+use crate::{Chain, DeviceRing, Violation};
 
 pub struct Ring {
     bed: Bed,

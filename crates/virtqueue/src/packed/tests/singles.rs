@@ -6,7 +6,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, buffer, places};
 use crate::packed::{Descriptor, DeviceQueue, Position};
-use crate::{Direction, Piece, Single, Singles, Violation};
+use crate::{DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 const SIZE: u16 = 7;
 const WRITE: u16 = Descriptor::WRITE;
@@ -81,7 +81,7 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
                 for (step, single) in (0..).zip(&taken) {
                     let own = own(&ring, base.advance(step, SIZE), flag);
                     let buffer = Piece { address: GuestAddress(own.address), len: own.length };
-                    assert_eq!((single.chain.id(), single.buffer), (own.id, buffer));
+                    assert_eq!((single.chain.id(), single.buffer()), (own.id, buffer));
                     assert_eq!(single.chain.bytes(), own.length.into());
                     assert_eq!(single.chain.descriptors(), 1);
                 }
@@ -90,7 +90,7 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
                 assert_eq!(device.position(), position(next, base));
 
                 // All of them back at once, and the ring has come round.
-                let written = |single: &Single| flag.min(1) as u32 * single.buffer.len;
+                let written = |single: &Single| flag.min(1) as u32 * single.buffer().len;
                 device.give_all_back(taken.iter().map(|single| (single.chain, written(single))));
                 assert_eq!((device.outstanding(), device.position()), (0, position(next, next)));
                 let first = ring.descriptor(base.slot());
@@ -291,7 +291,7 @@ fn a_buffer_outside_of_the_memory_is_taken_and_can_be_put_back() {
     let (singles, is_other_next) = take(&mut device, 0, 64);
     assert_eq!((singles.len(), is_other_next), (SIZE.into(), false));
     let buffer = Piece { address: GuestAddress(u64::MAX), len: u32::MAX };
-    assert_eq!(singles[1].buffer, buffer);
+    assert_eq!(singles[1].buffer(), buffer);
     device.untake(singles.iter().skip(1).map(|single| &single.chain));
     assert_eq!(device.outstanding(), 1);
     assert!(matches!(take_next(&ring, &mut device, 0), Err(Violation::Memory(_))));

@@ -19,7 +19,9 @@ use crate::fields::Fields;
 use crate::split::layout::{ENTRIES, INDEX};
 use crate::split::{DeviceQueue, DriverQueue, Layout};
 use crate::tests::bed::{fill, map};
-use crate::{Buffer, Chain, Direction, Form, IndirectTables, Single, Singles, Violation};
+use crate::{
+    Buffer, Chain, DeviceRing, Direction, Form, IndirectTables, Single, Singles, Violation,
+};
 
 const START: u64 = 0x1000;
 /// Bytes of memory: ring areas, tables and buffers lie over each other as they like.

@@ -6,7 +6,7 @@ use wire::virtio::Features;
 
 use super::ring::Ring;
 use crate::split::{DeviceQueue, DriverQueue};
-use crate::{Buffer, Chain, Form, Used, Violation};
+use crate::{Buffer, Chain, DeviceRing, Form, Used, Violation};
 
 const SIZE: u16 = 8;
 /// Where rings begin: the ring, and the index, wrap behind the last two.

@@ -3,9 +3,9 @@
 use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
-use crate::LayoutError;
 use crate::split::{DeviceQueue, Layout};
 use crate::tests::bed::{BASE, map};
+use crate::{DeviceRing, LayoutError};
 
 const TABLE: &str = "descriptor table";
 const AVAILABLE: &str = "available ring";

@@ -6,7 +6,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, buffer};
 use crate::split::{DeviceQueue, DriverQueue};
-use crate::{Buffer, Form};
+use crate::{Buffer, DeviceRing, Form};
 
 const SIZE: u16 = 8;
 const EVENTS: Features = Features::EVENT_IDX;

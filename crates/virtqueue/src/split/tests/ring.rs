@@ -11,7 +11,7 @@ use crate::fields::Fields;
 use crate::split::layout::{ENTRIES, FLAGS, INDEX, Layout};
 use crate::split::{DeviceQueue, DriverQueue};
 use crate::tests::bed::{Bed, SPLIT, gather};
-use crate::{Chain, Violation};
+use crate::{Chain, DeviceRing, Violation};
 
 pub struct Ring {
     bed: Bed,

@@ -8,7 +8,7 @@ use wire::virtio::Features;
 
 use super::ring::{Ring, buffer};
 use crate::split::DeviceQueue;
-use crate::{Direction, Piece, Single, Singles, Violation};
+use crate::{DeviceRing, Direction, Piece, Single, Singles, Violation};
 
 const SIZE: u16 = 8;
 const WRITE: u16 = Descriptor::WRITE;
@@ -87,7 +87,7 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
                 for (step, single) in taken.iter().enumerate() {
                     let own = own(&ring, head(step), flag);
                     let buffer = Piece { address: GuestAddress(own.address), len: own.length };
-                    assert_eq!((single.chain.id(), single.buffer), (head(step), buffer));
+                    assert_eq!((single.chain.id(), single.buffer()), (head(step), buffer));
                     assert_eq!(single.chain.bytes(), own.length.into());
                     assert_eq!(single.chain.descriptors(), 1);
                 }
@@ -95,7 +95,7 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
                 assert_eq!(device.position(), base.wrapping_add(SIZE));
 
                 // All of them back at once, and the ring has come round.
-                let written = |single: &Single| flag.min(1) as u32 * single.buffer.len;
+                let written = |single: &Single| flag.min(1) as u32 * single.buffer().len;
                 let chains = taken.iter().map(|single| (single.chain, written(single)));
                 device.give_all_back(chains);
                 assert_eq!(device.outstanding(), 0);
@@ -213,7 +213,7 @@ fn a_buffer_outside_of_the_memory_is_taken_and_can_be_put_back() {
     let (singles, is_other_next) = take(&mut device, 0, 64).unwrap();
     assert_eq!((singles.len(), is_other_next), (SIZE.into(), false));
     let buffer = Piece { address: GuestAddress(u64::MAX), len: u32::MAX };
-    assert_eq!(singles[1].buffer, buffer);
+    assert_eq!(singles[1].buffer(), buffer);
     device.untake(singles.iter().skip(1).map(|single| &single.chain));
     assert_eq!((device.position(), device.outstanding()), (1, 1));
     assert!(matches!(take_next(&ring, &mut device, 0), Err(Violation::Memory(_))));
