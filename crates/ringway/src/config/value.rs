@@ -247,8 +247,7 @@ pub fn tap_mtu(scalar: &Scalar) -> Result<u16, Misfit> {
 
 /// `mac`: the address of one station, as the kernel takes it.
 pub fn mac(scalar: &Scalar) -> Result<MacAddress, Misfit> {
-    let misfit =
-        Misfit::expected("the hardware address of one station, as 52:54:00:12:34:56");
+    let misfit = Misfit::expected("the hardware address of one station, as 52:54:00:12:34:56");
     let Scalar::Text(text) = scalar else {
         return Err(misfit);
     };
@@ -359,7 +358,8 @@ pub fn descriptors(scalar: &Scalar) -> Result<Vec<RawFd>, Misfit> {
     let mut sorted = numbers.clone();
     sorted.sort_unstable();
     sorted.dedup();
-    let is_right = sorted.len() == numbers.len() && (1..=DESCRIPTORS_LIMIT).contains(&numbers.len());
+    let is_right =
+        sorted.len() == numbers.len() && (1..=DESCRIPTORS_LIMIT).contains(&numbers.len());
     if is_right { Ok(numbers) } else { Err(misfit()) }
 }
 
@@ -410,8 +410,8 @@ pub fn interface(scalar: &Scalar) -> Result<String, Misfit> {
 pub fn interface_or_pattern(scalar: &Scalar) -> Result<String, Misfit> {
     let misfit = |_| {
         Misfit::expected(
-            "an interface name, as rw0, or a pattern for one, as tap%d: 1 to 15 bytes, not . or .., \
-             without space / : or another %",
+            "an interface name, as rw0 or tap%d: 1 to 15 bytes, not . or .., without space / : or \
+             another %",
         )
     };
     let Scalar::Text(name) = scalar else {
