@@ -26,8 +26,10 @@ const GUEST: [u8; 6] = [0x52, 0x54, 0, 0, 0, 1];
 const GUEST_IP: [u8; 4] = [10, 0, 0, 1];
 const HOST_IP: [u8; 4] = [10, 0, 0, 254];
 const HOST: &str = "10.0.0.254/24";
+/// The type of frames that nobody answers.
+const UNKNOWN: [u8; 2] = [0x88, 0xb5];
 
-/// A port for the guest, and one for the host.
+/// A port for the guest.
 const GUEST_PORT: &str = "vm1=vhost-user:vm1.sock";
 
 /// A guest that can only ask the host for its hardware address.
@@ -41,7 +43,8 @@ impl Asker {
     /// Sends a request of ARP, in a frame of `len` bytes.
     fn ask(&mut self, len: usize) -> Result<()> {
         let ethernet = [&[0xff; 6][..], &GUEST, &[8, 6]].concat();
-        let request = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &GUEST, &GUEST_IP, &[0; 6], &HOST_IP].concat();
+        let request =
+            [&[0, 1, 8, 0, 6, 4, 0, 1][..], &GUEST, &GUEST_IP, &[0; 6], &HOST_IP].concat();
         let mut frame = [ethernet, request].concat();
         frame.resize(len.max(60), 0);
         let driver = self.0.driver();
@@ -92,6 +95,33 @@ impl Asker {
     fn reach(&mut self) -> Result<[u8; 6]> {
         self.reach_with(60)
     }
+
+    /// Sends a frame with this mark, of a protocol that nobody knows.
+    fn send_to(&mut self, to: [u8; 6], mark: u8) -> Result<()> {
+        let mut frame = [&to[..], &GUEST, &UNKNOWN, &[mark]].concat();
+        frame.resize(60, 0);
+        ensure!(self.0.driver().send(NetHeader::default(), &frame)?, "no room for a frame");
+        self.0.flush();
+        Ok(())
+    }
+}
+
+/// The mark of the next frame that has one.
+fn next_mark(guest: &mut Guest) -> Result<u8> {
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        let received = guest.driver().receive(|received| {
+            let has_mark = received.frame.get(12..14) == Some(&UNKNOWN);
+            received.frame.get(14).copied().filter(|_| has_mark)
+        })?;
+        guest.flush();
+        match received {
+            Some(Some(mark)) => return Ok(mark),
+            Some(None) => {}
+            None => drop(guest.wait(AGAIN)?),
+        }
+    }
+    anyhow::bail!("no frame came within {LIMIT:?}")
 }
 
 /// What `ip` says of an interface.
@@ -109,11 +139,27 @@ fn is_up(link: &Value) -> bool {
     link["flags"].as_array().is_some_and(|flags| flags.contains(&"UP".into()))
 }
 
-/// The line of the final report about a port.
-fn report<'l>(log: &'l str, port: &str) -> Result<&'l str> {
+/// Frames that a port has dropped for this reason, in the final report.
+fn dropped(log: &str, port: &str, reason: &str) -> Result<u64> {
     let mark = format!("{port}: ");
     let mut lines = log.lines().filter(|line| line.contains(&mark) && line.contains("dropped:"));
-    lines.next().with_context(|| format!("no report about {port} in {log}"))
+    let line = lines.next().with_context(|| format!("no report about {port}: {log}"))?;
+    let mut reasons = line.split([',', ':']).filter_map(|part| part.trim().strip_prefix(reason));
+    reasons.next().map_or(Ok(0), |count| Ok(count.trim().parse()?))
+}
+
+/// Waits until so many lines of the log have these words.
+fn wait_for_lines(switch: &Switch, words: &str, count: usize) -> Result<()> {
+    let deadline = Instant::now() + LIMIT;
+    while lines(&switch.log(), words) < count {
+        ensure!(
+            Instant::now() < deadline,
+            "{words:?} was not said {count} times: {}",
+            switch.log()
+        );
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 fn lines(log: &str, words: &str) -> usize {
@@ -221,7 +267,8 @@ fn inherited_descriptors_need_no_privilege() -> Result<()> {
         let queues = queues(&network, &request)?;
         network.address("rw0", HOST)?;
         network.ip(&["link", "set", "rw0", "up"])?;
-        let numbers: Vec<_> = queues.iter().map(|queue| queue.as_fd().as_raw_fd().to_string()).collect();
+        let numbers: Vec<_> =
+            queues.iter().map(|queue| queue.as_fd().as_raw_fd().to_string()).collect();
         let numbers = numbers.join("+");
         for interface in ["", "rw0"] {
             let port = format!("host=tap:{interface},fd={numbers}");
@@ -243,24 +290,158 @@ fn inherited_descriptors_need_no_privilege() -> Result<()> {
 #[test]
 fn a_link_that_goes_down_takes_the_port_down() -> Result<()> {
     let network = Network::new()?;
-    let switch = Switch::start_in(&network, &[GUEST_PORT, "host=tap:rw0"])?;
+    let other_port = "vm2=vhost-user:vm2.sock";
+    let switch = Switch::start_in(&network, &[GUEST_PORT, other_port, "host=tap:rw0"])?;
     network.address("rw0", HOST)?;
     let mut guest = Asker::connect(&switch)?;
-    guest.reach()?;
+    let mut other = Guest::connect(&switch.path("vm2.sock"), &Options::default())?;
+    let host = guest.reach()?;
 
+    // Frames to the host are nobody else's, as long as it is known where the host is.
+    guest.send_to(host, 1)?;
     network.ip(&["link", "set", "rw0", "down"])?;
     switch.wait_for_log("down port=\"host\"", LIMIT)?;
-    for _ in 0..10 {
-        guest.ask(60)?;
+    for mark in 2..12 {
+        guest.send_to(host, mark)?;
     }
+    assert_eq!(next_mark(&mut other)?, 2, "frames are flooded from then on");
     network.ip(&["link", "set", "rw0", "up"])?;
     switch.wait_for_log("up port=\"host\"", LIMIT)?;
     guest.reach()?;
 
     let log = switch.stop()?;
-    let report = report(&log, "host")?;
-    println!("{report}");
-    // Not those that the kernel may have refused before it was known.
-    ensure!(report.contains("receiver_down "), "{report}");
+    assert_eq!(dropped(&log, "host", "receiver_down")?, 10, "{log}");
+    Ok(())
+}
+
+#[test]
+fn a_tap_that_was_deleted_and_is_there_again() -> Result<()> {
+    for (options, keys, kind) in
+        [(&[][..], "", ""), (&["--workers", "2"], ",queue-pairs=2", "multi_queue")]
+    {
+        let network = Network::new()?;
+        let port = format!("host=tap:rw0,mtu=1400{keys}");
+        let switch = Switch::start_in_with(&network, options, &[GUEST_PORT, &port])?;
+        network.address("rw0", HOST)?;
+        let mut guest = Asker::connect(&switch)?;
+        guest.reach()?;
+        for time in 1..=2 {
+            network.ip(&["link", "del", "rw0"])?;
+            wait_for_lines(&switch, "the interface was deleted", time)?;
+            for _ in 0..10 {
+                guest.ask(60)?;
+            }
+            // What comes first is not what is wanted. It is said once, and nothing is made in its place.
+            network.ip(&["link", "add", "rw0", "type", "bridge"])?;
+            wait_for_lines(&switch, "is no tap interface, but one of kind bridge", time)?;
+            network.ip(&["link", "del", "rw0"])?;
+            ensure!(!exists(&network, "rw0")?, "the switch has made it again");
+
+            network.run(&format!("ip tuntap add dev rw0 mode tap vnet_hdr {kind}"))?;
+            wait_for_lines(&switch, "attached again", time)?;
+            network.address("rw0", HOST)?;
+            let tap = link(&network, "rw0")?;
+            assert!(is_up(&tap) && tap["mtu"] == 1400, "as at first: {tap}");
+            guest.reach()?;
+        }
+        let log = switch.stop()?;
+        assert_eq!(dropped(&log, "host", "receiver_down")?, 20, "{log}");
+        assert_eq!(lines(&log, "ERROR"), 4, "each said once: {log}");
+        assert!(exists(&network, "rw0")?, "it was somebody else's");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tap_that_moves_to_another_namespace_goes_on() -> Result<()> {
+    let (network, other) = (Network::new()?, Network::new()?);
+    let switch = Switch::start_in(&network, &[GUEST_PORT, "host=tap:rw0"])?;
+    let namespace = other.namespace().context("it is private")?;
+    network.ip(&["link", "set", "rw0", "netns", namespace])?;
+    switch.wait_for_log("in another network namespace", LIMIT)?;
+    other.address("rw0", HOST)?;
+    other.ip(&["link", "set", "rw0", "up"])?;
+    let mut guest = Asker::connect(&switch)?;
+    guest.reach()?;
+    // One of its name that comes in its place is not its own.
+    network.ip(&["link", "add", "rw0", "type", "bridge"])?;
+    network.ip(&["link", "del", "rw0"])?;
+    other.ip(&["link", "del", "rw0"])?;
+    switch.wait_for_log("the interface was deleted", LIMIT)?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "ERROR"), 1, "{log}");
+    Ok(())
+}
+
+#[test]
+fn mtus_that_differ_are_said_once_and_what_is_too_long_is_counted() -> Result<()> {
+    let network = Network::new()?;
+    let ports = ["vm1=vhost-user:vm1.sock,mtu=9000", "vm2=vhost-user:vm2.sock", "host=tap:rw0"];
+    let switch = Switch::start_in(&network, &ports)?;
+    network.address("rw0", HOST)?;
+    let warning = "port `host` has an MTU of 1500, and port `vm1` one of 9000";
+    switch.wait_for_log(warning, LIMIT)?;
+    let mut guest = Asker::connect(&switch)?;
+    guest.reach()?;
+    for _ in 0..10 {
+        guest.ask(2000)?;
+    }
+    guest.reach()?;
+    network.ip(&["link", "set", "rw0", "mtu", "9000"])?;
+    switch.wait_for_log("mtu=9000", LIMIT)?;
+    guest.reach_with(2000)?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "WARN"), 1, "{log}");
+    assert_eq!(dropped(&log, "host", "over_mtu")?, 10, "{log}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_says_why_and_leaves_nothing_behind() -> Result<()> {
+    let network = Network::new()?;
+    let used = Switch::start_in(&network, &[GUEST_PORT, "host=tap:used0"])?;
+    for command in [
+        "ip link add lan0 type bridge",
+        "ip tuntap add dev tun0 mode tun",
+        "ip tuntap add dev several0 mode tap vnet_hdr multi_queue",
+        "ip tuntap add dev single0 mode tap vnet_hdr",
+        "ip tuntap add dev other0 mode tap vnet_hdr user root",
+        "ip tuntap add dev own0 mode tap vnet_hdr user nobody",
+    ] {
+        network.run(command)?;
+    }
+    let null = open("/dev/null", OFlags::RDWR, Mode::empty())?;
+    let no_tap = format!("host=tap:,fd={}", null.as_raw_fd());
+    let before = network.run("ip -brief link")?;
+    let (root, nobody) = (true, false);
+    let cases: [(bool, &str, &[&str]); 16] = [
+        (nobody, "host=tap:rw0", &["`rw0`: there is none", "CAP_NET_ADMIN", "ip tuntap", "`fd`"]),
+        (nobody, "host=tap:tap%d", &["`tap%d`: there is none", "CAP_NET_ADMIN"]),
+        (nobody, "host=tap:other0", &["`other0`: it is somebody else's", "CAP_NET_ADMIN", "`fd`"]),
+        (nobody, "host=tap:own0,mtu=9000", &["CAP_NET_ADMIN", "ip link set dev own0 mtu 9000"]),
+        (root, "host=tap:used0", &["`used0`: in use by another program"]),
+        (root, "host=tap:lan0", &["`lan0`: is no tap interface, but one of kind bridge"]),
+        (root, "host=tap:tun0", &["`tun0`: is no tap interface, but one of kind tun"]),
+        (root, "host=tap:several0", &["`several0`: is made for several queues"]),
+        (root, "host=tap:single0,queue-pairs=2", &["`single0`: has a single queue"]),
+        (root, "host=tap:rw0,bridge=br0", &["no bridge `br0`", "ip link add br0 type bridge"]),
+        (root, "host=tap:rw0,persistent=on,bridge=tun0", &["`tun0` is no bridge"]),
+        (root, "host=tap:rw0,persistent=on,owner=no-such-user", &["no user `no-such-user`"]),
+        (root, "host=tap:a234567890123456", &["`a234567890123456`", "1 to 15 bytes"]),
+        (root, "host=tap:,fd=99", &["port `host`: descriptor 99 was not inherited"]),
+        (root, &no_tap, &["port `host`: descriptor", "no descriptor of a tap or tun interface"]),
+        (root, "host=tap:rw0,up=no", &["did you mean `off`?"]),
+    ];
+    for (privileged, port, words) in cases {
+        let output = ringway_in(&network, privileged, &["run", "--port", port])?;
+        let text = output.text();
+        println!("--port {port}\n{text}");
+        ensure!(output.status == 1, "it ended with {}: {text}", output.status);
+        for word in words {
+            ensure!(text.contains(word), "no word of `{word}`: {text}");
+        }
+    }
+    assert_eq!(network.run("ip -brief link")?, before);
+    used.stop()?;
     Ok(())
 }
