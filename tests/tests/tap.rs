@@ -338,7 +338,7 @@ fn a_tap_that_was_deleted_and_is_there_again() -> Result<()> {
             ensure!(!exists(&network, "rw0")?, "the switch has made it again");
 
             network.run(&format!("ip tuntap add dev rw0 mode tap vnet_hdr {kind}"))?;
-            wait_for_lines(&switch, "attached again", time)?;
+            wait_for_lines(&switch, "attached to the interface again", time)?;
             network.address("rw0", HOST)?;
             let tap = link(&network, "rw0")?;
             assert!(is_up(&tap) && tap["mtu"] == 1400, "as at first: {tap}");
@@ -370,6 +370,28 @@ fn a_tap_that_moves_to_another_namespace_goes_on() -> Result<()> {
     switch.wait_for_log("the interface was deleted", LIMIT)?;
     let log = switch.stop()?;
     assert_eq!(lines(&log, "ERROR"), 1, "{log}");
+    Ok(())
+}
+
+#[test]
+fn inherited_descriptors_of_another_namespace() -> Result<()> {
+    let (network, other) = (Network::new()?, Network::new()?);
+    let queues = queues(&other, &Request::new("rw0", Kind::Tap, NetHeader::SIZE))?;
+    other.address("rw0", HOST)?;
+    other.ip(&["link", "set", "rw0", "up"])?;
+    // It is called the same, and is another.
+    network.tap("rw0")?;
+    let fd = queues.iter().map(|queue| queue.as_fd().as_raw_fd()).next().context("a queue")?;
+    let port = format!("host=tap:rw0,fd={fd}");
+    let output = ringway_in(&network, true, &["run", "--port", &format!("{port},mtu=1400")])?;
+    println!("{}", output.text());
+    ensure!(output.status == 1 && output.text().contains("is not in this network namespace"));
+    let switch = Switch::start_in(&network, &[GUEST_PORT, &port])?;
+    switch.wait_for_log("in another network namespace", LIMIT)?;
+    network.ip(&["link", "del", "rw0"])?;
+    Asker::connect(&switch)?.reach()?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "ERROR"), 0, "{log}");
     Ok(())
 }
 

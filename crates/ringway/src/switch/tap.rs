@@ -14,6 +14,7 @@ use ports::tap::{Queues, TapPort};
 use rustix::io::Errno;
 use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
 use tokio::time::sleep;
+use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
 use super::{Graphs, Handle, Opened};
@@ -45,8 +46,8 @@ pub(super) async fn open(
     };
     let attached = attach(config, links, None).await.with_context(what)?;
     let Attached { queues, interface, link, is_new } = attached;
-    let done = if is_new { "created" } else { "attached" };
-    tracing::info!(port = name, interface, queues = queues.len(), "{done}");
+    let did = if is_new { "created" } else { "attached to" };
+    tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
     let mut config = config.clone();
     if is_new {
         // What was done when it was created is done again when it is attached again.
@@ -98,7 +99,7 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
     if !config.descriptors.is_empty() {
         let queues = inherit(config)?;
         let interface = name_of(&queues);
-        let link = match links.find(&interface).await? {
+        let link = match find_here(links, &queues).await? {
             Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
             None if config.setup == Setup::default() => None,
             None => bail!("`{interface}` is not in this network namespace, to be set up"),
@@ -134,6 +135,15 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
 }
 
 const DELETED: &str = "it was deleted again at once";
+
+/// The interface of inherited queues, unless it is in another network namespace: there may be another one
+/// of its name here.
+async fn find_here(links: &Links, queues: &[Queue]) -> anyhow::Result<Option<Link>> {
+    let Some(queue) = queues.first() else { return Ok(None) };
+    let address = queue.host_address().context("cannot read its hardware address")?;
+    let link = links.find(queue.name()).await?;
+    Ok(link.filter(|link| link.mac == Some(MacAddress(address))))
+}
 
 fn name_of(queues: &[Queue]) -> String {
     queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
@@ -174,7 +184,7 @@ fn explain(error: TunError, exists: bool) -> anyhow::Error {
     let what = if exists {
         "it is somebody else's, and to use it"
     } else {
-        "there is none, and to create it"
+        "there is none, and to create one"
     };
     anyhow::anyhow!(
         "{what} needs CAP_NET_ADMIN. Without, somebody who has it makes one for this user (ip tuntap add \
@@ -315,7 +325,7 @@ impl Control {
             Place::Elsewhere => tracing::info!(
                 port,
                 interface,
-                "in another network namespace: its state and its MTU are not followed"
+                "the interface is in another network namespace: its state and its MTU are not followed"
             ),
             Place::Gone => tracing::error!(
                 port,
@@ -354,7 +364,8 @@ impl Control {
         }
         let (port, interface) = (&self.handle.name, &self.interface);
         if state.is_up != before.is_up {
-            tracing::info!(port, interface, "{}", if state.is_up { "up" } else { "down" });
+            let is = if state.is_up { "up" } else { "down" };
+            tracing::info!(port, interface, "the interface is {is}");
         }
         if state.mtu != before.mtu && self.place != Place::Elsewhere {
             tracing::info!(port, interface, mtu = state.mtu, "the interface's MTU");
@@ -416,7 +427,7 @@ impl Control {
                         return Err(Over);
                     }
                 }
-                tracing::info!(port, interface, "attached again");
+                tracing::info!(port, interface, "attached to the interface again");
                 self.say();
             }
             // It was found, so it is here.
