@@ -44,15 +44,17 @@ pub(super) async fn open(
         "" => format!("port `{name}`"),
         interface => format!("port `{name}`: tap interface `{interface}`"),
     };
-    let attached = attach(config, links, None).await.with_context(what)?;
-    let Attached { queues, interface, link, is_new } = attached;
-    let did = if is_new { "created" } else { "attached to" };
+    let opened = match config.descriptors.as_slice() {
+        [] => attach(config, links, None).await.map(|Attached { queues, link, is_new }| {
+            let did = if is_new { "created" } else { "attached to" };
+            (queues, Some(link), did)
+        }),
+        _ => inherit(config, links).await.map(|(queues, link)| (queues, link, "inherited")),
+    };
+    let (queues, link, did) = opened.with_context(what)?;
+    let interface = name_of(&queues);
     tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
-    let mut config = config.clone();
-    if is_new {
-        // What was done when it was created is done again when it is attached again.
-        config.setup.up.get_or_insert(true);
-    }
+    let again = again(config, &queues, did == "created");
     let state = link.as_ref().map_or(State::UNSEEN, State::of);
     let mut parts = TapPort::parts(queues, graphs.0.len());
     parts.iter_mut().for_each(|part| state.apply(part));
@@ -62,7 +64,7 @@ pub(super) async fn open(
         let place = link.map_or(Place::Elsewhere, |link| Place::Here(link.index));
         let control = Control {
             handle,
-            config,
+            again,
             links,
             watch,
             interface,
@@ -80,10 +82,7 @@ pub(super) async fn open(
 /// An interface that was attached to.
 struct Attached {
     queues: Vec<Queue>,
-    /// Its name.
-    interface: String,
-    /// None: it is in another network namespace.
-    link: Option<Link>,
+    link: Link,
     /// It did not exist before.
     is_new: bool,
 }
@@ -92,28 +91,14 @@ struct Attached {
 /// created, unless it is `known`. When this fails, what it created is gone.
 async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Result<Attached> {
     // Before anything is created.
-    let bridge = match &config.setup.bridge {
-        Some(bridge) => Some(find_bridge(links, bridge).await?),
-        None => None,
-    };
-    if !config.descriptors.is_empty() {
-        let queues = inherit(config)?;
-        let interface = name_of(&queues);
-        let link = match find_here(links, &queues).await? {
-            Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
-            None if config.setup == Setup::default() => None,
-            None => bail!("`{interface}` is not in this network namespace, to be set up"),
-        };
-        return Ok(Attached { queues, interface, link, is_new: false });
-    }
+    let bridge = find_bridge(links, &config.setup).await?;
     let is_known = known.is_some();
     let before = match known {
         None if config.is_named() => links.find(&config.interface).await?,
         known => known,
     };
     let queues = request(config)?.open().map_err(|error| explain(error, before.is_some()))?;
-    let interface = name_of(&queues);
-    let link = links.find(&interface).await?.context(DELETED)?;
+    let link = links.find(&name_of(&queues)).await?.context(DELETED)?;
     let is_new = before.is_none_or(|before| before.index != link.index);
     // Then it goes with its queues.
     ensure!(!(is_new && is_known), DELETED);
@@ -123,7 +108,7 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
     }
     let index = link.index;
     match set_up(links, link, &setup, bridge).await {
-        Ok(link) => Ok(Attached { queues, interface, link: Some(link), is_new }),
+        Ok(link) => Ok(Attached { queues, link, is_new }),
         Err(error) => {
             if is_new && config.persistent == Some(true) {
                 // That it could not be set up is what there is to say.
@@ -136,21 +121,9 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
 
 const DELETED: &str = "it was deleted again at once";
 
-/// The interface of inherited queues, unless it is in another network namespace: there may be another one
-/// of its name here.
-async fn find_here(links: &Links, queues: &[Queue]) -> anyhow::Result<Option<Link>> {
-    let Some(queue) = queues.first() else { return Ok(None) };
-    let address = queue.host_address().context("cannot read its hardware address")?;
-    let link = links.find(queue.name()).await?;
-    Ok(link.filter(|link| link.mac == Some(MacAddress(address))))
-}
-
-fn name_of(queues: &[Queue]) -> String {
-    queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
-}
-
-/// Takes over the descriptors that this process was started with.
-fn inherit(config: &Tap) -> anyhow::Result<Vec<Queue>> {
+/// Takes over the descriptors that this process was started with, and sets their interface up. That is
+/// not known if it is in another network namespace.
+async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Option<Link>)> {
     let descriptors = config.descriptors.iter().map(|number| {
         sys::inherited(*number).with_context(|| format!("descriptor {number} was not inherited"))
     });
@@ -165,7 +138,36 @@ fn inherit(config: &Tap) -> anyhow::Result<Vec<Queue>> {
         config.interface.is_empty() || config.interface == found,
         "the descriptors are those of another interface, `{found}`"
     );
-    Ok(queues)
+    // There may be another one of its name here.
+    let address = queues.first().context("no descriptors")?.host_address();
+    let address = MacAddress(address.context("cannot read its hardware address")?);
+    let link = links.find(&found).await?.filter(|link| link.mac == Some(address));
+    let bridge = find_bridge(links, &config.setup).await?;
+    let link = match link {
+        Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
+        None if config.setup == Setup::default() => None,
+        None => bail!("`{found}` is not in this network namespace, so it cannot be set up"),
+    };
+    Ok((queues, link))
+}
+
+fn name_of(queues: &[Queue]) -> String {
+    queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
+}
+
+/// How an interface is attached to that is there again. Whether it stays, and whose it is, was decided by
+/// whoever made it; what was done when we created it is done again.
+fn again(config: &Tap, queues: &[Queue], is_new: bool) -> Tap {
+    let up = config.setup.up.or(is_new.then_some(true));
+    Tap {
+        descriptors: Vec::new(),
+        queue_pairs: u16::try_from(queues.len()).unwrap_or(config.queue_pairs),
+        persistent: None,
+        owner: None,
+        group: None,
+        setup: Setup { up, ..config.setup.clone() },
+        ..config.clone()
+    }
 }
 
 fn request(config: &Tap) -> anyhow::Result<Request<'_>> {
@@ -192,10 +194,11 @@ fn explain(error: TunError, exists: bool) -> anyhow::Error {
     )
 }
 
-/// The number of a bridge.
-async fn find_bridge(links: &Links, bridge: &str) -> anyhow::Result<u32> {
+/// The number of the bridge that an interface is to belong to.
+async fn find_bridge(links: &Links, setup: &Setup) -> anyhow::Result<Option<u32>> {
+    let Some(bridge) = &setup.bridge else { return Ok(None) };
     match links.find(bridge).await? {
-        Some(link) if link.is_bridge => Ok(link.index),
+        Some(link) if link.is_bridge => Ok(Some(link.index)),
         Some(_) => bail!("`{bridge}` is no bridge of the host"),
         None => bail!("there is no bridge `{bridge}` (ip link add {bridge} type bridge makes one)"),
     }
@@ -273,7 +276,8 @@ struct Over;
 /// What goes on behind a port.
 struct Control {
     handle: Handle,
-    config: Tap,
+    /// How the interface is attached to when it is there again, but for its name.
+    again: Tap,
     links: Links,
     watch: Watch,
     /// The name that the interface has, or had last.
@@ -401,18 +405,10 @@ impl Control {
     async fn come_back(&mut self) -> Result<(), Over> {
         let retried = self.retry.take();
         let Ok(Some(link)) = self.links.find(&self.interface).await else { return Ok(()) };
-        // Whether it is to stay, and whose it is, was decided by whoever made it.
-        let config = Tap {
-            interface: self.interface.clone(),
-            descriptors: Vec::new(),
-            persistent: None,
-            owner: None,
-            group: None,
-            ..self.config.clone()
-        };
-        let port = &self.handle.name;
+        let config = Tap { interface: self.interface.clone(), ..self.again.clone() };
+        let (port, interface) = (&self.handle.name, &self.interface);
         match attach(&config, &self.links, Some(link)).await {
-            Ok(Attached { queues, interface, link: Some(link), .. }) => {
+            Ok(Attached { queues, link, .. }) => {
                 self.complaint.clear();
                 self.place = Place::Here(link.index);
                 self.state = State::of(&link);
@@ -430,15 +426,12 @@ impl Control {
                 tracing::info!(port, interface, "attached to the interface again");
                 self.say();
             }
-            // It was found, so it is here.
-            Ok(Attached { link: None, .. }) => {}
             Err(error) => {
                 let wait = retried.map_or(RETRY_FIRST, |retried| (2 * retried).min(RETRY_SLOWEST));
                 self.retry = Some(wait);
                 let text = format!("{error:#}");
                 let is_busy = matches!(error.downcast_ref(), Some(TunError::InUse));
                 if self.complaint != text && (!is_busy || wait == RETRY_SLOWEST) {
-                    let interface = &self.interface;
                     tracing::error!(port, interface, "cannot attach to the interface: {text}");
                     self.complaint = text;
                 }
