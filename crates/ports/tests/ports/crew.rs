@@ -7,8 +7,9 @@ use apps::bridge::Bridge;
 use engine::{
     App, AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
 };
-use ringway_ports::tap::TapPort;
+use ringway_ports::tap::{Queues, TapPort};
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
+use sys::tun::Queue;
 use vhost_user::Device;
 
 use crate::guest::Guest;
@@ -41,15 +42,10 @@ impl Crew {
         Self::with_tap(workers, guests, None)
     }
 
-    /// The same, with a tap on the bridge, whose port is behind those of the guests. The first
-    /// worker reads from it.
-    pub fn with_tap(workers: usize, guests: Vec<Guest>, tap: Option<TapPort>) -> Self {
+    /// The same, with a tap on the bridge, whose port is behind those of the guests.
+    pub fn with_tap(workers: usize, guests: Vec<Guest>, tap: Option<Vec<Queue>>) -> Self {
         let bridge = Bridge::new((guests.len() + usize::from(tap.is_some())) as u16, [1, 2]);
-        let parts_of = |tap: TapPort| {
-            let others: Vec<_> = (1..workers).map(|_| tap.part()).collect();
-            std::iter::once(tap).chain(others)
-        };
-        let mut tap = tap.map(parts_of);
+        let mut tap = tap.map(|queues| TapPort::parts(queues, workers).into_iter());
         let mut ports: Vec<_> = (0..guests.len())
             .map(|number| VhostUserPort::parts(workers, number).into_iter())
             .collect();
@@ -97,6 +93,13 @@ impl Crew {
 
     pub fn part(&mut self, worker: usize, port: usize) -> &mut VhostUserPort {
         self.hands[worker].graph.get(self.ports[port]).expect("the port is alive")
+    }
+
+    /// A worker's part of the tap.
+    pub fn tap(&mut self, worker: usize) -> (&mut TapPort, &Poller) {
+        let Hand { graph, poller, .. } = &mut self.hands[worker];
+        let id = *self.ports.last().expect("there is a tap");
+        (graph.get(id).expect("the port is alive"), poller)
     }
 
     pub fn poller(&self, worker: usize) -> &Poller {
@@ -243,6 +246,16 @@ impl Live {
     /// Gives a port its guest, as it is now.
     pub fn plug(&self, port: usize) -> Vec<Swapped> {
         self.swap(port, Some(self.guests[port].device()))
+    }
+
+    /// Gives the tap these queues, on each worker's thread.
+    pub fn attach(&self, queues: Vec<Queue>) {
+        let (id, queues) = (*self.ports.last().expect("there is a tap"), Queues::new(queues));
+        let attached = self.on_each(move |worker| {
+            let queues = queues.clone();
+            worker.with(id, |tap: &mut TapPort, poller| tap.attach(queues, poller))
+        });
+        attached.into_iter().for_each(|part| drop(part.expect("the port is alive").unwrap()));
     }
 
     /// Swaps all parts of a port, each on its worker's thread.
