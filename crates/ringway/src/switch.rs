@@ -1,5 +1,6 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
+mod pcap;
 mod tap;
 mod vhost_user;
 
@@ -44,7 +45,7 @@ impl Switch {
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut controls = Vec::new();
         for (number, port) in (0..ports).zip(&config.ports) {
-            let Opened { app, control } = open(&mut graphs, number, port)?;
+            let Opened { app, control } = open(&mut graphs, number, port, epoch)?;
             graphs.link((app, 0), (bridge, number.into()))?;
             graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
@@ -226,11 +227,18 @@ struct Handle {
 }
 
 /// Makes the app of one port, and what control does for it.
-fn open(graphs: &mut Graphs, number: PortNumber, port: &PortConfig) -> anyhow::Result<Opened> {
+fn open(
+    graphs: &mut Graphs,
+    number: PortNumber,
+    port: &PortConfig,
+    epoch: Instant,
+) -> anyhow::Result<Opened> {
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
         PortKind::Tap(port) => tap::open(graphs, name, port),
+        PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
+        PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
     }
 }
 

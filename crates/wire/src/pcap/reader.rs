@@ -389,7 +389,7 @@ impl Described {
         let nanoseconds = match self.resolution & 0x80 {
             0 if power <= 9 => units * 10i128.pow(9 - power),
             0 => 10i128.checked_pow(power - 9).map_or(0, |divisor| units / divisor),
-            _ => units * 1_000_000_000 >> power,
+            _ => (units * 1_000_000_000) >> power,
         };
         let since_1970 = nanoseconds + i128::from(self.offset) * 1_000_000_000;
         since_1970.clamp(i64::MIN.into(), i64::MAX.into()) as i64
