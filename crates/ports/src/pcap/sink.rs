@@ -91,28 +91,31 @@ impl PcapSink {
         };
         thread.spawn(run).map_err(WriteError::Io)?;
         let end = Arc::new(End(Mutex::new(end)));
-        let part = |_| {
-            let (home, empty) = sync_channel(CHUNKS);
-            let chunk = |_| Chunk {
-                bytes: vec![0; CHUNK].into_boxed_slice(),
-                len: 0,
-                frames: Traffic::default(),
-                is_lost: false,
-                home: home.clone(),
-            };
-            Self {
-                chunk: None,
-                since: 0,
-                free: (0..CHUNKS).map(chunk).collect(),
-                empty,
-                full: full.clone(),
-                _end: end.clone(),
-                shared: shared.clone(),
-                snaplen: capture.snaplen as usize,
-                counters: Counters::default(),
-            }
-        };
+        let snaplen = capture.snaplen as usize;
+        let part = |_| Self::part(snaplen, full.clone(), end.clone(), shared.clone());
         Ok((0..workers).map(part).collect())
+    }
+
+    fn part(snaplen: usize, full: SyncSender<Chunk>, end: Arc<End>, shared: Arc<Shared>) -> Self {
+        let (home, empty) = sync_channel(CHUNKS);
+        let chunk = |_| Chunk {
+            bytes: vec![0; CHUNK].into_boxed_slice(),
+            len: 0,
+            frames: Traffic::default(),
+            is_lost: false,
+            home: home.clone(),
+        };
+        Self {
+            chunk: None,
+            since: 0,
+            free: (0..CHUNKS).map(chunk).collect(),
+            empty,
+            full,
+            _end: end,
+            shared,
+            snaplen,
+            counters: Counters::default(),
+        }
     }
 
     /// Takes back what was written.
@@ -241,5 +244,119 @@ impl App for PcapSink {
 impl Drop for PcapSink {
     fn drop(&mut self) {
         self.hand_over();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::time::Instant;
+
+    use engine::{AppId, BURST, Graph};
+
+    use super::*;
+
+    /// An app that sends a full burst whenever it is asked.
+    #[derive(Default)]
+    struct Sender(Counters);
+
+    const LEN: usize = 1000;
+    /// Bytes of a block of statistics.
+    const STATISTICS: usize = 76;
+
+    impl App for Sender {
+        fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
+            let bytes = lease.private(vec![7; LEN].into_boxed_slice());
+            (0..BURST).for_each(|_| burst.segments().push(bytes.into()));
+            burst.push_singles(0..BURST, 0, |_| Some(Offload::NONE));
+            true
+        }
+
+        fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+        fn counters(&self) -> &Counters {
+            &self.0
+        }
+    }
+
+    struct Bed {
+        directory: tempfile::TempDir,
+        graph: Graph,
+        sink: AppId,
+        writing: WriteBehind,
+        full: Receiver<Chunk>,
+    }
+
+    /// A sink whose thread does nothing yet.
+    fn bed() -> Bed {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = Arc::new(Shared::default());
+        let capture =
+            Capture { name: "a", snaplen: 1500, application: "test", epoch: Instant::now() };
+        let writing = WriteBehind::open(&directory.path().join("a"), &capture, shared.clone());
+        let (full, full_receiver) = sync_channel(CHUNKS);
+        let end = Arc::new(End(Mutex::new(sync_channel(1).1)));
+        let mut graph = Graph::new();
+        let sink = graph.add("sink", PcapSink::part(1500, full, end, shared));
+        let sender = graph.add("sender", Sender::default());
+        graph.link((sender, 0), (sink, 0)).unwrap();
+        Bed { directory, graph, sink, writing: writing.unwrap(), full: full_receiver }
+    }
+
+    /// What the statistics at the end of a file say: received, and dropped.
+    fn statistics(file: &[u8]) -> [u64; 2] {
+        let (_, block) = file.split_at(file.len() - STATISTICS);
+        assert_eq!(block[..8], [5, 0, 0, 0, STATISTICS as u8, 0, 0, 0], "statistics come last");
+        [48, 60].map(|at| u64::from_le_bytes(*block[at..].first_chunk().unwrap()))
+    }
+
+    #[test]
+    fn what_the_thread_has_no_time_for_is_dropped_and_said() {
+        let Bed { directory, mut graph, sink, writing, full } = bed();
+        let mut breaths = 0;
+        while graph.counters(sink)[DropReason::ReceiverFull] == 0 {
+            graph.breathe(breaths, |_| ());
+            breaths += 1;
+        }
+        let counters = graph.counters(sink);
+        let [sent, dropped] = [counters.sent.frames, counters[DropReason::ReceiverFull]];
+        assert_eq!(sent + dropped, breaths * BURST as u64);
+        assert!(sent >= (CHUNKS * (CHUNK / packet_size(LEN))) as u64);
+        drop(graph);
+        writing.run(&full, |error| panic!("{error}"));
+        let file = fs::read(directory.path().join("a")).unwrap();
+        assert_eq!(statistics(&file), [sent + dropped, dropped]);
+        let packets = file.len() - STATISTICS;
+        assert_eq!(packets / packet_size(LEN), sent as usize);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_takes_the_port_down_once() {
+        let Bed { directory, mut graph, sink, writing, full } = bed();
+        let path = directory.path().join("a");
+        let before = fs::read(&path).unwrap();
+        let writing = writing.with_file(File::open(&path).unwrap());
+        let (sender, errors) = sync_channel(2);
+        let thread =
+            std::thread::spawn(move || writing.run(&full, |error| sender.send(error).unwrap()));
+        let start = Instant::now();
+        let mut breaths = 0;
+        // Until nothing is on its way any more, and something has come since.
+        loop {
+            breaths += 1;
+            graph.breathe(breaths * DELAY, |_| ());
+            let counters = graph.counters(sink);
+            if counters.sent.frames == 0 && counters[DropReason::ReceiverDown] > 0 {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(20), "the port did not go down");
+        }
+        let counters = graph.counters(sink);
+        let all = counters[DropReason::ReceiverDown] + counters[DropReason::ReceiverFull];
+        assert_eq!((all, counters.sent.bytes), (breaths * BURST as u64, 0));
+        drop(graph);
+        thread.join().unwrap();
+        assert_eq!(errors.iter().count(), 1);
+        assert!(fs::read(&path).unwrap() == before, "nothing was added");
     }
 }

@@ -165,6 +165,12 @@ impl WriteBehind {
         }
     }
 
+    /// The same with another file, to which it does not belong.
+    #[cfg(test)]
+    pub(super) fn with_file(self, file: File) -> Self {
+        Self { file, ..self }
+    }
+
     /// Adds whole blocks to the file. When that fails, the file ends where it did before.
     fn write(&mut self, blocks: &[u8]) -> io::Result<()> {
         match self.file.write_all_at(blocks, self.end) {

@@ -36,10 +36,10 @@ fn say(port: &str, file: &str, report: &Report) {
         .collect();
     let skipped = if skipped.is_empty() { "none".to_owned() } else { skipped.join(", ") };
     match error {
-        None => tracing::info!(
-            port,
-            "the replay is over: {sent} frames sent in {rounds} rounds, skipped: {skipped}"
-        ),
+        None => {
+            let times = if *rounds == 1 { "once".to_owned() } else { format!("{rounds} times") };
+            tracing::info!(port, "{file} was sent {times}: {sent} frames, skipped: {skipped}");
+        }
         Some(error) => tracing::error!(
             port,
             "the port is down: {file}: {error} ({sent} frames sent before, skipped: {skipped})"
