@@ -55,6 +55,29 @@ fn a_tap_that_was_there() -> Result<()> {
     Ok(())
 }
 
+/// Each of two workers has a guest, and a queue of the tap.
+#[test]
+fn two_guests_and_the_host_by_two_queues() -> Result<()> {
+    let network = Network::new()?;
+    let ports =
+        ["vm1=vhost-user:vm1.sock", "vm2=vhost-user:vm2.sock", "host=tap:rw0,queue-pairs=2"];
+    let switch = Switch::start_in_with(&network, &["--workers", "2"], &ports)?;
+    network.address("rw0", "10.0.0.254/24")?;
+    network.ip(&["link", "set", "rw0", "up"])?;
+    let queues = network.run("ls /sys/class/net/rw0/queues")?;
+    ensure!(queues.lines().filter(|name| name.starts_with("tx-")).count() == 2, "{queues}");
+    let guests = two_guests(&switch)?;
+    for (guest, n) in guests.iter().zip(1..) {
+        ping_all(guest, "10.0.0.254", 10)?;
+        ping_all(&network, &v4(n).to_string(), 10)?;
+        traffic::udp_sweep(&network, guest, (v4(n), 7).into(), 1..=300)?;
+        traffic::tcp_stream(guest, &network, (v4(254), 9).into(), 20_000_000)?;
+        traffic::tcp_stream(&network, guest, (v4(n), 9).into(), 20_000_000)?;
+    }
+    println!("{}", switch.stop()?);
+    Ok(())
+}
+
 /// Frames and bytes that crossed a tap one way.
 type Count = (u64, u64);
 

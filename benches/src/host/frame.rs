@@ -1,6 +1,7 @@
 //! The frames that are sent to and fro. The kernel drops them as soon as it has looked at them: they are to an address
 //! that nobody has.
 
+use wire::checksum::Sum;
 use wire::virtio::NetHeader;
 
 /// The guest, and the host's end.
@@ -58,6 +59,10 @@ impl Size {
         frame.extend([8, 0, 0x45, 0]);
         frame.extend(((len - ETHERNET) as u16).to_be_bytes());
         frame.extend([0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, from[5], 10, 0, 0, to[5]]);
+        // A bridge may look at it.
+        let mut sum = Sum::new();
+        sum.add(&frame[ETHERNET..]);
+        frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.finish().to_be_bytes());
         frame.extend([0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10]);
         frame.resize(len, 0);
         let header = match self {

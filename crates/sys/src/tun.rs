@@ -97,7 +97,9 @@ impl<'a> Request<'a> {
         }
         let Some(first) = queues.first() else { return Ok(queues) };
         let set = |name, request, value| {
-            ioctl_value(first, request, value).map_err(|error| TunError::Setup(name, error))
+            // SAFETY: the three requests below take a number.
+            unsafe { ioctl_value(&first.descriptor, request, value) }
+                .map_err(|error| TunError::Setup(name, error))
         };
         if let Some(owner) = self.owner {
             set("TUNSETOWNER", libc::TUNSETOWNER, owner.into())?;
@@ -120,7 +122,8 @@ impl<'a> Request<'a> {
         let flags = self.kind.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
         let mut request = named(name);
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
-        ioctl(&descriptor, libc::TUNSETIFF, &mut request)
+        // SAFETY: TUNSETIFF takes an ifreq.
+        unsafe { ioctl(&descriptor, libc::TUNSETIFF, &mut request) }
             .map_err(|error| self.explain(name, error))?;
         Queue::new(descriptor, name_of(&request), self.header_size, self.most)
     }
@@ -186,7 +189,8 @@ fn adopt_one(
     first: Option<&Queue>,
 ) -> Result<Queue, TunError> {
     let mut request = named("");
-    ioctl(&descriptor, libc::TUNGETIFF, &mut request).map_err(TunError::NotQueue)?;
+    // SAFETY: TUNGETIFF takes an ifreq.
+    unsafe { ioctl(&descriptor, libc::TUNGETIFF, &mut request) }.map_err(TunError::NotQueue)?;
     let name = name_of(&request);
     // SAFETY: TUNGETIFF fills in the flags, and all bytes of the union are initialised anyway.
     let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
@@ -225,10 +229,12 @@ impl Queue {
         most: Offloads,
     ) -> Result<Self, TunError> {
         let mut size = header_size as libc::c_int;
-        ioctl(&descriptor, libc::TUNSETVNETHDRSZ, &mut size)
+        // SAFETY: TUNSETVNETHDRSZ takes an int.
+        unsafe { ioctl(&descriptor, libc::TUNSETVNETHDRSZ, &mut size) }
             .map_err(|error| TunError::Setup("TUNSETVNETHDRSZ", error))?;
         let mut little_endian: libc::c_int = 1;
-        ioctl(&descriptor, libc::TUNSETVNETLE, &mut little_endian)
+        // SAFETY: TUNSETVNETLE takes an int.
+        unsafe { ioctl(&descriptor, libc::TUNSETVNETLE, &mut little_endian) }
             .map_err(|error| TunError::Setup("TUNSETVNETLE", error))?;
         let offloads = most
             .first_known(|offloads| set_offloads(&descriptor, offloads))
@@ -250,7 +256,8 @@ impl Queue {
     /// is. Of a tap.
     pub fn host_address(&self) -> io::Result<[u8; 6]> {
         let mut request = named("");
-        ioctl(&self.descriptor, libc::SIOCGIFHWADDR, &mut request)?;
+        // SAFETY: SIOCGIFHWADDR takes an ifreq.
+        unsafe { ioctl(&self.descriptor, libc::SIOCGIFHWADDR, &mut request) }?;
         // SAFETY: SIOCGIFHWADDR fills in an address, and all bytes of the union are initialised anyway.
         let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
         Ok([a, b, c, d, e, f].map(|byte| byte as u8))
@@ -264,7 +271,8 @@ impl AsFd for Queue {
 }
 
 fn set_offloads(descriptor: &OwnedFd, offloads: Offloads) -> io::Result<()> {
-    ioctl_value(descriptor, libc::TUNSETOFFLOAD, offloads.flags().into())
+    // SAFETY: TUNSETOFFLOAD takes flags.
+    unsafe { ioctl_value(descriptor, libc::TUNSETOFFLOAD, offloads.flags().into()) }
 }
 
 /// What the kernel would refuse by EINVAL, which it says of much else too.
@@ -323,9 +331,9 @@ fn driver(name: &str) -> io::Result<String> {
         counts: [0; 5],
     };
     let mut request = named(name);
-    // The kernel fills it in. It outlives the call.
     request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
-    ioctl(&socket, libc::SIOCETHTOOL, &mut request)?;
+    // SAFETY: SIOCETHTOOL takes an ifreq, and this command of it fills in `info`, which outlives the call.
+    unsafe { ioctl(&socket, libc::SIOCETHTOOL, &mut request) }?;
     let of_tun = info.driver.starts_with(b"tun\0");
     Ok(text(if of_tun { &info.bus } else { &info.driver }))
 }
@@ -337,22 +345,29 @@ fn text(bytes: &[u8]) -> String {
 }
 
 /// An ioctl whose argument is a pointer to `T`.
-fn ioctl<T>(descriptor: &OwnedFd, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-    // SAFETY: called above with the type that each request documents, which outlives the call, and so
-    // does what it points to.
+///
+/// # Safety
+///
+/// `T` is what the request documents, and so is what it points to.
+unsafe fn ioctl<T>(descriptor: &OwnedFd, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+    // SAFETY: as the caller says; and the argument outlives the call.
     let result =
         unsafe { libc::ioctl(descriptor.as_raw_fd(), request, std::ptr::from_mut(argument)) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// An ioctl whose argument is a number.
-fn ioctl_value(
-    descriptor: impl AsFd,
+///
+/// # Safety
+///
+/// The request takes no pointer.
+unsafe fn ioctl_value(
+    descriptor: &OwnedFd,
     request: libc::Ioctl,
     argument: libc::c_ulong,
 ) -> io::Result<()> {
-    // SAFETY: called above with requests that touch no memory of ours.
-    let result = unsafe { libc::ioctl(descriptor.as_fd().as_raw_fd(), request, argument) };
+    // SAFETY: as the caller says.
+    let result = unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

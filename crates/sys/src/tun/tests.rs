@@ -115,7 +115,8 @@ fn bare(name: &str, flags: libc::c_int) -> OwnedFd {
     let descriptor = open("/dev/net/tun", OFlags::RDWR, Mode::empty()).unwrap();
     let mut request = named(name);
     request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    ioctl(&descriptor, libc::TUNSETIFF, &mut request).unwrap();
+    // SAFETY: TUNSETIFF takes an ifreq.
+    unsafe { ioctl(&descriptor, libc::TUNSETIFF, &mut request) }.unwrap();
     descriptor
 }
 
@@ -136,7 +137,8 @@ fn inherited_queues_are_adopted_without_privilege() {
     for queue in queues {
         assert_eq!((queue.name(), queue.offloads()), ("rw0", Offloads::ALL));
         let mut size = 0;
-        ioctl(&queue.descriptor, libc::TUNGETVNETHDRSZ, &mut size).unwrap();
+        // SAFETY: TUNGETVNETHDRSZ takes an int.
+        unsafe { ioctl(&queue.descriptor, libc::TUNGETVNETHDRSZ, &mut size) }.unwrap();
         assert_eq!(size, HEADER as libc::c_int);
         let flags = rustix::io::fcntl_getfd(&queue).unwrap();
         assert!(flags.contains(FdFlags::CLOEXEC));
