@@ -185,7 +185,7 @@ fn what_guests_send_is_captured() -> Result<()> {
     // To everyone, so that it comes to the port; and to somebody that nobody knows, as one large packet.
     let plain = |number| (NetHeader::default(), numbered(number));
     let mut sent: Vec<_> = (0..100).map(plain).collect();
-    sent.push(large_packet(20_000));
+    sent.push(large_packet(15_000));
     send(one, &sent)?;
     let more: Vec<_> = (100..150).map(plain).collect();
     send(two, &more)?;

@@ -205,6 +205,8 @@ impl App for PcapSink {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
+        // First, so that the file never has more than were received.
+        self.shared.received.fetch_add(selection.len() as u64, Ordering::Relaxed);
         let mut dropped = 0;
         let is_down = self.shared.is_down.load(Ordering::Relaxed);
         for index in selection.iter() {
@@ -217,7 +219,6 @@ impl App for PcapSink {
                 dropped += 1;
             }
         }
-        self.shared.received.fetch_add(selection.len() as u64, Ordering::Relaxed);
         if dropped > 0 {
             self.shared.dropped.fetch_add(dropped, Ordering::Relaxed);
         }

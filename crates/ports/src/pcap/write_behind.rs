@@ -17,7 +17,7 @@ use engine::Traffic;
 use rustix::fs::OFlags;
 use rustix::system::uname;
 use thiserror::Error;
-use wire::pcap::{Interface, Section, Statistics, Times, retime};
+use wire::pcap::{Interface, Section, Span, Statistics, retime};
 
 use super::{Unfit, check};
 
@@ -71,7 +71,7 @@ pub(super) struct Chunk {
     pub(super) len: usize,
     /// The frames that they hold.
     pub(super) frames: Traffic,
-    /// Those could not be written.
+    /// They could not be written.
     pub(super) is_lost: bool,
     /// Where it goes when it is empty.
     pub(super) home: SyncSender<Chunk>,
@@ -198,7 +198,7 @@ impl WriteBehind {
         let mut block = Vec::new();
         let statistics = Statistics {
             interface: 0,
-            times: Times { start: self.start, end: self.clock.now() },
+            span: Span { start: self.start, end: self.clock.now() },
             received: self.shared.received.load(Ordering::Relaxed),
             dropped: self.shared.dropped.load(Ordering::Relaxed),
         };
