@@ -431,10 +431,15 @@ impl Drop for Disk {
 fn a_full_disk_takes_the_port_down_and_leaves_a_file() -> Result<()> {
     const COUNT: u32 = 10_000;
     let (files, disk) = (Files::new()?, Disk::new("2M")?);
-    let file = files.write("in.pcap", &pcap(&stream(COUNT, 1)))?;
+    // The last one comes when the port has long been down.
+    let mut frames = stream(COUNT, 1);
+    frames[COUNT as usize - 1].0 += 5_000_000;
+    let file = files.write("in.pcap", &pcap(&frames))?;
     let out = disk.0.path().join("out.pcapng");
-    let ports =
-        [format!("in=pcap-read:{}", text(&file)?), format!("out=pcap-write:{}", text(&out)?)];
+    let ports = [
+        format!("in=pcap-read:{},times=recorded", text(&file)?),
+        format!("out=pcap-write:{}", text(&out)?),
+    ];
     let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
     let line = switch.complaint("out")?;
     println!("{line}");
