@@ -70,8 +70,11 @@ fn pcap(frames: &[(u64, Vec<u8>)]) -> Vec<u8> {
     file
 }
 
-/// The frames of a capture file, with their times in nanoseconds.
-fn frames_of(path: &Path) -> Result<Vec<(i64, Vec<u8>)>> {
+/// Frames with their times in nanoseconds.
+type Frames = Vec<(i64, Vec<u8>)>;
+
+/// The frames of a capture file.
+fn frames_of(path: &Path) -> Result<Frames> {
     let file = fs::read(path)?;
     let (mut reader, mut rest, mut frames) = (Reader::new(), &file[..], Vec::new());
     loop {
@@ -256,7 +259,7 @@ fn what_guests_send_is_captured() -> Result<()> {
 }
 
 /// Replays a file into another. Returns the frames of that, and what was logged.
-fn replay(files: &Files, file: &Path, keys: &str) -> Result<(Vec<(i64, Vec<u8>)>, String)> {
+fn replay(files: &Files, file: &Path, keys: &str) -> Result<(Frames, String)> {
     let out = files.path("out.pcapng");
     let (source, sink) =
         (format!("in=pcap-read:{}{keys}", text(file)?), format!("out=pcap-write:{}", text(&out)?));
