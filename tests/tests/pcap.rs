@@ -70,8 +70,11 @@ fn pcap(frames: &[(u64, Vec<u8>)]) -> Vec<u8> {
     file
 }
 
-/// The frames of a capture file, with their times in nanoseconds.
-fn frames_of(path: &Path) -> Result<Vec<(i64, Vec<u8>)>> {
+/// Frames with their times in nanoseconds.
+type Frames = Vec<(i64, Vec<u8>)>;
+
+/// The frames of a capture file.
+fn frames_of(path: &Path) -> Result<Frames> {
     let file = fs::read(path)?;
     let (mut reader, mut rest, mut frames) = (Reader::new(), &file[..], Vec::new());
     loop {
@@ -185,7 +188,7 @@ fn what_guests_send_is_captured() -> Result<()> {
     // To everyone, so that it comes to the port; and to somebody that nobody knows, as one large packet.
     let plain = |number| (NetHeader::default(), numbered(number));
     let mut sent: Vec<_> = (0..100).map(plain).collect();
-    sent.push(large_packet(20_000));
+    sent.push(large_packet(15_000));
     send(one, &sent)?;
     let more: Vec<_> = (100..150).map(plain).collect();
     send(two, &more)?;
@@ -256,7 +259,7 @@ fn what_guests_send_is_captured() -> Result<()> {
 }
 
 /// Replays a file into another. Returns the frames of that, and what was logged.
-fn replay(files: &Files, file: &Path, keys: &str) -> Result<(Vec<(i64, Vec<u8>)>, String)> {
+fn replay(files: &Files, file: &Path, keys: &str) -> Result<(Frames, String)> {
     let out = files.path("out.pcapng");
     let (source, sink) =
         (format!("in=pcap-read:{}{keys}", text(file)?), format!("out=pcap-write:{}", text(&out)?));
@@ -431,10 +434,15 @@ impl Drop for Disk {
 fn a_full_disk_takes_the_port_down_and_leaves_a_file() -> Result<()> {
     const COUNT: u32 = 10_000;
     let (files, disk) = (Files::new()?, Disk::new("2M")?);
-    let file = files.write("in.pcap", &pcap(&stream(COUNT, 1)))?;
+    // The last one comes when the port has long been down.
+    let mut frames = stream(COUNT, 1);
+    frames[COUNT as usize - 1].0 += 5_000_000;
+    let file = files.write("in.pcap", &pcap(&frames))?;
     let out = disk.0.path().join("out.pcapng");
-    let ports =
-        [format!("in=pcap-read:{}", text(&file)?), format!("out=pcap-write:{}", text(&out)?)];
+    let ports = [
+        format!("in=pcap-read:{},times=recorded", text(&file)?),
+        format!("out=pcap-write:{}", text(&out)?),
+    ];
     let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
     let line = switch.complaint("out")?;
     println!("{line}");

@@ -7,6 +7,7 @@ use std::io;
 use guest::load::LoadError;
 use guest::{DriverError, GuestError};
 use memory::{Fault, FrontEndAddress, GuestAddress, GuestMemory, MapError};
+use ports::pcap::{ReadError, WriteError};
 use vhost_user::back_end::{ServerError, Violation};
 use vhost_user::{ConnectionError, FrontEndError};
 use virtqueue::LayoutError;
@@ -39,6 +40,8 @@ fn the_kernels_reason_is_said_once() {
     says_once(FrontEndError::Duplicate { request, cause: io() }, CAUSE);
     says_once(ConnectionError::from(io()), CAUSE);
     says_once(ServerError::from(io()), CAUSE);
+    says_once(ReadError::Io(io()), CAUSE);
+    says_once(WriteError::Io(io()), CAUSE);
     says_once(ServerError::from(ConnectionError::from(io())), CAUSE);
     says_once(Violation::Descriptor { cause: io() }, CAUSE);
     says_once(Violation::Memory { request, cause: MapError::Io("mmap", io()) }, CAUSE);
@@ -67,6 +70,13 @@ fn a_place_outside_of_memory_is_said_once() {
     says_once(LoadError::Ring { path: "/run/vm.sock".into(), cause }, place);
     let overlap = MapError::GuestOverlap(GuestAddress(0x1234));
     says_once(GuestError::from(overlap), "0x1234");
+}
+
+#[test]
+fn what_is_wrong_with_a_capture_file_is_said_once() {
+    let fault = wire::pcap::Reader::new().end(&[], 4).unwrap_err();
+    says_once(fault.clone(), "the file is empty");
+    says_once(ReadError::from(fault), "the file is empty");
 }
 
 #[test]

@@ -13,8 +13,7 @@ mod writer;
 pub use fault::{Fault, Place, Problem};
 pub use reader::{Captured, Reader, Step};
 pub use writer::{
-    Direction, Interface, PACKET_HEADER_SIZE, Packet, PacketHeader, Section, Statistics, Times,
-    blocks, packet_size, retime,
+    Direction, Interface, Packet, PacketHeader, Section, Span, Statistics, packet_size, retime,
 };
 
 /// The most bytes of one frame that a file may hold: what Wireshark and libpcap take for Ethernet.

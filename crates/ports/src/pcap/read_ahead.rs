@@ -27,10 +27,9 @@ const CHUNK: usize = 8 * MAX_FRAME;
 const WINDOW: usize = 256 * 1024;
 
 /// When frames are sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Times {
     /// As fast as they are taken.
-    #[default]
     Fast,
     /// As far apart as they were captured.
     Recorded,
@@ -198,7 +197,7 @@ impl Pace {
 /// How far a chunk was filled.
 #[derive(PartialEq, Eq)]
 enum Filled {
-    ToTheBrim,
+    Enough,
     ToTheEndOfTheFile,
 }
 
@@ -293,8 +292,8 @@ impl ReadAhead {
     /// Fills a chunk, from as many rounds as it takes.
     fn fill_whole(&mut self) {
         loop {
-            match self.fill(usize::MAX) {
-                Ok(Filled::ToTheBrim) => return,
+            match self.fill(u64::MAX) {
+                Ok(Filled::Enough) => return,
                 Ok(Filled::ToTheEndOfTheFile) => {
                     self.report.rounds = self.report.rounds.saturating_add(1);
                     let is_over = self.rounds.is_some_and(|rounds| self.report.rounds >= rounds);
@@ -323,12 +322,14 @@ impl ReadAhead {
         self.chunk.is_last = true;
     }
 
-    /// Adds frames to the chunk, until there are so many or there may be no room for another.
-    fn fill(&mut self, frames: usize) -> Result<Filled, ReadError> {
+    /// Adds frames to the chunk, until there may be no room for another, or so many of this round were
+    /// read, whether they were added or skipped.
+    fn fill(&mut self, frames: u64) -> Result<Filled, ReadError> {
         loop {
             let before = self.chunk.frames.len();
-            if before >= frames || self.chunk.bytes.len() - self.chunk.end() < MAX_FRAME {
-                return Ok(Filled::ToTheBrim);
+            let room = self.chunk.bytes.len() - self.chunk.end();
+            if self.reader.frames() >= frames || room < MAX_FRAME {
+                return Ok(Filled::Enough);
             }
             let window = self.window.get(self.start..self.end).unwrap_or_default();
             match self.reader.step(window)? {

@@ -19,7 +19,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use engine::{App, Burst, Counters, DropReason, Frame, Lease, Outputs, Selection, Traffic};
+use engine::{App, Burst, Counters, DropReason, Frame, Lease, Outputs, Poller, Selection, Traffic};
 use memory::WriteCursor;
 use wire::pcap::{Direction, Packet, PacketHeader, packet_size};
 use wire::virtio::{Features, Offload};
@@ -79,7 +79,7 @@ impl PcapSink {
         workers: usize,
         failed: impl FnOnce(io::Error) + Send + 'static,
     ) -> Result<Vec<Self>, WriteError> {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new().map_err(WriteError::Io)?);
         let writing = WriteBehind::open(path, capture, shared.clone())?;
         // All chunks there are fit in: handing one over never waits.
         let (full, full_receiver) = sync_channel(workers * CHUNKS);
@@ -205,6 +205,8 @@ impl App for PcapSink {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
+        // First, so that the file never has more than were received.
+        self.shared.received.fetch_add(selection.len() as u64, Ordering::Relaxed);
         let mut dropped = 0;
         let is_down = self.shared.is_down.load(Ordering::Relaxed);
         for index in selection.iter() {
@@ -217,7 +219,6 @@ impl App for PcapSink {
                 dropped += 1;
             }
         }
-        self.shared.received.fetch_add(selection.len() as u64, Ordering::Relaxed);
         if dropped > 0 {
             self.shared.dropped.fetch_add(dropped, Ordering::Relaxed);
         }
@@ -234,6 +235,10 @@ impl App for PcapSink {
     fn deadline(&self, now: u64) -> Option<u64> {
         // What `arm` has not handed over.
         self.chunk.as_ref().map(|_| now.saturating_add(DELAY))
+    }
+
+    fn register(&mut self, poller: &Poller) -> io::Result<()> {
+        poller.watch(&self.shared.lost)
     }
 
     fn counters(&self) -> &Counters {
@@ -290,7 +295,7 @@ mod tests {
     /// A sink whose thread does nothing yet.
     fn bed() -> Bed {
         let directory = tempfile::tempdir().unwrap();
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new().unwrap());
         let capture =
             Capture { name: "a", snaplen: 1500, application: "test", epoch: Instant::now() };
         let writing = WriteBehind::open(&directory.path().join("a"), &capture, shared.clone());

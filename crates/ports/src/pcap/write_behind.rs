@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,10 +15,11 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::Traffic;
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::OFlags;
 use rustix::system::uname;
 use thiserror::Error;
-use wire::pcap::{Interface, Section, Statistics, Times, retime};
+use wire::pcap::{Interface, Section, Span, Statistics, retime};
 
 use super::{Unfit, check};
 
@@ -71,14 +73,14 @@ pub(super) struct Chunk {
     pub(super) len: usize,
     /// The frames that they hold.
     pub(super) frames: Traffic,
-    /// Those could not be written.
+    /// They could not be written.
     pub(super) is_lost: bool,
     /// Where it goes when it is empty.
     pub(super) home: SyncSender<Chunk>,
 }
 
 /// What the workers and the thread know of each other.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Shared {
     /// Frames that came to the port.
     pub(super) received: AtomicU64,
@@ -86,6 +88,16 @@ pub(super) struct Shared {
     pub(super) dropped: AtomicU64,
     /// The file cannot be written any more.
     pub(super) is_down: AtomicBool,
+    /// An eventfd, written when a chunk was lost: a worker that sleeps is to count its frames as dropped.
+    pub(super) lost: OwnedFd,
+}
+
+impl Shared {
+    pub(super) fn new() -> io::Result<Self> {
+        let lost = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let (received, dropped) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { received, dropped, is_down: AtomicBool::new(false), lost })
+    }
 }
 
 /// A capture file that is being written.
@@ -143,8 +155,9 @@ impl WriteBehind {
                 true => self.write(packets).and_then(|()| self.now_and_then()),
                 false => Ok(()),
             };
-            chunk.is_lost = failed.is_none() || written.is_err();
-            if chunk.is_lost {
+            let is_lost = failed.is_none() || written.is_err();
+            chunk.is_lost = is_lost;
+            if is_lost {
                 self.shared.dropped.fetch_add(chunk.frames.frames, Ordering::Relaxed);
             }
             if let Err(error) = written
@@ -156,6 +169,10 @@ impl WriteBehind {
             let home = chunk.home.clone();
             // Its part of the port may be gone.
             let _ = home.send(chunk);
+            if is_lost {
+                // The only error is a full counter, and then the workers are awake.
+                let _ = rustix::io::write(&self.shared.lost, &1u64.to_ne_bytes());
+            }
         }
         // There may be room for this again. What is wrong was said.
         if let Err(error) = self.statistics()
@@ -198,7 +215,7 @@ impl WriteBehind {
         let mut block = Vec::new();
         let statistics = Statistics {
             interface: 0,
-            times: Times { start: self.start, end: self.clock.now() },
+            span: Span { start: self.start, end: self.clock.now() },
             received: self.shared.received.load(Ordering::Relaxed),
             dropped: self.shared.dropped.load(Ordering::Relaxed),
         };

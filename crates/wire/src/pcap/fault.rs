@@ -69,7 +69,7 @@ pub enum Problem {
     LinkType(u16),
     /// Ethernet with its checksum, which a frame of the switch's does not have.
     #[error(
-        "its frames end with Ethernet's checksum (FCS): capture without it, or cut it off with editcap -C"
+        "its frames end with Ethernet's checksum (FCS): capture without it, or cut it off with editcap -C -4 -L"
     )]
     FrameCheckSequence,
     /// More bytes than a frame can have.

@@ -7,6 +7,7 @@ use pcap_parser::{Block, PcapError, PcapNGReader, traits::PcapReaderIterator};
 use proptest::prelude::*;
 
 use super::reader::Described;
+use super::writer::blocks;
 use super::*;
 
 /// What became of a file: its frames as time, bytes and original length, and its fault.
@@ -229,7 +230,7 @@ fn faults_say_where_and_what() {
                 not Ethernet";
     assert_fault(&order.pcap(0xA1B2_C3D4, 276), 0, text);
     let text = "byte 0, before frame 1: its frames end with Ethernet's checksum (FCS): capture \
-                without it, or cut it off with editcap -C";
+                without it, or cut it off with editcap -C -4 -L";
     assert_fault(&order.pcap(0xA1B2_C3D4, 0x2400_0001), 0, text);
     let mut version = order.pcap(0xA1B2_C3D4, 1);
     version[6] = 9;
@@ -291,7 +292,7 @@ fn faults_say_where_and_what() {
     assert_fault(&pcapng(&[order.interface(ETHERNET, 0, &option)]), 0, text);
     let fcs = order.option(IF_FCSLEN, &[4]);
     let text = "byte 48, before frame 1: its frames end with Ethernet's checksum (FCS): capture \
-                without it, or cut it off with editcap -C";
+                without it, or cut it off with editcap -C -4 -L";
     assert_fault(&pcapng(&[order.interface(ETHERNET, 0, &fcs)]), 0, text);
     let mut section = order.section();
     section[8] = 0;
@@ -320,8 +321,8 @@ fn written(frames: &[(u64, Vec<u8>, u32, Direction)]) -> Vec<u8> {
         assert_eq!(packet.finish(header), Some(room.len()));
         file.extend(room);
     }
-    let times = Times { start: 5, end: 1 << 40 };
-    Statistics { interface: 0, times, received: 9, dropped: 3 }.write(&mut file);
+    let span = Span { start: 5, end: 1 << 40 };
+    Statistics { interface: 0, span, received: 9, dropped: 3 }.write(&mut file);
     file
 }
 

@@ -8,7 +8,7 @@
 use super::*;
 
 /// Bytes of a packet's block in front of the frame.
-pub const PACKET_HEADER_SIZE: usize = 28;
+const PACKET_HEADER_SIZE: usize = 28;
 
 /// The flags of a packet behind the frame and its padding, the end of options, the length.
 const PACKET_TRAILER: usize = 8 + 4 + 4;
@@ -87,7 +87,7 @@ pub struct Statistics {
     /// Its number.
     pub interface: u32,
     /// Since when it has counted, and until when.
-    pub times: Times,
+    pub span: Span,
     /// Frames that were to be captured.
     pub received: u64,
     /// Those of them that were not, for want of room.
@@ -96,7 +96,7 @@ pub struct Statistics {
 
 /// A span of time, in nanoseconds since 1970.
 #[derive(Clone, Copy, Debug)]
-pub struct Times {
+pub struct Span {
     /// Its start.
     pub start: u64,
     /// Its end.
@@ -106,7 +106,7 @@ pub struct Times {
 impl Statistics {
     /// Appends its block.
     pub fn write(&self, to: &mut Vec<u8>) {
-        let Times { start, end } = self.times;
+        let Span { start, end } = self.span;
         block(to, INTERFACE_STATISTICS, |body| {
             body.extend(self.interface.to_le_bytes());
             body.extend(time(end));
@@ -218,7 +218,7 @@ impl<'a> Packet<'a> {
 }
 
 /// The whole blocks at the start of some bytes that this module has written, one after the other.
-pub fn blocks(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn blocks(mut bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
         let length = bytes.get(4..)?.first_chunk().map(|length| u32::from_le_bytes(*length))?;
         let (block, rest) = bytes.split_at_checked(length as usize)?;
