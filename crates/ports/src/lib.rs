@@ -4,6 +4,7 @@ mod backlog;
 mod frame;
 pub mod offload;
 pub mod tap;
+pub mod tun;
 pub mod vhost_user;
 
 pub use backlog::BLOCK;

@@ -1,0 +1,3 @@
+//! stub
+mod neighbours;
+mod subnets;
