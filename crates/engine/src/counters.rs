@@ -81,6 +81,16 @@ drop_reasons! {
     ReceiverFull = "receiver_full",
     /// The receiver's buffers are too small for the frame, and may not be merged.
     BufferTooSmall = "buffer_too_small",
+    /// It has a VLAN tag, and the port takes none.
+    Tagged = "tagged",
+    /// To another station than the host, or to one station's IP address in a frame to many.
+    NotForHost = "not_for_host",
+    /// Neither IP, nor of what finds out who has an IP address.
+    NotIp = "not_ip",
+    /// ARP or neighbour discovery that breaks the rules.
+    BadNeighbourMessage = "bad_neighbour_message",
+    /// The neighbour that an IP packet goes to first does not answer, or there is none to send it to.
+    NoNeighbour = "no_neighbour",
     /// The kernel refused the frame.
     Refused = "refused",
     /// The app that the frame was given to has failed.

@@ -242,6 +242,11 @@ impl Neighbours {
         std::mem::take(&mut self.changed)
     }
 
+    /// The same, which is asked again.
+    pub fn has_changed(&self) -> bool {
+        self.changed
+    }
+
     /// A station says that it has an address; in an answer or announcement it may leave out who it is.
     pub fn hear(
         &mut self,
