@@ -32,6 +32,7 @@ use file::WrittenFile;
 use keys::PortType;
 pub use keys::help;
 pub use kinds::tap::{Setup, Tap};
+pub use kinds::tun::Tun;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
@@ -78,6 +79,8 @@ pub enum PortKind {
     VhostUser(VhostUser),
     /// A tap interface of the host.
     Tap(Tap),
+    /// A tun interface of the host.
+    Tun(Tun),
 }
 
 impl PortKind {
@@ -87,6 +90,7 @@ impl PortKind {
             // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
             Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
             Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
+            Self::Tun(port) => (&kinds::tun::TYPE, port.interface.clone().into()),
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod mtus;
 mod tap;
+mod tun;
 mod vhost_user;
 
 use std::collections::HashMap;
@@ -245,6 +246,7 @@ async fn open(
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
         PortKind::Tap(port) => tap::open(graphs, links, name, port).await,
+        PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
     }
 }
 

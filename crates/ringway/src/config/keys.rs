@@ -52,7 +52,8 @@ pub const PORT: &str = "port";
 pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
 
 /// Every type of port.
-pub const PORT_TYPES: [&PortType; 2] = [&kinds::vhost_user::TYPE, &kinds::tap::TYPE];
+pub const PORT_TYPES: [&PortType; 3] =
+    [&kinds::vhost_user::TYPE, &kinds::tap::TYPE, &kinds::tun::TYPE];
 
 /// The types of port and their keys, as sections of `--help`.
 pub fn help() -> String {
