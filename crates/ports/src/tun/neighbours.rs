@@ -49,7 +49,8 @@ const WAYS: usize = 8;
 const BUCKETS: usize = 128;
 
 /// Neighbours that the table holds at most.
-pub const CAPACITY: usize = WAYS * BUCKETS;
+#[cfg(test)]
+const CAPACITY: usize = WAYS * BUCKETS;
 
 /// A question to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -24,5 +24,6 @@ mod regressions;
 mod segments;
 mod swap;
 mod tap;
+mod tun;
 mod workers;
 mod world;
