@@ -160,6 +160,10 @@ impl TunPort {
 
     /// Takes one frame.
     fn receive(&mut self, frame: &Frame<'_>, now: u64) -> Result<(), DropReason> {
+        // A host that is not there is not answered for either.
+        if !self.is_up || self.share.as_ref().is_none_or(|share| share.is_gone) {
+            return Err(DropReason::ReceiverDown);
+        }
         match arrival::sort(frame, &self.station)? {
             Arrival::Packet => self.send(frame),
             Arrival::Heard(heard) => self.hear(heard, now),
@@ -177,9 +181,7 @@ impl TunPort {
 
     /// Hands the packet in a frame to the kernel, in whatever form it takes it.
     fn send(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let Some(share) = self.share.as_ref().filter(|share| self.is_up && !share.is_gone) else {
-            return Err(DropReason::ReceiverDown);
-        };
+        let share = self.share.as_ref().ok_or(DropReason::ReceiverDown)?;
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { self.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
