@@ -109,7 +109,7 @@ impl Subnets {
     }
 
     /// Whether an address is that of a possible neighbour.
-    pub(super) fn is_neighbour(&self, address: IpAddr) -> bool {
+    pub fn is_neighbour(&self, address: IpAddr) -> bool {
         is_station(address)
             && !self.has(address)
             && self.addresses.iter().any(|subnet| subnet.contains(address))

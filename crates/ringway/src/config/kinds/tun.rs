@@ -1,8 +1,6 @@
 //! Tun ports: the host's own IP.
 
-use std::net::IpAddr;
-
-use ports::tun::{Subnet, Subnets};
+use ports::tun::Subnets;
 use wire::ethernet::MacAddress;
 
 use crate::config::fault::Fault;
@@ -68,13 +66,9 @@ fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
     if written.entry(ADDRESS).is_none() {
         faults.push(written.missing(ADDRESS, ADDRESS_ABOUT.to_owned()));
     }
-    let is_reached = |gateway: &IpAddr| {
-        let is_there = |subnet: &Subnet| subnet.contains(*gateway) && subnet.address != *gateway;
-        subnets.addresses.iter().any(is_there)
-    };
     if faults.len() == before
         && let Some(entry) = written.entry("gateway")
-        && !subnets.gateways.iter().all(is_reached)
+        && !subnets.gateways.iter().all(|gateway| subnets.is_neighbour(*gateway))
     {
         let expected = "other addresses of the networks of `address`".to_owned();
         faults.push(entry.wrong(&entry.value, Misfit { expected, nearest: None }));
