@@ -256,7 +256,7 @@ fn the_interface_goes_and_comes_back() -> Result<()> {
     let network = Network::new()?;
     let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", PORT])?;
     let mut one = Station::connect(&switch, 1)?;
-    let mut reach = |one: &mut Station| {
+    let reach = |one: &mut Station| {
         one.claim(Operation::Request, [10, 0, 0, 1])?;
         one.until("an answer", |frame| {
             read_arp(frame).filter(|(_, packet)| packet.operation == Operation::Reply)
@@ -273,13 +273,17 @@ fn the_interface_goes_and_comes_back() -> Result<()> {
     for address in ["10.0.0.254/16", "fd00::fe/64"] {
         ensure!(addresses.contains(address), "{addresses}");
     }
-    // Down, and up again.
+    // Down: nobody answers. And up again, with the address that the kernel took away meanwhile.
     network.ip(&["link", "set", "rw0", "down"])?;
-    switch
-        .wait_for_log("interface=\"rw0\" down", LIMIT)
-        .or_else(|_| switch.wait_for_log("down", LIMIT))?;
+    switch.wait_for_log("down port=\"host\"", LIMIT)?;
+    one.claim(Operation::Request, [10, 0, 0, 1])?;
     network.ip(&["link", "set", "rw0", "up"])?;
-    switch.stop()?;
+    switch.wait_for_log("up port=\"host\"", LIMIT)?;
+    reach(&mut one)?;
+    let addresses = network.run("ip -brief address show dev rw0")?;
+    ensure!(addresses.contains("fd00::fe/64"), "{addresses}");
+    let log = switch.stop()?;
+    ensure!(report(&log, "host")?.contains("receiver_down 1"), "{log}");
     ensure!(network.run("ip -brief link")?.contains("rw0"), "another's tun is gone");
     Ok(())
 }

@@ -125,7 +125,7 @@ impl FromHost {
         if self.neighbours.take_changed() {
             self.release(counters);
         }
-        let held = self.slots.ready(false);
+        let held = self.slots.packets();
         let Plan { listen, hold } = self.backlog.plan(held, FRAMES, now);
         burst.limit_held(hold);
         listen
@@ -138,7 +138,7 @@ impl FromHost {
         now: u64,
         counters: &mut Counters,
     ) -> (usize, Stop) {
-        let most = FRAMES.saturating_sub(self.slots.ready(false));
+        let most = FRAMES.saturating_sub(self.slots.packets());
         for count in 0..most {
             let Some(slot) = self.slots.take() else { return (count, Stop::Enough) };
             // So far behind the slot's start that the IP packet is where it stays.
@@ -313,7 +313,7 @@ impl FromHost {
 
 /// Puts a message of our own with what is ready. False when there is no room.
 fn say(slots: &mut Slots, mac: MacAddress, Saying { to, message }: Saying) -> bool {
-    if slots.ready(true) >= MESSAGES {
+    if slots.messages() >= MESSAGES {
         return false;
     }
     let Some(slot) = slots.take() else { return false };

@@ -68,9 +68,14 @@ impl Slots {
         self.ready.push(filled);
     }
 
-    /// Frames that go into the next burst, of our own or of the host's.
-    pub(super) fn ready(&self, of_messages: bool) -> usize {
-        self.ready.iter().filter(|filled| filled.is_message == of_messages).count()
+    /// Frames of our own that go into the next burst.
+    pub(super) fn messages(&self) -> usize {
+        self.ready.iter().filter(|filled| filled.is_message).count()
+    }
+
+    /// Packets of the host's that do.
+    pub(super) fn packets(&self) -> usize {
+        self.ready.len() - self.messages()
     }
 
     /// Fills a burst with what is ready.

@@ -20,7 +20,7 @@ use crate::config::Tun;
 use crate::links::{Heard, Link, Links, LinksError, Setting, Watch};
 use crate::session::Trouble;
 
-/// Whoever makes an interface anew may have its queue open for a moment: when to try again.
+/// When an interface that is back, and could not be attached to, is tried again.
 const RETRY: Duration = Duration::from_millis(250);
 
 pub(super) async fn open(
@@ -46,14 +46,14 @@ pub(super) async fn open(
     tracing::info!(port = name, interface, %mac, "{done}");
     let station = Station { mac, subnets: config.subnets.clone() };
     let mut parts = TunPort::parts(queue, station, graphs.0.len(), random_key()?)?;
-    parts.iter_mut().for_each(|part| part.set_link(link.is_up));
+    let is_up = works(&link);
+    parts.iter_mut().for_each(|part| part.set_link(is_up));
     let app = graphs.add(name, parts);
     let (links, config) = (links.clone(), config.clone());
     let control = move |handle: Handle| -> super::Running {
         handle.mtus.note(&handle.name, link.mtu);
-        let (place, is_up) = (Place::Here(link.index), link.is_up);
-        let control =
-            Control { handle, config, links, watch, place, is_up, is_new, retries: false };
+        let place = Place::Here(link.index);
+        let control = Control { handle, config, links, watch, place, is_up, is_new, failures: 0 };
         Box::pin(control.follow())
     };
     Ok(Opened { app, control: Some(Box::new(control)) })
@@ -124,6 +124,11 @@ fn explain(error: LinksError, what: &str) -> anyhow::Error {
     }
 }
 
+/// Whether an interface passes packets.
+fn works(link: &Link) -> bool {
+    link.is_up && link.has_carrier
+}
+
 /// Where the interface is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
@@ -149,8 +154,8 @@ struct Control {
     is_up: bool,
     /// It was created, and is put up when it is back.
     is_new: bool,
-    /// It is back, and could not be attached to.
-    retries: bool,
+    /// How often it could not be attached to since it is back.
+    failures: u32,
 }
 
 impl Control {
@@ -161,7 +166,7 @@ impl Control {
     async fn step(&mut self) -> Result<(), Over> {
         let index = if let Place::Here(index) = self.place { Some(index) } else { None };
         // What is tried again changes the interface each time, which is no news.
-        let listens = self.place != Place::Elsewhere && !self.retries;
+        let listens = self.place != Place::Elsewhere && self.failures == 0;
         tokio::select! {
             trouble = self.handle.troubles.recv() => match trouble {
                 Some(Trouble::Guest(_)) => self.leave().await,
@@ -183,7 +188,7 @@ impl Control {
                     }
                 }
             }
-            () = sleep(RETRY), if self.retries => self.come_back().await,
+            () = sleep(RETRY), if self.failures > 0 => self.come_back().await,
         }
     }
 
@@ -191,8 +196,16 @@ impl Control {
     async fn look(&mut self, index: u32) -> Result<(), Over> {
         // If it is not there, the workers say so, or it was moved and we are told.
         let Ok(Some(link)) = self.links.at(index).await else { return Ok(()) };
-        self.handle.mtus.note(&self.handle.name, link.mtu);
-        self.learn(link.is_up).await
+        let (port, interface) = (&self.handle.name, &self.config.interface);
+        self.handle.mtus.note(port, link.mtu);
+        // An interface loses its IPv6 addresses when it is put down.
+        if works(&link)
+            && !self.is_up
+            && let Err(error) = set_up(&self.config, &self.links, &link, false).await
+        {
+            tracing::error!(port, interface, "{error:#}");
+        }
+        self.learn(works(&link)).await
     }
 
     /// Has the workers know whether the interface is up.
@@ -233,12 +246,14 @@ impl Control {
 
     /// Attaches to the interface of this name, if there is one again.
     async fn come_back(&mut self) -> Result<(), Over> {
-        let was_tried = std::mem::take(&mut self.retries);
         let (port, interface) = (&self.handle.name, &self.config.interface);
-        let Ok(Some(link)) = self.links.find(interface).await else { return Ok(()) };
+        let Ok(Some(link)) = self.links.find(interface).await else {
+            self.failures = 0;
+            return Ok(());
+        };
         match attach(&self.config, &self.links, Some((link, self.is_new))).await {
             Ok((queue, link, _)) => {
-                let (queues, is_up) = (Queues::new(vec![queue]), link.is_up);
+                let (queues, is_up) = (Queues::new(vec![queue]), works(&link));
                 let attached = self.on_port(move |port, poller| {
                     port.set_link(is_up);
                     port.attach(queues.clone(), poller)
@@ -251,13 +266,14 @@ impl Control {
                 }
                 tracing::info!(port, interface, "attached again");
                 self.handle.mtus.note(port, link.mtu);
-                (self.place, self.is_up) = (Place::Here(link.index), is_up);
+                (self.place, self.is_up, self.failures) = (Place::Here(link.index), is_up, 0);
             }
             Err(error) => {
-                if !was_tried {
+                self.failures = self.failures.saturating_add(1);
+                // Whoever has made it has it open for a moment.
+                if self.failures == 2 {
                     tracing::error!(port, interface, "cannot attach to the interface: {error:#}");
                 }
-                self.retries = true;
             }
         }
         Ok(())
