@@ -216,8 +216,9 @@ fn a_hostile_guest_does_not_evict_a_live_neighbour() -> Result<()> {
         if is_ping(frame, mac) {
             return Some(false);
         }
-        let question = read_arp(frame).filter(|(ethernet, _)| ethernet.source == HOST);
-        question.map(|_| true)
+        // To ask the station itself whether it is still there is something else.
+        let is_to_all = |(header, _): &(Ethernet, _)| header.destination.is_multicast();
+        read_arp(frame).filter(is_to_all).map(|_| true)
     })?;
     ensure!(!asked, "a live neighbour was asked for again");
     second.wait(LIMIT)?;

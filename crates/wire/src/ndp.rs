@@ -376,13 +376,13 @@ mod tests {
                 target: target.into(),
                 link_layer: link_layer.map(MacAddress),
             };
-            let is_right = !packet.target.is_multicast()
-                && !packet.source.is_unspecified()
-                && !(packet.destination.is_multicast()
-                    && matches!(kind, Kind::Advertisement { solicited: true, .. }));
+            let is_solicited = matches!(kind, Kind::Advertisement { solicited: true, .. });
+            let is_wrong = packet.target.is_multicast()
+                || packet.source.is_unspecified()
+                || is_solicited && packet.destination.is_multicast();
             match Packet::parse(&bytes(packet), true) {
                 Ok(parsed) => prop_assert_eq!(parsed, Some(packet)),
-                Err(_) => prop_assert!(!is_right),
+                Err(_) => prop_assert!(is_wrong),
             }
         }
 

@@ -38,8 +38,8 @@ fn ip(arguments: &str) {
     assert!(output.status.success(), "ip {arguments}: {problem}");
 }
 
-/// Two guests and the host on a bridge, which knows where the guests are.
-fn host(guest: Guest, most: Offloads) -> World {
+/// A port of a tun in a network of its own, in parts.
+fn parts(most: Offloads, workers: usize) -> Vec<TunPort> {
     unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
     // Nothing but what a test asks for, if the kernel knows IPv6 at all.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
@@ -50,7 +50,12 @@ fn host(guest: Guest, most: Offloads) -> World {
         gateways: vec![IpAddr::from([10, 9, 0, 9])],
     };
     let station = Station { mac: HOST, subnets };
-    let part = TunPort::parts(queue, station, 1, [3, 4]).unwrap().remove(0);
+    TunPort::parts(queue, station, workers, [3, 4]).unwrap()
+}
+
+/// Two guests and the host on a bridge, which knows where the guests are.
+fn host(guest: Guest, most: Offloads) -> World {
+    let part = parts(most, 1).remove(0);
     let mut world = World::unlinked(vec![guest, modern()]);
     let tun = world.graph.add("tun", part);
     world.ports.push(tun);
@@ -335,6 +340,42 @@ fn what_is_left_undone_passes_both_ways_or_is_done() {
             world.assert_drops(TUN, &[]);
         }
     }
+}
+
+/// What one part hears, another has to know: the one that reads, and asks.
+#[test]
+fn parts_pass_on_what_they_hear() {
+    let mut parts = parts(Offloads::ALL, 2);
+    let mut world = World::unlinked(vec![modern()]);
+    let (writes, reads) = (parts.remove(1), parts.remove(0));
+    let [reads, writes] = [reads, writes].map(|part| world.graph.add("tun", part));
+    world.graph.link((world.ports[0], 0), (writes, 0)).unwrap();
+    world.graph.link((reads, 0), (world.ports[0], 0)).unwrap();
+    ip("link set rw0 up");
+    ip("address add 10.9.0.1/24 dev rw0");
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.send_to(&[1; 50], "10.9.0.2:900").unwrap();
+    let question = until(&mut world, "a question", |received| read_arp(&received));
+    assert_eq!(question.target.octets(), GUEST_V4);
+    world.guests[0].send(&answer(question));
+    until(&mut world, "a datagram", |received| datagram(&received.frame).map(|_| ()));
+    world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    let reply = until(&mut world, "an answer", |received| read_arp(&received));
+    assert_eq!((reply.operation, reply.sender_mac), (Operation::Reply, HOST));
+    // More at once than is passed on is counted where it was heard.
+    for _ in 0..100 {
+        world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    }
+    for _ in 0..4 {
+        post(&mut world);
+        world.breathe();
+        world.guests[0].reap();
+    }
+    let dropped: u64 =
+        [reads, writes].iter().map(|id| world.graph.counters(*id)[DropReason::ReceiverFull]).sum();
+    let answered = world.guests[0].received().len() as u64;
+    assert_eq!(dropped + answered, 100);
+    assert!(dropped > 0 && answered > 0, "{dropped} dropped, {answered} answered");
 }
 
 #[test]
