@@ -127,7 +127,7 @@ impl Station {
     fn until<T>(&mut self, what: &str, mut look: impl FnMut(&[u8]) -> Option<T>) -> Result<T> {
         let deadline = Instant::now() + LIMIT;
         loop {
-            let received = self.guest.driver().receive(|received| look(&received.frame))?;
+            let received = self.guest.driver().receive(|received| look(received.frame))?;
             self.guest.flush();
             match received {
                 Some(Some(found)) => return Ok(found),
