@@ -217,8 +217,10 @@ fn a_hostile_guest_does_not_evict_a_live_neighbour() -> Result<()> {
             return Some(false);
         }
         // To ask the station itself whether it is still there is something else.
-        let is_to_all = |(header, _): &(Ethernet, _)| header.destination.is_multicast();
-        read_arp(frame).filter(is_to_all).map(|_| true)
+        let asks_all = |(header, _): &(Ethernet, _)| {
+            header.source == HOST && header.destination.is_multicast()
+        };
+        read_arp(frame).filter(asks_all).map(|_| true)
     })?;
     ensure!(!asked, "a live neighbour was asked for again");
     second.wait(LIMIT)?;
