@@ -33,6 +33,8 @@ drop_reasons! {
     TooShort = "too_short",
     /// Longer than 64 KiB and its headers.
     TooLong = "too_long",
+    /// Captured only in part.
+    Truncated = "truncated",
     /// Larger than the port's MTU.
     OverMtu = "over_mtu",
     /// The virtio-net header has NEEDS_CSUM, but CSUM was not negotiated (virtio 1.3, section
@@ -91,6 +93,8 @@ drop_reasons! {
     BadNeighbourMessage = "bad_neighbour_message",
     /// The neighbour that an IP packet goes to first does not answer, or there is none to send it to.
     NoNeighbour = "no_neighbour",
+    /// The receiver is a port that only sends.
+    SendOnly = "send_only",
     /// The kernel refused the frame.
     Refused = "refused",
     /// The app that the frame was given to has failed.
@@ -156,13 +160,21 @@ impl AddAssign for Traffic {
 }
 
 /// The counters of one app.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// What came in from outside.
     pub received: Traffic,
     /// What went out.
     pub sent: Traffic,
     drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        // There are more reasons than an array may have elements to have a default of its own.
+        let (received, sent) = (Traffic::default(), Traffic::default());
+        Self { received, sent, drops: [0; DropReason::ALL.len()] }
+    }
 }
 
 impl Counters {

@@ -3,6 +3,7 @@
 mod backlog;
 mod frame;
 pub mod offload;
+pub mod pcap;
 pub mod tap;
 pub mod tun;
 pub mod vhost_user;

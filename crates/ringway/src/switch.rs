@@ -1,6 +1,7 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
 mod mtus;
+mod pcap;
 mod tap;
 mod tun;
 mod vhost_user;
@@ -49,7 +50,8 @@ impl Switch {
         let mut controls = Vec::new();
         let mut links = None;
         for (number, port) in (0..ports).zip(&config.ports) {
-            let Opened { app, control } = open(&mut graphs, &mut links, number, port).await?;
+            let Opened { app, control } =
+                open(&mut graphs, &mut links, epoch, number, port).await?;
             graphs.link((app, 0), (bridge, number.into()))?;
             graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
@@ -239,6 +241,7 @@ struct Handle {
 async fn open(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
+    epoch: Instant,
     number: PortNumber,
     port: &PortConfig,
 ) -> anyhow::Result<Opened> {
@@ -247,6 +250,8 @@ async fn open(
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
         PortKind::Tap(port) => tap::open(graphs, links, name, port).await,
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
+        PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
+        PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
     }
 }
 

@@ -27,7 +27,7 @@ use crate::frame::MAX_FRAME;
 /// others waiting for long.
 const BYTE_BUDGET: u64 = 512 * 1024;
 
-/// Bytes at the start of a frame's buffers that are fetched ahead: those that are copied at once.
+/// Bytes at the start of a frame's buffers that are fetched ahead: those that may be copied at once.
 const AHEAD: usize = HEADER_ROOM + HEAD;
 
 /// The transmit rings of one worker's share of the pairs, and what was taken from them.

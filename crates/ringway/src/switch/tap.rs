@@ -170,14 +170,16 @@ fn request(config: &Tap) -> anyhow::Result<Request<'_>> {
 
 /// Why an interface could not be attached to, or created.
 fn explain(error: TunError, exists: bool) -> anyhow::Error {
-    match error {
-        TunError::NotPermitted(kind) if !exists => anyhow::anyhow!(
-            "there is none, and we may not create it: that needs CAP_NET_ADMIN. Without, somebody who \
-             has it makes one for this user (ip tuntap add dev NAME mode {kind} vnet_hdr user USER), or \
-             passes the descriptor of one (`fd`)"
-        ),
-        error => error.into(),
-    }
+    let TunError::NotPermitted(kind) = error else { return error.into() };
+    let what = if exists {
+        "it is somebody else's, and to use it"
+    } else {
+        "there is none, and to create it"
+    };
+    anyhow::anyhow!(
+        "{what} needs CAP_NET_ADMIN. Without, somebody who has it makes one for this user (ip tuntap add \
+         dev NAME mode {kind} vnet_hdr user USER), or passes the descriptor of one (`fd`)"
+    )
 }
 
 /// The number of a bridge.
@@ -347,12 +349,12 @@ impl Control {
             return Ok(());
         }
         self.on_port(move |port, _| state.apply(port)).await?;
+        if !state.is_up {
+            self.forget();
+        }
         let (port, interface) = (&self.handle.name, &self.interface);
         if state.is_up != before.is_up {
             tracing::info!(port, interface, "{}", if state.is_up { "up" } else { "down" });
-        }
-        if !state.is_up {
-            self.forget();
         }
         if state.mtu != before.mtu && self.place != Place::Elsewhere {
             tracing::info!(port, interface, mtu = state.mtu, "the interface's MTU");
