@@ -83,6 +83,16 @@ drop_reasons! {
     ReceiverFull = "receiver_full",
     /// The receiver's buffers are too small for the frame, and may not be merged.
     BufferTooSmall = "buffer_too_small",
+    /// It has a VLAN tag, and the port takes none.
+    Tagged = "tagged",
+    /// To another station than the host, or to one station's IP address in a frame to many.
+    NotForHost = "not_for_host",
+    /// Neither IP, nor of what finds out who has an IP address.
+    NotIp = "not_ip",
+    /// ARP or neighbour discovery that breaks the rules.
+    BadNeighbourMessage = "bad_neighbour_message",
+    /// The neighbour that an IP packet goes to first does not answer, or there is none to send it to.
+    NoNeighbour = "no_neighbour",
     /// The receiver is a port that only sends.
     SendOnly = "send_only",
     /// The kernel refused the frame.
@@ -150,13 +160,21 @@ impl AddAssign for Traffic {
 }
 
 /// The counters of one app.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counters {
     /// What came in from outside.
     pub received: Traffic,
     /// What went out.
     pub sent: Traffic,
     drops: [u64; DropReason::ALL.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        // There are more reasons than an array may have elements to have a default of its own.
+        let (received, sent) = (Traffic::default(), Traffic::default());
+        Self { received, sent, drops: [0; DropReason::ALL.len()] }
+    }
 }
 
 impl Counters {

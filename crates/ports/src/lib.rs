@@ -5,6 +5,7 @@ mod frame;
 pub mod offload;
 pub mod pcap;
 pub mod tap;
+pub mod tun;
 pub mod vhost_user;
 
 pub use backlog::BLOCK;

@@ -15,7 +15,7 @@
 //! takes its queues with it: the port says so, and goes without until control [attaches](TapPort::attach)
 //! others.
 
-mod queues;
+pub(crate) mod queues;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -47,7 +47,7 @@ const SLOT: usize = NetHeader::SIZE + MAX_FRAME;
 
 /// While the worker polls, an interface that had nothing is asked again after this time, in
 /// nanoseconds: asking is a system call.
-const READ_INTERVAL: u64 = 5_000;
+pub(crate) const READ_INTERVAL: u64 = 5_000;
 
 /// The one `gso_size` that the kernel refuses, as it has a use of its own for it (its
 /// `GSO_BY_FRAGS`).
@@ -61,7 +61,7 @@ const UDP_SEGMENTS: usize = 64;
 /// costs a system call, which any frame does. They are enough for a guest's largest burst in segments
 /// of a usual size. Guests that ask for segments of one byte keep the others waiting for no more than
 /// this, however many they are.
-const SEGMENT_BUDGET: usize = 512;
+pub(crate) const SEGMENT_BUDGET: usize = 512;
 
 /// What each step of offloads is called by guests: that transmit, and that receive.
 const WORDS: [(Offloads, Features, Features); 4] = [
@@ -76,19 +76,19 @@ const WORDS: [(Offloads, Features, Features); 4] = [
 ];
 
 /// What the kernel may ask of a frame's receiver, in the words of a guest that transmits.
-fn asks(offloads: Offloads) -> Features {
+pub(crate) fn asks(offloads: Offloads) -> Features {
     let steps = WORDS.iter().filter(|(step, ..)| *step <= offloads);
     steps.fold(Features::NONE, |all, (_, asks, _)| all | *asks)
 }
 
 /// What the kernel takes as it is, in the words of a guest that receives.
-fn takes(offloads: Offloads) -> Features {
+pub(crate) fn takes(offloads: Offloads) -> Features {
     let steps = WORDS.iter().filter(|(step, ..)| *step <= offloads);
     steps.fold(Features::NONE, |all, (.., takes)| all | *takes)
 }
 
 /// Whether the kernel takes a segmentation that it knows also at this size.
-fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
+pub(crate) fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
     offload.segmentation.is_none_or(|segmentation| {
         segmentation.size != REFUSED_SIZE
             && (segmentation.kind != SegmentationKind::Udp
@@ -99,7 +99,7 @@ fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
 /// Why the interface is not there any more.
 #[derive(Debug, Error)]
 #[error("the interface is gone: {0}")]
-pub struct TapGone(io::Error);
+pub struct TapGone(pub(crate) io::Error);
 
 /// A frame in the buffer.
 struct Filled {
@@ -352,7 +352,7 @@ fn write_in_place(
 }
 
 /// Why the kernel did not take a frame.
-fn refusal(error: Errno) -> DropReason {
+pub(crate) fn refusal(error: Errno) -> DropReason {
     match error {
         // The interface is not up, or not there any more.
         Errno::IO | Errno::BADFD => DropReason::ReceiverDown,

@@ -33,6 +33,7 @@ use keys::PortType;
 pub use keys::help;
 pub use kinds::pcap::{PcapRead, PcapWrite};
 pub use kinds::tap::{Setup, Tap};
+pub use kinds::tun::Tun;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
@@ -79,6 +80,8 @@ pub enum PortKind {
     VhostUser(VhostUser),
     /// A tap interface of the host.
     Tap(Tap),
+    /// A tun interface of the host.
+    Tun(Tun),
     /// A capture file whose frames are sent.
     PcapRead(PcapRead),
     /// A capture file that is written.
@@ -92,6 +95,7 @@ impl PortKind {
             // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
             Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
             Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
+            Self::Tun(port) => (&kinds::tun::TYPE, port.interface.clone().into()),
             Self::PcapRead(port) => (&kinds::pcap::READ, port.file.clone()),
             Self::PcapWrite(port) => (&kinds::pcap::WRITE, port.file.clone()),
         }

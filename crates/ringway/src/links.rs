@@ -5,11 +5,13 @@
 //! news; the other listens, and passes on which interface it was about, or that something was lost.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
 use rustix::io::Errno;
@@ -171,6 +173,38 @@ impl Links {
             Setting::Up(false) => change.down(),
         };
         Ok(self.0.ask.link().change(change.build()).execute().await?)
+    }
+
+    /// The IP addresses of the interface with this number.
+    pub async fn addresses(&self, index: u32) -> Result<Vec<(IpAddr, u8)>, LinksError> {
+        let request = self.0.ask.address().get().set_link_index_filter(index);
+        let messages: Vec<AddressMessage> = request.execute().try_collect().await?;
+        let read = |message: AddressMessage| {
+            let local = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            };
+            // IPv6 has it only if there is another end.
+            let only = |attribute: &AddressAttribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            };
+            let attributes = &message.attributes;
+            let found = attributes.iter().find_map(local);
+            let found = found.or_else(|| attributes.iter().find_map(only))?;
+            Some((found, message.header.prefix_len))
+        };
+        Ok(messages.into_iter().filter_map(read).collect())
+    }
+
+    /// Gives the interface with this number an IP address.
+    pub async fn add_address(
+        &self,
+        index: u32,
+        address: IpAddr,
+        prefix_len: u8,
+    ) -> Result<(), LinksError> {
+        Ok(self.0.ask.address().add(index, address, prefix_len).replace().execute().await?)
     }
 
     /// Removes the interface with this number.

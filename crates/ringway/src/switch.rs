@@ -3,6 +3,7 @@
 mod mtus;
 mod pcap;
 mod tap;
+mod tun;
 mod vhost_user;
 
 use std::collections::HashMap;
@@ -248,6 +249,7 @@ async fn open(
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
         PortKind::Tap(port) => tap::open(graphs, links, name, port).await,
+        PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
         PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
     }

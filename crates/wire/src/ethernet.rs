@@ -1,6 +1,7 @@
 //! Ethernet: addresses, types, the header with its outer VLAN tag (IEEE 802.3, 802.1Q, 802.1ad).
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 /// Bytes of an Ethernet header without a tag.
@@ -17,6 +18,20 @@ pub struct MacAddress(pub [u8; 6]);
 impl MacAddress {
     /// All stations.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// The group of stations that listen to an IP multicast address (RFC 1112, section 6.4; RFC 2464, section 7).
+    pub const fn of_group(group: IpAddr) -> Self {
+        match group {
+            IpAddr::V4(group) => {
+                let [_, a, b, c] = group.octets();
+                Self([0x01, 0x00, 0x5e, a & 0x7f, b, c])
+            }
+            IpAddr::V6(group) => {
+                let [.., a, b, c, d] = group.octets();
+                Self([0x33, 0x33, a, b, c, d])
+            }
+        }
+    }
 
     /// Whether this names a group of stations. The broadcast address is one.
     pub const fn is_multicast(self) -> bool {
@@ -255,6 +270,17 @@ mod tests {
         assert!(address("01:80:C2:00:00:00").is_reserved());
         assert!(address("01:80:c2:00:00:0f").is_reserved());
         assert!(!address("01:80:c2:00:00:10").is_reserved());
+    }
+
+    #[test]
+    fn groups_have_the_last_bits_of_their_ip_address() {
+        for (group, expected) in [
+            ("224.0.0.251", "01:00:5e:00:00:fb"),
+            ("239.255.1.2", "01:00:5e:7f:01:02"),
+            ("ff02::1:ff0e:8c6c", "33:33:ff:0e:8c:6c"),
+        ] {
+            assert_eq!(MacAddress::of_group(group.parse().unwrap()).to_string(), expected);
+        }
     }
 
     #[test]

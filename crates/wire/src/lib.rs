@@ -3,11 +3,13 @@
 //! Everything here turns bytes into values and values into bytes. Functions that read a peer's
 //! bytes are total: every input gives a value or a typed refusal, never a panic.
 
+pub mod arp;
 mod bits;
 pub mod checksum;
 pub mod describe;
 pub mod ethernet;
 pub mod flow;
+pub mod ndp;
 pub mod pcap;
 pub mod rarp;
 pub mod segment;

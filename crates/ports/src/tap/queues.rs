@@ -24,26 +24,26 @@ impl Queues {
 }
 
 /// What one part of a port has of the queues.
-pub(super) struct Share {
-    pub(super) all: Arc<Queues>,
+pub(crate) struct Share {
+    pub(crate) all: Arc<Queues>,
     /// Those that this part reads. The first is another each time.
-    pub(super) own: Vec<Own>,
+    pub(crate) own: Vec<Own>,
     /// The first of its own; when it has none, the one to write to.
     base: usize,
     /// From one of its own to the next.
     step: usize,
-    pub(super) is_gone: bool,
+    pub(crate) is_gone: bool,
 }
 
 /// A queue that a part of a port reads.
-pub(super) struct Own {
+pub(crate) struct Own {
     index: usize,
     /// When to read next, while the worker polls.
-    pub(super) next_read: u64,
+    pub(crate) next_read: u64,
 }
 
 impl Own {
-    pub(super) fn queue<'q>(&self, queues: &'q Queues) -> &'q Queue {
+    pub(crate) fn queue<'q>(&self, queues: &'q Queues) -> &'q Queue {
         &queues.queues[self.index]
     }
 }
@@ -51,7 +51,7 @@ impl Own {
 impl Share {
     /// The share of worker `number` of so many, if there is a queue at all. They are dealt out in
     /// turn.
-    pub(super) fn new(all: Arc<Queues>, number: usize, workers: usize) -> Option<Self> {
+    pub(crate) fn new(all: Arc<Queues>, number: usize, workers: usize) -> Option<Self> {
         let (count, step) = (all.queues.len(), workers.max(1));
         let own = (number..count).step_by(step).map(|index| Own { index, next_read: 0 }).collect();
         let base = number.checked_rem(count)?;
@@ -59,24 +59,24 @@ impl Share {
     }
 
     /// What the kernel may leave undone: the least of what it may in any of the queues.
-    pub(super) fn offloads(&self) -> Offloads {
+    pub(crate) fn offloads(&self) -> Offloads {
         self.all.queues.iter().map(Queue::offloads).min().unwrap_or(Offloads::None)
     }
 
     /// Has the worker woken when there is something to read.
-    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+    pub(crate) fn watch(&self, poller: &Poller) -> io::Result<()> {
         self.own.iter().try_for_each(|own| poller.watch(own.queue(&self.all)))
     }
 
     /// To be called also when not all of them are watched.
-    pub(super) fn unwatch(&self, poller: &Poller) {
+    pub(crate) fn unwatch(&self, poller: &Poller) {
         self.own.iter().for_each(|own| poller.unwatch(own.queue(&self.all)));
     }
 
     /// Which queue a frame with this head is written to: for all frames of a flow the same. The
     /// kernel takes note of it, and sends by the same queue what belongs to the flow; so what
     /// this worker's guests send, they are answered by this worker.
-    pub(super) fn target(&self, head: &[u8]) -> &Queue {
+    pub(crate) fn target(&self, head: &[u8]) -> &Queue {
         // Not by the places of its own, which change.
         let which = match self.own.len() {
             0 | 1 => 0,
@@ -87,7 +87,7 @@ impl Share {
 
     /// Takes note that the interface is gone. Whether it is to be said: the first time that any of the
     /// parts finds out.
-    pub(super) fn is_first_to_go(&mut self) -> bool {
+    pub(crate) fn is_first_to_go(&mut self) -> bool {
         self.is_gone = true;
         !self.all.is_reported.swap(true, Relaxed)
     }

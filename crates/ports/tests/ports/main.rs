@@ -25,5 +25,6 @@ mod regressions;
 mod segments;
 mod swap;
 mod tap;
+mod tun;
 mod workers;
 mod world;

@@ -142,7 +142,8 @@ impl WrittenPort {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
-    fn missing(&self, key: &'static str, expected: String) -> Fault {
+    /// The fault of a key that is not there.
+    pub fn missing(&self, key: &'static str, expected: String) -> Fault {
         Fault {
             place: self.place.clone(),
             problem: Problem::MissingKey { port: self.name.clone(), key, expected },

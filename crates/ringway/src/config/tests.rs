@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ports::pcap::{Replay, Times};
+use ports::tun::Subnets;
 use ports::vhost_user::SUPPORTED;
 use tracing::level_filters::LevelFilter;
 use wire::ethernet::MacAddress;
@@ -11,7 +12,7 @@ use wire::virtio::Features;
 
 use super::{
     Config, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig, PortKind, Setup,
-    SocketRole, Tap, VhostUser, features, keys,
+    SocketRole, Tap, Tun, VhostUser, features, keys,
 };
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
@@ -251,7 +252,7 @@ fn columns_count_characters() {
     );
     assert_file_fault(
         "port = {a = {interface = 'é', type = 'tab'}}",
-        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user, tap, pcap-read or pcap-write; did you \
+        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user, tap, tun, pcap-read or pcap-write; did you \
          mean `tap`?",
     );
 }
@@ -391,7 +392,7 @@ fn a_table_that_is_not_a_port() {
 fn a_missing_key() {
     assert_file_fault(
         "[port.a]\npath = '/run/a.sock'",
-        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user, tap, pcap-read or pcap-write",
+        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user, tap, tun, pcap-read or pcap-write",
     );
     assert_file_fault(
         "[port.a]\ntype = 'vhost-user'",
@@ -408,7 +409,7 @@ fn a_missing_key() {
 fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhostuser:/run/a.sock,connect=perhaps",
-        "wrong value `vhostuser` for `type`: expected vhost-user, tap, pcap-read or pcap-write; did you mean \
+        "wrong value `vhostuser` for `type`: expected vhost-user, tap, tun, pcap-read or pcap-write; did you mean \
          `vhost-user`?",
     );
     assert_port_fault(
@@ -534,6 +535,67 @@ fn what_a_tap_port_is_told_has_its_form() {
         "unknown key `persistant` of a tap port: expected fd, queue-pairs, persistent, owner, group, \
          mtu, mac, up or bridge; did you mean `persistent`?",
     );
+}
+
+#[test]
+fn a_tun_port_has_the_host_s_addresses() {
+    let expected = Tun {
+        interface: "rw0".to_owned(),
+        subnets: Subnets {
+            addresses: ["10.0.0.254/24", "fd00::fe/64"].map(|text| text.parse().unwrap()).to_vec(),
+            gateways: ["10.0.0.9", "fd00::9"].map(|text| text.parse().unwrap()).to_vec(),
+        },
+        mac: Some(MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
+        mtu: Some(9000),
+    };
+    let flag = "host=tun:rw0,address=10.0.0.254/24+fd00::fe/64,gateway=10.0.0.9+fd00::9,\
+                mac=52:54:00:12:34:56,mtu=9000";
+    let file = r#"
+        [port.host]
+        type = "tun"
+        interface = "rw0"
+        address = ["10.0.0.254/24", "fd00::fe/64"]
+        gateway = ["10.0.0.9", "fd00::9"]
+        mac = "52:54:00:12:34:56"
+        mtu = 9000
+    "#;
+    for read in [read("", &[("port", flag)]), read(file, &[])] {
+        let ports = read.map(|config| config.ports);
+        let kind = PortKind::Tun(expected.clone());
+        assert_eq!(ports, Ok(vec![PortConfig { name: "host".to_owned(), kind }]));
+    }
+
+    let addresses = "expected addresses of single stations with the lengths of their networks' \
+                     prefixes, each once, as 10.0.0.1/24 or 10.0.0.1/24+fd00::1/64";
+    for value in ["10.0.0.1", "10.0.0.255/24", "10.0.0.1/24+", "10.0.0.1/24+10.0.0.1/16", "x/24"] {
+        assert_port_fault(
+            &format!("a=tun:rw0,address={value}"),
+            &format!("wrong value `{value}` for `address`: {addresses}"),
+        );
+    }
+    assert_port_fault(
+        "a=tun:rw0",
+        "port `a` lacks the key `address`: expected the host's addresses, as \
+         10.0.0.1/24+fd00::1/64",
+    );
+    for value in ["10.0.0.9+10.0.0.8", "fd00::9+", "10.0.0.9/24"] {
+        assert_port_fault(
+            &format!("a=tun:rw0,address=10.0.0.1/24+fd00::1/64,gateway={value}"),
+            &format!(
+                "wrong value `{value}` for `gateway`: expected an IP address, or one of IPv4 and one \
+                 of IPv6, as 10.0.0.254+fd00::fe"
+            ),
+        );
+    }
+    for value in ["10.0.1.9", "10.0.0.1", "fd01::9", "10.0.0.9+fd01::9", "10.0.0.255"] {
+        assert_port_fault(
+            &format!("a=tun:rw0,address=10.0.0.1/24+fd00::1/64,gateway={value}"),
+            &format!(
+                "wrong value `{value}` for `gateway`: expected other addresses of the networks of \
+                 `address`"
+            ),
+        );
+    }
 }
 
 /// The features that a port with this value offers, by a flag.

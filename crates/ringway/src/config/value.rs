@@ -1,12 +1,14 @@
 //! Values: how each is written, and the nearest right one for a wrong one.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ports::pcap::Times;
+use ports::tun::Subnet;
 use tracing::level_filters::LevelFilter;
 use wire::ethernet::MacAddress;
 use wire::pcap::MAX_CAPTURED;
@@ -262,6 +264,46 @@ pub fn mac(scalar: &Scalar) -> Result<MacAddress, Misfit> {
             let near = colons.parse().ok().filter(is_one);
             Err(Misfit { nearest: near.map(|near| near.to_string()), ..misfit })
         }
+    }
+}
+
+/// The items of a list: a flag has `+` between them, a file has one or a list. None when something else is
+/// among them, or there is none.
+fn items<T>(scalar: &Scalar, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+    let one = |scalar: &Scalar| match scalar {
+        Scalar::Text(text) => text.split('+').map(&read).collect::<Option<Vec<T>>>(),
+        _ => None,
+    };
+    let Scalar::List(items) = scalar else { return one(scalar) };
+    let all: Vec<Vec<T>> = items.iter().map(|item| one(&item.scalar)).collect::<Option<_>>()?;
+    (!all.is_empty()).then(|| all.into_iter().flatten().collect())
+}
+
+/// `address` of a tun port: addresses and their prefixes, each once.
+pub fn subnets(scalar: &Scalar) -> Result<Vec<Subnet>, Misfit> {
+    let misfit = || {
+        Misfit::expected(
+            "addresses of single stations with the lengths of their networks' prefixes, each once, as \
+             10.0.0.1/24 or 10.0.0.1/24+fd00::1/64",
+        )
+    };
+    let subnets = items(scalar, |text| text.parse::<Subnet>().ok()).ok_or_else(misfit)?;
+    let is_new = |(index, subnet): (usize, &Subnet)| {
+        subnets.iter().take(index).all(|other| other.address != subnet.address)
+    };
+    if subnets.iter().enumerate().all(is_new) { Ok(subnets) } else { Err(misfit()) }
+}
+
+/// `gateway` of a tun port.
+pub fn gateways(scalar: &Scalar) -> Result<Vec<IpAddr>, Misfit> {
+    let misfit = || {
+        Misfit::expected("an IP address, or one of IPv4 and one of IPv6, as 10.0.0.254+fd00::fe")
+    };
+    let gateways = items(scalar, |text| text.parse::<IpAddr>().ok()).ok_or_else(misfit)?;
+    match gateways[..] {
+        [_] => Ok(gateways),
+        [one, other] if one.is_ipv4() != other.is_ipv4() => Ok(gateways),
+        _ => Err(misfit()),
     }
 }
 

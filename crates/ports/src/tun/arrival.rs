@@ -1,0 +1,98 @@
+//! What a frame from the bridge is to the host, which knows no Ethernet.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use engine::{DropReason, Frame};
+use wire::arp;
+use wire::ethernet::{EtherType, Ethernet, HEADER_SIZE, MacAddress};
+use wire::ndp::{self, IPV6_HEADER_SIZE};
+
+use super::station::Station;
+
+/// Bytes of an IPv4 header without options.
+const IPV4_HEADER_SIZE: usize = 20;
+
+/// A frame that the port takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    /// A packet to the host.
+    Packet,
+    /// Something about who has which address, which is the port's own business.
+    Heard(Heard),
+}
+
+/// Something about who has which address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Heard {
+    /// The station that said it.
+    pub(super) from: MacAddress,
+    /// What it said.
+    pub(super) message: Message,
+}
+
+/// What is said about addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Message {
+    Arp(arp::Packet),
+    Ndp(ndp::Packet),
+}
+
+/// Looks at a frame, or says why it is dropped.
+pub(super) fn sort(frame: &Frame<'_>, station: &Station) -> Result<Arrival, DropReason> {
+    let ethernet = Ethernet::parse(frame.head).ok_or(DropReason::TooShort)?;
+    if ethernet.vlan.is_some() {
+        return Err(DropReason::Tagged);
+    }
+    let to_group = ethernet.destination.is_multicast();
+    if !to_group && ethernet.destination != station.mac {
+        return Err(DropReason::NotForHost);
+    }
+    let packet = frame.head.get(HEADER_SIZE..).unwrap_or_default();
+    let heard = |message| Arrival::Heard(Heard { from: ethernet.source, message });
+    if ethernet.ethertype == EtherType::ARP {
+        let message = arp::Packet::parse(packet).ok_or(DropReason::BadNeighbourMessage)?;
+        return Ok(heard(Message::Arp(message)));
+    }
+    let destination = destination(packet)?;
+    if ethernet.ethertype != ethertype(destination) {
+        return Err(DropReason::NotIp);
+    }
+    if destination.is_ipv6() {
+        // One that is longer than the private head counts as cut off. None of any use is.
+        let message = ndp::Packet::parse(packet, frame.offload.is_none());
+        if let Some(message) = message.map_err(|_| DropReason::BadNeighbourMessage)? {
+            return Ok(heard(Message::Ndp(message)));
+        }
+    }
+    // What is for one station only is not to be taken from a frame to many (RFC 1122, section 3.3.6).
+    if to_group && !destination.is_multicast() && !station.subnets.is_broadcast(destination) {
+        return Err(DropReason::NotForHost);
+    }
+    Ok(Arrival::Packet)
+}
+
+/// Where an IP packet goes, by its own version, which is what the kernel goes by.
+pub(super) fn destination(packet: &[u8]) -> Result<IpAddr, DropReason> {
+    let version = packet.first().ok_or(DropReason::TooShort)? >> 4;
+    match version {
+        4 => {
+            let header = packet.first_chunk::<IPV4_HEADER_SIZE>().ok_or(DropReason::TooShort)?;
+            let [.., a, b, c, d] = *header;
+            Ok(Ipv4Addr::new(a, b, c, d).into())
+        }
+        6 => {
+            let header = packet.first_chunk::<IPV6_HEADER_SIZE>().ok_or(DropReason::TooShort)?;
+            let address = header.last_chunk::<16>().copied().unwrap_or_default();
+            Ok(Ipv6Addr::from(address).into())
+        }
+        _ => Err(DropReason::NotIp),
+    }
+}
+
+/// What a frame says that carries a packet to this address.
+pub(super) fn ethertype(destination: IpAddr) -> EtherType {
+    if destination.is_ipv4() { EtherType::IPV4 } else { EtherType::IPV6 }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,397 @@
+//! Guests and the host's own IP, by a tun in a network namespace of the test's own.
+
+use std::net::{IpAddr, UdpSocket};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use apps::bridge::Bridge;
+use engine::DropReason;
+use nix::sched::{CloneFlags, unshare};
+use ringway_ports::tun::{Station, Subnets, TunPort};
+use sys::tun::{Kind, Offloads, Request};
+use wire::arp::{self, Operation};
+use wire::checksum::Sum;
+use wire::ethernet::{HEADER_SIZE, MacAddress};
+use wire::ndp;
+use wire::virtio::{Features, NetHeader};
+
+use crate::guest::{Cut, Guest, Received};
+use crate::world::{MODERN, RING, STEP, World, addressed, mac, modern};
+
+/// More than anything here takes, on the slowest machine.
+const LIMIT: Duration = Duration::from_secs(20);
+const SECOND: u64 = 1_000_000_000;
+
+const HOST: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 0x99]);
+const HOST_V4: [u8; 4] = [10, 9, 0, 1];
+/// The address of guest 0.
+const GUEST_V4: [u8; 4] = [10, 9, 0, 2];
+
+/// The number of the tun's port, behind those of two guests.
+const TUN: usize = 2;
+
+#[track_caller]
+fn ip(arguments: &str) {
+    let result = Command::new("ip").args(arguments.split(' ')).output();
+    let output = result.expect("this test needs iproute2");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {problem}");
+}
+
+/// A port of a tun in a network of its own, in parts.
+fn parts(most: Offloads, workers: usize) -> Vec<TunPort> {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    // Nothing but what a test asks for, if the kernel knows IPv6 at all.
+    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let request = Request { most, ..Request::new("rw0", Kind::Tun, NetHeader::SIZE) };
+    let queue = request.open().expect("this test needs CAP_NET_ADMIN").remove(0);
+    let subnets = Subnets {
+        addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
+        gateways: vec![IpAddr::from([10, 9, 0, 9])],
+    };
+    let station = Station { mac: HOST, subnets };
+    TunPort::parts(queue, station, workers, [3, 4]).unwrap()
+}
+
+/// Two guests and the host on a bridge, which knows where the guests are.
+fn host(guest: Guest, most: Offloads) -> World {
+    let part = parts(most, 1).remove(0);
+    let mut world = World::unlinked(vec![guest, modern()]);
+    let tun = world.graph.add("tun", part);
+    world.ports.push(tun);
+    let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
+    for (index, port) in world.ports.iter().enumerate() {
+        world.graph.link((*port, 0), (bridge, index)).unwrap();
+        world.graph.link((bridge, index), (*port, 0)).unwrap();
+    }
+    for guest in [0, 1] {
+        // Learned from, and not forwarded.
+        world.guests[guest].send(&addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(guest), 60, 0));
+        world.breathe();
+        world.guests[guest].reap();
+    }
+    ip("link set rw0 up");
+    ip("address add 10.9.0.1/24 dev rw0");
+    ip("route add default dev rw0");
+    world
+}
+
+/// Gives guest 0 room to receive.
+fn post(world: &mut World) {
+    while world.guests[0].receive.room() > 100 {
+        world.guests[0].post(2048);
+    }
+}
+
+/// Breathes until guest 0 has received what is looked for. What it receives at once with that is passed over.
+#[track_caller]
+fn until<T>(world: &mut World, what: &str, mut look: impl FnMut(Received) -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
+        post(world);
+        if !world.breathe() {
+            std::thread::yield_now();
+        }
+        world.guests[0].reap();
+        if let Some(found) = world.guests[0].received().into_iter().find_map(&mut look) {
+            return found;
+        }
+    }
+}
+
+/// Breathes until the port has counted so many packets of the host's.
+#[track_caller]
+fn until_read(world: &mut World, packets: u64) {
+    let start = Instant::now();
+    while world.counters(TUN).received.frames < packets {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {packets} packets of the host's");
+        world.breathe();
+    }
+}
+
+fn read_arp(received: &Received) -> Option<arp::Packet> {
+    let is_arp = received.frame[12..14] == [8, 6];
+    is_arp.then(|| arp::Packet::parse(&received.frame[HEADER_SIZE..])).flatten()
+}
+
+fn ask(address: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    let packet = arp::Packet {
+        operation: Operation::Request,
+        sender_mac: MacAddress(mac(0)),
+        sender: address.into(),
+        target_mac: MacAddress::default(),
+        target: target.into(),
+    };
+    packet.frame(MacAddress::BROADCAST).to_vec()
+}
+
+/// The guest's answer to a question of the host's.
+fn answer(question: arp::Packet) -> Vec<u8> {
+    let packet = arp::Packet {
+        operation: Operation::Reply,
+        sender_mac: MacAddress(mac(0)),
+        sender: question.target,
+        target_mac: question.sender_mac,
+        target: question.sender,
+    };
+    packet.frame(question.sender_mac).to_vec()
+}
+
+/// The datagram in a frame to guest 0, from the host.
+fn datagram(frame: &[u8]) -> Option<&[u8]> {
+    let is_it =
+        frame.starts_with(&[mac(0), HOST.0].concat()) && frame[12..14] == [8, 0] && frame[23] == 17;
+    is_it.then(|| &frame[34..])
+}
+
+#[test]
+fn the_port_answers_for_the_host_and_for_nobody_else() {
+    let mut world = host(modern(), Offloads::ALL);
+    for sender in [GUEST_V4, [0; 4]] {
+        world.guests[0].send(&ask(sender, [10, 9, 0, 7]));
+        world.guests[0].send(&ask(sender, HOST_V4));
+        let reply = until(&mut world, "an answer", |received| read_arp(&received));
+        assert_eq!((reply.operation, reply.sender_mac), (Operation::Reply, HOST));
+        assert_eq!((reply.sender.octets(), reply.target.octets()), (HOST_V4, sender));
+        assert_eq!(reply.target_mac.0, mac(0));
+    }
+    let solicit = |source: &str, target: &str, link_layer| {
+        let target = target.parse().unwrap();
+        let destination = ndp::solicited_node(target);
+        let kind = ndp::Kind::Solicitation;
+        let source = source.parse().unwrap();
+        let packet = ndp::Packet { source, destination, kind, target, link_layer };
+        packet.frame(MacAddress(mac(0)), MacAddress::of_group(destination.into()))
+    };
+    for (source, link_layer) in
+        [("fd00::2", Some(MacAddress(mac(0)))), ("fd00::3", None), ("::", None)]
+    {
+        world.guests[0].send(&solicit(source, "fd00::7", link_layer));
+        world.guests[0].send(&solicit(source, "fd00::1", link_layer));
+        let (to, packet) = until(&mut world, "an advertisement", |received| {
+            let packet = ndp::Packet::parse(received.frame.get(14..)?, true).ok().flatten()?;
+            Some((received.frame[..6].to_vec(), packet))
+        });
+        let is_probe = source == "::";
+        let solicited = !is_probe;
+        let expected = ndp::Packet {
+            source: "fd00::1".parse().unwrap(),
+            destination: if is_probe { ndp::ALL_NODES } else { source.parse().unwrap() },
+            kind: ndp::Kind::Advertisement { router: false, solicited, overrides: true },
+            target: "fd00::1".parse().unwrap(),
+            link_layer: Some(HOST),
+        };
+        assert_eq!(packet, expected);
+        let group = MacAddress::of_group(ndp::ALL_NODES.into());
+        assert_eq!(to, if is_probe { group.0 } else { mac(0) });
+    }
+    world.assert_drops(TUN, &[]);
+}
+
+#[test]
+fn packets_wait_for_their_neighbour_and_then_go_in_order() {
+    let mut world = host(modern(), Offloads::ALL);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    for number in 0..5u8 {
+        socket.send_to(&[number; 50], "10.9.0.2:900").unwrap();
+    }
+    let question = until(&mut world, "a question", |received| read_arp(&received));
+    assert_eq!((question.operation, question.target.octets()), (Operation::Request, GUEST_V4));
+    until_read(&mut world, 5);
+    world.guests[0].send(&answer(question));
+    socket.send_to(&[5; 50], "10.9.0.2:900").unwrap();
+    // The newest three of those that waited, and then what came later.
+    let mut next = 2;
+    until(&mut world, "all datagrams", |received| {
+        assert_eq!(datagram(&received.frame)?[8..], [next; 50]);
+        next += 1;
+        (next == 6).then_some(())
+    });
+    world.assert_drops(TUN, &[(DropReason::NoNeighbour, 2)]);
+}
+
+#[test]
+fn who_does_not_answer_costs_what_waits_and_who_is_far_is_behind_the_gateway() {
+    let mut world = host(modern(), Offloads::ALL);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.send_to(&[1; 50], "192.0.2.1:900").unwrap();
+    for _ in 0..3 {
+        let question = until(&mut world, "a question", |received| read_arp(&received));
+        assert_eq!(question.target.octets(), [10, 9, 0, 9]);
+        world.assert_drops(TUN, &[]);
+        world.after(SECOND - STEP);
+    }
+    world.after(SECOND);
+    world.assert_drops(TUN, &[(DropReason::NoNeighbour, 1)]);
+    // Nothing is left to be done: the worker may sleep.
+    world.breathe();
+    assert!(!world.breathe());
+}
+
+#[test]
+fn a_flood_of_addresses_keeps_little_and_takes_no_slot_for_good() {
+    let mut world = host(modern(), Offloads::ALL);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    for last in 10..=250u8 {
+        socket.send_to(&[last; 50], format!("10.9.0.{last}:900")).unwrap();
+    }
+    until_read(&mut world, 241);
+    let waiting = 241 - world.counters(TUN)[DropReason::NoNeighbour];
+    assert!((1..=32).contains(&waiting), "{waiting} wait");
+    // Questions are asked again as there is room for them.
+    for _ in 0..200 {
+        post(&mut world);
+        world.after(SECOND / 20);
+        world.guests[0].reap();
+        world.guests[0].received();
+    }
+    assert_eq!(world.counters(TUN)[DropReason::NoNeighbour], 241);
+    // And somebody else is found as ever.
+    world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    socket.send_to(&[7; 50], "10.9.0.2:900").unwrap();
+    let payload =
+        until(&mut world, "a datagram", |received| Some(datagram(&received.frame)?.to_vec()));
+    assert_eq!(payload[8..], [7; 50]);
+}
+
+/// The sum over a datagram and its pseudo header: 0 when its checksum is right.
+fn checksum(source: [u8; 4], destination: [u8; 4], datagram: &[u8]) -> u16 {
+    let mut sum = Sum::new();
+    sum.add(&[source, destination].concat());
+    sum.add(&[[0, 17], (datagram.len() as u16).to_be_bytes()].concat());
+    sum.add(datagram);
+    sum.finish()
+}
+
+/// A frame of guest 0's with datagrams to the host, whose checksum is left undone.
+fn undone(payload: &[u8]) -> Vec<u8> {
+    let len = 8 + payload.len() as u16;
+    let mut frame = [&HOST.0[..], &mac(0), &[8, 0]].concat();
+    let mut header = [0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 17, 0, 0].to_vec();
+    header[2..4].copy_from_slice(&(20 + len).to_be_bytes());
+    header.extend([GUEST_V4, HOST_V4].concat());
+    let mut sum = Sum::new();
+    sum.add(&header);
+    header[10..12].copy_from_slice(&sum.finish().to_be_bytes());
+    let mut sum = Sum::new();
+    sum.add(&[GUEST_V4, HOST_V4].concat());
+    sum.add(&[[0, 17], len.to_be_bytes()].concat());
+    frame.extend(header);
+    frame.extend([900, 700, len].map(u16::to_be_bytes).concat());
+    frame.extend((!sum.finish()).to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn what_is_left_undone_passes_both_ways_or_is_done() {
+    const USO: Features = MODERN
+        .union(Features::CSUM)
+        .union(Features::HOST_USO)
+        .union(Features::GUEST_CSUM)
+        .union(Features::GUEST_USO4)
+        .union(Features::GUEST_USO6);
+    let payload: Vec<u8> =
+        (0..3500u32).map(|n| (n.wrapping_mul(0x9E37_79B1) >> 24) as u8).collect();
+    for (most, frames) in [(Offloads::ALL, 1), (Offloads::None, 4)] {
+        for cut in [Cut::Whole, Cut::Crumbs] {
+            let mut world = host(Guest::new(USO, cut, RING), most);
+            let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+            socket.set_read_timeout(Some(LIMIT)).unwrap();
+            let header = NetHeader {
+                flags: NetHeader::NEEDS_CSUM,
+                gso_type: NetHeader::GSO_UDP_L4,
+                hdr_len: 42,
+                gso_size: 1000,
+                csum_start: 34,
+                csum_offset: 6,
+                num_buffers: 0,
+            };
+            world.guests[0].send_with(header, &undone(&payload));
+            world.breathe();
+            assert_eq!(world.counters(TUN).sent.frames, frames);
+            for part in payload.chunks(1000) {
+                let mut buffer = [0; 2000];
+                let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+                assert!(buffer[..len] == *part);
+            }
+            let header = NetHeader { gso_type: NetHeader::GSO_NONE, gso_size: 0, ..header };
+            world.guests[0].send_with(header, &undone(&payload[..99]));
+            world.breathe();
+            let mut buffer = [0; 2000];
+            let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+            assert!(buffer[..len] == payload[..99]);
+
+            world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+            socket.send_to(&payload[..333], "10.9.0.2:900").unwrap();
+            let Received { header, frame, .. } = until(&mut world, "a datagram", |received| {
+                datagram(&received.frame).is_some().then_some(received)
+            });
+            let datagram = datagram(&frame).unwrap();
+            assert!(datagram[8..] == payload[..333]);
+            if most == Offloads::ALL {
+                assert_eq!(header.flags, NetHeader::NEEDS_CSUM);
+                assert_eq!((header.csum_start, header.csum_offset), (34, 6));
+            } else {
+                assert_eq!(header.flags, 0);
+                assert_eq!(checksum(HOST_V4, GUEST_V4, datagram), 0);
+            }
+            world.assert_drops(TUN, &[]);
+        }
+    }
+}
+
+/// What one part hears, another has to know: the one that reads, and asks.
+#[test]
+fn parts_pass_on_what_they_hear() {
+    let mut parts = parts(Offloads::ALL, 2);
+    let mut world = World::unlinked(vec![modern()]);
+    let (writes, reads) = (parts.remove(1), parts.remove(0));
+    let [reads, writes] = [reads, writes].map(|part| world.graph.add("tun", part));
+    world.graph.link((world.ports[0], 0), (writes, 0)).unwrap();
+    world.graph.link((reads, 0), (world.ports[0], 0)).unwrap();
+    ip("link set rw0 up");
+    ip("address add 10.9.0.1/24 dev rw0");
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.send_to(&[1; 50], "10.9.0.2:900").unwrap();
+    let question = until(&mut world, "a question", |received| read_arp(&received));
+    assert_eq!(question.target.octets(), GUEST_V4);
+    world.guests[0].send(&answer(question));
+    until(&mut world, "a datagram", |received| datagram(&received.frame).map(|_| ()));
+    world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    let reply = until(&mut world, "an answer", |received| read_arp(&received));
+    assert_eq!((reply.operation, reply.sender_mac), (Operation::Reply, HOST));
+    // More at once than is passed on is counted where it was heard.
+    for _ in 0..100 {
+        world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    }
+    for _ in 0..4 {
+        post(&mut world);
+        world.breathe();
+        world.guests[0].reap();
+    }
+    let dropped: u64 =
+        [reads, writes].iter().map(|id| world.graph.counters(*id)[DropReason::ReceiverFull]).sum();
+    let answered = world.guests[0].received().len() as u64;
+    assert_eq!(dropped + answered, 100);
+    assert!(dropped > 0 && answered > 0, "{dropped} dropped, {answered} answered");
+}
+
+#[test]
+fn a_port_whose_interface_is_gone_says_so_once_and_counts() {
+    let mut world = host(modern(), Offloads::ALL);
+    ip("link delete rw0");
+    let start = Instant::now();
+    while world.faults.is_empty() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for a fault");
+        world.breathe();
+    }
+    assert!(world.fault(TUN).starts_with("the interface is gone: "));
+    for _ in 0..10 {
+        world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+        world.breathe();
+    }
+    assert!(world.faults.is_empty());
+    world.assert_drops(TUN, &[(DropReason::ReceiverDown, 10)]);
+}
