@@ -2,8 +2,10 @@
 
 mod backlog;
 mod frame;
+mod lent;
 pub mod offload;
 pub mod tap;
+pub mod vhost_net;
 pub mod vhost_user;
 
 pub use backlog::BLOCK;

@@ -67,19 +67,19 @@ const WORDS: [(Offloads, Features, Features); 4] = [
 ];
 
 /// What the kernel may ask of a frame's receiver, in the words of a guest that transmits.
-fn asks(offloads: Offloads) -> Features {
+pub(crate) fn asks(offloads: Offloads) -> Features {
     let steps = WORDS.iter().filter(|(step, ..)| *step <= offloads);
     steps.fold(Features::NONE, |all, (_, asks, _)| all | *asks)
 }
 
 /// What the kernel takes as it is, in the words of a guest that receives.
-fn takes(offloads: Offloads) -> Features {
+pub(crate) fn takes(offloads: Offloads) -> Features {
     let steps = WORDS.iter().filter(|(step, ..)| *step <= offloads);
     steps.fold(Features::NONE, |all, (.., takes)| all | *takes)
 }
 
 /// Whether the kernel takes a segmentation that it knows also at this size.
-fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
+pub(crate) fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
     offload.segmentation.is_none_or(|segmentation| {
         segmentation.size != REFUSED_SIZE
             && (segmentation.kind != SegmentationKind::Udp
