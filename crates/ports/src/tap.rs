@@ -10,6 +10,12 @@
 //! take as it is goes through private memory, where it is segmented. A frame that is held, because
 //! its receiver is full, stays in its slot; when there are too many of them, nothing more is read,
 //! and the kernel's own queue fills up behind them.
+//!
+//! An interface with several queues has them read by several workers. An interface that is deleted
+//! takes its queues with it: the port says so, and goes without until control [attaches](TapPort::attach)
+//! others.
+
+mod queues;
 
 use std::io;
 use std::os::fd::AsFd;
@@ -21,13 +27,16 @@ use engine::{
 };
 use memory::{ReadSlice, WRITE_SLICES_MAX, WriteCursor, recycle, write_vectored};
 use rustix::io::Errno;
-use sys::tun::{Offloads, Tap, TapError};
+use sys::tun::{Offloads, Queue};
 use thiserror::Error;
 use wire::virtio::{Features, NetHeader, Offload, SegmentationKind};
 
 use crate::backlog::Backlog;
 use crate::frame::MAX_FRAME;
 use crate::offload::Delivery;
+
+pub use queues::Queues;
+use queues::Share;
 
 /// Frames that are read from the kernel at most in one burst. Fewer than a guest's, since each has
 /// to have room for the largest.
@@ -101,15 +110,21 @@ struct Filled {
     frame: Option<usize>,
 }
 
-/// The port, or its part on one of several workers. One part reads; all write.
+/// The part of a port that one of several workers has.
 pub struct TapPort {
-    tap: Arc<Tap>,
+    /// Of which worker, and how many there are.
+    number: usize,
+    workers: usize,
+    /// What it has of the interface's queues, while there is an interface.
+    share: Option<Share>,
+    /// Whether the interface is up, for all that control knows.
+    is_up: bool,
     /// What the kernel may ask of a frame's receiver.
     asks: Features,
     /// What the kernel takes as it is.
     takes: Features,
-    /// [`FRAMES`] slots, or none in a part that does not read; out on lease while a burst borrows
-    /// from it.
+    /// [`FRAMES`] slots, or none in a part that has had nothing to read; out on lease while a burst
+    /// borrows from it.
     buffer: Box<[u8]>,
     /// The slots that hold a frame, in the order in which they were read.
     frames: Vec<Filled>,
@@ -118,14 +133,11 @@ pub struct TapPort {
     backlog: Backlog,
     /// A held frame made way.
     moved: bool,
-    /// When to read next, while the worker polls.
-    next_read: u64,
     /// What is left of [`SEGMENT_BUDGET`] in this breath.
     segments: usize,
     /// The breath in which something was pushed last.
     breath: u32,
     fault: Option<TapGone>,
-    gone: bool,
     slices: Vec<ReadSlice<'static>>,
     /// Where a header and a frame are put together that cannot be written from where they lie.
     assembly: Box<[u8]>,
@@ -133,126 +145,203 @@ pub struct TapPort {
 }
 
 impl TapPort {
-    /// Attaches to the TAP interface `name`, or creates it.
-    pub fn open(name: &str) -> Result<Self, TapError> {
-        Self::open_with(name, Offloads::ALL)
+    /// A port with these queues of one interface, in as many parts as there are workers. Queue n is read
+    /// by worker n modulo the number of workers. All workers write: one that reads no queue, to
+    /// another's.
+    ///
+    /// Without queues it waits for [`Self::attach`].
+    pub fn parts(queues: Vec<Queue>, workers: usize) -> Vec<Self> {
+        let queues = Queues::new(queues);
+        let part = |number| {
+            let mut part = Self::new(number, workers);
+            part.take(Share::new(queues.clone(), number, workers));
+            part
+        };
+        (0..workers).map(part).collect()
     }
 
-    /// As [`Self::open`], with no more than these offloads, even if the kernel knows more: as with
-    /// an older one.
-    pub fn open_with(name: &str, most: Offloads) -> Result<Self, TapError> {
-        Ok(Self {
-            buffer: vec![0; FRAMES * SLOT].into_boxed_slice(),
-            frames: Vec::with_capacity(FRAMES),
-            free: (0..FRAMES).rev().collect(),
-            ..Self::writer(Arc::new(Tap::open(name, NetHeader::SIZE, most)?))
-        })
-    }
-
-    /// A part for another worker, which only writes: the kernel's frames come by one queue.
-    pub fn part(&self) -> Self {
-        Self::writer(self.tap.clone())
-    }
-
-    /// Without slots there is nothing to read into.
-    fn writer(tap: Arc<Tap>) -> Self {
-        let offloads = tap.offloads();
+    fn new(number: usize, workers: usize) -> Self {
         Self {
-            tap,
-            asks: asks(offloads),
-            takes: takes(offloads),
+            number,
+            workers,
+            share: None,
+            is_up: true,
+            asks: Features::NONE,
+            takes: Features::NONE,
             buffer: Box::default(),
             frames: Vec::new(),
             free: Vec::new(),
             backlog: Backlog::default(),
             moved: false,
-            next_read: 0,
             segments: SEGMENT_BUDGET,
             breath: 0,
             fault: None,
-            gone: false,
             slices: Vec::new(),
             assembly: vec![0; SLOT].into_boxed_slice(),
             counters: Counters::default(),
         }
     }
 
-    fn reads(&self) -> bool {
-        !self.free.is_empty() || !self.frames.is_empty()
+    /// Gives this part its share of these queues, which are those of an interface that came back; each
+    /// part has to be given the same. Returns those it had before, to be dropped by control.
+    ///
+    /// When it fails, the part is without queues.
+    pub fn attach(
+        &mut self,
+        queues: Arc<Queues>,
+        poller: &Poller,
+    ) -> io::Result<Option<Arc<Queues>>> {
+        let before = self.detach(poller);
+        let share = Share::new(queues, self.number, self.workers);
+        if let Some(share) = &share {
+            share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
+        }
+        self.take(share);
+        Ok(before)
+    }
+
+    /// Takes this part's queues away: frames to it are then counted as [`DropReason::ReceiverDown`].
+    /// Returns what is to be dropped by control.
+    pub fn detach(&mut self, poller: &Poller) -> Option<Arc<Queues>> {
+        let share = self.share.take()?;
+        share.unwatch(poller);
+        self.fault = None;
+        Some(share.all)
+    }
+
+    /// Says whether the interface is up. While it is down, frames to it are not even offered to the
+    /// kernel, and counted as [`DropReason::ReceiverDown`].
+    pub fn set_link(&mut self, is_up: bool) {
+        self.is_up = is_up;
+    }
+
+    /// Takes what it has of the queues from now on.
+    fn take(&mut self, share: Option<Share>) {
+        if let Some(share) = &share {
+            let offloads = share.offloads();
+            (self.asks, self.takes) = (asks(offloads), takes(offloads));
+            if !share.own.is_empty() && self.buffer.is_empty() {
+                self.buffer = vec![0; FRAMES * SLOT].into_boxed_slice();
+                self.frames.reserve(FRAMES);
+                self.free = (0..FRAMES).rev().collect();
+            }
+        }
+        self.share = share;
     }
 
     /// Reads frames into free slots, until there is none of either. Returns how many.
     fn read(&mut self, now: u64) -> usize {
         let before = self.frames.len();
-        while let Some(slot) = self.free.pop() {
-            let room = self.buffer.get_mut(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
-            match rustix::io::read(&*self.tap, room) {
-                Ok(len) if len < NetHeader::SIZE + wire::ethernet::HEADER_SIZE => {
-                    self.counters.drop(DropReason::TooShort);
-                    self.free.push(slot);
-                }
-                Ok(len) => {
-                    self.counters.received.count(len - NetHeader::SIZE);
-                    self.frames.push(Filled { slot, len, frame: None });
-                }
-                Err(error) => {
-                    self.free.push(slot);
-                    self.next_read = now + READ_INTERVAL;
-                    if !matches!(error, Errno::AGAIN | Errno::INTR) {
-                        self.gone = true;
-                        self.fault = Some(TapGone(error.into()));
+        let mut gone = None;
+        let Some(Share { all, own, is_gone: false, .. }) = &mut self.share else { return 0 };
+        if own.len() > 1 {
+            own.rotate_left(1);
+        }
+        for own in own.iter_mut().filter(|own| now >= own.next_read) {
+            while let Some(slot) = self.free.pop() {
+                let room = self.buffer.get_mut(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
+                match rustix::io::read(own.queue(all), room) {
+                    Ok(len) if len < NetHeader::SIZE + wire::ethernet::HEADER_SIZE => {
+                        self.counters.drop(DropReason::TooShort);
+                        self.free.push(slot);
                     }
-                    break;
+                    Ok(len) => {
+                        self.counters.received.count(len - NetHeader::SIZE);
+                        self.frames.push(Filled { slot, len, frame: None });
+                    }
+                    Err(error) => {
+                        self.free.push(slot);
+                        own.next_read = now + READ_INTERVAL;
+                        match error {
+                            Errno::AGAIN | Errno::INTR => {}
+                            Errno::BADFD => gone = Some(error),
+                            // It is about one frame, for which the kernel has no header.
+                            _ => self.counters.drop(DropReason::Refused),
+                        }
+                        break;
+                    }
                 }
             }
         }
+        if let Some(error) = gone {
+            self.go(error);
+        }
         self.frames.len() - before
+    }
+
+    /// The interface is gone.
+    #[cold]
+    fn go(&mut self, error: Errno) {
+        if let Some(share) = &mut self.share
+            && share.is_first_to_go()
+        {
+            self.fault = Some(TapGone(error.into()));
+        }
     }
 }
 
 impl TapPort {
     /// Hands one frame to the kernel, in whatever form it takes it.
     fn send(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+        let Some(share) = self.share.as_ref().filter(|share| self.is_up && !share.is_gone) else {
+            return Err(DropReason::ReceiverDown);
+        };
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { self.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
-        if delivery.passes() && frame.body.len() + 2 <= WRITE_SLICES_MAX {
-            self.write_in_place(frame)?;
-            self.counters.sent.count(frame.len);
-            return Ok(());
+        let queue = share.target(frame.head);
+        let error = if delivery.passes() && frame.body.len() + 2 <= WRITE_SLICES_MAX {
+            match write_in_place(queue, frame, &mut self.slices) {
+                Ok(()) => {
+                    self.counters.sent.count(frame.len);
+                    return Ok(());
+                }
+                Err(error) => error,
+            }
+        } else {
+            let left = self.segments.checked_sub(delivery.remaining().saturating_sub(1));
+            self.segments = left.ok_or(DropReason::TooManySegments)?;
+            loop {
+                let Some(outgoing) = delivery.next() else { return Ok(()) };
+                let len = outgoing.len;
+                let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
+                header.copy_from_slice(&outgoing.offload.header(0).to_bytes());
+                outgoing.write(WriteCursor::new(&[room.into()]));
+                let assembled = self.assembly.get(..NetHeader::SIZE + len).unwrap_or_default();
+                match rustix::io::write(queue, assembled) {
+                    Ok(_) => self.counters.sent.count(len),
+                    Err(error) => break error,
+                }
+            }
+        };
+        if error == Errno::BADFD {
+            self.go(error);
         }
-        let left = self.segments.checked_sub(delivery.remaining().saturating_sub(1));
-        self.segments = left.ok_or(DropReason::TooManySegments)?;
-        while let Some(outgoing) = delivery.next() {
-            let len = outgoing.len;
-            let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
-            header.copy_from_slice(&outgoing.offload.header(0).to_bytes());
-            outgoing.write(WriteCursor::new(&[room.into()]));
-            let assembled = self.assembly.get(..NetHeader::SIZE + len).unwrap_or_default();
-            rustix::io::write(&self.tap, assembled).map_err(refusal)?;
-            self.counters.sent.count(len);
-        }
-        Ok(())
+        Err(refusal(error))
     }
+}
 
-    /// Writes a frame as it is, from where it lies.
-    fn write_in_place(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
-        let header = frame.offload.header(0).to_bytes();
-        let mut slices = std::mem::take(&mut self.slices);
-        slices.push(header[..].into());
-        slices.push(frame.head.into());
-        slices.extend_from_slice(frame.body);
-        let written = write_vectored(self.tap.as_fd(), &slices);
-        self.slices = recycle(slices);
-        let error = |error| Errno::from_io_error(&error).map_or(DropReason::Refused, refusal);
-        written.map(|_| ()).map_err(error)
-    }
+/// Writes a frame as it is, from where it lies.
+fn write_in_place(
+    queue: &Queue,
+    frame: &Frame<'_>,
+    scratch: &mut Vec<ReadSlice<'static>>,
+) -> Result<(), Errno> {
+    let header = frame.offload.header(0).to_bytes();
+    let mut slices = std::mem::take(scratch);
+    slices.push(header[..].into());
+    slices.push(frame.head.into());
+    slices.extend_from_slice(frame.body);
+    let written = write_vectored(queue.as_fd(), &slices);
+    *scratch = recycle(slices);
+    let error = |error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
+    written.map(|_| ()).map_err(error)
 }
 
 /// Why the kernel did not take a frame.
 fn refusal(error: Errno) -> DropReason {
     match error {
-        // The interface is not up, or not there any more: `read` will find that out.
+        // The interface is not up, or not there any more.
         Errno::IO | Errno::BADFD => DropReason::ReceiverDown,
         Errno::AGAIN | Errno::NOBUFS => DropReason::ReceiverFull,
         _ => DropReason::Refused,
@@ -263,8 +352,7 @@ impl App for TapPort {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         let plan = self.backlog.plan(self.frames.len(), FRAMES, burst.now());
         burst.limit_held(plan.hold);
-        let listen = plan.listen && !self.gone && burst.now() >= self.next_read;
-        let new = if listen { self.read(burst.now()) } else { 0 };
+        let new = if plan.listen { self.read(burst.now()) } else { 0 };
         let busy = std::mem::take(&mut self.moved) || new > 0 || self.fault.is_some();
         if self.frames.is_empty() {
             return busy;
@@ -330,7 +418,8 @@ impl App for TapPort {
     }
 
     fn disarm(&mut self) {
-        self.next_read = 0;
+        let own = self.share.iter_mut().flat_map(|share| &mut share.own);
+        own.for_each(|own| own.next_read = 0);
     }
 
     fn deadline(&self, now: u64) -> Option<u64> {
@@ -338,7 +427,7 @@ impl App for TapPort {
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        if self.reads() { poller.watch(&*self.tap) } else { Ok(()) }
+        self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
     }
 
     fn counters(&self) -> &Counters {

@@ -1,245 +1,350 @@
-//! TAP interfaces (the kernel's Documentation/networking/tuntap.rst).
+//! Tap and tun interfaces (the kernel's Documentation/networking/tuntap.rst).
+//!
+//! Each descriptor of /dev/net/tun is one queue of one interface. Those of one interface are opened
+//! together by a [`Request`], or inherited and then [adopted](adopt). The first one that is opened
+//! creates the interface if there is none.
+
+mod error;
+mod offloads;
 
 use std::fmt;
 use std::io;
+use std::mem::zeroed;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
+use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+pub use error::TunError;
+pub use offloads::Offloads;
 
 /// Longest name of an interface, in bytes.
 pub const NAME_MAX: usize = libc::IFNAMSIZ - 1;
 
-/// Why there is no TAP interface.
-#[derive(Debug)]
-pub enum TapError {
-    /// The name is empty, too long, or holds what the kernel would not take or would expand.
-    Name,
-    /// /dev/net/tun could not be opened.
-    Device(io::Error),
-    /// The interface could not be created or attached to.
-    Attach(io::Error),
-    /// The interface is there, but lacks what we need.
-    Setup(&'static str, io::Error),
+/// What the frames of an interface are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Ethernet.
+    Tap,
+    /// IP.
+    Tun,
 }
 
-impl fmt::Display for TapError {
+impl Kind {
+    const fn flag(self) -> libc::c_int {
+        match self {
+            Self::Tap => libc::IFF_TAP,
+            Self::Tun => libc::IFF_TUN,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name => {
-                write!(f, "an interface name has 1 to {NAME_MAX} bytes, without '/', '%' or blanks")
-            }
-            Self::Device(error) => write!(f, "cannot open /dev/net/tun: {error}"),
-            Self::Attach(error) => match error.raw_os_error() {
-                Some(libc::EPERM) => write!(
-                    f,
-                    "not permitted: it needs CAP_NET_ADMIN, or an interface made for this user \
-                     (ip tuntap add NAME mode tap vnet_hdr user USER)"
-                ),
-                Some(libc::EBUSY) => write!(f, "in use by another program"),
-                Some(libc::EINVAL) => write!(
-                    f,
-                    "exists, but is no TAP interface with a single queue \
-                     (ip tuntap add NAME mode tap makes one)"
-                ),
-                _ => write!(f, "cannot create or attach to it: {error}"),
+        f.write_str(match self {
+            Self::Tap => "tap",
+            Self::Tun => "tun",
+        })
+    }
+}
+
+/// An interface to attach to, or to create.
+#[derive(Clone, Debug)]
+pub struct Request<'a> {
+    /// Its name. In one that the kernel is to complete, `%d` stands for a number: `tap%d`.
+    pub name: &'a str,
+    /// What its frames are.
+    pub kind: Kind,
+    /// How many queues to open, at least 1. An interface with a single queue and one for several are
+    /// different things, also when only one is in use: 2 and more ask for the latter.
+    pub queues: u16,
+    /// Whether the interface stays when nobody has it open; as it is, if `None`. A new one goes.
+    pub persistent: Option<bool>,
+    /// The user who may attach to it without privilege; as it is, if `None`.
+    pub owner: Option<u32>,
+    /// The group that may; as it is, if `None`.
+    pub group: Option<u32>,
+    /// Bytes of virtio-net header before each frame, which is little-endian.
+    pub header_size: usize,
+    /// What the kernel may leave undone at most: as much of that as it knows.
+    pub most: Offloads,
+}
+
+impl<'a> Request<'a> {
+    /// For an interface with a single queue, all offloads, and what else it has as it is.
+    pub fn new(name: &'a str, kind: Kind, header_size: usize) -> Self {
+        Self {
+            name,
+            kind,
+            queues: 1,
+            persistent: None,
+            owner: None,
+            group: None,
+            header_size,
+            most: Offloads::ALL,
+        }
+    }
+
+    /// Opens all queues. Reads do not block. When it fails, what it created is gone.
+    pub fn open(&self) -> Result<Vec<Queue>, TunError> {
+        check_name(self.name)?;
+        let mut queues: Vec<Queue> = Vec::with_capacity(self.queues.into());
+        for _ in 0..self.queues.max(1) {
+            // The kernel completes a name once.
+            let name = queues.first().map_or(self.name, |first| &first.name);
+            queues.push(self.attach(name)?);
+        }
+        let Some(first) = queues.first() else { return Ok(queues) };
+        let set = |name, request, value| {
+            ioctl_value(first, request, value).map_err(|error| TunError::Setup(name, error))
+        };
+        if let Some(owner) = self.owner {
+            set("TUNSETOWNER", libc::TUNSETOWNER, owner.into())?;
+        }
+        if let Some(group) = self.group {
+            set("TUNSETGROUP", libc::TUNSETGROUP, group.into())?;
+        }
+        // The last, so that nothing stays behind when something fails.
+        if let Some(persistent) = self.persistent {
+            set("TUNSETPERSIST", libc::TUNSETPERSIST, persistent.into())?;
+        }
+        Ok(queues)
+    }
+
+    fn attach(&self, name: &str) -> Result<Queue, TunError> {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let descriptor = open("/dev/net/tun", flags, Mode::empty())
+            .map_err(|error| TunError::device(error.into()))?;
+        let several = if self.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        let flags = self.kind.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
+        let mut request = named(name);
+        request.ifr_ifru.ifru_flags = flags as libc::c_short;
+        ioctl(&descriptor, libc::TUNSETIFF, &mut request)
+            .map_err(|error| self.explain(name, error))?;
+        Queue::new(descriptor, name_of(&request), self.header_size, self.most)
+    }
+
+    /// Why the kernel does not let us attach.
+    fn explain(&self, name: &str, error: io::Error) -> TunError {
+        let wanted = self.kind;
+        match error.raw_os_error() {
+            Some(libc::EPERM) => TunError::NotPermitted(wanted),
+            Some(libc::EBUSY) => TunError::InUse,
+            Some(libc::E2BIG) => TunError::TooManyQueues,
+            Some(libc::EINVAL) => match driver(name) {
+                // It is of this kind, and so there is but one thing left in which it can differ.
+                Ok(found) if found == wanted.to_string() => match self.queues {
+                    0 | 1 => TunError::MultiQueue(wanted),
+                    _ => TunError::SingleQueue(wanted),
+                },
+                Ok(found) => TunError::WrongKind { wanted, found: Some(found) },
+                Err(problem) if problem.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+                    TunError::WrongKind { wanted, found: None }
+                }
+                Err(_) => TunError::Attach(error),
             },
-            Self::Setup(what, error) => write!(f, "{what} failed: {error}"),
+            _ => TunError::Attach(error),
         }
     }
 }
 
-// The texts have what there is to say: no source, which would say it twice.
-impl std::error::Error for TapError {}
-
-/// What the kernel may leave undone in frames that we read (TUNSETOFFLOAD). Each has those before
-/// it, in the order in which kernels learnt them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Offloads {
-    /// Nothing: each frame is complete.
-    None,
-    /// Checksums.
-    Checksum,
-    /// The segmentation of TCP over IPv4 and IPv6.
-    Tcp,
-    /// That of TCP with ECN.
-    TcpEcn,
-    /// That of UDP, over both (Linux 6.2). A kernel that has it also takes such frames from us.
-    Udp,
-}
-
-impl Offloads {
-    /// All there are.
-    pub const ALL: Self = Self::Udp;
-
-    /// The argument of TUNSETOFFLOAD.
-    const fn flags(self) -> u32 {
-        match self {
-            Self::None => 0,
-            Self::Checksum => libc::TUN_F_CSUM,
-            Self::Tcp => Self::Checksum.flags() | libc::TUN_F_TSO4 | libc::TUN_F_TSO6,
-            Self::TcpEcn => Self::Tcp.flags() | libc::TUN_F_TSO_ECN,
-            // The kernel takes both of these or none.
-            Self::Udp => Self::TcpEcn.flags() | libc::TUN_F_USO4 | libc::TUN_F_USO6,
-        }
-    }
-
-    /// The next to try, when the kernel does not know these.
-    const fn fewer(self) -> Option<Self> {
-        match self {
-            Self::None => None,
-            Self::Checksum => Some(Self::None),
-            Self::Tcp => Some(Self::Checksum),
-            Self::TcpEcn => Some(Self::Tcp),
-            Self::Udp => Some(Self::TcpEcn),
-        }
-    }
-}
-
-/// One queue of a TAP interface, whose frames have a virtio-net header before them.
+/// Why an inherited descriptor cannot be used.
 #[derive(Debug)]
-pub struct Tap {
+pub struct AdoptError {
+    /// Which of those that were given.
+    pub index: usize,
+    /// Why.
+    pub error: TunError,
+}
+
+/// Takes over descriptors that were inherited, if they are queues of one interface of this kind, with
+/// a virtio-net header. None of this needs privilege. Reads do not block from then on, whoever else
+/// has the descriptor.
+///
+/// That they were opened with IFF_NO_PI cannot be seen: the kernel answers with the same bit for
+/// something else (IFF_NOFILTER).
+pub fn adopt(
+    descriptors: Vec<OwnedFd>,
+    kind: Kind,
+    header_size: usize,
+    most: Offloads,
+) -> Result<Vec<Queue>, AdoptError> {
+    let mut queues: Vec<Queue> = Vec::with_capacity(descriptors.len());
+    for (index, descriptor) in descriptors.into_iter().enumerate() {
+        let adopted = adopt_one(descriptor, kind, header_size, most, queues.first());
+        queues.push(adopted.map_err(|error| AdoptError { index, error })?);
+    }
+    Ok(queues)
+}
+
+fn adopt_one(
     descriptor: OwnedFd,
+    kind: Kind,
+    header_size: usize,
+    most: Offloads,
+    first: Option<&Queue>,
+) -> Result<Queue, TunError> {
+    let mut request = named("");
+    ioctl(&descriptor, libc::TUNGETIFF, &mut request).map_err(TunError::NotQueue)?;
+    let name = name_of(&request);
+    // SAFETY: TUNGETIFF fills in the flags, and all bytes of the union are initialised anyway.
+    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    if flags & kind.flag() == 0 {
+        let found = if kind == Kind::Tap { Kind::Tun } else { Kind::Tap };
+        return Err(TunError::WrongKind { wanted: kind, found: Some(found.to_string()) });
+    }
+    if flags & libc::IFF_VNET_HDR == 0 {
+        return Err(TunError::NoHeader);
+    }
+    if let Some(first) = first.filter(|first| first.name != name) {
+        return Err(TunError::Different(name, first.name.clone()));
+    }
+    let prepared = fcntl_getfl(&descriptor)
+        .and_then(|flags| fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
+        .and_then(|()| fcntl_setfd(&descriptor, FdFlags::CLOEXEC));
+    prepared.map_err(|error| TunError::Setup("fcntl", error.into()))?;
+    Queue::new(descriptor, name, header_size, most)
+}
+
+/// One queue of an interface, whose frames have a virtio-net header before them.
+#[derive(Debug)]
+pub struct Queue {
+    descriptor: OwnedFd,
+    name: String,
     offloads: Offloads,
 }
 
-impl Tap {
-    /// Attaches to the interface `name`, which is created when it does not exist, and then goes
-    /// with this queue. Frames carry a little-endian header of `header_size` bytes; reads do not
-    /// block. Offloads are those of `most` that the kernel knows.
-    pub fn open(name: &str, header_size: usize, most: Offloads) -> Result<Self, TapError> {
-        let bad = |byte: u8| byte == b'/' || byte == b'%' || !byte.is_ascii_graphic();
-        if name.is_empty() || name.len() > NAME_MAX || name.bytes().any(bad) {
-            return Err(TapError::Name);
-        }
-        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let descriptor = open("/dev/net/tun", flags, Mode::empty())
-            .map_err(|error| TapError::Device(error.into()))?;
-        let mut tap = Self { descriptor, offloads: most };
-
-        // SAFETY: ifreq is plain data, valid as all zeros.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-            *to = from as libc::c_char;
-        }
-        request.ifr_ifru.ifru_flags =
-            (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short;
-        tap.ioctl(libc::TUNSETIFF, &mut request).map_err(TapError::Attach)?;
-
+impl Queue {
+    /// Of a descriptor that is attached. What is set here, an interface has once, and not for each
+    /// queue.
+    fn new(
+        descriptor: OwnedFd,
+        name: String,
+        header_size: usize,
+        most: Offloads,
+    ) -> Result<Self, TunError> {
         let mut size = header_size as libc::c_int;
-        tap.ioctl(libc::TUNSETVNETHDRSZ, &mut size)
-            .map_err(|error| TapError::Setup("TUNSETVNETHDRSZ", error))?;
+        ioctl(&descriptor, libc::TUNSETVNETHDRSZ, &mut size)
+            .map_err(|error| TunError::Setup("TUNSETVNETHDRSZ", error))?;
         let mut little_endian: libc::c_int = 1;
-        tap.ioctl(libc::TUNSETVNETLE, &mut little_endian)
-            .map_err(|error| TapError::Setup("TUNSETVNETLE", error))?;
-        tap.offloads = first_known(most, |offloads| tap.set_offloads(offloads))
-            .map_err(|error| TapError::Setup("TUNSETOFFLOAD", error))?;
-        Ok(tap)
+        ioctl(&descriptor, libc::TUNSETVNETLE, &mut little_endian)
+            .map_err(|error| TunError::Setup("TUNSETVNETLE", error))?;
+        let offloads = most
+            .first_known(|offloads| set_offloads(&descriptor, offloads))
+            .map_err(|error| TunError::Setup("TUNSETOFFLOAD", error))?;
+        Ok(Self { descriptor, name, offloads })
+    }
+
+    /// The name of the interface, when it was opened.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// What the kernel may leave undone.
     pub fn offloads(&self) -> Offloads {
         self.offloads
     }
-
-    fn set_offloads(&self, offloads: Offloads) -> io::Result<()> {
-        let flags = libc::c_ulong::from(offloads.flags());
-        // This one takes its argument by value.
-        // SAFETY: TUNSETOFFLOAD reads no memory.
-        let result =
-            unsafe { libc::ioctl(self.descriptor.as_raw_fd(), libc::TUNSETOFFLOAD, flags) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
-
-    /// An ioctl whose argument is a pointer to `T`.
-    fn ioctl<T>(&self, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
-        // SAFETY: called above with the type that each request documents, which outlives the call.
-        let result = unsafe {
-            libc::ioctl(self.descriptor.as_raw_fd(), request, std::ptr::from_mut(argument))
-        };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-    }
 }
 
-/// Offers `most`, and then fewer and fewer: the kernel answers EINVAL to a set in which there is
-/// something that it does not know, and sets none of it.
-fn first_known(
-    most: Offloads,
-    mut set: impl FnMut(Offloads) -> io::Result<()>,
-) -> io::Result<Offloads> {
-    let mut offloads = most;
-    loop {
-        match (set(offloads), offloads.fewer()) {
-            (Ok(()), _) => return Ok(offloads),
-            (Err(error), Some(fewer)) if error.raw_os_error() == Some(libc::EINVAL) => {
-                offloads = fewer;
-            }
-            (Err(error), _) => return Err(error),
-        }
-    }
-}
-
-impl AsFd for Tap {
+impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_checked_before_the_kernel_sees_them() {
-        for name in ["", "a/b", "a b", "tap%d", "0123456789abcdef", "tab\t"] {
-            assert!(matches!(Tap::open(name, 12, Offloads::ALL), Err(TapError::Name)), "{name:?}");
-        }
-    }
-
-    #[test]
-    fn an_interface_in_use_and_one_of_another_kind_say_so() {
-        let name = format!("rwt{}", std::process::id() % 1_000_000);
-        let _tap = Tap::open(&name, 12, Offloads::ALL).expect("this test needs CAP_NET_ADMIN");
-        let again = Tap::open(&name, 12, Offloads::ALL).unwrap_err();
-        assert_eq!(again.to_string(), "in use by another program");
-        let loopback = Tap::open("lo", 12, Offloads::ALL).unwrap_err();
-        assert!(loopback.to_string().starts_with("exists, but is no TAP interface"), "{loopback}");
-    }
-
-    /// What a kernel answers that knows no more than these.
-    fn old_kernel(known: Offloads, asked: Offloads) -> io::Result<()> {
-        let unknown = asked.flags() & !known.flags();
-        if unknown == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EINVAL)) }
-    }
-
-    #[test]
-    fn a_kernel_is_asked_for_no_more_than_it_knows() {
-        use Offloads::{Checksum, None, Tcp, TcpEcn, Udp};
-        for known in [None, Checksum, Tcp, TcpEcn, Udp] {
-            for most in [None, Checksum, Tcp, TcpEcn, Udp] {
-                let set = first_known(most, |asked| old_kernel(known, asked));
-                assert_eq!(set.unwrap(), known.min(most));
-            }
-        }
-        // Anything else that goes wrong is not about what the kernel knows.
-        let gone = first_known(Udp, |asked| match asked {
-            Udp => Err(io::Error::from_raw_os_error(libc::EBADFD)),
-            _ => Ok(()),
-        });
-        assert_eq!(gone.unwrap_err().raw_os_error(), Some(libc::EBADFD));
-        let nothing = first_known(Udp, |_| Err(io::Error::from_raw_os_error(libc::EINVAL)));
-        assert_eq!(nothing.unwrap_err().raw_os_error(), Some(libc::EINVAL));
-    }
-
-    #[test]
-    fn the_kernel_takes_each_set_of_offloads() {
-        use Offloads::{Checksum, None, Tcp, TcpEcn, Udp};
-        let name = format!("rwo{}", std::process::id() % 1_000_000);
-        let tap = Tap::open(&name, 12, TcpEcn).expect("this test needs CAP_NET_ADMIN");
-        assert_eq!(tap.offloads(), TcpEcn);
-        for offloads in [None, Checksum, Tcp, TcpEcn, Udp] {
-            tap.set_offloads(offloads).unwrap_or_else(|error| {
-                panic!("{offloads:?}: {error}; UDP needs Linux 6.2 or later")
-            });
-        }
-    }
+fn set_offloads(descriptor: &OwnedFd, offloads: Offloads) -> io::Result<()> {
+    ioctl_value(descriptor, libc::TUNSETOFFLOAD, offloads.flags().into())
 }
+
+/// What the kernel would refuse by EINVAL, which it says of much else too.
+fn check_name(name: &str) -> Result<(), TunError> {
+    let bad = |byte: u8| matches!(byte, b'/' | b':') || !byte.is_ascii_graphic();
+    let is_pattern = name
+        .split_once('%')
+        .is_none_or(|(_, rest)| rest.strip_prefix('d').is_some_and(|rest| !rest.contains('%')));
+    let is_short = (1..=NAME_MAX).contains(&name.len());
+    if !is_short || !is_pattern || matches!(name, "." | "..") || name.bytes().any(bad) {
+        return Err(TunError::Name);
+    }
+    Ok(())
+}
+
+/// A request about the interface of this name, which is short enough.
+fn named(name: &str) -> libc::ifreq {
+    // SAFETY: ifreq is plain data, valid as all zeros.
+    let mut request: libc::ifreq = unsafe { zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(NAME_MAX)) {
+        *to = from as libc::c_char;
+    }
+    request
+}
+
+/// The name that the kernel wrote into a request.
+fn name_of(request: &libc::ifreq) -> String {
+    text(&request.ifr_name.map(|byte| byte as u8))
+}
+
+/// The kernel's `struct ethtool_drvinfo`.
+#[repr(C)]
+struct DriverInfo {
+    command: u32,
+    driver: [u8; 32],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    rom: [u8; 32],
+    reserved: [u8; 12],
+    counts: [u32; 5],
+}
+
+/// The driver of an interface, and for this one which kind it is: "tap" or "tun".
+fn driver(name: &str) -> io::Result<String> {
+    const ETHTOOL_GDRVINFO: u32 = 3;
+    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let mut info = DriverInfo {
+        command: ETHTOOL_GDRVINFO,
+        driver: [0; 32],
+        version: [0; 32],
+        firmware: [0; 32],
+        bus: [0; 32],
+        rom: [0; 32],
+        reserved: [0; 12],
+        counts: [0; 5],
+    };
+    let mut request = named(name);
+    // The kernel fills it in. It outlives the call.
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(&mut info).cast();
+    ioctl(&socket, libc::SIOCETHTOOL, &mut request)?;
+    let of_tun = info.driver.starts_with(b"tun\0");
+    Ok(text(if of_tun { &info.bus } else { &info.driver }))
+}
+
+/// Text that the kernel wrote, up to the first zero.
+fn text(bytes: &[u8]) -> String {
+    let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(text).into_owned()
+}
+
+/// An ioctl whose argument is a pointer to `T`.
+fn ioctl<T>(descriptor: &OwnedFd, request: libc::Ioctl, argument: &mut T) -> io::Result<()> {
+    // SAFETY: called above with the type that each request documents, which outlives the call, and so
+    // does what it points to.
+    let result =
+        unsafe { libc::ioctl(descriptor.as_raw_fd(), request, std::ptr::from_mut(argument)) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// An ioctl whose argument is a number.
+fn ioctl_value(
+    descriptor: impl AsFd,
+    request: libc::Ioctl,
+    argument: libc::c_ulong,
+) -> io::Result<()> {
+    // SAFETY: called above with requests that touch no memory of ours.
+    let result = unsafe { libc::ioctl(descriptor.as_fd().as_raw_fd(), request, argument) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

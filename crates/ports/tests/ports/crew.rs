@@ -9,6 +9,7 @@ use engine::{
 };
 use ringway_ports::tap::TapPort;
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
+use sys::tun::Queue;
 use vhost_user::Device;
 
 use crate::guest::Guest;
@@ -41,15 +42,10 @@ impl Crew {
         Self::with_tap(workers, guests, None)
     }
 
-    /// The same, with a tap on the bridge, whose port is behind those of the guests. The first
-    /// worker reads from it.
-    pub fn with_tap(workers: usize, guests: Vec<Guest>, tap: Option<TapPort>) -> Self {
+    /// The same, with a tap on the bridge, whose port is behind those of the guests.
+    pub fn with_tap(workers: usize, guests: Vec<Guest>, tap: Option<Vec<Queue>>) -> Self {
         let bridge = Bridge::new((guests.len() + usize::from(tap.is_some())) as u16, [1, 2]);
-        let parts_of = |tap: TapPort| {
-            let others: Vec<_> = (1..workers).map(|_| tap.part()).collect();
-            std::iter::once(tap).chain(others)
-        };
-        let mut tap = tap.map(parts_of);
+        let mut tap = tap.map(|queues| TapPort::parts(queues, workers).into_iter());
         let mut ports: Vec<_> = (0..guests.len())
             .map(|number| VhostUserPort::parts(workers, number).into_iter())
             .collect();

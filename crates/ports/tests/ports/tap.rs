@@ -10,7 +10,7 @@ use engine::DropReason;
 use nix::sched::{CloneFlags, unshare};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
-use sys::tun::{Offloads, TapError};
+use sys::tun::{Kind, Offloads, Queue, Request};
 use wire::checksum::Sum;
 use wire::virtio::{Features, NetHeader};
 
@@ -45,20 +45,24 @@ fn ip(arguments: &str) {
 
 /// Two guests and the host on a bridge. The host knows where guest 0 is.
 fn host(guest: Guest) -> World {
-    host_with(guest, TapPort::open)
+    old_host(guest, Offloads::ALL)
 }
 
 /// The same with a kernel that knows no more than these.
-fn old_host(guest: Guest, offloads: Offloads) -> World {
-    host_with(guest, |name| TapPort::open_with(name, offloads))
+fn old_host(guest: Guest, most: Offloads) -> World {
+    host_with(guest, tap(Request { most, ..request() }))
 }
 
-/// A tap in a network of its own.
-fn tap(open: impl FnOnce(&str) -> Result<TapPort, TapError>) -> TapPort {
+fn request() -> Request<'static> {
+    Request::new("rw0", Kind::Tap, NetHeader::SIZE)
+}
+
+/// The queues of a tap in a network of its own.
+fn tap(request: Request<'_>) -> Vec<Queue> {
     unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
     // Nothing but what a test asks for, if the kernel knows IPv6 at all.
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    open("rw0").expect("this test needs CAP_NET_ADMIN")
+    request.open().expect("this test needs CAP_NET_ADMIN")
 }
 
 /// Gives the host an address on the tap. It knows where guest 0 is.
@@ -68,8 +72,8 @@ fn configure() {
     ip("neighbour add 10.9.0.2 lladdr 52:54:00:00:00:00 dev rw0");
 }
 
-fn host_with(guest: Guest, open: impl FnOnce(&str) -> Result<TapPort, TapError>) -> World {
-    let tap = tap(open);
+fn host_with(guest: Guest, queues: Vec<Queue>) -> World {
+    let tap = TapPort::parts(queues, 1).remove(0);
     let mut world = World::unlinked(vec![guest, modern()]);
     let tap = world.graph.add("tap", tap);
     world.ports.push(tap);
@@ -626,7 +630,7 @@ fn an_interface_that_is_deleted_is_reported_once_and_the_others_go_on() {
 
 #[test]
 fn all_workers_write_to_the_host_and_one_reads() {
-    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(tap(TapPort::open)));
+    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(tap(request())));
     configure();
     let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
@@ -668,10 +672,4 @@ fn all_workers_write_to_the_host_and_one_reads() {
     let counters = crew.counters_of_parts(TAP);
     assert_eq!([0, 1].map(|part: usize| counters[part].received.frames), [10, 0]);
     crew.assert_drops(TAP, &[]);
-}
-
-#[test]
-fn a_name_that_no_interface_can_have_is_refused() {
-    assert!(TapPort::open("").is_err());
-    assert!(TapPort::open("lo").is_err(), "not a tap");
 }

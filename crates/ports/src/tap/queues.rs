@@ -1,0 +1,94 @@
+//! The queues of an interface, and which part of a port has which.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+use engine::Poller;
+use sys::tun::{Offloads, Queue};
+use wire::flow;
+
+/// All queues of an interface, which the parts of a port share.
+#[derive(Debug)]
+pub struct Queues {
+    queues: Box<[Queue]>,
+    /// One of the parts has said that the interface is gone.
+    is_reported: AtomicBool,
+}
+
+impl Queues {
+    /// Of one interface, opened together.
+    pub fn new(queues: Vec<Queue>) -> Arc<Self> {
+        Arc::new(Self { queues: queues.into(), is_reported: AtomicBool::new(false) })
+    }
+}
+
+/// What one part of a port has of the queues.
+pub(super) struct Share {
+    pub(super) all: Arc<Queues>,
+    /// Those that this part reads. The first is another each time.
+    pub(super) own: Vec<Own>,
+    /// The first of its own; when it has none, the one to write to.
+    base: usize,
+    /// From one of its own to the next.
+    step: usize,
+    pub(super) is_gone: bool,
+}
+
+/// A queue that a part of a port reads.
+pub(super) struct Own {
+    index: usize,
+    /// When to read next, while the worker polls.
+    pub(super) next_read: u64,
+}
+
+impl Own {
+    pub(super) fn queue<'q>(&self, queues: &'q Queues) -> &'q Queue {
+        &queues.queues[self.index]
+    }
+}
+
+impl Share {
+    /// The share of worker `number` of so many, if there is a queue at all. They are dealt out in
+    /// turn.
+    pub(super) fn new(all: Arc<Queues>, number: usize, workers: usize) -> Option<Self> {
+        let (count, step) = (all.queues.len(), workers.max(1));
+        let own = (number..count).step_by(step).map(|index| Own { index, next_read: 0 }).collect();
+        let base = number.checked_rem(count)?;
+        Some(Self { all, own, base, step, is_gone: false })
+    }
+
+    /// What the kernel may leave undone: the least of what it may in any of the queues.
+    pub(super) fn offloads(&self) -> Offloads {
+        self.all.queues.iter().map(Queue::offloads).min().unwrap_or(Offloads::None)
+    }
+
+    /// Has the worker woken when there is something to read.
+    pub(super) fn watch(&self, poller: &Poller) -> io::Result<()> {
+        self.own.iter().try_for_each(|own| poller.watch(own.queue(&self.all)))
+    }
+
+    /// To be called also when not all of them are watched.
+    pub(super) fn unwatch(&self, poller: &Poller) {
+        self.own.iter().for_each(|own| poller.unwatch(own.queue(&self.all)));
+    }
+
+    /// Which queue a frame with this head is written to: for all frames of a flow the same. The
+    /// kernel takes note of it, and sends by the same queue what belongs to the flow; so what
+    /// this worker's guests send, they are answered by this worker.
+    pub(super) fn target(&self, head: &[u8]) -> &Queue {
+        // Not by the places of its own, which change.
+        let which = match self.own.len() {
+            0 | 1 => 0,
+            several => flow::hash(head) as usize % several,
+        };
+        &self.all.queues[self.base + which * self.step]
+    }
+
+    /// Takes note that the interface is gone. Whether it is to be said: the first time that any of the
+    /// parts finds out.
+    pub(super) fn is_first_to_go(&mut self) -> bool {
+        self.is_gone = true;
+        !self.all.is_reported.swap(true, Relaxed)
+    }
+}
