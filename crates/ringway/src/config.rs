@@ -19,6 +19,7 @@ mod tests;
 mod value;
 
 use std::fs;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,8 +31,8 @@ use fault::{Fault, Place, Problem};
 use file::WrittenFile;
 use keys::PortType;
 pub use keys::help;
-pub use kinds::tap::Tap;
-pub use kinds::vhost_user::{DEFAULT_FEATURES, DEFAULT_SOCKET_MODE, SocketRole, VhostUser};
+pub use kinds::tap::{Setup, Tap};
+pub use kinds::vhost_user::{DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser};
 use port::{Entry, WrittenPort};
 use value::{Scalar, Value};
 
@@ -84,6 +85,22 @@ impl PortKind {
             // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
             Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
             Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
+        }
+    }
+
+    /// The descriptors that it was given.
+    fn descriptors(&self) -> &[RawFd] {
+        match self {
+            Self::Tap(port) => &port.descriptors,
+            _ => &[],
+        }
+    }
+
+    /// Whether the target names one thing only, which is this port's then.
+    fn has_own_target(&self) -> bool {
+        match self {
+            Self::Tap(port) => port.is_named(),
+            _ => true,
         }
     }
 }
@@ -211,9 +228,13 @@ fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfi
     ports.into_iter().map(|(config, _)| config).collect()
 }
 
-/// The key and the value of the target, if two ports have the same.
+/// The key and the value of the target, or of what else only one can have, if two ports have the same.
 fn same_target(a: &PortConfig, b: &PortConfig) -> Option<(&'static str, String)> {
+    let mut descriptors = a.kind.descriptors().iter();
+    if let Some(same) = descriptors.find(|number| b.kind.descriptors().contains(number)) {
+        return Some(("fd", same.to_string()));
+    }
     let ((of, target), (other_of, other)) = (a.kind.target(), b.kind.target());
-    let is_same = of.name == other_of.name && target == other;
+    let is_same = of.name == other_of.name && target == other && a.kind.has_own_target();
     is_same.then(|| (of.target.name, target.display().to_string()))
 }

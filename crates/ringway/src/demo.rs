@@ -49,7 +49,7 @@ pub async fn demo(seconds: u64, stop: &mut Stop) -> anyhow::Result<()> {
     let sockets = ["vm1", "vm2"].map(|name| directory.path().join(format!("{name}.sock")));
     let config = config(&sockets);
     let starting = Instant::now();
-    let switch = Switch::start(&config)?;
+    let switch = Switch::start(&config).await?;
     let ready = starting.elapsed();
     writeln!(
         out,

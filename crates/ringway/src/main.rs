@@ -1,10 +1,12 @@
 //! The ringway program: command line, configuration, control.
 
+mod account;
 mod bench;
 mod check;
 mod cli;
 mod config;
 mod demo;
+mod links;
 mod session;
 mod socket;
 mod switch;
@@ -75,7 +77,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
     on_runtime(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
-        let mut switch = Switch::start(config)?;
+        let mut switch = Switch::start(config).await?;
         tracing::info!(ports = config.ports.len(), "ready");
         tokio::select! {
             () = stop.asked() => {}

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::unistd::Group;
 use rustix::fs::{FlockOperation, Gid, Mode, OFlags, chmod, chown, flock, open};
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
@@ -17,6 +16,8 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 use vhost_user::Descriptor;
+
+use crate::account::group_id;
 
 /// How long to wait for another switch that is about to listen in the same directory.
 const LOCK_LIMIT: Duration = Duration::from_millis(500);
@@ -71,7 +72,7 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<
     let made = fs::symlink_metadata(path)?;
     let file = SocketFile { path: path.to_owned(), device: made.dev(), inode: made.ino() };
     if let Some(group) = group {
-        chown(path, None, Some(group_id(group)?))
+        chown(path, None, Some(Gid::from_raw(group_id(group)?)))
             .with_context(|| format!("cannot give it to the group `{group}`"))?;
     }
     chmod(path, Mode::from_raw_mode(mode)).context("cannot set its permissions")?;
@@ -135,18 +136,6 @@ fn holder(peer: &OwnedFd) -> String {
         }
         Err(_) => "another process".to_owned(),
     }
-}
-
-fn group_id(group: &str) -> anyhow::Result<Gid> {
-    let number = match group.parse() {
-        Ok(number) => number,
-        Err(_) => Group::from_name(group)
-            .with_context(|| format!("cannot look up the group `{group}`"))?
-            .with_context(|| format!("there is no group `{group}`"))?
-            .gid
-            .as_raw(),
-    };
-    Ok(Gid::from_raw(number))
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
+mod mtus;
 mod tap;
 mod vhost_user;
 
@@ -16,8 +17,10 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::{Config, PortConfig, PortKind};
+use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
+use mtus::Mtus;
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -34,7 +37,7 @@ type Troubles = HashMap<AppId, mpsc::UnboundedSender<Trouble>>;
 impl Switch {
     /// Opens everything that `config` names, and starts. When this returns, guests can connect.
     /// When it fails, nothing is left behind.
-    pub fn start(config: &Config) -> anyhow::Result<Self> {
+    pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let epoch = Instant::now();
         let mut graphs = Graphs((0..config.workers).map(|_| Graph::new()).collect());
         let ports = u16::try_from(config.ports.len()).context("too many ports")?;
@@ -43,8 +46,9 @@ impl Switch {
         let bridge = graphs.add("bridge", parts(bridge, config.workers, Bridge::part));
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut controls = Vec::new();
+        let mut links = None;
         for (number, port) in (0..ports).zip(&config.ports) {
-            let Opened { app, control } = open(&mut graphs, number, port)?;
+            let Opened { app, control } = open(&mut graphs, &mut links, number, port).await?;
             graphs.link((app, 0), (bridge, number.into()))?;
             graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
@@ -85,9 +89,11 @@ impl Switch {
         let workers = Arc::new(Workers::new(handles));
         let mut switch = Self { workers, names, tasks: Vec::new(), events };
 
+        let mtus = Mtus::default();
         for ((name, app, number, control), troubles) in controls {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
-            let handle = Handle { name, app, bridge, workers, troubles };
+            let mtus = mtus.clone();
+            let handle = Handle { name, app, bridge, workers, mtus, troubles };
             switch.tasks.push(tokio::spawn(control(handle)));
         }
         Ok(switch)
@@ -221,16 +227,24 @@ struct Handle {
     /// What the bridge knows, and which of its ports this is.
     bridge: (Arc<Table>, PortNumber),
     workers: Arc<Workers>,
+    /// Where to say what MTU it has, if it has one.
+    mtus: Mtus,
     /// What the workers say of this port.
     troubles: mpsc::UnboundedReceiver<Trouble>,
 }
 
-/// Makes the app of one port, and what control does for it.
-fn open(graphs: &mut Graphs, number: PortNumber, port: &PortConfig) -> anyhow::Result<Opened> {
+/// Makes the app of one port, and what control does for it. The first port that has to do with the host's
+/// interfaces opens `links`.
+async fn open(
+    graphs: &mut Graphs,
+    links: &mut Option<Links>,
+    number: PortNumber,
+    port: &PortConfig,
+) -> anyhow::Result<Opened> {
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => tap::open(graphs, name, port),
+        PortKind::Tap(port) => tap::open(graphs, links, name, port).await,
     }
 }
 

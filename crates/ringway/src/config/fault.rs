@@ -103,6 +103,11 @@ pub enum Problem {
     )]
     NotWithConnect(String),
     #[error(
+        "`{0}` has no effect together with `fd`: whoever opened the descriptors has decided that; \
+         remove one of the two"
+    )]
+    NotWithFd(String),
+    #[error(
         "{cpus} of `cpus` for {workers} `workers`: expected at least one CPU for each, or no `cpus` \
          to let the kernel choose"
     )]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ports::vhost_user::SUPPORTED;
 use tracing::level_filters::LevelFilter;
+use wire::ethernet::MacAddress;
 use wire::virtio::Features;
 
 use super::{
@@ -41,7 +42,7 @@ fn assert_port_fault(port: &str, expected: &str) {
 fn tap(name: &str, interface: &str) -> PortConfig {
     PortConfig {
         name: name.to_owned(),
-        kind: PortKind::Tap(Tap { interface: interface.to_owned() }),
+        kind: PortKind::Tap(Tap::new(interface.to_owned())),
     }
 }
 
@@ -73,6 +74,23 @@ fn flags_and_a_file_say_the_same() {
         [port.host]
         type = "tap"
         interface = "rw0"
+
+        [port.lan]
+        type = "tap"
+        interface = "tap%d"
+        queue-pairs = 2
+        persistent = true
+        owner = "libvirt-qemu"
+        group = 107
+        mtu = 9000
+        mac = "52:54:00:12:34:56"
+        up = false
+        bridge = "br0"
+
+        [port.given]
+        type = "tap"
+        interface = ""
+        fd = [3, 4]
     "#;
     let flags = [
         ("mode", "poll"),
@@ -87,6 +105,12 @@ fn flags_and_a_file_say_the_same() {
         ),
         ("port", "an-earlier-name=vhost-user:vm2.sock,connect=on,features=-ring_packed"),
         ("port", "host=tap:rw0"),
+        (
+            "port",
+            "lan=tap:tap%d,queue-pairs=2,persistent=on,owner=libvirt-qemu,group=107,mtu=9000,\
+             mac=52:54:00:12:34:56,up=off,bridge=br0",
+        ),
+        ("port", "given=tap:,fd=3+4"),
     ];
     let expected = Config {
         mode: Mode::Poll,
@@ -118,6 +142,26 @@ fn flags_and_a_file_say_the_same() {
                 }),
             },
             tap("host", "rw0"),
+            PortConfig {
+                name: "lan".to_owned(),
+                kind: PortKind::Tap(Tap {
+                    queue_pairs: 2,
+                    persistent: Some(true),
+                    owner: Some("libvirt-qemu".to_owned()),
+                    group: Some("107".to_owned()),
+                    setup: Setup {
+                        mtu: Some(9000),
+                        mac: Some(MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
+                        up: Some(false),
+                        bridge: Some("br0".to_owned()),
+                    },
+                    ..Tap::new("tap%d".to_owned())
+                }),
+            },
+            PortConfig {
+                name: "given".to_owned(),
+                kind: PortKind::Tap(Tap { descriptors: vec![3, 4], ..Tap::new(String::new()) }),
+            },
         ],
     };
     assert_eq!(read(file, &[]).as_ref(), Ok(&expected));
@@ -346,7 +390,8 @@ fn an_unknown_type_or_key() {
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",
-        "unknown key `colour` of a tap port: expected no key",
+        "unknown key `colour` of a tap port: expected fd, queue-pairs, persistent, owner, group, mtu, \
+         mac, up or bridge",
     );
 }
 
@@ -385,6 +430,81 @@ fn a_socket_file_is_not_the_connecting_sides() {
         "a=vhost-user:/run/a.sock,socket-group=kvm,connect=on",
         "`socket-group` has no effect together with `connect`: the process that listens makes the \
          socket; remove one of the two",
+    );
+}
+
+#[test]
+fn tap_ports_that_name_no_interface() {
+    // Each is a new interface, or that of its descriptors.
+    for ports in [["a=tap:tap%d", "b=tap:tap%d"], ["a=tap:,fd=3", "b=tap:,fd=4"]] {
+        let read = read("", &ports.map(|port| ("port", port)));
+        assert_eq!(read.map(|config| config.ports.len()), Ok(2), "{ports:?}");
+    }
+    assert_eq!(
+        read("", &[("port", "a=tap:,fd=3+4"), ("port", "b=tap:rw0,fd=4")]),
+        Err("--port b=tap:rw0,fd=4: port `b` has the same fd `4` as port `a`, defined in \
+             --port a=tap:,fd=3+4"
+            .to_owned())
+    );
+    let pattern = "expected an interface name, as rw0, or a pattern for one, as tap%d: 1 to 15 bytes, \
+                   not . or .., without space / : or another %";
+    for interface in ["", "tap%", "tap%s", "tap%d%d", "a23456789012345%d", "a2345678901234%d"] {
+        let expected = format!("wrong value `{interface}` for `interface`: {pattern}");
+        assert_port_fault(&format!("a=tap:{interface}"), &expected);
+    }
+    assert_port_fault(
+        "a=tap:tap%d,fd=3",
+        "wrong value `tap%d` for `interface`: expected an interface name, as rw0: 1 to 15 bytes, not \
+         . or .., without space / : or %",
+    );
+}
+
+#[test]
+fn what_a_tap_port_is_told_has_its_form() {
+    let fd = "expected numbers of inherited descriptors, from 3 on and each once, as 3 or 3+4";
+    for value in ["", "2", "-3", "3+", "+3", "3+3", "three", "99999999999"] {
+        let port = format!("a=tap:,fd={value}");
+        let faults = read("", &[("port", &port)]).expect_err(value);
+        assert!(faults.contains(fd), "{faults}");
+    }
+    for value in ["[]", "[3, 3]", "[3, 1.5]", "0", "-3", "true"] {
+        let file = format!("[port.a]\ntype = 'tap'\ninterface = ''\nfd = {value}");
+        let faults = read(&file, &[]).expect_err(value);
+        assert!(faults.contains(fd), "{faults}");
+    }
+    for key in ["queue-pairs=2", "persistent=on", "owner=root", "group=root"] {
+        let (name, _) = key.split_once('=').expect("a value");
+        assert_port_fault(
+            &format!("a=tap:,fd=3,{key}"),
+            &format!(
+                "`{name}` has no effect together with `fd`: whoever opened the descriptors has decided \
+                 that; remove one of the two"
+            ),
+        );
+    }
+    let one = "expected the hardware address of one station, as 52:54:00:12:34:56";
+    let near = "; did you mean `52:54:00:12:34:ab`?";
+    let cases = [("52-54-00-12-34-AB", near), ("01:00:5e:00:00:01", ""), ("00:00:00:00:00:00", "")];
+    for (value, near) in cases.into_iter().chain([("5254001234ab", "")]) {
+        let expected = format!("wrong value `{value}` for `mac`: {one}{near}");
+        assert_port_fault(&format!("a=tap:rw0,mac={value}"), &expected);
+    }
+    assert_port_fault(
+        "a=tap:rw0,mtu=65522",
+        "wrong value `65522` for `mtu`: expected a number from 68 to 65521",
+    );
+    assert_port_fault(
+        "a=tap:rw0,owner=a b",
+        "wrong value `a b` for `owner`: expected the name or the number of a user, as libvirt-qemu",
+    );
+    assert_port_fault(
+        "a=tap:rw0,up=yes",
+        "wrong value `yes` for `up`: expected on or off; did you mean `on`?",
+    );
+    assert_port_fault(
+        "a=tap:rw0,persistant=on",
+        "unknown key `persistant` of a tap port: expected fd, queue-pairs, persistent, owner, group, \
+         mtu, mac, up or bridge; did you mean `persistent`?",
     );
 }
 

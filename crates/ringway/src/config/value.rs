@@ -2,10 +2,12 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
+use wire::ethernet::MacAddress;
 
 use super::Mode;
 use super::fault::Place;
@@ -235,6 +237,33 @@ pub fn mtu(scalar: &Scalar) -> Result<u16, Misfit> {
     number(scalar, MTU_MINIMUM..=u16::MAX)
 }
 
+/// The largest MTU of a tap interface: a frame has 64 KiB with its Ethernet header.
+const TAP_MTU_LIMIT: u16 = u16::MAX - wire::ethernet::HEADER_SIZE as u16;
+
+/// `mtu` of a tap interface, in bytes.
+pub fn tap_mtu(scalar: &Scalar) -> Result<u16, Misfit> {
+    number(scalar, MTU_MINIMUM..=TAP_MTU_LIMIT)
+}
+
+/// `mac`: the address of one station, as the kernel takes it.
+pub fn mac(scalar: &Scalar) -> Result<MacAddress, Misfit> {
+    let misfit =
+        Misfit::expected("the hardware address of one station, as 52:54:00:12:34:56");
+    let Scalar::Text(text) = scalar else {
+        return Err(misfit);
+    };
+    let is_one = |address: &MacAddress| !address.is_multicast() && *address != MacAddress([0; 6]);
+    match text.parse() {
+        Ok(address) if is_one(&address) => Ok(address),
+        Ok(_) => Err(misfit),
+        Err(_) => {
+            let colons = text.replace(['-', '.'], ":").to_lowercase();
+            let near = colons.parse().ok().filter(is_one);
+            Err(Misfit { nearest: near.map(|near| near.to_string()), ..misfit })
+        }
+    }
+}
+
 /// `queue-pairs`: as many as there are numbers for in messages.
 pub fn queue_pairs(scalar: &Scalar) -> Result<u16, Misfit> {
     number(scalar, 1..=ports::vhost_user::MAX_PAIRS as u16)
@@ -293,6 +322,47 @@ pub fn socket_group(scalar: &Scalar) -> Result<String, Misfit> {
     Ok(group.clone())
 }
 
+/// `owner`: a name, or a number as text or as an integer.
+pub fn owner(scalar: &Scalar) -> Result<String, Misfit> {
+    // Users and groups are called alike.
+    let misfit = |_| Misfit::expected("the name or the number of a user, as libvirt-qemu");
+    socket_group(scalar).map_err(misfit)
+}
+
+/// Descriptors of one interface at most: a queue each.
+const DESCRIPTORS_LIMIT: usize = ports::vhost_user::MAX_PAIRS;
+
+/// `fd`: numbers of descriptors, each once, but those of standard input and output. A flag has `+`
+/// between them, a file has one or a list.
+pub fn descriptors(scalar: &Scalar) -> Result<Vec<RawFd>, Misfit> {
+    let misfit = || {
+        Misfit::expected("numbers of inherited descriptors, from 3 on and each once, as 3 or 3+4")
+    };
+    let number = |digits: &str, radix| -> Result<RawFd, Misfit> {
+        // Parsing alone would take "+3".
+        let is_plain = digits.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        let number = RawFd::from_str_radix(digits, radix).ok().filter(|_| is_plain);
+        number.filter(|number| *number > 2).ok_or_else(misfit)
+    };
+    let one = |scalar: &Scalar| match scalar {
+        Scalar::Text(text) => text.split('+').map(|text| number(text, 10)).collect(),
+        Scalar::Integer { digits, radix } => number(digits, *radix).map(|number| vec![number]),
+        _ => Err(misfit()),
+    };
+    let numbers: Vec<RawFd> = match scalar {
+        Scalar::List(items) => {
+            let all: Result<Vec<_>, _> = items.iter().map(|item| one(&item.scalar)).collect();
+            all?.concat()
+        }
+        scalar => one(scalar)?,
+    };
+    let mut sorted = numbers.clone();
+    sorted.sort_unstable();
+    sorted.dedup();
+    let is_right = sorted.len() == numbers.len() && (1..=DESCRIPTORS_LIMIT).contains(&numbers.len());
+    if is_right { Ok(numbers) } else { Err(misfit()) }
+}
+
 /// The longest path of a Unix socket: `sun_path` has 108 bytes, the last of them a zero.
 const SOCKET_PATH_LIMIT: usize = 107;
 
@@ -334,6 +404,30 @@ pub fn interface(scalar: &Scalar) -> Result<String, Misfit> {
         return Err(misfit);
     }
     Ok(name.clone())
+}
+
+/// `interface` of a tap port: a name, or one in which the kernel puts the first free number for `%d`.
+pub fn interface_or_pattern(scalar: &Scalar) -> Result<String, Misfit> {
+    let misfit = |_| {
+        Misfit::expected(
+            "an interface name, as rw0, or a pattern for one, as tap%d: 1 to 15 bytes, not . or .., \
+             without space / : or another %",
+        )
+    };
+    let Scalar::Text(name) = scalar else {
+        return interface(scalar).map_err(misfit);
+    };
+    // The smallest number has one digit, and the pattern itself has to fit too.
+    let as_name = interface(&Scalar::Text(name.replacen("%d", "00", 1)));
+    as_name.map(|_| name.clone()).map_err(misfit)
+}
+
+/// `interface` of a tap port whose descriptors were inherited: its name, to be checked, or nothing.
+pub fn interface_or_nothing(scalar: &Scalar) -> Result<String, Misfit> {
+    match scalar {
+        Scalar::Text(name) if name.is_empty() => Ok(String::new()),
+        scalar => interface(scalar),
+    }
 }
 
 #[cfg(test)]

@@ -1,18 +1,441 @@
-//! Tap ports.
+//! Tap ports: opens an interface of the host, sets it up, and follows what becomes of it.
+//!
+//! An interface that is deleted takes its queues with it. The workers find them dead, and that is how
+//! control hears of it: what rtnetlink says of an interface that has gone, it says also of one that was
+//! moved into another network namespace, which goes on working. The port is down until there is an
+//! interface of that name again. The switch never makes it again by itself, also if it has made it first:
+//! somebody deleted it on purpose.
 
-use anyhow::Context;
-use ports::tap::TapPort;
-use sys::tun::{Kind, Request};
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use engine::Poller;
+use ports::tap::{Queues, TapPort};
+use rustix::io::Errno;
+use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
+use tokio::time::sleep;
 use wire::virtio::NetHeader;
 
-use super::{Graphs, Opened};
-use crate::config::Tap;
+use super::{Graphs, Handle, Opened};
+use crate::account::{group_id, user_id};
+use crate::config::{Setup, Tap};
+use crate::links::{Heard, Link, Links, LinksError, Setting, Watch};
+use crate::session::Trouble;
 
-pub(super) fn open(graphs: &mut Graphs, name: &str, config: &Tap) -> anyhow::Result<Opened> {
-    let Tap { interface } = config;
-    let queues = Request::new(interface, Kind::Tap, NetHeader::SIZE)
-        .open()
-        .with_context(|| format!("port `{name}`: tap interface `{interface}`"))?;
-    let workers = graphs.0.len();
-    Ok(Opened { app: graphs.add(name, TapPort::parts(queues, workers)), control: None })
+/// Whoever makes an interface anew has its queue open for a moment: when to try again, at first, and at the
+/// slowest.
+const RETRY_FIRST: Duration = Duration::from_millis(20);
+const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+
+pub(super) async fn open(
+    graphs: &mut Graphs,
+    links: &mut Option<Links>,
+    name: &str,
+    config: &Tap,
+) -> anyhow::Result<Opened> {
+    let links = match links {
+        Some(links) => links,
+        None => links.insert(Links::open().context("cannot open an rtnetlink socket")?),
+    };
+    // From before the first look.
+    let watch = links.watch();
+    let what = || match config.interface.as_str() {
+        "" => format!("port `{name}`"),
+        interface => format!("port `{name}`: tap interface `{interface}`"),
+    };
+    let attached = attach(config, links, None).await.with_context(what)?;
+    let Attached { queues, interface, link, is_new } = attached;
+    let done = if is_new { "created" } else { "attached" };
+    tracing::info!(port = name, interface, queues = queues.len(), "{done}");
+    let mut config = config.clone();
+    if is_new {
+        // What was done when it was created is done again when it is attached again.
+        config.setup.up.get_or_insert(true);
+    }
+    let state = link.as_ref().map_or(State::UNSEEN, State::of);
+    let mut parts = TapPort::parts(queues, graphs.0.len());
+    parts.iter_mut().for_each(|part| state.apply(part));
+    let app = graphs.add(name, parts);
+    let links = links.clone();
+    let control = move |handle: Handle| -> super::Running {
+        let place = link.map_or(Place::Elsewhere, |link| Place::Here(link.index));
+        let control = Control {
+            handle,
+            config,
+            links,
+            watch,
+            interface,
+            place,
+            state,
+            retry: None,
+            complaint: String::new(),
+        };
+        control.say();
+        Box::pin(control.follow())
+    };
+    Ok(Opened { app, control: Some(Box::new(control)) })
+}
+
+/// An interface that was attached to.
+struct Attached {
+    queues: Vec<Queue>,
+    /// Its name.
+    interface: String,
+    /// None: it is in another network namespace.
+    link: Option<Link>,
+    /// It did not exist before.
+    is_new: bool,
+}
+
+/// Attaches to the interface that a port is configured with, and sets it up. One that does not exist is
+/// created, unless it is `known`. When this fails, what it created is gone.
+async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Result<Attached> {
+    // Before anything is created.
+    let bridge = match &config.setup.bridge {
+        Some(bridge) => Some(find_bridge(links, bridge).await?),
+        None => None,
+    };
+    if !config.descriptors.is_empty() {
+        let queues = inherit(config)?;
+        let interface = name_of(&queues);
+        let link = match links.find(&interface).await? {
+            Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
+            None if config.setup == Setup::default() => None,
+            None => bail!("`{interface}` is not in this network namespace, to be set up"),
+        };
+        return Ok(Attached { queues, interface, link, is_new: false });
+    }
+    let is_known = known.is_some();
+    let before = match known {
+        None if config.is_named() => links.find(&config.interface).await?,
+        known => known,
+    };
+    let queues = request(config)?.open().map_err(|error| explain(error, before.is_some()))?;
+    let interface = name_of(&queues);
+    let link = links.find(&interface).await?.context(DELETED)?;
+    let is_new = before.is_none_or(|before| before.index != link.index);
+    // Then it goes with its queues.
+    ensure!(!(is_new && is_known), DELETED);
+    let mut setup = config.setup.clone();
+    if is_new {
+        setup.up.get_or_insert(true);
+    }
+    let index = link.index;
+    match set_up(links, link, &setup, bridge).await {
+        Ok(link) => Ok(Attached { queues, interface, link: Some(link), is_new }),
+        Err(error) => {
+            if is_new && config.persistent == Some(true) {
+                // That it could not be set up is what there is to say.
+                let _ = links.remove(index).await;
+            }
+            Err(error)
+        }
+    }
+}
+
+const DELETED: &str = "it was deleted again at once";
+
+fn name_of(queues: &[Queue]) -> String {
+    queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
+}
+
+/// Takes over the descriptors that this process was started with.
+fn inherit(config: &Tap) -> anyhow::Result<Vec<Queue>> {
+    let descriptors = config.descriptors.iter().map(|number| {
+        sys::inherited(*number).with_context(|| format!("descriptor {number} was not inherited"))
+    });
+    let descriptors = descriptors.collect::<anyhow::Result<_>>()?;
+    let queues = adopt(descriptors, Kind::Tap, NetHeader::SIZE, Offloads::ALL).map_err(|fault| {
+        let number = config.descriptors.get(fault.index).copied().unwrap_or(-1);
+        anyhow::Error::new(fault.error).context(format!("descriptor {number}"))
+    })?;
+    let found = name_of(&queues);
+    ensure!(
+        config.interface.is_empty() || config.interface == found,
+        "the descriptors are those of another interface, `{found}`"
+    );
+    Ok(queues)
+}
+
+fn request(config: &Tap) -> anyhow::Result<Request<'_>> {
+    Ok(Request {
+        queues: config.queue_pairs,
+        persistent: config.persistent,
+        owner: config.owner.as_deref().map(user_id).transpose()?,
+        group: config.group.as_deref().map(group_id).transpose()?,
+        ..Request::new(&config.interface, Kind::Tap, NetHeader::SIZE)
+    })
+}
+
+/// Why an interface could not be attached to, or created.
+fn explain(error: TunError, exists: bool) -> anyhow::Error {
+    match error {
+        TunError::NotPermitted(kind) if !exists => anyhow::anyhow!(
+            "there is none, and we may not create it: that needs CAP_NET_ADMIN. Without, somebody who \
+             has it makes one for this user (ip tuntap add dev NAME mode {kind} vnet_hdr user USER), or \
+             passes the descriptor of one (`fd`)"
+        ),
+        error => error.into(),
+    }
+}
+
+/// The number of a bridge.
+async fn find_bridge(links: &Links, bridge: &str) -> anyhow::Result<u32> {
+    match links.find(bridge).await? {
+        Some(link) if link.is_bridge => Ok(link.index),
+        Some(_) => bail!("`{bridge}` is no bridge of the host"),
+        None => bail!("there is no bridge `{bridge}` (ip link add {bridge} type bridge makes one)"),
+    }
+}
+
+/// Sets what is wanted and not so already. Returns what the interface is then.
+async fn set_up(
+    links: &Links,
+    link: Link,
+    setup: &Setup,
+    bridge: Option<u32>,
+) -> anyhow::Result<Link> {
+    let Setup { mtu, mac, up, bridge: name } = setup;
+    let mtu = mtu.map(u32::from).filter(|mtu| *mtu != link.mtu);
+    let mac = mac.filter(|mac| Some(*mac) != link.mac);
+    let bridge = bridge.filter(|bridge| Some(*bridge) != link.master);
+    let up = up.filter(|up| *up != link.is_up);
+    let name = name.as_deref().unwrap_or_default();
+    let settings = [
+        mtu.map(|mtu| (Setting::Mtu(mtu), format!("mtu {mtu}"))),
+        mac.map(|mac| (Setting::Mac(mac), format!("address {mac}"))),
+        bridge.map(|bridge| (Setting::Master(bridge), format!("master {name}"))),
+        up.map(|up| (Setting::Up(up), if up { "up" } else { "down" }.to_owned())),
+    ];
+    for (setting, words) in settings.into_iter().flatten() {
+        links.set(link.index, setting).await.map_err(|error| {
+            let what = format!("ip link set dev {} {words}", link.name);
+            match error {
+                LinksError::Refused(Errno::PERM) => anyhow::anyhow!(
+                    "cannot set it up: that needs CAP_NET_ADMIN. Without, somebody who has it does it \
+                     before ({what})"
+                ),
+                error => anyhow::anyhow!("cannot set it up as by `{what}`: {error}"),
+            }
+        })?;
+    }
+    links.at(link.index).await?.context(DELETED)
+}
+
+/// What the workers have to know of an interface.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State {
+    is_up: bool,
+    mtu: u32,
+}
+
+impl State {
+    /// Of one of which nothing is known: the kernel refuses what it does not take.
+    const UNSEEN: Self = Self { is_up: true, mtu: u32::MAX };
+
+    fn of(link: &Link) -> Self {
+        Self { is_up: link.is_up && link.has_carrier, mtu: link.mtu }
+    }
+
+    fn apply(self, port: &mut TapPort) {
+        port.set_link(self.is_up);
+        port.set_mtu(self.mtu);
+    }
+}
+
+/// Where the interface is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Here, and this is its number.
+    Here(u32),
+    /// In another network namespace.
+    Elsewhere,
+    /// Deleted.
+    Gone,
+}
+
+/// The workers have stopped, or a bug of ours took the port down: there is nothing left to be done.
+struct Over;
+
+/// What goes on behind a port.
+struct Control {
+    handle: Handle,
+    config: Tap,
+    links: Links,
+    watch: Watch,
+    /// The name that the interface has, or had last.
+    interface: String,
+    place: Place,
+    /// What the workers know.
+    state: State,
+    /// An interface that is back could not be attached to: when it is tried again.
+    retry: Option<Duration>,
+    /// What was said of that last.
+    complaint: String,
+}
+
+impl Control {
+    async fn follow(mut self) {
+        while self.step().await.is_ok() {}
+    }
+
+    async fn step(&mut self) -> Result<(), Over> {
+        let index = if let Place::Here(index) = self.place { Some(index) } else { None };
+        let retry = self.retry;
+        // What is tried again changes the interface each time, which is no news.
+        let listens = self.place != Place::Elsewhere && retry.is_none();
+        tokio::select! {
+            trouble = self.handle.troubles.recv() => match trouble {
+                Some(Trouble::Guest(_)) => self.leave().await,
+                Some(Trouble::Failed) | None => Err(Over),
+            },
+            heard = self.watch.of(index, &self.interface), if listens => {
+                match (heard, index) {
+                    (Heard::Look, Some(index)) => self.look(index).await,
+                    (Heard::Look, None) => self.come_back().await,
+                    (Heard::Moved, _) => {
+                        self.place = Place::Elsewhere;
+                        self.say();
+                        self.learn(State::UNSEEN).await
+                    }
+                }
+            }
+            () = sleep(retry.unwrap_or_default()), if retry.is_some() => self.come_back().await,
+        }
+    }
+
+    /// Says what an operator has to know of where the interface is.
+    fn say(&self) {
+        let (port, interface) = (&self.handle.name, &self.interface);
+        match self.place {
+            Place::Here(_) => self.handle.mtus.note(port, self.state.mtu),
+            Place::Elsewhere => tracing::info!(
+                port,
+                interface,
+                "in another network namespace: its state and its MTU are not followed"
+            ),
+            Place::Gone => tracing::error!(
+                port,
+                interface,
+                "the interface was deleted: the port is down until there is one of this name again"
+            ),
+        }
+    }
+
+    /// Looks what an interface is now.
+    async fn look(&mut self, index: u32) -> Result<(), Over> {
+        // If it is not there, the workers say so, or it was moved and we are told.
+        let Ok(Some(link)) = self.links.at(index).await else { return Ok(()) };
+        if link.name != self.interface {
+            let port = &self.handle.name;
+            tracing::info!(port, interface = self.interface, "the interface is `{}` now", link.name);
+            self.interface.clone_from(&link.name);
+        }
+        self.learn(State::of(&link)).await
+    }
+
+    /// Has the workers know a change.
+    async fn learn(&mut self, state: State) -> Result<(), Over> {
+        let before = std::mem::replace(&mut self.state, state);
+        if state == before {
+            return Ok(());
+        }
+        self.on_port(move |port, _| state.apply(port)).await?;
+        let (port, interface) = (&self.handle.name, &self.interface);
+        if state.is_up != before.is_up {
+            tracing::info!(port, interface, "{}", if state.is_up { "up" } else { "down" });
+        }
+        if !state.is_up {
+            self.forget();
+        }
+        if state.mtu != before.mtu && self.place != Place::Elsewhere {
+            tracing::info!(port, interface, mtu = state.mtu, "the interface's MTU");
+            self.handle.mtus.note(port, state.mtu);
+        }
+        Ok(())
+    }
+
+    /// Has the bridge forget the stations behind this port.
+    fn forget(&self) {
+        let (table, number) = &self.handle.bridge;
+        table.forget_port(*number);
+    }
+
+    /// Lets go of an interface that was deleted.
+    async fn leave(&mut self) -> Result<(), Over> {
+        // The last part's is the one that closes the queues: here.
+        drop(self.on_port(|port, poller| port.detach(poller)).await?);
+        // What more was found of it was said before they let go.
+        while let Ok(trouble) = self.handle.troubles.try_recv() {
+            if let Trouble::Failed = trouble {
+                return Err(Over);
+            }
+        }
+        self.forget();
+        self.place = Place::Gone;
+        self.say();
+        // It may be there again already, which was heard before.
+        self.come_back().await
+    }
+
+    /// Attaches to the interface of this name, if there is one again.
+    async fn come_back(&mut self) -> Result<(), Over> {
+        let retried = self.retry.take();
+        let Ok(Some(link)) = self.links.find(&self.interface).await else { return Ok(()) };
+        // Whether it is to stay, and whose it is, was decided by whoever made it.
+        let config = Tap {
+            interface: self.interface.clone(),
+            descriptors: Vec::new(),
+            persistent: None,
+            owner: None,
+            group: None,
+            ..self.config.clone()
+        };
+        let port = &self.handle.name;
+        match attach(&config, &self.links, Some(link)).await {
+            Ok(Attached { queues, interface, link: Some(link), .. }) => {
+                self.complaint.clear();
+                self.place = Place::Here(link.index);
+                self.state = State::of(&link);
+                let (queues, state) = (Queues::new(queues), self.state);
+                let attached = self.on_port(move |port, poller| {
+                    state.apply(port);
+                    port.attach(queues.clone(), poller)
+                });
+                for part in attached.await? {
+                    if let Err(error) = part {
+                        tracing::error!(port, interface, "the port is out of service: {error}");
+                        return Err(Over);
+                    }
+                }
+                tracing::info!(port, interface, "attached again");
+                self.say();
+            }
+            // It was found, so it is here.
+            Ok(Attached { link: None, .. }) => {}
+            Err(error) => {
+                let wait = retried.map_or(RETRY_FIRST, |retried| (2 * retried).min(RETRY_SLOWEST));
+                self.retry = Some(wait);
+                let text = format!("{error:#}");
+                let is_busy = matches!(error.downcast_ref(), Some(TunError::InUse));
+                if self.complaint != text && (!is_busy || wait == RETRY_SLOWEST) {
+                    let interface = &self.interface;
+                    tracing::error!(port, interface, "cannot attach to the interface: {text}");
+                    self.complaint = text;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `command` on all parts of this port, each between two breaths of its worker.
+    async fn on_port<R: Send + 'static>(
+        &self,
+        command: impl Fn(&mut TapPort, &Poller) -> R + Clone + Send + 'static,
+    ) -> Result<Vec<R>, Over> {
+        let Handle { app, workers, .. } = &self.handle;
+        let app = *app;
+        let parts = workers.on_each(move |worker| worker.with(app, command.clone())).await;
+        parts.ok().and_then(|parts| parts.into_iter().collect()).ok_or(Over)
+    }
 }

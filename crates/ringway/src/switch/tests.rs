@@ -50,7 +50,7 @@ async fn a_start_that_fails_leaves_nothing_behind() {
     let good = (0..CpuSet::MAX_CPU).find(|cpu| allowed.is_set(*cpu)).unwrap();
     let bad = CpuSet::MAX_CPU;
 
-    let Err(error) = Switch::start(&config(&path, vec![good, bad])) else {
+    let Err(error) = Switch::start(&config(&path, vec![good, bad])).await else {
         panic!("there is no processor {bad}");
     };
     assert_eq!(
@@ -68,7 +68,7 @@ async fn a_start_that_fails_leaves_nothing_behind() {
         std::thread::yield_now();
     }
 
-    let switch = Switch::start(&config(&path, Vec::new())).unwrap();
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
     assert!(path.exists());
     assert_eq!(workers().len(), 2);
     switch.stop().await.unwrap();
@@ -117,7 +117,7 @@ async fn a_port_whose_last_front_end_holds_us_up_waits_and_no_other() {
         panic!()
     };
     *penalty = false;
-    let switch = Switch::start(&config).unwrap();
+    let switch = Switch::start(&config).await.unwrap();
     let start = Instant::now();
 
     // The first two bytes are read, with their descriptors, of which the second has no place there; the

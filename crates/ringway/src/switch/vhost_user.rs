@@ -15,7 +15,7 @@ use vhost_user::back_end::Offer;
 use vhost_user::{Closer, Connection, ConnectionError};
 
 use super::{Graphs, Handle, Opened};
-use crate::config::{SocketRole, VhostUser};
+use crate::config::{DEFAULT_MTU, SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
 
@@ -57,7 +57,10 @@ pub(super) fn open(
     parts.iter_mut().for_each(|part| part.set_mtu(mtu));
     let app = graphs.add(name, parts);
     let control = move |handle: Handle| -> super::Running {
-        let Handle { name, app, bridge, workers, troubles } = handle;
+        let Handle { name, app, bridge, workers, mtus, troubles } = handle;
+        if mtu != DEFAULT_MTU {
+            mtus.note(&name, mtu.into());
+        }
         let port = Port { name, app, bridge, offer, workers, troubles };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),

@@ -15,6 +15,9 @@ pub const DEFAULT_SOCKET_MODE: u32 = 0o660;
 /// The virtio features a guest is offered if `features` is not set.
 pub const DEFAULT_FEATURES: Features = ports::vhost_user::FEATURES;
 
+/// The largest MTU if `mtu` is not set: none.
+pub const DEFAULT_MTU: u16 = u16::MAX;
+
 /// A Unix socket on which virtio-net rings are handed over.
 pub const TYPE: PortType = PortType {
     name: "vhost-user",
@@ -111,7 +114,7 @@ impl VhostUser {
         Self {
             path,
             socket: SocketRole::Listen { mode: DEFAULT_SOCKET_MODE, group: None },
-            mtu: u16::MAX,
+            mtu: DEFAULT_MTU,
             queue_pairs: ports::vhost_user::MAX_PAIRS as u16,
             penalty: true,
             features: DEFAULT_FEATURES,

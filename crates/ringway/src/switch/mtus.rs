@@ -1,0 +1,56 @@
+//! The MTUs of a switch's ports, which had better be the same: a switch neither fragments packets nor says
+//! that they are too long, so what fits one port and not another is lost between them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The ports whose MTU is known. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Mtus(Arc<Mutex<Known>>);
+
+#[derive(Default)]
+struct Known {
+    ports: BTreeMap<String, u32>,
+    /// That they differ was said, and they have not been the same since.
+    is_said: bool,
+}
+
+impl Mtus {
+    /// Takes note of a port's MTU, and warns if it is the first that differs from another's.
+    pub fn note(&self, port: &str, mtu: u32) {
+        if let Some((other, its)) = self.differs(port, mtu) {
+            tracing::warn!(
+                "port `{port}` has an MTU of {mtu}, and port `{other}` one of {its}: what is too long \
+                 for a port is dropped there, and counted (over_mtu); give them the same"
+            );
+        }
+    }
+
+    /// A port whose MTU is another, if that is news.
+    fn differs(&self, port: &str, mtu: u32) -> Option<(String, u32)> {
+        // What is in it is as good after a panic as before.
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.ports.insert(port.to_owned(), mtu);
+        let other = known.ports.iter().find(|(_, its)| **its != mtu);
+        let other = other.map(|(name, its)| (name.clone(), *its));
+        let was_said = std::mem::replace(&mut known.is_said, other.is_some());
+        other.filter(|_| !was_said)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_difference_is_said_once() {
+        let mtus = Mtus::default();
+        assert_eq!(mtus.differs("vm1", 9000), None);
+        assert_eq!(mtus.differs("vm2", 9000), None);
+        assert_eq!(mtus.differs("host", 1500), Some(("vm1".to_owned(), 9000)));
+        assert_eq!(mtus.differs("host", 1400), None, "it was said");
+        assert_eq!(mtus.differs("host", 9000), None, "they are the same");
+        let next = Some(("host".to_owned(), 9000));
+        assert_eq!(mtus.differs("vm1", 1500), next, "and differ anew");
+    }
+}
