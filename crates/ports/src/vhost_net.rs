@@ -11,63 +11,49 @@
 //! are posted again when nothing of them is held. *To the host*: [`transmit`]. A frame is copied into a free
 //! slot, behind its header, and all of a turn are shown to the kernel at once.
 //!
-//! Each queue of the interface is a pair of rings, with a device of its own ([`pair`]). A pair belongs to
+//! Each queue of the interface is a pair of rings, with a device of its own ([`rings`]). A pair belongs to
 //! one worker, which alone receives by it. Frames to the host come from any worker, so transmit rings have
 //! a lock each; a worker with pairs of its own uses no others.
 //!
 //! What the kernel may ask for in a frame, and what it takes, is as for a tap port: the interface is the
-//! same. When the transmit ring is full, frames are held as by a guest that is full.
+//! same. When the transmit ring is full, frames are held as for a guest that is full.
+//!
+//! The kernel does not say that the interface was deleted: rings of one that is gone just stand still. So
+//! control, which hears of it, has the port [look](VhostNetPort::look).
 //!
 //! # A kernel that breaks the rules
 //!
 //! would be a bug of the kernel's, but whatever it writes is checked as if a peer had written it. The port
 //! is down then, on all workers, and says so once.
 
-mod pair;
 mod receive;
+mod rings;
+#[cfg(test)]
+mod tests;
 mod transmit;
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use engine::{
     App, Burst, Counters, DropReason, Fault, Lease, Outcomes, Outputs, Poller, Selection,
 };
-use memory::MapError;
-use sys::tun::{Offloads, Tap};
-use sys::vhost::{Device, VhostError};
 use thiserror::Error;
-use virtqueue::{LayoutError, Violation};
-use wire::virtio::Features;
+use virtqueue::Violation;
 
-use crate::lent::Lent;
-use crate::tap::{asks, is_within_limits, takes};
+use crate::frame::ETHERNET;
+use crate::tap::{asks, takes};
 use crate::vhost_user::PATIENCE;
-use pair::Kept;
 use receive::Receive;
-use transmit::{NotSent, Transmit};
+pub use rings::{OpenError, Rings};
+use transmit::Outgoing;
 
-/// Why a port could not be made.
-#[derive(Debug, Error)]
-pub enum OpenError {
-    /// The kernel's device could not be set up.
-    #[error(transparent)]
-    Device(#[from] VhostError),
-    /// There is no memory for rings and buffers.
-    #[error("cannot make memory for the rings: {0}")]
-    Memory(MapError),
-    /// The rings are not in it.
-    #[error("cannot place the rings: {0}")]
-    Layout(LayoutError),
-    /// The kernel refused something else.
-    #[error("cannot set up the rings: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// What the kernel did wrong.
+/// What the kernel did.
 #[derive(Debug, Error)]
 pub enum VhostNetFault {
+    /// The interface was deleted.
+    #[error("the interface is gone")]
+    Gone,
     /// A virtqueue's rules were broken.
     #[error("the kernel's vhost-net broke a rule of {kind} ring {pair}: {violation}")]
     Ring {
@@ -104,34 +90,6 @@ pub enum VhostNetFault {
     },
 }
 
-/// What the parts of a port have in common.
-struct Shared {
-    /// By number.
-    pairs: Vec<SharedPair>,
-    /// What the kernel takes as it is.
-    takes: Features,
-    /// A fault happened: nothing is received or transmitted any more.
-    latched: AtomicBool,
-}
-
-/// What all workers need of a pair.
-struct SharedPair {
-    transmit: Mutex<Transmit>,
-    /// The kernel's side works as long as there is a part.
-    _kept: Kept,
-}
-
-impl Shared {
-    fn is_latched(&self) -> bool {
-        self.latched.load(Ordering::Acquire)
-    }
-
-    /// A transmit ring, for as long as nobody has panicked with it.
-    fn lock(&self, pair: usize) -> Option<MutexGuard<'_, Transmit>> {
-        self.pairs.get(pair)?.transmit.lock().ok()
-    }
-}
-
 /// A transmit ring, as one worker uses it.
 struct Outlet {
     pair: usize,
@@ -149,104 +107,92 @@ struct Full {
     held: Option<u32>,
 }
 
-/// The port, or its part on one of several workers.
-pub struct VhostNetPort {
-    shared: Arc<Shared>,
-    /// Which of the parts this is.
-    part: u32,
+/// What one part has of the rings.
+struct Share {
+    rings: Arc<Rings>,
     receive: Receive,
     outlets: Vec<Outlet>,
-    /// A fault to be reported.
-    fault: Option<VhostNetFault>,
-    counters: Counters,
+    outgoing: Outgoing,
 }
 
-impl VhostNetPort {
-    /// A port in parts for so many workers. Its interface has these queues, and each of them gets one of
-    /// these devices: there have to be as many. Frames have a header of [`wire::virtio::NetHeader::SIZE`]
-    /// bytes.
-    ///
-    /// Queue n belongs to worker n, counted around. A worker without one transmits by another one's.
-    pub fn parts(
-        taps: Vec<Tap>,
-        devices: Vec<Device>,
-        workers: usize,
-    ) -> Result<Vec<Self>, OpenError> {
-        let workers = workers.max(1);
-        // They are the same for all queues of an interface.
-        let offloads = taps.first().map_or(Offloads::None, Tap::offloads);
-        let memory = pair::memory(taps.len())?;
-        let (mut pairs, mut receivers) = (Vec::new(), Vec::new());
-        for (number, (tap, device)) in taps.into_iter().zip(devices).enumerate() {
-            let ([receive, transmit], kept) = pair::start(number, &memory, tap, device)?;
-            receivers.push(receive);
-            let transmit = Mutex::new(Transmit::new(transmit, memory.clone()));
-            pairs.push(SharedPair { transmit, _kept: kept });
-        }
-        let count = pairs.len();
-        let latched = AtomicBool::new(false);
-        let shared = Arc::new(Shared { pairs, takes: takes(offloads), latched });
-        let mut parts: Vec<Self> = (0..workers)
-            .map(|part| Self {
-                shared: shared.clone(),
-                part: part as u32,
-                receive: Receive::new(Lent::new(memory.clone()), asks(offloads)),
-                outlets: outlets(part, workers, count),
-                fault: None,
-                counters: Counters::default(),
-            })
-            .collect();
-        for (number, ring) in receivers.into_iter().enumerate() {
-            if let Some(part) = parts.get_mut(number % workers) {
-                part.receive.add(number, ring);
+impl Share {
+    /// That of worker `number` of so many. Queue n is received by worker n, counted around. A worker
+    /// without one transmits by another one's. None when there is no queue.
+    fn new(rings: Arc<Rings>, number: usize, workers: usize) -> Option<Self> {
+        let count = rings.count();
+        let base = number.checked_rem(count)?;
+        let step = workers.max(1);
+        let own = number..count;
+        let mut receive = Receive::new(rings.memory(), asks(rings.offloads()));
+        for pair in own.clone().step_by(step) {
+            if let Some(ring) = rings.take_receive(pair) {
+                receive.add(pair, ring);
             }
         }
-        Ok(parts)
+        let outlets = if own.is_empty() { base..base + 1 } else { own };
+        let outlet = |pair| Outlet { pair, touched: false, full: None };
+        let outlets = outlets.step_by(step).map(outlet).collect();
+        let outgoing = Outgoing { takes: takes(rings.offloads()), limit: usize::MAX };
+        Some(Self { rings, receive, outlets, outgoing })
     }
 
-    /// Takes the port down, on all workers: only the first fault is reported.
-    #[cold]
-    fn latch(&mut self, fault: VhostNetFault) {
-        if !self.shared.latched.swap(true, Ordering::AcqRel) {
-            self.fault = Some(fault);
+    /// Has the worker woken by the kernel.
+    fn watch(&self, poller: &Poller) -> io::Result<()> {
+        self.receive.calls().try_for_each(|call| poller.watch(call))?;
+        // Of those who share a ring, each that is called looks whether it was for itself.
+        self.outlets.iter().try_for_each(|outlet| {
+            let transmit = self.rings.transmit(outlet.pair);
+            transmit.map_or(Ok(()), |transmit| poller.watch(transmit.call()))
+        })
+    }
+
+    /// To be called also when not all of them are watched.
+    fn unwatch(&self, poller: &Poller) {
+        self.receive.calls().for_each(|call| poller.unwatch(call));
+        for outlet in &self.outlets {
+            if let Some(transmit) = self.rings.transmit(outlet.pair) {
+                poller.unwatch(transmit.call());
+            }
         }
     }
 
     /// Hands frames to one transmit ring.
-    fn deliver(&mut self, outlet: usize, burst: &mut Burst<'_>, selection: &Selection) {
-        let Self { shared, outlets, counters, .. } = self;
-        let Some(outlet) = outlets.get_mut(outlet) else { return };
-        let Some(mut transmit) = shared.lock(outlet.pair) else {
+    fn deliver(
+        &mut self,
+        at: usize,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        counters: &mut Counters,
+    ) -> Result<(), VhostNetFault> {
+        let Self { rings, outlets, outgoing, .. } = self;
+        let Some(outlet) = outlets.get_mut(at) else { return Ok(()) };
+        let pair = outlet.pair;
+        let Some(mut transmit) = rings.transmit(pair) else {
             // A bug of ours: there is nothing to wait for.
-            return counters[DropReason::ReceiverDown] += selection.len() as u64;
+            counters[DropReason::ReceiverDown] += selection.len() as u64;
+            return Ok(());
         };
-        outlet.touched = true;
         if let Err(violation) = transmit.reap() {
             counters[DropReason::ReceiverDown] += selection.len() as u64;
-            drop(transmit);
-            let pair = outlet.pair;
-            return self.latch(VhostNetFault::Ring { kind: "transmit", pair, violation });
+            return Err(VhostNetFault::Ring { kind: "transmit", pair, violation });
         }
+        outlet.touched = true;
         let now = burst.now();
         let since = outlet.full.take().map_or(now, |full| full.since);
-        // What another worker found may have been a little later than our breath began.
         let is_patient = now.saturating_sub(since) < PATIENCE;
         let (mut took, mut is_full, mut held) = (false, false, None);
         for index in selection.iter() {
             if !is_full {
-                let frame = burst.frame(index);
-                let within = is_within_limits(&frame.offload, frame.len);
-                let takes = if within { shared.takes } else { Features::NONE };
-                match transmit.send(&frame, takes, counters) {
-                    Ok(()) => {
+                match transmit.send(&burst.frame(index), *outgoing, counters) {
+                    Ok(true) => {
                         took = true;
                         continue;
                     }
-                    Err(NotSent::Never(reason)) => {
+                    Ok(false) => is_full = true,
+                    Err(reason) => {
                         counters.drop(reason);
                         continue;
                     }
-                    Err(NotSent::Full) => is_full = true,
                 }
             }
             // And those behind it, which must not overtake it.
@@ -259,29 +205,117 @@ impl VhostNetPort {
         if is_full {
             outlet.full = Some(Full { since: if took { now } else { since }, held });
         }
+        Ok(())
     }
 }
 
-/// The transmit rings of a part: those of its own pairs, or one of another's.
-fn outlets(part: usize, workers: usize, pairs: usize) -> Vec<Outlet> {
-    let own = (part..pairs).step_by(workers);
-    let other = if own.len() == 0 && pairs > 0 { Some(part % pairs) } else { None };
-    own.chain(other).map(|pair| Outlet { pair, touched: false, full: None }).collect()
+/// The rings that a part has let go of: to be dropped by control.
+pub struct Detached(#[expect(dead_code, reason = "only to be dropped")] Share);
+
+/// The part of a port that one of several workers has.
+pub struct VhostNetPort {
+    /// Of which worker, and how many there are.
+    number: usize,
+    workers: usize,
+    /// What it has of the rings, while there is an interface.
+    share: Option<Share>,
+    /// Whether the interface is up, for all that control knows.
+    is_up: bool,
+    /// Bytes of the longest frame that fits the interface's MTU.
+    frame_limit: usize,
+    /// A fault to be reported.
+    fault: Option<VhostNetFault>,
+    counters: Counters,
+}
+
+impl VhostNetPort {
+    /// A port with these rings, in as many parts as there are workers, at most
+    /// [`crate::vhost_user::MAX_WORKERS`].
+    pub fn parts(rings: &Arc<Rings>, workers: usize) -> Vec<Self> {
+        let part = |number| Self {
+            number,
+            workers,
+            share: Share::new(rings.clone(), number, workers),
+            is_up: true,
+            frame_limit: usize::MAX,
+            fault: None,
+            counters: Counters::default(),
+        };
+        (0..workers).map(part).collect()
+    }
+
+    /// Gives this part its share of these rings, which are those of an interface that came back; each part
+    /// has to be given the same. Returns what it had before.
+    ///
+    /// When it fails, the part is without.
+    pub fn attach(&mut self, rings: Arc<Rings>, poller: &Poller) -> io::Result<Option<Detached>> {
+        let before = self.detach(poller);
+        let share = Share::new(rings, self.number, self.workers);
+        if let Some(share) = &share {
+            share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
+        }
+        self.share = share;
+        Ok(before)
+    }
+
+    /// Takes this part's rings away: frames to it are then counted as [`DropReason::ReceiverDown`]. When all
+    /// parts have let go of them, the kernel's devices are stopped by whoever drops the last.
+    pub fn detach(&mut self, poller: &Poller) -> Option<Detached> {
+        let share = self.share.take()?;
+        share.unwatch(poller);
+        self.fault = None;
+        self.counters[DropReason::ReceiverFull] += share.receive.held();
+        Some(Detached(share))
+    }
+
+    /// Says whether the interface is up. While it is down, frames to it are not even offered to the
+    /// kernel, and counted as [`DropReason::ReceiverDown`].
+    pub fn set_link(&mut self, is_up: bool) {
+        self.is_up = is_up;
+    }
+
+    /// Sets the interface's MTU, in bytes of a frame's payload. Longer frames to it are dropped and counted
+    /// as [`DropReason::OverMtu`]. Of one that is yet to be segmented its segments count: a frame's fate does
+    /// not depend on who segments it.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
+    }
+
+    /// Looks whether the interface is still there. If not, that is this port's fault, once.
+    pub fn look(&mut self) {
+        if self.share.as_ref().is_some_and(|share| !share.rings.is_attached()) {
+            self.latch(VhostNetFault::Gone);
+        }
+    }
+
+    /// Takes the port down, on all workers: only the first fault is reported.
+    #[cold]
+    fn latch(&mut self, fault: VhostNetFault) {
+        if self.share.as_ref().is_some_and(|share| share.rings.latch()) {
+            self.fault = Some(fault);
+        }
+    }
+
+    /// Its share, unless the port is down.
+    fn working(&mut self) -> Option<(&mut Share, &mut Counters)> {
+        let share = self.share.as_mut().filter(|share| !share.rings.is_latched())?;
+        Some((share, &mut self.counters))
+    }
 }
 
 /// What fails by a bug of ours takes all parts down. Dropped by control.
 impl Drop for VhostNetPort {
     fn drop(&mut self) {
-        self.shared.latched.store(true, Ordering::Release);
+        if let Some(share) = &self.share {
+            share.rings.latch();
+        }
     }
 }
 
 impl App for VhostNetPort {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
-        if self.shared.is_latched() {
-            return self.fault.is_some();
-        }
-        match self.receive.pull(lease, burst, &mut self.counters) {
+        let Some((share, counters)) = self.working() else { return self.fault.is_some() };
+        match share.receive.pull(lease, burst, counters) {
             Ok(busy) => busy,
             Err(fault) => {
                 self.latch(fault);
@@ -291,8 +325,11 @@ impl App for VhostNetPort {
     }
 
     fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
-        let Lease::Guest(memory) = lease else { return };
-        self.receive.reclaim(&outcomes, memory);
+        if let Lease::Guest(memory) = lease
+            && let Some(share) = &mut self.share
+        {
+            share.receive.reclaim(&outcomes, memory);
+        }
     }
 
     fn push(
@@ -302,36 +339,40 @@ impl App for VhostNetPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
-        let count = self.outlets.len();
-        if self.shared.is_latched() || count == 0 {
+        let (is_up, limit) = (self.is_up, self.frame_limit);
+        let Some((share, counters)) = self.working().filter(|_| is_up) else {
             self.counters[DropReason::ReceiverDown] += selection.len() as u64;
             return;
-        }
-        if count == 1 {
-            return self.deliver(0, burst, selection);
-        }
+        };
+        share.outgoing.limit = limit;
+        let count = share.outlets.len();
+        let mut result = Ok(());
         // A flow keeps to one ring, by which the kernel then answers.
         for outlet in 0..count {
-            let mut chosen = Selection::default();
-            for index in selection.iter() {
-                if wire::flow::hash(burst.head(index)) as usize % count == outlet {
-                    chosen.push(index);
-                }
+            let mut chosen = *selection;
+            if count > 1 {
+                chosen.clear();
+                let is_chosen =
+                    |index: &usize| wire::flow::hash(burst.head(*index)) as usize % count == outlet;
+                selection.iter().filter(is_chosen).for_each(|index| chosen.push(index));
             }
             if !chosen.is_empty() {
-                self.deliver(outlet, burst, &chosen);
+                result = result.and(share.deliver(outlet, burst, &chosen, counters));
             }
+        }
+        if let Err(fault) = result {
+            self.latch(fault);
         }
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        if self.shared.is_latched() {
+        let Some((share, _)) = self.working() else {
             return self.fault.take().map_or(Ok(()), |fault| Err(fault.into()));
-        }
-        self.receive.publish();
-        for outlet in &mut self.outlets {
+        };
+        share.receive.publish();
+        for outlet in &mut share.outlets {
             if std::mem::take(&mut outlet.touched)
-                && let Some(mut transmit) = self.shared.lock(outlet.pair)
+                && let Some(mut transmit) = share.rings.transmit(outlet.pair)
             {
                 transmit.publish();
             }
@@ -340,59 +381,47 @@ impl App for VhostNetPort {
     }
 
     fn arm(&mut self) -> bool {
-        if self.shared.is_latched() {
-            return self.fault.is_some();
-        }
-        let mut busy = self.receive.arm();
-        for outlet in &self.outlets {
+        let number = self.number;
+        let Some((share, _)) = self.working() else { return self.fault.is_some() };
+        let mut busy = share.receive.arm();
+        for outlet in &share.outlets {
             if let Some(Full { held: Some(reaps), .. }) = outlet.full
-                && let Some(mut transmit) = self.shared.lock(outlet.pair)
+                && let Some(mut transmit) = share.rings.transmit(outlet.pair)
             {
-                busy |= transmit.arm(self.part, reaps);
+                busy |= transmit.arm(number, reaps);
             }
         }
         busy
     }
 
     fn disarm(&mut self) {
-        if self.shared.is_latched() {
-            return;
-        }
-        self.receive.disarm();
-        for outlet in &mut self.outlets {
+        let number = self.number;
+        let Some((share, _)) = self.working() else { return };
+        share.receive.disarm();
+        for outlet in &mut share.outlets {
             // A frame that is still held in the next breath waits anew.
             if let Some(full) = &mut outlet.full
                 && full.held.take().is_some()
-                && let Some(mut transmit) = self.shared.lock(outlet.pair)
+                && let Some(mut transmit) = share.rings.transmit(outlet.pair)
             {
-                transmit.disarm(self.part);
+                transmit.disarm(number);
             }
         }
     }
 
     fn deadline(&self, now: u64) -> Option<u64> {
+        let share = self.share.as_ref()?;
         // After that what is held for the kernel is to be dropped.
-        let held =
-            self.outlets.iter().filter_map(|outlet| outlet.full.filter(|full| full.held.is_some()));
-        let deadlines = held.map(|full| full.since + PATIENCE).chain(self.receive.deadline());
-        deadlines.filter(|deadline| *deadline > now).min()
+        let full = share.outlets.iter().filter_map(|outlet| outlet.full);
+        let dropped = full.filter(|full| full.held.is_some()).map(|full| full.since + PATIENCE);
+        dropped.chain(share.receive.deadline()).filter(|deadline| *deadline > now).min()
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        self.receive.register(poller)?;
-        // With several parts to a ring, whoever is called looks whether it was for itself.
-        for outlet in &self.outlets {
-            if let Some(transmit) = self.shared.lock(outlet.pair) {
-                transmit.register(poller)?;
-            }
-        }
-        Ok(())
+        self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
     }
 
     fn counters(&self) -> &Counters {
         &self.counters
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -57,7 +57,7 @@ use ring::{Shape, numbers, setup, unchanged};
 use steering::Steering;
 use transmit::Transmit;
 
-use crate::frame::MAX_FRAME;
+use crate::frame::{ETHERNET, MAX_FRAME};
 use crate::lent::Lent;
 
 /// Queue pairs that a port serves at most: as many as there are ring numbers for in a message
@@ -110,9 +110,6 @@ const _: () = assert!(Offer::FEATURES.contains(SUPPORTED));
 /// before its turn ends: so that one which cuts its buffers into crumbs costs the others no time.
 /// Guests that post buffers of a sane size never come near.
 const DESCRIPTOR_BUDGET: usize = 8 * 1024;
-
-/// Bytes of a frame around its payload: Ethernet, and up to two tags.
-const ETHERNET: usize = 14 + 2 * 4;
 
 /// The ring of a pair that we write: the guest receives.
 fn receive_ring(pair: usize) -> usize {

@@ -32,7 +32,9 @@ use file::WrittenFile;
 use keys::PortType;
 pub use keys::help;
 pub use kinds::tap::{Setup, Tap};
-pub use kinds::vhost_user::{DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser};
+pub use kinds::vhost_user::{
+    DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
+};
 use port::{Entry, WrittenPort};
 use value::{Scalar, Value};
 

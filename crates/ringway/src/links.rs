@@ -10,9 +10,7 @@ use std::sync::Arc;
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{
-    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
-};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -127,7 +125,8 @@ impl Links {
     /// Opens the sockets, on the runtime that this is called on.
     pub fn open() -> io::Result<Self> {
         let (asking, ask, _) = rtnetlink::new_connection()?;
-        let (listening, _, mut heard) = rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
+        let (listening, _, mut heard) =
+            rtnetlink::new_multicast_connection(&[MulticastGroup::Link])?;
         let (news, _) = broadcast::channel(NEWS);
         let mut tasks = JoinSet::new();
         tasks.spawn(asking);
@@ -192,9 +191,8 @@ fn read_news(message: NetlinkMessage<RouteNetlinkMessage>) -> News {
             News::Changed { index, name }
         }
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(message)) => {
-            let to_another = |attribute: &LinkAttribute| {
-                matches!(attribute, LinkAttribute::NewNetnsId(_))
-            };
+            let to_another =
+                |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::NewNetnsId(_));
             let moved = message.attributes.iter().any(to_another);
             let Link { index, name, .. } = Link::read(message);
             if moved { News::Moved { index } } else { News::Changed { index, name } }

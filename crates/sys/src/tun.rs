@@ -245,6 +245,11 @@ impl Queue {
     pub fn offloads(&self) -> Offloads {
         self.offloads
     }
+
+    /// Whether it still is a queue of an interface. It is not any more when that was deleted.
+    pub fn is_attached(&self) -> bool {
+        ioctl(&self.descriptor, libc::TUNGETIFF, &mut named("")).is_ok()
+    }
 }
 
 impl AsFd for Queue {

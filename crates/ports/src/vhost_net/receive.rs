@@ -3,16 +3,16 @@
 //! A frame fills one buffer or several, which the kernel uses at once (virtio 1.3, 5.1.6.4). The list of
 //! buffers that frames are in is written anew after each burst, with those of frames that are held.
 
-use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use engine::{BURST, Burst, Counters, DropReason, Lease, Outcome, Outcomes, Poller};
+use engine::{BURST, Burst, Counters, DropReason, Lease, Outcome, Outcomes};
 use memory::{GuestAddress, GuestMemory};
 use virtqueue::{Buffer, Form, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::VhostNetFault;
-use super::pair::Ring;
+use super::rings::Ring;
 use crate::backlog::Backlog;
 use crate::frame::{BYTE_BUDGET, MAX_FRAME};
 use crate::lent::Lent;
@@ -96,9 +96,9 @@ pub(super) struct Receive {
 
 impl Receive {
     /// No rings yet.
-    pub(super) fn new(lent: Lent, asks: Features) -> Self {
+    pub(super) fn new(memory: Arc<GuestMemory>, asks: Features) -> Self {
         Self {
-            lent,
+            lent: Lent::new(memory),
             asks,
             places: Vec::new(),
             turn: 0,
@@ -265,7 +265,13 @@ impl Receive {
         self.backlog.deadline()
     }
 
-    pub(super) fn register(&self, poller: &Poller) -> io::Result<()> {
-        self.places.iter().try_for_each(|place| poller.watch(&place.ring.call))
+    /// Frames that are held.
+    pub(super) fn held(&self) -> u64 {
+        self.frames.len() as u64
+    }
+
+    /// The eventfds by which the kernel calls.
+    pub(super) fn calls(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.places.iter().map(|place| &place.ring.call)
     }
 }

@@ -4,17 +4,18 @@
 //! taken back when there is something to send; the one that was used last is used first, so that a quiet
 //! port touches few of them.
 
-use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use engine::{Counters, DropReason, Frame, Poller};
+use engine::{Counters, DropReason, Frame};
 use memory::{GuestAddress, GuestMemory, WriteCursor};
 use virtqueue::{Buffer, Form, Violation};
 use wire::virtio::{Features, NetHeader};
 
-use super::pair::Ring;
+use super::rings::Ring;
 use crate::frame::MAX_FRAME;
 use crate::offload::Delivery;
+use crate::tap::is_within_limits;
 
 /// Slots in a ring: four bursts.
 pub(super) const RING: u16 = 256;
@@ -23,18 +24,13 @@ pub(super) const RING: u16 = 256;
 pub(super) const BUFFER: u32 = (NetHeader::SIZE + MAX_FRAME).next_multiple_of(64) as u32;
 const _: () = assert!(BUFFER % 128 == 64);
 
-/// Why a frame is not in the ring.
-pub(super) enum NotSent {
-    /// There is no room for the moment.
-    Full,
-    /// It cannot be sent.
-    Never(DropReason),
-}
-
-impl From<DropReason> for NotSent {
-    fn from(reason: DropReason) -> Self {
-        Self::Never(reason)
-    }
+/// What frames may be like that go out.
+#[derive(Clone, Copy)]
+pub(super) struct Outgoing {
+    /// What the kernel takes as it is.
+    pub(super) takes: Features,
+    /// Bytes of the longest frame, or segment of one, that fits the interface's MTU.
+    pub(super) limit: usize,
 }
 
 /// The transmit ring of a pair.
@@ -73,21 +69,26 @@ impl Transmit {
         self.reaps
     }
 
-    /// Puts a frame into the ring, in whatever form a kernel takes it that knows `takes`: all of it, or
-    /// nothing.
+    /// Puts a frame into the ring, in whatever form the kernel takes it: all of it, or nothing. False when
+    /// there is no room for the moment.
     pub(super) fn send(
         &mut self,
         frame: &Frame<'_>,
-        takes: Features,
+        outgoing: Outgoing,
         counters: &mut Counters,
-    ) -> Result<(), NotSent> {
+    ) -> Result<bool, DropReason> {
+        let within = is_within_limits(&frame.offload, frame.len);
+        let takes = if within { outgoing.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
+        if delivery.wire_len() > outgoing.limit {
+            return Err(DropReason::OverMtu);
+        }
         let count = delivery.remaining();
         if count > usize::from(RING) {
-            return Err(DropReason::TooManySegments.into());
+            return Err(DropReason::TooManySegments);
         }
         if count > self.free.len() {
-            return Err(NotSent::Full);
+            return Ok(false);
         }
         let mut translator = self.memory.translator();
         while let Some(outgoing) = delivery.next() {
@@ -106,7 +107,7 @@ impl Transmit {
             debug_assert!(added.is_ok());
             counters.sent.count(len);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Shows the kernel what was sent.
@@ -116,20 +117,21 @@ impl Transmit {
 
     /// Asks for a call, for a part that holds frames since slots had been taken back `reaps` times. True
     /// when there is room already, or may be.
-    pub(super) fn arm(&mut self, part: u32, reaps: u32) -> bool {
+    pub(super) fn arm(&mut self, part: usize, reaps: u32) -> bool {
         self.awaited |= 1 << part;
         self.ring.queue.enable_calls() || self.reaps != reaps
     }
 
     /// This part need not be called. Others may.
-    pub(super) fn disarm(&mut self, part: u32) {
+    pub(super) fn disarm(&mut self, part: usize) {
         self.awaited &= !(1 << part);
         if self.awaited == 0 {
             self.ring.queue.disable_calls();
         }
     }
 
-    pub(super) fn register(&self, poller: &Poller) -> io::Result<()> {
-        poller.watch(&self.ring.call)
+    /// The eventfd by which the kernel calls.
+    pub(super) fn call(&self) -> &OwnedFd {
+        &self.ring.call
     }
 }

@@ -40,10 +40,7 @@ fn assert_port_fault(port: &str, expected: &str) {
 }
 
 fn tap(name: &str, interface: &str) -> PortConfig {
-    PortConfig {
-        name: name.to_owned(),
-        kind: PortKind::Tap(Tap::new(interface.to_owned())),
-    }
+    PortConfig { name: name.to_owned(), kind: PortKind::Tap(Tap::new(interface.to_owned())) }
 }
 
 #[test]

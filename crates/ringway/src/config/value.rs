@@ -247,8 +247,7 @@ pub fn tap_mtu(scalar: &Scalar) -> Result<u16, Misfit> {
 
 /// `mac`: the address of one station, as the kernel takes it.
 pub fn mac(scalar: &Scalar) -> Result<MacAddress, Misfit> {
-    let misfit =
-        Misfit::expected("the hardware address of one station, as 52:54:00:12:34:56");
+    let misfit = Misfit::expected("the hardware address of one station, as 52:54:00:12:34:56");
     let Scalar::Text(text) = scalar else {
         return Err(misfit);
     };
@@ -359,7 +358,8 @@ pub fn descriptors(scalar: &Scalar) -> Result<Vec<RawFd>, Misfit> {
     let mut sorted = numbers.clone();
     sorted.sort_unstable();
     sorted.dedup();
-    let is_right = sorted.len() == numbers.len() && (1..=DESCRIPTORS_LIMIT).contains(&numbers.len());
+    let is_right =
+        sorted.len() == numbers.len() && (1..=DESCRIPTORS_LIMIT).contains(&numbers.len());
     if is_right { Ok(numbers) } else { Err(misfit()) }
 }
 

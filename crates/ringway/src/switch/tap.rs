@@ -145,10 +145,11 @@ fn inherit(config: &Tap) -> anyhow::Result<Vec<Queue>> {
         sys::inherited(*number).with_context(|| format!("descriptor {number} was not inherited"))
     });
     let descriptors = descriptors.collect::<anyhow::Result<_>>()?;
-    let queues = adopt(descriptors, Kind::Tap, NetHeader::SIZE, Offloads::ALL).map_err(|fault| {
-        let number = config.descriptors.get(fault.index).copied().unwrap_or(-1);
-        anyhow::Error::new(fault.error).context(format!("descriptor {number}"))
-    })?;
+    let queues =
+        adopt(descriptors, Kind::Tap, NetHeader::SIZE, Offloads::ALL).map_err(|fault| {
+            let number = config.descriptors.get(fault.index).copied().unwrap_or(-1);
+            anyhow::Error::new(fault.error).context(format!("descriptor {number}"))
+        })?;
     let found = name_of(&queues);
     ensure!(
         config.interface.is_empty() || config.interface == found,
@@ -328,7 +329,12 @@ impl Control {
         let Ok(Some(link)) = self.links.at(index).await else { return Ok(()) };
         if link.name != self.interface {
             let port = &self.handle.name;
-            tracing::info!(port, interface = self.interface, "the interface is `{}` now", link.name);
+            tracing::info!(
+                port,
+                interface = self.interface,
+                "the interface is `{}` now",
+                link.name
+            );
             self.interface.clone_from(&link.name);
         }
         self.learn(State::of(&link)).await
