@@ -1,5 +1,5 @@
-//! Two programs that measure ringway. `peers` measures it beside what its users would otherwise run; `flame` shows where
-//! the cycles of a frame go.
+//! Programs that measure ringway. `peers` measures it beside what its users would otherwise run; `flame` shows where
+//! the cycles of a frame go; `host` measures the way to the host and back.
 //!
 //! # How it works
 //!
@@ -7,6 +7,7 @@
 //! | -------------- | -------------------------------------------------------------------------- |
 //! | `peers`        | the first program                                                          |
 //! | `flame`        | the second one                                                             |
+//! | `host`         | the third one                                                              |
 //! | `matrix`       | what is measured: cases, switches, generators, and the names of all cells  |
 //! | `means`        | what there is to measure with, and what is left out for want of it         |
 //! | `machine`      | the machine and all versions                                               |
@@ -24,6 +25,7 @@
 mod drawings;
 mod flame;
 mod generators;
+mod host;
 mod interrupt;
 mod machine;
 mod matrix;
@@ -38,4 +40,5 @@ mod targets;
 mod usage;
 
 pub use flame::main as flame;
+pub use host::main as host;
 pub use peers::main as peers;

@@ -26,7 +26,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 /// Idle time is watched for this much longer than frames are counted: there is little to see.
 const IDLE_FACTOR: f64 = 2.0;
 /// iperf3 counts whole seconds, and emulated guests need some to get going.
-const LEAST_IPERF_SECONDS: f64 = 3.0;
+pub const LEAST_IPERF_SECONDS: f64 = 3.0;
 
 /// How everything is measured.
 pub struct Measurement {

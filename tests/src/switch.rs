@@ -53,7 +53,16 @@ impl Switch {
     ///
     /// As [`Switch::start`].
     pub fn start_in(network: &Network, ports: &[&str]) -> Result<Switch> {
-        Switch::launch(network.command(binary()?), &[], ports)
+        Switch::start_in_with(network, &[], ports)
+    }
+
+    /// The same with more options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Switch::start`].
+    pub fn start_in_with(network: &Network, options: &[&str], ports: &[&str]) -> Result<Switch> {
+        Switch::launch(network.command(binary()?), options, ports)
     }
 
     fn launch(mut command: Command, options: &[&str], ports: &[&str]) -> Result<Switch> {

@@ -32,7 +32,7 @@ use thiserror::Error;
 use wire::virtio::{Features, NetHeader, Offload, SegmentationKind};
 
 use crate::backlog::Backlog;
-use crate::frame::MAX_FRAME;
+use crate::frame::{ETHERNET, MAX_FRAME};
 use crate::offload::Delivery;
 
 pub use queues::Queues;
@@ -119,6 +119,8 @@ pub struct TapPort {
     share: Option<Share>,
     /// Whether the interface is up, for all that control knows.
     is_up: bool,
+    /// Bytes of the longest frame that fits the interface's MTU.
+    frame_limit: usize,
     /// What the kernel may ask of a frame's receiver.
     asks: Features,
     /// What the kernel takes as it is.
@@ -166,6 +168,7 @@ impl TapPort {
             workers,
             share: None,
             is_up: true,
+            frame_limit: usize::MAX,
             asks: Features::NONE,
             takes: Features::NONE,
             buffer: Box::default(),
@@ -213,6 +216,13 @@ impl TapPort {
     /// kernel, and counted as [`DropReason::ReceiverDown`].
     pub fn set_link(&mut self, is_up: bool) {
         self.is_up = is_up;
+    }
+
+    /// Sets the interface's MTU, in bytes of a frame's payload. Longer frames to it are dropped and counted
+    /// as [`DropReason::OverMtu`]. Of one that is yet to be segmented its segments count: a frame's fate does
+    /// not depend on who segments it.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
     /// Takes what it has of the queues from now on.
@@ -289,6 +299,9 @@ impl TapPort {
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { self.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
+        if delivery.wire_len() > self.frame_limit {
+            return Err(DropReason::OverMtu);
+        }
         let queue = share.target(frame.head);
         let error = if delivery.passes() && frame.body.len() + 2 <= WRITE_SLICES_MAX {
             match write_in_place(queue, frame, &mut self.slices) {

@@ -7,7 +7,7 @@ use apps::bridge::Bridge;
 use engine::{
     App, AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
 };
-use ringway_ports::tap::TapPort;
+use ringway_ports::tap::{Queues, TapPort};
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
 use sys::tun::Queue;
 use vhost_user::Device;
@@ -93,6 +93,13 @@ impl Crew {
 
     pub fn part(&mut self, worker: usize, port: usize) -> &mut VhostUserPort {
         self.hands[worker].graph.get(self.ports[port]).expect("the port is alive")
+    }
+
+    /// A worker's part of the tap.
+    pub fn tap(&mut self, worker: usize) -> (&mut TapPort, &Poller) {
+        let Hand { graph, poller, .. } = &mut self.hands[worker];
+        let id = *self.ports.last().expect("there is a tap");
+        (graph.get(id).expect("the port is alive"), poller)
     }
 
     pub fn poller(&self, worker: usize) -> &Poller {
@@ -239,6 +246,16 @@ impl Live {
     /// Gives a port its guest, as it is now.
     pub fn plug(&self, port: usize) -> Vec<Swapped> {
         self.swap(port, Some(self.guests[port].device()))
+    }
+
+    /// Gives the tap these queues, on each worker's thread.
+    pub fn attach(&self, queues: Vec<Queue>) {
+        let (id, queues) = (*self.ports.last().expect("there is a tap"), Queues::new(queues));
+        let attached = self.on_each(move |worker| {
+            let queues = queues.clone();
+            worker.with(id, |tap: &mut TapPort, poller| tap.attach(queues, poller))
+        });
+        attached.into_iter().for_each(|part| drop(part.expect("the port is alive").unwrap()));
     }
 
     /// Swaps all parts of a port, each on its worker's thread.

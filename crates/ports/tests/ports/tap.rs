@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use apps::bridge::Bridge;
-use engine::DropReason;
+use engine::{DropReason, Mode};
 use nix::sched::{CloneFlags, unshare};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
@@ -15,7 +15,7 @@ use wire::checksum::Sum;
 use wire::virtio::{Features, NetHeader};
 
 use crate::crew::Crew;
-use crate::guest::{Cut, Guest, Received};
+use crate::guest::{Cut, Guest, RECEIVE, Received};
 use crate::world::{MODERN, RING, World, addressed, frame, mac, modern};
 
 /// More than anything here takes, on the slowest machine.
@@ -672,4 +672,182 @@ fn all_workers_write_to_the_host_and_one_reads() {
     let counters = crew.counters_of_parts(TAP);
     assert_eq!([0, 1].map(|part: usize| counters[part].received.frames), [10, 0]);
     crew.assert_drops(TAP, &[]);
+}
+
+/// A tap with so many queues, in a network of its own, which knows where both guests are.
+fn crew_with_queues(workers: usize, queues: u16) -> Crew {
+    let queues = tap(Request { queues, ..request() });
+    let crew = Crew::with_tap(workers, vec![modern(), modern()], Some(queues));
+    configure();
+    ip("neighbour add 10.9.0.3 lladdr 52:54:00:00:00:01 dev rw0");
+    crew
+}
+
+/// A datagram to the host from a guest, by its own address.
+fn from_guest(guest: usize, port: u16, payload: &[u8]) -> Vec<u8> {
+    let source = [10, 9, 0, 2 + guest as u8];
+    let mut frame = by_host([source, HOST], UDP, &udp(port, 700, payload));
+    frame[6..12].copy_from_slice(&mac(guest));
+    frame
+}
+
+fn socket() -> UdpSocket {
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    socket
+}
+
+/// Flows: enough that all are where they should be by chance once in a million times.
+const FLOWS: u16 = 20;
+
+/// Each worker reads a queue, and writes to it; and the kernel answers by the queue that a flow was
+/// written to.
+#[test]
+fn what_a_worker_writes_is_answered_to_the_same_worker() {
+    let mut crew = crew_with_queues(2, 2);
+    let socket = socket();
+    for port in 0..FLOWS {
+        for guest in [0, 1] {
+            crew.guests[guest].send(&from_guest(guest, 900 + port, b"question"));
+            let worker = crew.worker_of(guest, 0);
+            crew.breathe(worker);
+            let (_, address) = socket.recv_from(&mut [0; 100]).expect("a datagram in time");
+            socket.send_to(b"answer", address).unwrap();
+        }
+    }
+    let count = u64::from(FLOWS);
+    for guest in [0, 1] {
+        crew.guests[guest].post_many(FLOWS.into());
+    }
+    // Only one of them, so that it is this one's own queue that it reads.
+    for worker in [0, 1] {
+        let start = Instant::now();
+        while crew.counters_of_parts(TAP)[worker].received.frames < count {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for answers to worker {worker}");
+            crew.breathe(worker);
+        }
+    }
+    for guest in [0, 1] {
+        let answers = crew.guests[guest].frames();
+        assert_eq!(answers.len(), usize::from(FLOWS));
+        assert!(answers.iter().all(|frame| frame[..6] == mac(guest)));
+    }
+    let parts = crew.counters_of_parts(TAP);
+    assert_eq!([0, 1].map(|part: usize| parts[part].received.frames), [count; 2]);
+    assert_eq!([0, 1].map(|part: usize| parts[part].sent.frames), [count; 2]);
+    crew.assert_drops(TAP, &[]);
+}
+
+#[test]
+fn one_worker_reads_several_queues_and_keeps_each_flow_in_order() {
+    let mut crew = crew_with_queues(1, 3);
+    let socket = socket();
+    crew.guests[0].post_many(200);
+    // The kernel has not heard of any of them, and spreads them over the queues.
+    for number in 0..5u8 {
+        for port in 0..FLOWS {
+            let address = format!("10.9.0.2:{}", 900 + port);
+            socket.send_to(&[number; 99], address).unwrap();
+        }
+    }
+    let start = Instant::now();
+    let mut next = [0; FLOWS as usize];
+    while next != [5; FLOWS as usize] {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for datagrams: {next:?} came");
+        crew.breathe(0);
+        for frame in crew.guests[0].frames() {
+            let datagram = ipv4(&frame, UDP).expect("a datagram");
+            let port = u16::from_be_bytes([datagram[2], datagram[3]]);
+            let next = &mut next[usize::from(port - 900)];
+            assert_eq!(datagram[8], *next, "of flow {port}");
+            *next += 1;
+        }
+    }
+    for number in 0..5u8 {
+        for port in 0..FLOWS {
+            crew.guests[0].send(&from_guest(0, 900 + port, &[number]));
+        }
+    }
+    while crew.breathe(0) {}
+    let mut next = [0; FLOWS as usize];
+    for _ in 0..5 * FLOWS {
+        let mut payload = [0; 100];
+        let (_, from) = socket.recv_from(&mut payload).expect("a datagram in time");
+        let next = &mut next[usize::from(from.port() - 900)];
+        assert_eq!(payload[0], *next, "of flow {from}");
+        *next += 1;
+    }
+    crew.assert_drops(TAP, &[]);
+}
+
+#[test]
+fn an_interface_that_control_says_is_down_is_not_written_to() {
+    let mut crew = crew_with_queues(1, 1);
+    let socket = socket();
+    crew.tap(0).0.set_link(false);
+    crew.guests[0].send(&from_guest(0, 900, b"lost"));
+    crew.breathe(0);
+    crew.assert_drops(TAP, &[(DropReason::ReceiverDown, 1)]);
+    crew.tap(0).0.set_link(true);
+    crew.guests[0].send(&from_guest(0, 900, b"found"));
+    crew.breathe(0);
+    let mut payload = [0; 100];
+    let len = socket.recv(&mut payload).expect("a datagram in time");
+    assert_eq!(&payload[..len], b"found");
+}
+
+/// What was read before stays when the queues go.
+#[test]
+fn a_part_without_queues_drops_what_it_is_given_and_delivers_what_it_has() {
+    let mut crew = crew_with_queues(1, 1);
+    socket().send_to(b"early", "10.9.0.2:900").unwrap();
+    let start = Instant::now();
+    while crew.counters(TAP).received.frames == 0 {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for a datagram");
+        crew.breathe(0);
+    }
+    assert!(crew.guests[0].frames().is_empty(), "there is no room for it yet");
+    let (tap, poller) = crew.tap(0);
+    assert!(tap.detach(poller).is_some());
+    assert!(tap.detach(poller).is_none());
+    crew.guests[0].send(&from_guest(0, 900, b"lost"));
+    crew.guests[0].post_many(1);
+    crew.breathe_all();
+    crew.breathe_all();
+    assert_eq!(ipv4(&crew.guests[0].frames()[0], UDP).expect("a datagram")[8..], *b"early");
+    crew.assert_drops(TAP, &[(DropReason::ReceiverDown, 1)]);
+}
+
+/// Of threads that sleep, which nobody wakes but the kernel.
+#[test]
+fn an_interface_that_is_deleted_is_reported_once_and_one_that_comes_back_is_used() {
+    let mut live = crew_with_queues(2, 1).live(Mode::Interrupt);
+    for round in 0..3u8 {
+        ip("link delete rw0");
+        let (port, fault) = live.faults.recv_timeout(LIMIT).expect("the fault in time");
+        assert_eq!(port, TAP);
+        assert!(fault.starts_with("the interface is gone: "), "{fault}");
+        live.end_of_breath();
+        assert!(live.faults.try_recv().is_err(), "it is said once");
+
+        // With more queues than before: the second worker begins to read.
+        live.attach(Request { queues: 2, ..request() }.open().unwrap());
+        configure();
+        let socket = socket();
+        live.guests[0].post_many(FLOWS.into());
+        live.guests[0].ring(RECEIVE).kick.fire();
+        for port in 0..FLOWS {
+            socket.send_to(&[round; 99], format!("10.9.0.2:{}", 900 + port)).unwrap();
+        }
+        let start = Instant::now();
+        let mut came = 0;
+        while came < usize::from(FLOWS) {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for datagrams: {came} came");
+            let frames = live.guests[0].frames();
+            let is_right = |frame: &&Vec<u8>| ipv4(frame, UDP).is_some_and(|it| it[8] == round);
+            came += frames.iter().filter(is_right).count();
+            std::thread::yield_now();
+        }
+    }
+    live.stop();
 }

@@ -9,7 +9,7 @@ use wire::ethernet::MacAddress;
 use wire::virtio::Features;
 
 use super::{
-    Config, DEFAULT_FEATURES, Draft, Mode, PortConfig, PortKind, SocketRole, Tap, VhostUser,
+    Config, DEFAULT_FEATURES, Draft, Mode, PortConfig, PortKind, Setup, SocketRole, Tap, VhostUser,
     features, keys,
 };
 
@@ -228,8 +228,8 @@ did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
 socket-mode, socket-group, mtu, queue-pairs, penalty or features; did you mean `connect`?
---port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0: 1 to \
-15 bytes, not . or .., without space / : or %
+--port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0 or \
+tap%d: 1 to 15 bytes, not . or .., without space / : or another %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
 --mode pol: wrong value `pol` for `mode`: expected adaptive, poll or interrupt; did you mean \
 `poll`?";
@@ -246,7 +246,7 @@ fn columns_count_characters() {
     assert_file_fault(
         "port = {a = {type = 'tap', interface = 'é é'}}",
         "ringway.toml:1:40: wrong value `é é` for `interface`: expected an interface name, as \
-         rw0: 1 to 15 bytes, not . or .., without space / : or %",
+         rw0 or tap%d: 1 to 15 bytes, not . or .., without space / : or another %",
     );
     assert_file_fault(
         "port = {a = {interface = 'é', type = 'tab'}}",
@@ -369,7 +369,8 @@ fn a_missing_key() {
     );
     assert_file_fault(
         "[port.a]\ntype = 'tap'",
-        "ringway.toml:1:7: port `a` lacks the key `interface`: expected the name of its interface",
+        "ringway.toml:1:7: port `a` lacks the key `interface`: expected the name of its interface, \
+         or a pattern, as tap%d; may be empty with `fd`",
     );
 }
 
@@ -443,8 +444,8 @@ fn tap_ports_that_name_no_interface() {
              --port a=tap:,fd=3+4"
             .to_owned())
     );
-    let pattern = "expected an interface name, as rw0, or a pattern for one, as tap%d: 1 to 15 bytes, \
-                   not . or .., without space / : or another %";
+    let pattern = "expected an interface name, as rw0 or tap%d: 1 to 15 bytes, not . or .., without \
+                   space / : or another %";
     for interface in ["", "tap%", "tap%s", "tap%d%d", "a23456789012345%d", "a2345678901234%d"] {
         let expected = format!("wrong value `{interface}` for `interface`: {pattern}");
         assert_port_fault(&format!("a=tap:{interface}"), &expected);

@@ -410,8 +410,8 @@ pub fn interface(scalar: &Scalar) -> Result<String, Misfit> {
 pub fn interface_or_pattern(scalar: &Scalar) -> Result<String, Misfit> {
     let misfit = |_| {
         Misfit::expected(
-            "an interface name, as rw0, or a pattern for one, as tap%d: 1 to 15 bytes, not . or .., \
-             without space / : or another %",
+            "an interface name, as rw0 or tap%d: 1 to 15 bytes, not . or .., without space / : or \
+             another %",
         )
     };
     let Scalar::Text(name) = scalar else {

@@ -1,0 +1,269 @@
+//! An embedded guest on a switch, and a bare loop on the same tap. Each has a processor of its own where the tap is read
+//! and written; the guest is on another one.
+//!
+//! To the host, both send as fast as they can, for a time. From the host, frames wait in the tap before anybody reads it,
+//! so that it is the reader alone who is measured: from the first frame that came to the last.
+
+use std::fs::File;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use guest::{Guest, NetDriver, Options};
+use ringway_tests::Switch;
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::thread::{CpuSet, LinkNameSpaceType, move_into_link_name_space, sched_setaffinity};
+use sys::tun::{Kind, Queue, Request};
+use testbed::{Network, Shell};
+use wire::virtio::{Features, NetHeader};
+
+use super::Row;
+use super::frame::{GUEST, HOST, Size};
+use crate::interrupt;
+
+/// The tap that is written to.
+const TO_HOST: &str = "rw0";
+/// The tap that is read, and the one from which a bridge of the kernel's fills it.
+const FROM_HOST: &str = "rw1";
+const SOURCE: &str = "rw2";
+/// Frames that a tap holds: more than are ever put in.
+const QUEUE: &str = "32768";
+/// Without a frame for so long, no other one comes.
+const SILENCE: Duration = Duration::from_millis(300);
+/// Something happens within this time.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Frames that are sent between two looks at the clock.
+const BATCH: usize = 64;
+
+pub fn measure(
+    rounds: u32,
+    seconds: Duration,
+    switch: usize,
+    generator: usize,
+) -> Result<Vec<Row>> {
+    let network = network()?;
+    let place = Place { network: &network, switch, generator, seconds };
+    let mut rows: Vec<Row> = Size::ALL
+        .iter()
+        .flat_map(|size| {
+            ["to", "from"].map(|way| Row {
+                name: format!("{way} the host, {}", size.name()),
+                unit: "frames/s",
+                pairs: Vec::new(),
+            })
+        })
+        .collect();
+    for round in 1..=rounds {
+        for (index, size) in Size::ALL.into_iter().enumerate() {
+            interrupt::check()?;
+            eprintln!("round {round} of {rounds}: an embedded guest, {}", size.name());
+            let pair = (place.guest_to_host(size)?, place.bare_to_host(size)?);
+            rows[2 * index].pairs.push(pair);
+            let pair = (place.host_to_guest(size)?, place.host_to_bare(size)?);
+            rows[2 * index + 1].pairs.push(pair);
+        }
+    }
+    Ok(rows)
+}
+
+/// Taps that stay, and nothing else that would send into them.
+fn network() -> Result<Network> {
+    let network = Network::new()?;
+    network.run("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")?;
+    for name in [TO_HOST, FROM_HOST, SOURCE] {
+        network.tap(name)?;
+        network.ip(&["link", "set", name, "txqueuelen", QUEUE])?;
+    }
+    network.bridge("br0")?;
+    for name in [FROM_HOST, SOURCE] {
+        network.attach(name, "br0")?;
+    }
+    // Frames to the guest are for this tap, whoever has said something and when.
+    let address = "52:54:00:00:00:01";
+    network.run(&format!("bridge fdb replace {address} dev {FROM_HOST} master static"))?;
+    Ok(network)
+}
+
+struct Place<'n> {
+    network: &'n Network,
+    switch: usize,
+    generator: usize,
+    seconds: Duration,
+}
+
+impl Place<'_> {
+    /// Runs on a thread on one processor, in the network.
+    fn on<R: Send>(&self, cpu: usize, run: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        let name = self.network.namespace().context("the network is one of its own")?;
+        let namespace = File::open(format!("/run/netns/{name}"))?;
+        let enter = || {
+            move_into_link_name_space(
+                std::os::fd::AsFd::as_fd(&namespace),
+                Some(LinkNameSpaceType::Network),
+            )?;
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu);
+            sched_setaffinity(None, &cpus)?;
+            run()
+        };
+        let result = thread::scope(|scope| scope.spawn(enter).join());
+        result.ok().context("the thread panicked")?
+    }
+
+    fn switch(&self, interface: &str) -> Result<Switch> {
+        let options = ["--mode", "poll", "--cpus", &self.switch.to_string()];
+        let ports = ["vm1=vhost-user:vm1.sock", &format!("host=tap:{interface}")];
+        Switch::start_in_with(self.network, &options, &ports)
+    }
+
+    fn guest(&self, switch: &Switch) -> Result<Guest> {
+        let offloads = Features::CSUM | Features::HOST_TSO4 | Features::GUEST_CSUM;
+        let features = Features::VERSION_1 | Features::MRG_RXBUF | Features::EVENT_IDX;
+        let features = features | offloads | Features::GUEST_TSO4;
+        let options = Options { features, ring_size: 1024, ..Options::default() };
+        let mut guest = Guest::connect(&switch.path("vm1.sock"), &options)?;
+        // The bridge knows then where it is.
+        let (_, mut hello) = Size::Bytes(64).frame(GUEST, HOST);
+        hello[..6].copy_from_slice(&[0x01, 0x80, 0xc2, 0, 0, 0]);
+        ensure!(guest.driver().send(NetHeader::default(), &hello)?, "there is room for one frame");
+        guest.flush();
+        let start = Instant::now();
+        while guest.driver().reclaim()? == 0 {
+            ensure!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the switch to take a frame");
+            thread::yield_now();
+        }
+        Ok(guest)
+    }
+
+    fn guest_to_host(&self, size: Size) -> Result<f64> {
+        let switch = self.switch(TO_HOST)?;
+        let (header, frame) = size.frame(GUEST, HOST);
+        let before = self.frames_of(TO_HOST)?;
+        let (sent, rate) = self.on(self.generator, || {
+            let mut guest = self.guest(&switch)?;
+            let start = Instant::now();
+            let mut sent = 0;
+            while start.elapsed() < self.seconds {
+                for _ in 0..BATCH {
+                    if !guest.driver().send(header, &frame)? {
+                        break;
+                    }
+                }
+                guest.flush();
+                sent += guest.driver().reclaim()?;
+            }
+            let rate = sent as f64 / start.elapsed().as_secs_f64();
+            while guest.driver().in_flight() > 0 {
+                ensure!(start.elapsed() < self.seconds + LIMIT, "the switch takes nothing more");
+                sent += guest.driver().reclaim()?;
+            }
+            Ok((sent as u64, rate))
+        })?;
+        // The first one was said hello by.
+        let arrived = self.frames_of(TO_HOST)? - before;
+        ensure!(arrived >= sent, "of {sent} frames, {arrived} arrived:\n{}", switch.stop()?);
+        Ok(rate)
+    }
+
+    fn bare_to_host(&self, size: Size) -> Result<f64> {
+        let bytes = bytes(size.frame(GUEST, HOST));
+        self.on(self.switch, || {
+            let queue = queue(TO_HOST)?;
+            let start = Instant::now();
+            let mut sent = 0;
+            while start.elapsed() < self.seconds {
+                for _ in 0..BATCH {
+                    rustix::io::write(&queue, &bytes)?;
+                }
+                sent += BATCH;
+            }
+            Ok(sent as f64 / start.elapsed().as_secs_f64())
+        })
+    }
+
+    fn host_to_guest(&self, size: Size) -> Result<f64> {
+        let switch = self.switch(FROM_HOST)?;
+        let pid = i32::try_from(switch.pid()).ok().and_then(Pid::from_raw).context("its pid")?;
+        let rate = self.on(self.generator, || {
+            let mut guest = self.guest(&switch)?;
+            kill_process(pid, Signal::STOP)?;
+            let filled = fill(size);
+            kill_process(pid, Signal::CONT)?;
+            filled?;
+            let receive = |driver: &mut NetDriver| {
+                driver.receive(|received| received.frame.starts_with(&GUEST))
+            };
+            rate(size, || {
+                let received = receive(guest.driver())?;
+                guest.flush();
+                Ok(received)
+            })
+        })?;
+        switch.stop()?;
+        Ok(rate)
+    }
+
+    fn host_to_bare(&self, size: Size) -> Result<f64> {
+        self.on(self.switch, || {
+            let queue = queue(FROM_HOST)?;
+            fill(size)?;
+            let mut buffer = vec![0; NetHeader::SIZE + 65_536];
+            rate(size, || match rustix::io::read(&queue, &mut buffer) {
+                Ok(_) => Ok(Some(buffer[NetHeader::SIZE..].starts_with(&GUEST))),
+                Err(rustix::io::Errno::AGAIN) => Ok(None),
+                Err(error) => Err(error.into()),
+            })
+        })
+    }
+
+    /// Frames that came out of a tap into the kernel.
+    fn frames_of(&self, interface: &str) -> Result<u64> {
+        let file = format!("/sys/class/net/{interface}/statistics/rx_packets");
+        Ok(self.network.run(&format!("cat {file}"))?.trim().parse()?)
+    }
+}
+
+/// A tap's only queue.
+fn queue(name: &str) -> Result<Queue> {
+    let queue = Request::new(name, Kind::Tap, NetHeader::SIZE).open();
+    queue.with_context(|| name.to_owned())?.pop().context("it has a queue")
+}
+
+fn bytes((header, frame): (NetHeader, Vec<u8>)) -> Vec<u8> {
+    [&header.to_bytes()[..], &frame].concat()
+}
+
+/// Fills the tap to the guest.
+fn fill(size: Size) -> Result<()> {
+    let source = queue(SOURCE)?;
+    let bytes = bytes(size.frame(HOST, GUEST));
+    for _ in 0..size.waiting() {
+        rustix::io::write(&source, &bytes)?;
+    }
+    Ok(())
+}
+
+/// How fast frames come that wait already, from the first to the last. `receive` says of a frame whether it is one of
+/// those.
+fn rate(size: Size, mut receive: impl FnMut() -> Result<Option<bool>>) -> Result<f64> {
+    let (mut count, mut first) = (0, None);
+    let mut last = Instant::now();
+    loop {
+        match receive()? {
+            Some(true) => {
+                last = Instant::now();
+                first.get_or_insert(last);
+                count += 1;
+                if count == size.waiting() {
+                    break;
+                }
+            }
+            Some(false) => {}
+            None if last.elapsed() > SILENCE => break,
+            None => std::hint::spin_loop(),
+        }
+    }
+    let Some(first) = first else { bail!("no frame came") };
+    ensure!(10 * count >= 9 * size.waiting(), "of {} frames, {count} came", size.waiting());
+    Ok((count - 1) as f64 / (last - first).as_secs_f64())
+}
