@@ -32,6 +32,7 @@ use file::WrittenFile;
 use keys::PortType;
 pub use keys::help;
 pub use kinds::tap::{Setup, Tap};
+pub use kinds::vhost_net::VhostNet;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
@@ -78,6 +79,8 @@ pub enum PortKind {
     VhostUser(VhostUser),
     /// A tap interface of the host.
     Tap(Tap),
+    /// A tap interface of the host, by way of the kernel's vhost-net.
+    VhostNet(VhostNet),
 }
 
 impl PortKind {
@@ -87,13 +90,14 @@ impl PortKind {
             // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
             Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
             Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
+            Self::VhostNet(port) => (&kinds::vhost_net::TYPE, port.tap.interface.clone().into()),
         }
     }
 
     /// The descriptors that it was given.
     fn descriptors(&self) -> &[RawFd] {
         match self {
-            Self::Tap(port) => &port.descriptors,
+            Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) => &port.descriptors,
             _ => &[],
         }
     }
@@ -101,7 +105,7 @@ impl PortKind {
     /// Whether the target names one thing only, which is this port's then.
     fn has_own_target(&self) -> bool {
         match self {
-            Self::Tap(port) => port.is_named(),
+            Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) => port.is_named(),
             _ => true,
         }
     }

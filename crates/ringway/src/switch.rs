@@ -2,6 +2,7 @@
 
 mod mtus;
 mod tap;
+mod vhost_net;
 mod vhost_user;
 
 use std::collections::HashMap;
@@ -13,6 +14,7 @@ use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
+use ports::tap::TapPort;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -244,7 +246,8 @@ async fn open(
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => tap::open(graphs, links, name, port).await,
+        PortKind::Tap(port) => tap::open::<TapPort>(graphs, links, name, port).await,
+        PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
     }
 }
 

@@ -5,6 +5,7 @@ use super::port::WrittenPort;
 use super::{PortKind, kinds};
 
 /// One key and what it may hold.
+#[derive(Clone, Copy)]
 pub struct Key {
     /// The key as it is written, in a flag and in a file.
     pub name: &'static str,
@@ -52,7 +53,8 @@ pub const PORT: &str = "port";
 pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
 
 /// Every type of port.
-pub const PORT_TYPES: [&PortType; 2] = [&kinds::vhost_user::TYPE, &kinds::tap::TYPE];
+pub const PORT_TYPES: [&PortType; 3] =
+    [&kinds::vhost_user::TYPE, &kinds::tap::TYPE, &kinds::vhost_net::TYPE];
 
 /// The types of port and their keys, as sections of `--help`.
 pub fn help() -> String {

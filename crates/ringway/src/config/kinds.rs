@@ -1,6 +1,7 @@
 //! The types of port: a module for each has its keys, what they mean, and how they are read.
 
 pub mod tap;
+pub mod vhost_net;
 pub mod vhost_user;
 
 /// Of a type of port of which there is nothing to say but its keys.
