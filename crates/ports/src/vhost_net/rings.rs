@@ -76,6 +76,21 @@ impl Rings {
         Ok(Self::of(memory, pairs, offloads))
     }
 
+    /// One pair, and the rings as another side than the kernel's would have them.
+    #[cfg(test)]
+    pub(super) fn without_kernel(
+        features: Features,
+    ) -> Result<(Arc<Self>, [Layout; 2]), OpenError> {
+        let memory = memory(1)?;
+        let pair = Pair::new(rings(&memory, 0, features)?, &memory, None);
+        let layouts = Region::of(0).areas.map(|area| {
+            let [descriptors, available, used] = area.ring;
+            Layout::new(&memory, features, area.size.into(), descriptors, available, used)
+        });
+        let [receive, transmit] = layouts.map(|layout| layout.map_err(OpenError::Layout));
+        Ok((Self::of(memory, vec![pair], Offloads::ALL), [receive?, transmit?]))
+    }
+
     fn of(memory: Arc<GuestMemory>, pairs: Vec<Pair>, offloads: Offloads) -> Arc<Self> {
         Arc::new(Self { memory, pairs, offloads, latched: AtomicBool::new(false) })
     }
