@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use testbed::traffic::{self, Ping};
 use testbed::{Builder, Guest, Image, Nic, Shell};
 
-pub use switch::{Switch, binary, ringway};
+pub use switch::{NOBODY, Switch, binary, ringway, ringway_in};
 
 /// The network card of guest number `n` on the switch's socket `vm<n>.sock`.
 pub fn nic(switch: &Switch, n: u8) -> Nic {

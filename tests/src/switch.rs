@@ -1,6 +1,8 @@
 //! The switch under test: the program as its users start it.
 
 use std::ffi::OsString;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -65,8 +67,21 @@ impl Switch {
         Switch::launch(network.command(binary()?), options, ports)
     }
 
+    /// The same by a user without any privilege, in a network's namespace.
+    ///
+    /// # Errors
+    ///
+    /// As [`Switch::start`].
+    pub fn start_as_nobody(network: &Network, ports: &[&str]) -> Result<Switch> {
+        let program = program_for_everybody()?;
+        let command = network.command("setpriv");
+        Switch::launch(without_privilege(command, program), &[], ports)
+    }
+
     fn launch(mut command: Command, options: &[&str], ports: &[&str]) -> Result<Switch> {
         let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
+        // Whoever it runs as makes its sockets there.
+        fs::set_permissions(directory.path(), Permissions::from_mode(0o777))?;
         command.args(["run", "--log", "info"]).args(options).current_dir(directory.path());
         command.args(ports.iter().flat_map(|port| ["--port", port]));
         let what = format!("ringway run {} {}", options.join(" "), ports.join(" "));
@@ -160,6 +175,46 @@ pub fn ringway(prefix: &[&str], arguments: &[&str]) -> Result<Output> {
             command.args(rest).arg(binary);
             command
         }
+    };
+    command.args(arguments);
+    let what = format!("ringway {}", arguments.join(" "));
+    Program::start("host", &what, command)?.into_job().wait(FAIL_LIMIT)
+}
+
+/// The user without any privilege.
+pub const NOBODY: u32 = 65534;
+
+/// A copy of the program that everybody can run, wherever the sources are.
+fn program_for_everybody() -> Result<&'static Path> {
+    static COPY: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    if let Some((_, path)) = COPY.get() {
+        return Ok(path);
+    }
+    let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
+    fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
+    let path = directory.path().join("ringway");
+    fs::copy(binary()?, &path)?;
+    Ok(&COPY.get_or_init(|| (directory, path)).1)
+}
+
+/// `setpriv`, told to run a program as [`NOBODY`], and to end it with the one who started it: the kernel
+/// forgets that when a program changes its user.
+fn without_privilege(mut setpriv: Command, program: &Path) -> Command {
+    let id = [format!("--reuid={NOBODY}"), format!("--regid={NOBODY}")];
+    setpriv.args(id).args(["--clear-groups", "--pdeathsig", "KILL", "--"]).arg(program);
+    setpriv
+}
+
+/// Runs `ringway` to its end in a network's namespace, by a user without any privilege if so wanted. For runs that fail
+/// by themselves.
+///
+/// # Errors
+///
+/// It does not end.
+pub fn ringway_in(network: &Network, privileged: bool, arguments: &[&str]) -> Result<Output> {
+    let mut command = match privileged {
+        true => network.command(binary()?),
+        false => without_privilege(network.command("setpriv"), program_for_everybody()?),
     };
     command.args(arguments);
     let what = format!("ringway {}", arguments.join(" "));

@@ -250,6 +250,16 @@ impl Queue {
     pub fn is_attached(&self) -> bool {
         ioctl(&self.descriptor, libc::TUNGETIFF, &mut named("")).is_ok()
     }
+
+    /// The hardware address that the host has on the interface, in whichever network namespace that
+    /// is. Of a tap.
+    pub fn host_address(&self) -> io::Result<[u8; 6]> {
+        let mut request = named("");
+        ioctl(&self.descriptor, libc::SIOCGIFHWADDR, &mut request)?;
+        // SAFETY: SIOCGIFHWADDR fills in an address, and all bytes of the union are initialised anyway.
+        let [a, b, c, d, e, f, ..] = unsafe { request.ifr_ifru.ifru_hwaddr }.sa_data;
+        Ok([a, b, c, d, e, f].map(|byte| byte as u8))
+    }
 }
 
 impl AsFd for Queue {

@@ -20,6 +20,7 @@ use ports::tap::{Queues, TapPort};
 use rustix::io::Errno;
 use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
 use tokio::time::sleep;
+use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
 use super::{Graphs, Handle, Opened};
@@ -124,8 +125,8 @@ pub(super) async fn open<P: HostPort>(
     };
     let attached = attach(config, links, None).await.with_context(what)?;
     let Attached { queues, interface, link, is_new } = attached;
-    let done = if is_new { "created" } else { "attached" };
-    tracing::info!(port = name, interface, queues = queues.len(), "{done}");
+    let did = if is_new { "created" } else { "attached to" };
+    tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
     let mut config = config.clone();
     if is_new {
         // What was done when it was created is done again when it is attached again.
@@ -178,7 +179,7 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
     if !config.descriptors.is_empty() {
         let queues = inherit(config)?;
         let interface = name_of(&queues);
-        let link = match links.find(&interface).await? {
+        let link = match find_here(links, &queues).await? {
             Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
             None if config.setup == Setup::default() => None,
             None => bail!("`{interface}` is not in this network namespace, to be set up"),
@@ -215,6 +216,15 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
 
 const DELETED: &str = "it was deleted again at once";
 
+/// The interface of inherited queues, unless it is in another network namespace: there may be another one
+/// of its name here.
+async fn find_here(links: &Links, queues: &[Queue]) -> anyhow::Result<Option<Link>> {
+    let Some(queue) = queues.first() else { return Ok(None) };
+    let address = queue.host_address().context("cannot read its hardware address")?;
+    let link = links.find(queue.name()).await?;
+    Ok(link.filter(|link| link.mac == Some(MacAddress(address))))
+}
+
 fn name_of(queues: &[Queue]) -> String {
     queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
 }
@@ -250,14 +260,16 @@ fn request(config: &Tap) -> anyhow::Result<Request<'_>> {
 
 /// Why an interface could not be attached to, or created.
 fn explain(error: TunError, exists: bool) -> anyhow::Error {
-    match error {
-        TunError::NotPermitted(kind) if !exists => anyhow::anyhow!(
-            "there is none, and we may not create it: that needs CAP_NET_ADMIN. Without, somebody who \
-             has it makes one for this user (ip tuntap add dev NAME mode {kind} vnet_hdr user USER), or \
-             passes the descriptor of one (`fd`)"
-        ),
-        error => error.into(),
-    }
+    let TunError::NotPermitted(kind) = error else { return error.into() };
+    let what = if exists {
+        "it is somebody else's, and to use it"
+    } else {
+        "there is none, and to create one"
+    };
+    anyhow::anyhow!(
+        "{what} needs CAP_NET_ADMIN. Without, somebody who has it makes one for this user (ip tuntap add \
+         dev NAME mode {kind} vnet_hdr user USER), or passes the descriptor of one (`fd`)"
+    )
 }
 
 /// The number of a bridge.
@@ -399,7 +411,7 @@ impl<P: HostPort> Control<P> {
             Place::Elsewhere => tracing::info!(
                 port,
                 interface,
-                "in another network namespace: its state and its MTU are not followed"
+                "the interface is in another network namespace: its state and its MTU are not followed"
             ),
             Place::Gone => tracing::error!(
                 port,
@@ -435,12 +447,13 @@ impl<P: HostPort> Control<P> {
             return Ok(());
         }
         self.on_port(move |port, _| state.apply(port)).await?;
-        let (port, interface) = (&self.handle.name, &self.interface);
-        if state.is_up != before.is_up {
-            tracing::info!(port, interface, "{}", if state.is_up { "up" } else { "down" });
-        }
         if !state.is_up {
             self.forget();
+        }
+        let (port, interface) = (&self.handle.name, &self.interface);
+        if state.is_up != before.is_up {
+            let is = if state.is_up { "up" } else { "down" };
+            tracing::info!(port, interface, "the interface is {is}");
         }
         if state.mtu != before.mtu && self.place != Place::Elsewhere {
             tracing::info!(port, interface, mtu = state.mtu, "the interface's MTU");
@@ -507,7 +520,7 @@ impl<P: HostPort> Control<P> {
                         return Err(Over);
                     }
                 }
-                tracing::info!(port, interface, "attached again");
+                tracing::info!(port, interface, "attached to the interface again");
                 self.say();
             }
             // It was found, so it is here.
