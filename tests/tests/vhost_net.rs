@@ -130,7 +130,7 @@ fn a_kernel_with_vhost_net() -> Result<()> {
     job.wait_for("the interface was deleted", LIMIT)?;
     guest
         .run(&format!("ip tuntap add dev rw0 mode tap vnet_hdr && {}", address("ip", 1, "rw0")))?;
-    job.wait_for("attached again", LIMIT)?;
+    job.wait_for("attached to the interface again", LIMIT)?;
     ping_all(&guest, &v4(2).to_string(), 5)?;
     ensure!(vhost_threads(&guest)? == 1, "the first one is left behind, or there is none");
     guest.run("ip link delete rw0")?;

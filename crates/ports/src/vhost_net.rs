@@ -46,7 +46,7 @@ use crate::tap::{asks, takes};
 use crate::vhost_user::PATIENCE;
 use receive::Receive;
 pub use rings::{OpenError, Rings};
-use transmit::Outgoing;
+use transmit::Limits;
 
 /// What the kernel did.
 #[derive(Debug, Error)]
@@ -112,7 +112,7 @@ struct Share {
     rings: Arc<Rings>,
     receive: Receive,
     outlets: Vec<Outlet>,
-    outgoing: Outgoing,
+    limits: Limits,
 }
 
 impl Share {
@@ -132,8 +132,8 @@ impl Share {
         let outlets = if own.is_empty() { base..base + 1 } else { own };
         let outlet = |pair| Outlet { pair, touched: false, full: None };
         let outlets = outlets.step_by(step).map(outlet).collect();
-        let outgoing = Outgoing { takes: takes(rings.offloads()), limit: usize::MAX };
-        Some(Self { rings, receive, outlets, outgoing })
+        let limits = Limits { takes: takes(rings.offloads()), longest: usize::MAX };
+        Some(Self { rings, receive, outlets, limits })
     }
 
     /// Has the worker woken by the kernel.
@@ -164,7 +164,7 @@ impl Share {
         selection: &Selection,
         counters: &mut Counters,
     ) -> Result<(), VhostNetFault> {
-        let Self { rings, outlets, outgoing, .. } = self;
+        let Self { rings, outlets, limits, .. } = self;
         let Some(outlet) = outlets.get_mut(at) else { return Ok(()) };
         let pair = outlet.pair;
         let Some(mut transmit) = rings.transmit(pair) else {
@@ -183,7 +183,7 @@ impl Share {
         let (mut took, mut is_full, mut held) = (false, false, None);
         for index in selection.iter() {
             if !is_full {
-                match transmit.send(&burst.frame(index), *outgoing, counters) {
+                match transmit.send(&burst.frame(index), *limits, counters) {
                     Ok(true) => {
                         took = true;
                         continue;
@@ -339,12 +339,12 @@ impl App for VhostNetPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
-        let (is_up, limit) = (self.is_up, self.frame_limit);
+        let (is_up, longest) = (self.is_up, self.frame_limit);
         let Some((share, counters)) = self.working().filter(|_| is_up) else {
             self.counters[DropReason::ReceiverDown] += selection.len() as u64;
             return;
         };
-        share.outgoing.limit = limit;
+        share.limits.longest = longest;
         let count = share.outlets.len();
         let mut result = Ok(());
         // A flow keeps to one ring, by which the kernel then answers.

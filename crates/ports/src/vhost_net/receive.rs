@@ -199,17 +199,17 @@ impl Receive {
             self.lent.memory.translator().read_whole(place.address(first.buffer), first.len.into());
         slice.map(|slice| slice.copy_to(&mut header));
         let num_buffers = NetHeader::from_bytes(&header).num_buffers;
+        let pair = place.pair;
+        let merge = |found| VhostNetFault::Merge { pair, num_buffers, found };
+        if num_buffers == 0 {
+            return Err(merge(1));
+        }
         self.used.push(first);
         let mut len = usize::from(first.len);
-        for found in 1..num_buffers.max(1) {
-            let Some(next) = place.take(0)? else {
-                return Err(VhostNetFault::Merge { pair: place.pair, num_buffers, found });
-            };
+        for found in 1..num_buffers {
+            let Some(next) = place.take(0)? else { return Err(merge(found)) };
             len += usize::from(next.len);
             self.used.push(next);
-        }
-        if num_buffers == 0 {
-            return Err(VhostNetFault::Merge { pair: place.pair, num_buffers, found: 1 });
         }
         let buffers = num_buffers.into();
         self.frames.push(Filled { place: at, buffers, frame: None });

@@ -24,13 +24,13 @@ pub(super) const RING: u16 = 256;
 pub(super) const BUFFER: u32 = (NetHeader::SIZE + MAX_FRAME).next_multiple_of(64) as u32;
 const _: () = assert!(BUFFER % 128 == 64);
 
-/// What frames may be like that go out.
+/// What frames to the kernel may be like.
 #[derive(Clone, Copy)]
-pub(super) struct Outgoing {
+pub(super) struct Limits {
     /// What the kernel takes as it is.
     pub(super) takes: Features,
     /// Bytes of the longest frame, or segment of one, that fits the interface's MTU.
-    pub(super) limit: usize,
+    pub(super) longest: usize,
 }
 
 /// The transmit ring of a pair.
@@ -74,13 +74,13 @@ impl Transmit {
     pub(super) fn send(
         &mut self,
         frame: &Frame<'_>,
-        outgoing: Outgoing,
+        limits: Limits,
         counters: &mut Counters,
     ) -> Result<bool, DropReason> {
         let within = is_within_limits(&frame.offload, frame.len);
-        let takes = if within { outgoing.takes } else { Features::NONE };
+        let takes = if within { limits.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
-        if delivery.wire_len() > outgoing.limit {
+        if delivery.wire_len() > limits.longest {
             return Err(DropReason::OverMtu);
         }
         let count = delivery.remaining();
