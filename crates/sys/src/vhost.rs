@@ -294,16 +294,26 @@ impl VhostNet {
             available: place("available ring", ring.available, available_ring_size(size))?,
             log: 0,
         };
-        // SAFETY: these requests read a vhost_vring_state, a vhost_vring_file or a vhost_vring_addr, as
-        // their names say. The addresses are of areas inside of the memory, which is kept mapped until the
-        // device has let go of it. The kernel holds the files itself.
-        unsafe {
-            device.request("VHOST_SET_VRING_NUM", SET_VRING_NUM, &mut state(size.into()))?;
-            device.request("VHOST_SET_VRING_BASE", SET_VRING_BASE, &mut state(0))?;
-            device.request("VHOST_SET_VRING_ADDR", SET_VRING_ADDR, &mut addresses)?;
-            device.request("VHOST_SET_VRING_KICK", SET_VRING_KICK, &mut file(ring.kick))?;
-            device.request("VHOST_SET_VRING_CALL", SET_VRING_CALL, &mut file(ring.call))
+        let states = [
+            ("VHOST_SET_VRING_NUM", SET_VRING_NUM, size.into()),
+            ("VHOST_SET_VRING_BASE", SET_VRING_BASE, 0),
+        ];
+        for (name, request, number) in states {
+            // SAFETY: both requests read a vhost_vring_state, which is two numbers.
+            unsafe { device.request(name, request, &mut state(number)) }?;
         }
+        // SAFETY: the request reads a vhost_vring_addr. The addresses are of areas inside of the memory, which
+        // is kept mapped until the device has let go of it.
+        unsafe { device.request("VHOST_SET_VRING_ADDR", SET_VRING_ADDR, &mut addresses) }?;
+        let files = [
+            ("VHOST_SET_VRING_KICK", SET_VRING_KICK, ring.kick),
+            ("VHOST_SET_VRING_CALL", SET_VRING_CALL, ring.call),
+        ];
+        for (name, request, descriptor) in files {
+            // SAFETY: both requests read a vhost_vring_file. The kernel holds the file itself.
+            unsafe { device.request(name, request, &mut file(descriptor)) }?;
+        }
+        Ok(())
     }
 }
 
