@@ -15,8 +15,9 @@ pub type Fault = Box<dyn Error + Send + Sync>;
 ///
 /// The other defaults are those of an app without an outside, which says so: [`Self::has_outside`].
 pub trait App: Any + Send {
-    /// Whether frames come from outside, or go there. An app without an outside is not asked to pull, nor
-    /// to publish: what is pushed to it, it passes on. Asked once, when the app is added.
+    /// Whether frames come from outside, or go there, or wait in the app. One without an outside is not
+    /// asked to pull, nor to publish or when it has to be called: what is pushed to it, it passes on at once.
+    /// Asked once, when the app is added.
     fn has_outside(&self) -> bool {
         true
     }

@@ -123,6 +123,9 @@ impl Graph {
     /// to when it was asked last, `now` at the latest, were met by that.
     pub(crate) fn deadline(&mut self, now: u64) -> Option<u64> {
         let deadlines = self.ids().filter_map(|id| {
+            if !self.has_outside(id) {
+                return None;
+            }
             // Not every app was asked in the last breath.
             let asked = self.asked(id).min(now);
             let deadline = self.call(id, |app| app.deadline(asked)).flatten();

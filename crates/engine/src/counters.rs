@@ -33,6 +33,8 @@ drop_reasons! {
     TooShort = "too_short",
     /// Longer than 64 KiB and its headers.
     TooLong = "too_long",
+    /// Captured only in part.
+    Truncated = "truncated",
     /// Larger than the port's MTU.
     OverMtu = "over_mtu",
     /// The virtio-net header has NEEDS_CSUM, but CSUM was not negotiated (virtio 1.3, section
@@ -81,6 +83,8 @@ drop_reasons! {
     ReceiverFull = "receiver_full",
     /// The receiver's buffers are too small for the frame, and may not be merged.
     BufferTooSmall = "buffer_too_small",
+    /// The receiver is a port that only sends.
+    SendOnly = "send_only",
     /// The kernel refused the frame.
     Refused = "refused",
     /// The app that the frame was given to has failed.

@@ -200,6 +200,11 @@ impl Graph {
         self.slots.get(id.0).is_some_and(is_asked)
     }
 
+    /// See [`App::has_outside`].
+    pub(crate) fn has_outside(&self, id: AppId) -> bool {
+        self.slots.get(id.0).is_some_and(|slot| slot.has_outside)
+    }
+
     /// Takes note of whether an app, which was asked at `now`, had something to do, or frames.
     #[inline]
     pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool) {

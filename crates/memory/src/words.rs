@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 
 use crate::mapping::Mapping;
-use crate::prefetch::prefetch_all;
+use crate::prefetch::{prefetch, prefetch_all};
 
 mod sealed {
     pub trait Sealed {}
@@ -49,10 +49,17 @@ impl<T: Word> Words<T> {
         start.is_aligned().then_some(Self { start, len, _mapping: mapping })
     }
 
-    /// Has the processor fetch `count` fields from `at` on, as far as there are any, while other things
-    /// are done.
+    /// Has the processor fetch field `at`, if there is one, while other things are done.
     #[inline(always)]
-    pub fn prefetch(&self, at: usize, count: usize) {
+    pub fn prefetch(&self, at: usize) {
+        if let Some(field) = self.get(at) {
+            prefetch(field);
+        }
+    }
+
+    /// As [`Self::prefetch`], for `count` fields from `at` on, as far as there are any.
+    #[inline(always)]
+    pub fn prefetch_run(&self, at: usize, count: usize) {
         let fields = self.get(at..).unwrap_or_default();
         prefetch_all(fields.as_ptr().cast(), count.min(fields.len()) * size_of::<T>());
     }

@@ -4,6 +4,7 @@ mod backlog;
 mod frame;
 mod lent;
 pub mod offload;
+pub mod pcap;
 pub mod tap;
 pub mod vhost_net;
 pub mod vhost_user;

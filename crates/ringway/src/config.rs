@@ -31,6 +31,7 @@ use fault::{Fault, Place, Problem};
 use file::WrittenFile;
 use keys::PortType;
 pub use keys::help;
+pub use kinds::pcap::{PcapRead, PcapWrite};
 pub use kinds::tap::{Setup, Tap};
 pub use kinds::vhost_net::VhostNet;
 pub use kinds::vhost_user::{
@@ -81,6 +82,10 @@ pub enum PortKind {
     Tap(Tap),
     /// A tap interface of the host, by way of the kernel's vhost-net.
     VhostNet(VhostNet),
+    /// A capture file whose frames are sent.
+    PcapRead(PcapRead),
+    /// A capture file that is written.
+    PcapWrite(PcapWrite),
 }
 
 impl PortKind {
@@ -91,6 +96,8 @@ impl PortKind {
             Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
             Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
             Self::VhostNet(port) => (&kinds::vhost_net::TYPE, port.tap.interface.clone().into()),
+            Self::PcapRead(port) => (&kinds::pcap::READ, port.file.clone()),
+            Self::PcapWrite(port) => (&kinds::pcap::WRITE, port.file.clone()),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
 mod mtus;
+mod pcap;
 mod tap;
 mod vhost_net;
 mod vhost_user;
@@ -50,7 +51,8 @@ impl Switch {
         let mut controls = Vec::new();
         let mut links = None;
         for (number, port) in (0..ports).zip(&config.ports) {
-            let Opened { app, control } = open(&mut graphs, &mut links, number, port).await?;
+            let Opened { app, control } =
+                open(&mut graphs, &mut links, epoch, number, port).await?;
             graphs.link((app, 0), (bridge, number.into()))?;
             graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
@@ -240,6 +242,7 @@ struct Handle {
 async fn open(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
+    epoch: Instant,
     number: PortNumber,
     port: &PortConfig,
 ) -> anyhow::Result<Opened> {
@@ -248,6 +251,8 @@ async fn open(
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
         PortKind::Tap(port) => tap::open::<TapPort>(graphs, links, name, port).await,
         PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
+        PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
+        PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
     }
 }
 

@@ -40,7 +40,7 @@ pub trait Fields<V>: Clone {
     /// Has the processor fetch field `at`, if there is one. A hint: it need not do anything.
     #[inline]
     fn prefetch(&self, at: usize) {
-        self.prefetch_run(at, 1);
+        let _ = at;
     }
 
     /// As [`Self::prefetch`], for `count` fields from `at` on, as far as there are any.
@@ -78,6 +78,17 @@ impl RingMemory for Mapped {
     }
 }
 
+/// Pairs of fields, each loaded by its pair and its place in that: all second ones, in order, and only
+/// then the first ones.
+#[inline(always)]
+pub(crate) fn seconds_before_firsts<V: Copy, const N: usize>(
+    load: impl Fn(usize, usize) -> V,
+) -> [[V; 2]; N] {
+    let seconds: [V; N] = std::array::from_fn(|pair| load(pair, 1));
+    let firsts: [V; N] = std::array::from_fn(|pair| load(pair, 0));
+    std::array::from_fn(|pair| [firsts[pair], seconds[pair]])
+}
+
 macro_rules! fields {
     ($($value:ty: $atomic:ty),*) => {$(
         impl Fields<$value> for Words<$atomic> {
@@ -108,11 +119,11 @@ macro_rules! fields {
                 at: usize,
                 order: Ordering,
             ) -> Option<[[$value; 2]; N]> {
+                // One check for all.
                 let pairs = self.get(at..)?.as_chunks::<2>().0.first_chunk::<N>()?;
-                let seconds = pairs.each_ref().map(|[_, second]| second.load(order));
-                let firsts = pairs.each_ref().map(|[first, _]| first.load(Ordering::Relaxed));
-                Some(std::array::from_fn(|pair| {
-                    [firsts[pair], seconds[pair]].map(<$value>::from_le)
+                Some(seconds_before_firsts(|pair, which| {
+                    let order = if which == 1 { order } else { Ordering::Relaxed };
+                    <$value>::from_le(pairs[pair][which].load(order))
                 }))
             }
 
@@ -136,8 +147,13 @@ macro_rules! fields {
             }
 
             #[inline(always)]
+            fn prefetch(&self, at: usize) {
+                Words::prefetch(self, at);
+            }
+
+            #[inline(always)]
             fn prefetch_run(&self, at: usize, count: usize) {
-                Words::prefetch(self, at, count);
+                Words::prefetch_run(self, at, count);
             }
         }
     )*};

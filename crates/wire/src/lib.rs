@@ -1,4 +1,4 @@
-//! Formats: vhost-user messages, virtio-net, ring layouts, Ethernet. No I/O, no unsafe, no clock.
+//! Formats: vhost-user messages, virtio-net, ring layouts, Ethernet, capture files. No I/O, no unsafe, no clock.
 //!
 //! Everything here turns bytes into values and values into bytes. Functions that read a peer's
 //! bytes are total: every input gives a value or a typed refusal, never a panic.
@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod describe;
 pub mod ethernet;
 pub mod flow;
+pub mod pcap;
 pub mod rarp;
 pub mod segment;
 pub mod split;

@@ -13,11 +13,13 @@
 //! | `frame` | features, frames with headers, receive buffers | neither: all rules of rings are kept |
 //! | `memory` | region tables, and accesses through them | front end |
 //! | `formats` | what the parsers read | everybody |
+//! | `capture` | a capture file | whoever wrote it |
 //! | `canary` | a word that must be found | nobody |
 //!
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
 //! stale without a word when the code that reads them changes.
 
+mod capture;
 mod device;
 mod driver;
 mod formats;
@@ -29,6 +31,7 @@ mod regions;
 mod ring_memory;
 mod session;
 
+pub use capture::capture;
 pub use device::device;
 pub use driver::driver;
 pub use formats::formats;
@@ -48,6 +51,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("frame", frame),
     ("memory", memory),
     ("formats", formats),
+    ("capture", capture),
     ("canary", canary),
 ];
 

@@ -236,6 +236,33 @@ fn formats() {
     );
 }
 
+#[test]
+fn capture() {
+    passes(
+        "capture",
+        &[
+            "whole",
+            "pcap frame",
+            "pcapng frame",
+            "truncated frame",
+            "BeyondBlock",
+            "BlockLength",
+            "ByteOrder",
+            "Empty",
+            "FrameCheckSequence",
+            "Interface",
+            "Lengths",
+            "LinkType",
+            "LongerThanOriginal",
+            "Magic",
+            "OptionLength",
+            "TooLong",
+            "Truncated",
+            "Version",
+        ],
+    );
+}
+
 /// Otherwise the tests above would pass whatever happens.
 #[test]
 fn canary() {

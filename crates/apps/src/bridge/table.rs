@@ -203,7 +203,10 @@ impl Table {
     pub fn find_at(&self, place: Place, now: u32) -> Option<PortNumber> {
         let bucket = self.at(place);
         let way = bucket.way(number(place.address))?;
-        (bucket.age(way, now) < AGEING_SECONDS).then(|| bucket.entry(way).port())
+        let entry = bucket.entry(way);
+        // It may have been forgotten just now.
+        let is_known = entry != Entry::EMPTY && bucket.age(way, now) < AGEING_SECONDS;
+        is_known.then(|| entry.port())
     }
 
     /// As [`Self::learn_at`], for an address whose place is not known.

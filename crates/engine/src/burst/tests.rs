@@ -29,9 +29,32 @@ fn body(frame: &Frame<'_>) -> Vec<u8> {
     body
 }
 
-/// The frame made of `pieces` less `skip` bytes is what it has to be.
+/// As [`push`], by the way for frames of one segment each.
+fn push_single<'b>(burst: &mut Burst<'b>, piece: &'b [u8], skip: usize) -> Option<usize> {
+    let start = burst.segments().len();
+    burst.segments().push(piece.into());
+    let mut index = None;
+    burst.push_singles(start..start + 1, skip, |arrival| {
+        let (header, rest) = piece.split_at(skip.min(piece.len()));
+        let head = &rest[..rest.len().min(HEAD)];
+        assert_eq!((arrival.header, arrival.head, arrival.len), (header, head, rest.len()));
+        index = Some(arrival.index);
+        Some(Offload::NONE)
+    });
+    index
+}
+
+/// The frame made of `pieces` less `skip` bytes is what it has to be, by each way there is to make it.
 #[track_caller]
 fn check(pieces: &[&[u8]], skip: usize) {
+    check_pushed(pieces, skip, false);
+    if pieces.len() == 1 {
+        check_pushed(pieces, skip, true);
+    }
+}
+
+#[track_caller]
+fn check_pushed(pieces: &[&[u8]], skip: usize, is_single: bool) {
     let whole: Vec<u8> = pieces.concat();
     let expected = &whole[skip.min(whole.len())..];
     let (head, rest) = expected.split_at(expected.len().min(HEAD));
@@ -39,7 +62,11 @@ fn check(pieces: &[&[u8]], skip: usize) {
     let mut burst = storage.begin(0, 0);
     // Others in front of it and behind it.
     push(&mut burst, &[&[1; 200], &[2; 3]], 0);
-    let index = push(&mut burst, pieces, skip).unwrap();
+    let index = match pieces {
+        [only] if is_single => push_single(&mut burst, only, skip),
+        pieces => push(&mut burst, pieces, skip),
+    };
+    let index = index.unwrap();
     push(&mut burst, &[&[3; 300]], 12);
     let header = [0x77; HEADER_ROOM];
     for header_len in [0, 1, 10, 12, HEADER_ROOM] {
@@ -180,6 +207,11 @@ fn less_than_a_header_shows_nothing_of_an_earlier_one() {
         Err("no frame")
     });
     assert_eq!(pushed, Err("no frame"));
+    burst.push_singles(0..1, HEADER_ROOM, |Arrival { header, head, len, .. }| {
+        assert_eq!((header, head, len), (&[1, 2, 3][..], &[][..], 0));
+        None
+    });
+    assert!(burst.is_empty());
 }
 
 #[test]
@@ -201,6 +233,41 @@ fn a_bad_offload_leaves_no_trace() {
 }
 
 #[test]
+fn those_of_several_that_are_not_wanted_leave_no_trace() {
+    let frames: Vec<Vec<u8>> = (0..6).map(|at| bytes(100 + 40 * at)).collect();
+    let mut storage = Storage::default();
+    // What was said of those that had the memory before is not said of these.
+    let mut burst = storage.begin(0, 0);
+    for index in 0..4 {
+        push(&mut burst, &[&[0xaa; 300]], 0);
+        assert!(burst.hold(index));
+        burst.replicate(index);
+    }
+    let finished = burst.finish();
+    storage.keep(finished);
+
+    let mut burst = storage.begin(0, 1);
+    push(&mut burst, &[&frames[0]], 0);
+    let start = burst.segments().len();
+    burst.segments().extend(frames[1..].iter().map(|frame| ReadSlice::from(&frame[..])));
+    let mut indices = Vec::new();
+    burst.push_singles(start..start + 5, 12, |arrival| {
+        indices.push(arrival.index);
+        (arrival.len % 80 == 48).then_some(Offload::NONE)
+    });
+    // Of 128, 168, 208, 248 and 288 bytes, the first, third and fifth.
+    assert_eq!(indices, [1, 2, 2, 3, 3]);
+    assert_eq!(burst.len(), 4);
+    for (index, frame) in [(1, &frames[1]), (2, &frames[3]), (3, &frames[5])] {
+        let found = burst.frame(index);
+        assert_eq!([found.head, &body(&found)].concat(), frame[12..]);
+        assert!(burst.hold(index), "it was held, or went to several");
+    }
+    let finished = burst.finish();
+    assert_eq!(storage.keep(finished).get(0), Outcome::Done);
+}
+
+#[test]
 fn a_full_burst_takes_no_more() {
     let frame = bytes(64);
     let mut storage = Storage::default();
@@ -211,6 +278,7 @@ fn a_full_burst_takes_no_more() {
     }
     assert!(burst.is_full());
     assert_eq!(push(&mut burst, &[&frame], 0), None);
+    assert_eq!(push_single(&mut burst, &frame, 0), None);
     assert_eq!(burst.len(), BURST);
     assert!(burst.all().iter().eq(0..BURST));
 }

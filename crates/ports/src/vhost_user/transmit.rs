@@ -24,7 +24,7 @@ use crate::backlog::Backlog;
 use crate::frame::{BYTE_BUDGET, MAX_FRAME};
 use crate::lent::Lent;
 
-/// Bytes at the start of a frame's buffers that are fetched ahead: those that are copied at once.
+/// Bytes at the start of a frame's buffers that are fetched ahead: those that may be copied at once.
 const AHEAD: usize = HEADER_ROOM + HEAD;
 
 /// The transmit rings of one worker's share of the pairs, and what was taken from them.

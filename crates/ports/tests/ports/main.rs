@@ -20,6 +20,7 @@ mod model;
 mod oddities;
 mod offload;
 mod pairs;
+mod pcap;
 mod regressions;
 mod segments;
 mod swap;

@@ -53,8 +53,13 @@ pub const PORT: &str = "port";
 pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
 
 /// Every type of port.
-pub const PORT_TYPES: [&PortType; 3] =
-    [&kinds::vhost_user::TYPE, &kinds::tap::TYPE, &kinds::vhost_net::TYPE];
+pub const PORT_TYPES: [&PortType; 5] = [
+    &kinds::vhost_user::TYPE,
+    &kinds::tap::TYPE,
+    &kinds::vhost_net::TYPE,
+    &kinds::pcap::READ,
+    &kinds::pcap::WRITE,
+];
 
 /// The types of port and their keys, as sections of `--help`.
 pub fn help() -> String {

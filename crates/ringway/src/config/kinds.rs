@@ -1,5 +1,6 @@
 //! The types of port: a module for each has its keys, what they mean, and how they are read.
 
+pub mod pcap;
 pub mod tap;
 pub mod vhost_net;
 pub mod vhost_user;

@@ -3,14 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ports::pcap::{Replay, Times};
 use ports::vhost_user::SUPPORTED;
 use tracing::level_filters::LevelFilter;
 use wire::ethernet::MacAddress;
 use wire::virtio::Features;
 
 use super::{
-    Config, DEFAULT_FEATURES, Draft, Mode, PortConfig, PortKind, Setup, SocketRole, Tap, VhostNet,
-    VhostUser, features, keys,
+    Config, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig, PortKind, Setup,
+    SocketRole, Tap, VhostNet, VhostUser, features, keys,
 };
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
@@ -269,8 +270,8 @@ fn columns_count_characters() {
     );
     assert_file_fault(
         "port = {a = {interface = 'é', type = 'tab'}}",
-        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user, tap or \
-         vhost-net; did you mean `tap`?",
+        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user, tap, vhost-net, pcap-read or pcap-write; did you \
+         mean `tap`?",
     );
 }
 
@@ -338,6 +339,35 @@ fn a_socket_or_an_interface_used_twice_names_both_places() {
 }
 
 #[test]
+fn capture_files() {
+    let file = "[port.in]\ntype = 'pcap-read'\nfile = 'a.pcap'\ntimes = 'recorded'\nloops = 3\n\
+                [port.out]\ntype = 'pcap-write'\nfile = 'b.pcapng'\nsnaplen = 128\n";
+    let flags = [
+        ("port", "in=pcap-read:a.pcap,times=recorded,loops=3"),
+        ("port", "out=pcap-write:b.pcapng,snaplen=128"),
+    ];
+    let config = read(file, &[]).expect("a valid file");
+    let replay = Replay { times: Times::Recorded, rounds: Some(3) };
+    let kinds: Vec<PortKind> = config.ports.iter().map(|port| port.kind.clone()).collect();
+    let expected = [
+        PortKind::PcapRead(PcapRead { file: "a.pcap".into(), replay }),
+        PortKind::PcapWrite(PcapWrite { file: "b.pcapng".into(), snaplen: 128 }),
+    ];
+    assert_eq!(kinds, expected);
+    assert_eq!(read("", &flags), Ok(config));
+    let flags = [("port", "in=pcap-read:a"), ("port", "out=pcap-write:b")];
+    let ports = read("", &flags).expect("valid flags").ports;
+    let replay = Replay { times: Times::Fast, rounds: Some(1) };
+    assert_eq!(ports[0].kind, PortKind::PcapRead(PcapRead { file: "a".into(), replay }));
+    let snaplen = wire::pcap::MAX_CAPTURED;
+    assert_eq!(ports[1].kind, PortKind::PcapWrite(PcapWrite { file: "b".into(), snaplen }));
+    assert_port_fault(
+        "in=pcap-read:a,loops=0",
+        "wrong value `0` for `loops`: expected a number from 1 to 4294967295, or forever",
+    );
+}
+
+#[test]
 fn a_key_given_twice() {
     assert_file_fault("mode = 'poll'\nmode = 'poll'\n", "ringway.toml:2:1: `mode` is given twice");
     assert_port_fault("a=vhost-user:/a,mtu=68,mtu=68", "`mtu` is given twice");
@@ -380,8 +410,7 @@ fn a_table_that_is_not_a_port() {
 fn a_missing_key() {
     assert_file_fault(
         "[port.a]\npath = '/run/a.sock'",
-        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user, tap or \
-         vhost-net",
+        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user, tap, vhost-net, pcap-read or pcap-write",
     );
     assert_file_fault(
         "[port.a]\ntype = 'vhost-user'",
@@ -398,8 +427,8 @@ fn a_missing_key() {
 fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhostuser:/run/a.sock,connect=perhaps",
-        "wrong value `vhostuser` for `type`: expected vhost-user, tap or vhost-net; \
-         did you mean `vhost-user`?",
+        "wrong value `vhostuser` for `type`: expected vhost-user, tap, vhost-net, pcap-read or pcap-write; did you mean \
+         `vhost-user`?",
     );
     assert_port_fault(
         "a=vhost-user:/run/a.sock,socket_mode=0660",

@@ -6,8 +6,10 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ports::pcap::Times;
 use tracing::level_filters::LevelFilter;
 use wire::ethernet::MacAddress;
+use wire::pcap::MAX_CAPTURED;
 
 use super::Mode;
 use super::fault::Place;
@@ -274,10 +276,16 @@ pub fn workers(scalar: &Scalar) -> Result<usize, Misfit> {
 }
 
 fn number(scalar: &Scalar, range: RangeInclusive<u16>) -> Result<u16, Misfit> {
+    let range = (*range.start()).into()..=(*range.end()).into();
+    // In the range, which is of this type.
+    wide_number(scalar, range).map(|number| number as u16)
+}
+
+fn wide_number(scalar: &Scalar, range: RangeInclusive<u32>) -> Result<u32, Misfit> {
     let number = match scalar {
         // `parse` alone would take "+1".
         Scalar::Text(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
-        Scalar::Integer { digits, radix } => u16::from_str_radix(digits, *radix).ok(),
+        Scalar::Integer { digits, radix } => u32::from_str_radix(digits, *radix).ok(),
         _ => None,
     };
     let (first, last) = (range.start(), range.end());
@@ -382,6 +390,40 @@ pub fn socket_path(scalar: &Scalar) -> Result<PathBuf, Misfit> {
         return Err(misfit);
     }
     Ok(PathBuf::from(text))
+}
+
+/// `file`: a path.
+pub fn file(scalar: &Scalar) -> Result<PathBuf, Misfit> {
+    match scalar {
+        Scalar::Text(text) if !text.is_empty() && !text.ends_with('/') && !text.contains('\0') => {
+            Ok(PathBuf::from(text))
+        }
+        _ => Err(Misfit::expected("the path of a file")),
+    }
+}
+
+/// `times` of a capture.
+pub fn times(scalar: &Scalar) -> Result<Times, Misfit> {
+    word(scalar, &[("fast", Times::Fast), ("recorded", Times::Recorded)])
+}
+
+/// `loops` of a capture: None is for ever.
+pub fn loops(scalar: &Scalar) -> Result<Option<u32>, Misfit> {
+    match scalar {
+        Scalar::Text(text) if text == "forever" => Ok(None),
+        _ => wide_number(scalar, 1..=u32::MAX).map(Some).map_err(|misfit| Misfit {
+            expected: format!("{}, or forever", misfit.expected),
+            nearest: match scalar {
+                Scalar::Text(text) => nearest(text, ["forever"]),
+                _ => None,
+            },
+        }),
+    }
+}
+
+/// `snaplen` of a capture, in bytes.
+pub fn snaplen(scalar: &Scalar) -> Result<u32, Misfit> {
+    wide_number(scalar, 1..=MAX_CAPTURED)
 }
 
 /// The longest name of an interface: IFNAMSIZ is 16 bytes, the last of them a zero.
@@ -555,6 +597,27 @@ mod tests {
         for wrong in wrong {
             assert!(interface(&text(wrong)).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn captures_have_files_times_loops_and_a_length() {
+        assert_eq!(file(&text("/tmp/a.pcap")), Ok(PathBuf::from("/tmp/a.pcap")));
+        for wrong in ["", "/tmp/", "a\0b"] {
+            assert!(file(&text(wrong)).is_err(), "{wrong}");
+        }
+        assert_eq!(times(&text("recorded")), Ok(Times::Recorded));
+        assert_eq!(suggestion(times(&text("record"))).as_deref(), Some("recorded"));
+        assert_eq!(loops(&text("forever")), Ok(None));
+        assert_eq!(loops(&integer("3", 10)), Ok(Some(3)));
+        assert_eq!(loops(&text("4294967295")), Ok(Some(u32::MAX)));
+        assert_eq!(suggestion(loops(&text("for-ever"))).as_deref(), Some("forever"));
+        for wrong in ["0", "-1", "4294967296", ""] {
+            let misfit = loops(&text(wrong)).expect_err(wrong);
+            assert_eq!(misfit.expected, "a number from 1 to 4294967295, or forever");
+        }
+        assert_eq!(snaplen(&text("262144")), Ok(MAX_CAPTURED));
+        assert!(snaplen(&text("262145")).is_err());
+        assert!(snaplen(&integer("0", 10)).is_err());
     }
 
     #[test]

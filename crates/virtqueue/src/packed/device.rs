@@ -133,7 +133,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         most: usize,
         take: &mut impl FnMut(Single) -> bool,
     ) -> Singles {
-        /// Of a cache line.
+        /// As many as a cache line has.
         const TOGETHER: usize = 4;
 
         let at = 2 * usize::from(start.slot());
@@ -490,7 +490,8 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
             let mut slot = next.slot();
             for (chain, written) in chains.by_ref() {
                 debug_assert!(
-                    !self.in_order || chain.place().start == next.bits() + slot - next.slot(),
+                    !self.in_order
+                        || chain.place().start == next.advance(slot - next.slot(), size).bits(),
                     "not in order"
                 );
                 let at = 2 * usize::from(slot) + 1;

@@ -31,7 +31,7 @@
 //! last, with Release: the other side looks at no later slot before it has seen that one, with
 //! Acquire, and then loads the address.
 //!
-//! Chains of one buffer each are taken four at a time, which is a cache line: four second words in this
+//! Chains of one buffer each are taken four at a time, as many as a cache line has: four second words in this
 //! order, each with Acquire, and then four addresses. What of them was not available is not looked at.
 //!
 //! *Notification*: as in a split ring. The publisher stores its descriptor and then loads the other

@@ -16,7 +16,7 @@ use loom::thread;
 use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
-use crate::fields::{Fields, RingMemory};
+use crate::fields::{Fields, RingMemory, seconds_before_firsts};
 use crate::{Buffer, DeviceRing, Direction, Form, Piece, Single, packed, split};
 
 /// Preemptions in one run: enough for either side to be overtaken between a store and a load, and
@@ -79,17 +79,13 @@ macro_rules! fields {
                 at: usize,
                 order: Ordering,
             ) -> Option<[[$value; 2]; N]> {
-                if at + 2 * N > self.0.len() {
-                    return None;
-                }
-                let mut pairs = [[0; 2]; N];
-                for (index, [_, second]) in pairs.iter_mut().enumerate() {
-                    *second = self.load(at + 2 * index + 1, order);
-                }
-                for (index, [first, _]) in pairs.iter_mut().enumerate() {
-                    *first = self.load(at + 2 * index, Ordering::Relaxed);
-                }
-                Some(pairs)
+                let is_there = at + 2 * N <= self.0.len();
+                is_there.then(|| {
+                    seconds_before_firsts(|pair, which| {
+                        let order = if which == 1 { order } else { Ordering::Relaxed };
+                        self.load(at + 2 * pair + which, order)
+                    })
+                })
             }
 
             fn load_two(&self, at: usize) -> Option<[$value; 2]> {

@@ -30,6 +30,11 @@ fn take(device: &mut DeviceQueue, flag: u16, most: usize) -> (Vec<Single>, bool)
     (singles, is_other_next)
 }
 
+/// Takes all there are, to be read.
+fn take_all(device: &mut DeviceQueue) -> (Vec<Single>, bool) {
+    take(device, 0, 64)
+}
+
 /// Takes the next chain in the usual way. Returns its bytes.
 fn take_next(ring: &Ring, device: &mut DeviceQueue, flag: u16) -> Result<u64, Violation> {
     let chain = match flag {
@@ -107,6 +112,59 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
                 let (singles, is_other_next) = take(&mut device, flag, 64);
                 assert_eq!((singles.len(), is_other_next), (3, false));
             }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_wanted_stays_in_the_ring() {
+    for base in places(SIZE) {
+        for refused in 0..usize::from(SIZE) {
+            let ring = full(base, 0);
+            let mut device = ring.device_at(Features::NONE, base);
+            let mut singles = vec![];
+            let take = |single| {
+                let is_wanted = singles.len() < refused;
+                singles.extend(is_wanted.then_some(single));
+                is_wanted
+            };
+            let taken = device.take_singles(Direction::Read, SIZE.into(), take).unwrap();
+            assert_eq!(taken, Singles { count: refused, is_other_next: true });
+            assert_eq!((singles.len(), device.outstanding()), (refused, refused as u16));
+            let next = base.advance(refused as u16, SIZE);
+            assert_eq!(device.position(), position(next, base));
+            // It and those behind it.
+            let (others, is_other_next) = take_all(&mut device);
+            assert_eq!((others.len(), is_other_next), (usize::from(SIZE) - refused, false));
+            let all: Vec<u16> = singles.iter().chain(&others).map(|one| one.chain.id()).collect();
+            let expected = (0..SIZE).map(|step| 100 + base.advance(step, SIZE).slot());
+            assert_eq!(all, expected.collect::<Vec<_>>());
+        }
+    }
+}
+
+/// The largest ring, with IN_ORDER, where places have all bits.
+#[test]
+fn the_largest_ring_in_order() {
+    const LARGEST: u16 = 1 << 15;
+    for slot in [0, 0x3fff, 0x4000, 0x7ffd, 0x7fff] {
+        for first in
+            [Position::FIRST, Position::FIRST.advance(LARGEST - 1, LARGEST).advance(1, LARGEST)]
+        {
+            let base = first.advance(slot, LARGEST);
+            let ring = Ring::new(LARGEST);
+            for step in 0..4 {
+                let place = base.advance(step, LARGEST);
+                let at = ring.area(step);
+                let flags = place.available() | WRITE;
+                ring.describe(place.slot(), Descriptor { id: step, ..buffer(at, 64, flags) });
+            }
+            let mut device = ring.device_at(Features::IN_ORDER, base);
+            let (singles, _) = take(&mut device, WRITE, 4);
+            assert_eq!(singles.len(), 4);
+            device.give_all_back(singles.iter().map(|single| (single.chain, 64)));
+            let next = base.advance(4, LARGEST);
+            assert_eq!((device.outstanding(), device.position()), (0, position(next, next)));
         }
     }
 }

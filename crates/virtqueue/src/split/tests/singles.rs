@@ -68,6 +68,31 @@ fn head(step: usize) -> u16 {
 }
 
 #[test]
+fn what_is_not_wanted_stays_in_the_ring() {
+    for base in BASES {
+        for refused in 0..usize::from(SIZE) {
+            let ring = full(base, 0);
+            let mut device = ring.device_at(Features::NONE, base);
+            let mut singles = vec![];
+            let wanted = |single| {
+                let is_wanted = singles.len() < refused;
+                singles.extend(is_wanted.then_some(single));
+                is_wanted
+            };
+            let taken = device.take_singles(Direction::Read, SIZE.into(), wanted).unwrap();
+            assert_eq!(taken, Singles { count: refused, is_other_next: true });
+            assert_eq!((singles.len(), device.outstanding()), (refused, refused as u16));
+            assert_eq!(device.position(), base.wrapping_add(refused as u16));
+            // It and those behind it.
+            let (others, is_other_next) = take(&mut device, 0, 64).unwrap();
+            assert_eq!((others.len(), is_other_next), (usize::from(SIZE) - refused, false));
+            let all = singles.iter().chain(&others).map(|single| single.chain.id());
+            assert!(all.eq((0..usize::from(SIZE)).map(head)));
+        }
+    }
+}
+
+#[test]
 fn a_full_ring_is_taken_at_once_or_in_parts() {
     for base in BASES {
         for flag in [0, WRITE] {

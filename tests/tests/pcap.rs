@@ -1,0 +1,495 @@
+//! Capture files in and out, judged by Wireshark's own tools: capinfos and tshark, from Debian's package tshark.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use guest::{Guest, Options};
+use ringway_tests::*;
+use tempfile::TempDir;
+use wire::checksum::Sum;
+use wire::pcap::{Reader, Step};
+use wire::virtio::{Features, NetHeader};
+
+/// Whatever is waited for happens within this time, on a machine that is busy with other tests.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a switch is watched that has nothing to do, and what it may use of a processor meanwhile.
+const IDLE_TIME: Duration = Duration::from_secs(2);
+const IDLE_LIMIT: Duration = Duration::from_millis(20);
+
+/// Runs a program to its end.
+fn run(program: &str, arguments: &[&str]) -> Result<String> {
+    let output = Command::new(program).args(arguments).output();
+    let output = output
+        .with_context(|| format!("cannot run {program}: install Debian's tshark and tcpdump"))?;
+    let (said, complained) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let what = arguments.join(" ");
+    ensure!(output.status.success(), "{program} {what}: {}\n{said}{complained}", output.status);
+    Ok(said.into_owned())
+}
+
+fn text(path: &Path) -> Result<&str> {
+    path.to_str().context("a path that is not UTF-8")
+}
+
+/// A directory for files, beside the switch's own, which has to be empty in the end.
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Result<Files> {
+        Ok(Files(tempfile::tempdir()?))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<PathBuf> {
+        let path = self.path(name);
+        fs::write(&path, bytes)?;
+        Ok(path)
+    }
+}
+
+/// A pcap file of frames with times in microseconds, as tcpdump has written them for decades.
+fn pcap(frames: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    let words =
+        |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let mut file = words(&[0xA1B2_C3D4, 2 | 4 << 16, 0, 0, 262_144, 1]);
+    for (time, bytes) in frames {
+        let len = bytes.len() as u32;
+        file.extend(words(&[(time / 1_000_000) as u32, (time % 1_000_000) as u32, len, len]));
+        file.extend(bytes);
+    }
+    file
+}
+
+/// The frames of a capture file, with their times in nanoseconds.
+fn frames_of(path: &Path) -> Result<Vec<(i64, Vec<u8>)>> {
+    let file = fs::read(path)?;
+    let (mut reader, mut rest, mut frames) = (Reader::new(), &file[..], Vec::new());
+    loop {
+        match reader.step(rest)? {
+            Step::Skip(bytes) => rest = rest.get(bytes as usize..).context("it is cut off")?,
+            Step::Frame(bytes, frame) => {
+                frames.push((frame.time.context("a frame without a time")?, frame.bytes.to_vec()));
+                rest = &rest[bytes as usize..];
+            }
+            Step::More(needed) => {
+                reader.end(rest, needed)?;
+                return Ok(frames);
+            }
+        }
+    }
+}
+
+/// Frame `number` of a stream to everyone: its length and every byte follow from the number.
+fn numbered(number: u32) -> Vec<u8> {
+    let len = 60 + (number as usize * 97) % 1455;
+    let mut frame =
+        [&[0xFF; 6][..], &[0x52, 0x54, 0, 0, 0, 9], &[0x88, 0xb5], &number.to_be_bytes()].concat();
+    let noise = (0u32..).map(|at| (at.wrapping_add(number).wrapping_mul(0x9e37_79b1) >> 24) as u8);
+    frame.extend(noise.take(len - frame.len()));
+    frame
+}
+
+/// Numbered frames, so many microseconds apart.
+fn stream(count: u32, apart: u64) -> Vec<(u64, Vec<u8>)> {
+    (0..count)
+        .map(|number| (1_700_000_000_000_000 + u64::from(number) * apart, numbered(number)))
+        .collect()
+}
+
+/// A TCP segment from one host to another, of so many bytes, whose checksum is left to be completed, and which is to
+/// be segmented.
+fn large_packet(payload: usize) -> (NetHeader, Vec<u8>) {
+    const HEADERS: [usize; 3] = [14, 20, 20];
+    let mut ip = [0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let tcp_len = HEADERS[2] + payload;
+    ip[2..4].copy_from_slice(&((HEADERS[1] + tcp_len) as u16).to_be_bytes());
+    let mut sum = Sum::new();
+    sum.add(&ip);
+    ip[10..12].copy_from_slice(&sum.finish().to_be_bytes());
+    let mut tcp = [0; HEADERS[2]];
+    tcp[..4].copy_from_slice(&[0x1F, 0x90, 0x20, 0x00]);
+    (tcp[12], tcp[13]) = (5 << 4, 0x10);
+    let mut pseudo = Sum::new();
+    pseudo.add(&[&ip[12..20], &[0, 6], &(tcp_len as u16).to_be_bytes()].concat());
+    tcp[16..18].copy_from_slice(&(!pseudo.finish()).to_be_bytes());
+    let ethernet = [&[0x52, 0x54, 0, 0, 0, 0x77][..], &[0x52, 0x54, 0, 0, 0, 1], &[8, 0]].concat();
+    let noise = (0..payload as u32).map(|at| (at.wrapping_mul(0x9e37_79b1) >> 24) as u8);
+    let frame = [&ethernet[..], &ip, &tcp, &noise.collect::<Vec<u8>>()].concat();
+    let header = NetHeader {
+        flags: NetHeader::NEEDS_CSUM,
+        gso_type: NetHeader::GSO_TCPV4,
+        hdr_len: HEADERS.iter().sum::<usize>() as u16,
+        gso_size: 1460,
+        csum_start: 34,
+        csum_offset: 16,
+        num_buffers: 0,
+    };
+    (header, frame)
+}
+
+/// Has a guest send frames, all of which the switch takes.
+fn send(guest: &mut Guest, frames: &[(NetHeader, Vec<u8>)]) -> Result<()> {
+    let start = Instant::now();
+    for (header, frame) in frames {
+        while !guest.driver().send(*header, frame)? {
+            guest.flush();
+            guest.driver().reclaim()?;
+            ensure!(start.elapsed() < LIMIT, "the switch took no frame within {LIMIT:?}");
+        }
+    }
+    guest.flush();
+    while guest.driver().in_flight() > 0 {
+        guest.driver().reclaim()?;
+        ensure!(start.elapsed() < LIMIT, "the switch kept frames for {LIMIT:?}");
+    }
+    Ok(())
+}
+
+/// Waits until a file that is being written has so many frames.
+fn wait_for_frames(file: &Path, count: usize) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        // We may be there in the middle of a write.
+        let found = frames_of(file).map_or(0, |frames| frames.len());
+        if found >= count {
+            return Ok(());
+        }
+        ensure!(start.elapsed() < LIMIT, "{found} of {count} frames came within {LIMIT:?}");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn what_guests_send_is_captured() -> Result<()> {
+    let files = Files::new()?;
+    let file = files.path("dump.pcapng");
+    let file = text(&file)?;
+    let dump = format!("dump=pcap-write:{file}");
+    let switch = Switch::start(&["vm1=vhost-user:vm1.sock", "vm2=vhost-user:vm2.sock", &dump])?;
+    let mut options = Options::default();
+    options.features |= Features::CSUM | Features::HOST_TSO4;
+    let [mut one, mut two] =
+        ["vm1.sock", "vm2.sock"].map(|path| Guest::connect(&switch.path(path), &options));
+    let (one, two) = (one.as_mut().unwrap(), two.as_mut().unwrap());
+
+    // To everyone, so that it comes to the port; and to somebody that nobody knows, as one large packet.
+    let plain = |number| (NetHeader::default(), numbered(number));
+    let mut sent: Vec<_> = (0..100).map(plain).collect();
+    sent.push(large_packet(20_000));
+    send(one, &sent)?;
+    let more: Vec<_> = (100..150).map(plain).collect();
+    send(two, &more)?;
+    sent.extend(more);
+    // It is a whole file while the switch goes on.
+    wait_for_frames(Path::new(file), 151)?;
+    ensure!(run("capinfos", &["-M", "-c", file])?.contains("Number of packets:   151"));
+    switch.stop()?;
+
+    let info = run("capinfos", &["-M", file])?;
+    println!("{info}");
+    for said in [
+        "pcapng",
+        "Ethernet",
+        "nanoseconds (9)",
+        "Number of packets:   151",
+        concat!("ringway ", env!("CARGO_PKG_VERSION")),
+        "Name = dump",
+        "what was sent to the port dump",
+        "Number of stat entries = 1",
+        "Strict time order:   True",
+    ] {
+        ensure!(info.contains(said), "no word of `{said}`");
+    }
+    let fields = [
+        "frame.interface_name",
+        "frame.packet_flags_direction",
+        "frame.len",
+        "frame.cap_len",
+        "tcp.checksum.status",
+        "ip.checksum.status",
+        "eth.dst",
+    ];
+    let mut arguments = vec![
+        "-r",
+        file,
+        "-o",
+        "tcp.check_checksum:TRUE",
+        "-o",
+        "ip.check_checksum:TRUE",
+        "-T",
+        "fields",
+    ];
+    arguments.extend(fields.iter().flat_map(|field| ["-e", field]));
+    let dissected = run("tshark", &arguments)?;
+    let expected: Vec<String> = sent
+        .iter()
+        .map(|(header, frame)| {
+            let len = frame.len();
+            // Good is 1.
+            match header.flags {
+                0 => format!("dump\t0x00000002\t{len}\t{len}\t\t\tff:ff:ff:ff:ff:ff"),
+                _ => format!("dump\t0x00000002\t{len}\t{len}\t1\t1\t52:54:00:00:00:77"),
+            }
+        })
+        .collect();
+    let lines: Vec<&str> = dissected.lines().collect();
+    ensure!(lines == expected, "tshark saw\n{dissected}");
+    // Byte for byte, but for the checksum.
+    for ((header, sent), (_, came)) in sent.iter().zip(frames_of(Path::new(file))?) {
+        let mut came = came;
+        if header.flags != 0 {
+            came[50..52].copy_from_slice(&sent[50..52]);
+        }
+        ensure!(came == *sent, "a frame of {} bytes was changed", sent.len());
+    }
+    Ok(())
+}
+
+/// Replays a file into another. Returns the frames of that, and what was logged.
+fn replay(files: &Files, file: &Path, keys: &str) -> Result<(Vec<(i64, Vec<u8>)>, String)> {
+    let out = files.path("out.pcapng");
+    let (source, sink) =
+        (format!("in=pcap-read:{}{keys}", text(file)?), format!("out=pcap-write:{}", text(&out)?));
+    let switch = Switch::start(&[&source, &sink])?;
+    switch.wait_for_log(" frames, skipped: ", LIMIT)?;
+    let log = switch.stop()?;
+    run("capinfos", &[text(&out)?])?;
+    Ok((frames_of(&out)?, log))
+}
+
+#[test]
+fn what_others_wrote_is_replayed() -> Result<()> {
+    let files = Files::new()?;
+    let frames = stream(500, 10);
+    let base = files.write("base.pcap", &pcap(&frames))?;
+    let base = text(&base)?;
+    let mut written = vec![PathBuf::from(base)];
+    let mut by = |name: &str, program: &str, arguments: &[&str]| -> Result<()> {
+        let file = files.path(name);
+        run(program, &[arguments, &[text(&file)?]].concat())?;
+        written.push(file);
+        Ok(())
+    };
+    by("editcap.pcap", "editcap", &["-F", "pcap", base])?;
+    by("editcap.nsecpcap", "editcap", &["-F", "nsecpcap", base])?;
+    by("editcap.pcapng", "editcap", &["-F", "pcapng", base])?;
+    by("tshark.pcapng", "tshark", &["-r", base, "-w"])?;
+    by("tcpdump.pcap", "tcpdump", &["-r", base, "-w"])?;
+    by("tcpdump-nano.pcap", "tcpdump", &["--time-stamp-precision=nano", "-r", base, "-w"])?;
+    let (ours, _) = replay(&files, Path::new(base), "")?;
+    ensure!(ours.len() == 500, "{} frames came of the first file", ours.len());
+    fs::rename(files.path("out.pcapng"), files.path("ours.pcapng"))?;
+    written.push(files.path("ours.pcapng"));
+    for file in written {
+        let (came, log) = replay(&files, &file, "")?;
+        let came: Vec<_> = came.into_iter().map(|(_, bytes)| bytes).collect();
+        let sent: Vec<_> = frames.iter().map(|(_, bytes)| bytes.clone()).collect();
+        ensure!(came == sent, "{}: {} frames came\n{log}", file.display(), came.len());
+        ensure!(log.contains("was sent once: 500 frames, skipped: none"), "{log}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_is_sent_as_often_and_as_slowly_as_it_is_to() -> Result<()> {
+    let files = Files::new()?;
+    let fast = files.write("fast.pcap", &pcap(&stream(10, 60_000_000)))?;
+    let (came, log) = replay(&files, &fast, ",loops=3")?;
+    let numbers: Vec<_> = came.iter().map(|(_, bytes)| bytes.clone()).collect();
+    let expected: Vec<_> = (0..30).map(|number| numbered(number % 10)).collect();
+    ensure!(numbers == expected, "{} frames came", came.len());
+    ensure!(log.contains("was sent 3 times: 30 frames, skipped: none"), "{log}");
+
+    let recorded = files.write("recorded.pcap", &pcap(&stream(4, 100_000)))?;
+    let (came, _) = replay(&files, &recorded, ",times=recorded,loops=2")?;
+    ensure!(came.len() == 8, "{} frames came", came.len());
+    // Somebody may set the clock a little meanwhile.
+    let took = Duration::from_nanos((came[7].0 - came[0].0).try_into()?);
+    println!("8 frames in two rounds of 300 ms took {took:?}");
+    ensure!(took >= Duration::from_millis(590), "they took {took:?} only");
+    Ok(())
+}
+
+#[test]
+fn a_guest_gets_what_is_in_a_file() -> Result<()> {
+    const COUNT: u32 = 200;
+    let files = Files::new()?;
+    let file = files.write("in.pcap", &pcap(&stream(COUNT, 100)))?;
+    let source = format!("in=pcap-read:{},loops=forever,times=recorded", text(&file)?);
+    let switch = Switch::start(&[&source, "vm1=vhost-user:vm1.sock"])?;
+    let mut guest = Guest::connect(&switch.path("vm1.sock"), &Options::default())?;
+    let start = Instant::now();
+    let (mut seen, mut strange) = (BTreeSet::new(), None);
+    while seen.len() < COUNT as usize {
+        let took = guest.driver().receive(|received| {
+            let number = received.frame.get(14..18).and_then(|bytes| bytes.try_into().ok());
+            let number = number.map_or(u32::MAX, u32::from_be_bytes);
+            if number >= COUNT || received.frame != numbered(number) {
+                strange = Some(received.frame.to_vec());
+            }
+            seen.insert(number);
+        })?;
+        if took.is_none() {
+            guest.flush();
+            guest.wait(Duration::from_millis(100))?;
+        }
+        ensure!(strange.is_none(), "this is not in the file: {strange:02x?}");
+        ensure!(start.elapsed() < LIMIT, "{} frames came within {LIMIT:?}", seen.len());
+    }
+    drop(guest);
+    switch.stop()?;
+    Ok(())
+}
+
+#[test]
+fn files_that_are_none() -> Result<()> {
+    let files = Files::new()?;
+    let mut sll = pcap(&[]);
+    sll[20] = 113;
+    let (script, cooked) = (files.write("script", b"#!/bin/sh\n")?, files.write("cooked", &sll)?);
+    let cases = [
+        (
+            format!("in=pcap-read:{}", text(&script)?),
+            "byte 0, before frame 1: this is no capture file",
+        ),
+        (
+            format!("in=pcap-read:{}", text(&cooked)?),
+            "its link type is LINUX_SLL (of Linux's interface `any`), not Ethernet",
+        ),
+        (format!("in=pcap-read:{}", text(&files.path("none"))?), "No such file or directory"),
+        ("in=pcap-read:/dev/null".to_owned(), "it is no regular file"),
+        ("in=pcap-write:/dev/null".to_owned(), "it is no regular file"),
+        (
+            "in=pcap-write:/nonexistent/a.pcapng".to_owned(),
+            "cannot write it: No such file or directory",
+        ),
+    ];
+    for (port, said) in cases {
+        let output = ringway(&[], &["run", "--port", &port])?;
+        println!("{}", output.text());
+        ensure!(output.status == 1, "{port}: it ended with {}", output.status);
+        let (text, (_, file)) = (output.text(), port.split_once(':').context("a port")?);
+        for word in ["port `in`", file, said] {
+            ensure!(text.contains(word), "{port}: no word of `{word}`: {text}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_file_that_is_cut_off_is_sent_up_to_there() -> Result<()> {
+    let files = Files::new()?;
+    let mut file = pcap(&stream(3, 1));
+    file.truncate(file.len() - 10);
+    let file = files.write("cut.pcap", &file)?;
+    let out = files.path("out.pcapng");
+    let ports =
+        [format!("in=pcap-read:{}", text(&file)?), format!("out=pcap-write:{}", text(&out)?)];
+    let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
+    let line = switch.complaint("in")?;
+    println!("{line}");
+    // The header, and two frames of 60 and 157 bytes with theirs.
+    let at = 24 + 16 + 60 + 16 + 157;
+    let said = format!(
+        "frame 3 at byte {at}: the file ends after 260 of its 270 bytes (2 frames sent before"
+    );
+    ensure!(line.contains(&said), "no word of `{said}`");
+    switch.stop()?;
+    ensure!(frames_of(&out)?.len() == 2);
+    Ok(())
+}
+
+/// A small disk, mounted until it is dropped.
+struct Disk(TempDir);
+
+impl Disk {
+    fn new(size: &str) -> Result<Disk> {
+        let directory = tempfile::tempdir()?;
+        let options = format!("size={size}");
+        run("mount", &["-t", "tmpfs", "-o", &options, "tmpfs", text(directory.path())?])?;
+        Ok(Disk(directory))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(self.0.path()).status();
+    }
+}
+
+#[test]
+fn a_full_disk_takes_the_port_down_and_leaves_a_file() -> Result<()> {
+    const COUNT: u32 = 10_000;
+    let (files, disk) = (Files::new()?, Disk::new("2M")?);
+    let file = files.write("in.pcap", &pcap(&stream(COUNT, 1)))?;
+    let out = disk.0.path().join("out.pcapng");
+    let ports =
+        [format!("in=pcap-read:{}", text(&file)?), format!("out=pcap-write:{}", text(&out)?)];
+    let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
+    let line = switch.complaint("out")?;
+    println!("{line}");
+    ensure!(line.contains("No space left on device") && line.contains(text(&out)?), "{line}");
+    switch.wait_for_log(" frames, skipped: none", LIMIT)?;
+    let log = switch.stop()?;
+    ensure!(log.matches("No space left").count() == 1, "it was said more than once:\n{log}");
+    // The file is whole, and what is not in it was counted as dropped.
+    run("capinfos", &[text(&out)?])?;
+    let written = frames_of(&out)?.len() as u64;
+    let line =
+        log.lines().find(|line| line.contains(" out: ")).context("no counters of the port")?;
+    println!("{line}");
+    let count = |word: &str| -> u64 {
+        let at =
+            line.split_once(word).and_then(|(_, rest)| rest.split([',', ' ']).next()?.parse().ok());
+        at.unwrap_or(0)
+    };
+    let (down, full) = (count("receiver_down "), count("receiver_full "));
+    ensure!(written > 0 && down > 0, "{written} written, {down} dropped");
+    ensure!(written + down + full == u64::from(COUNT), "{written} + {down} + {full}");
+    Ok(())
+}
+
+/// A sink to which nothing comes, a source that is done, and one that waits for its next frame for an hour.
+#[test]
+fn idle_ports_take_no_processor_time() -> Result<()> {
+    let files = Files::new()?;
+    let (done, waits) = (
+        files.write("done.pcap", &pcap(&stream(10, 1)))?,
+        files.write("waits.pcap", &pcap(&stream(2, 3_600_000_000)))?,
+    );
+    let ports = [
+        format!("done=pcap-read:{}", text(&done)?),
+        format!("waits=pcap-read:{},times=recorded", text(&waits)?),
+        format!("out=pcap-write:{}", text(&files.path("out.pcapng"))?),
+    ];
+    let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
+    switch.wait_for_log("was sent once", LIMIT)?;
+    wait_for_frames(&files.path("out.pcapng"), 11)?;
+    let before = processor_time(&switch)?;
+    thread::sleep(IDLE_TIME);
+    let used = processor_time(&switch)? - before;
+    println!("idle for {IDLE_TIME:?}: {used:?} of processor time");
+    ensure!(used <= IDLE_LIMIT, "the switch used {used:?} in {IDLE_TIME:?}");
+    switch.stop()?;
+    Ok(())
+}
+
+/// Processor time that the switch has used, by all its threads.
+fn processor_time(switch: &Switch) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", switch.pid()))?;
+    // Fields are counted after the name, which may hold anything; the next one is the third.
+    let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse);
+    let ticks: u64 = ticks.collect::<Result<Vec<u64>, _>>()?.iter().sum();
+    Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
+}
