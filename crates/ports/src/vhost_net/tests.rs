@@ -257,9 +257,11 @@ fn frames_over_the_mtu_and_to_an_interface_that_is_down_are_counted() {
     assert_eq!((counters[DropReason::OverMtu], counters[DropReason::ReceiverDown]), (1, 1));
 }
 
+type BreakARule = fn(&mut World);
+
 #[test]
 fn a_kernel_that_breaks_the_rules_costs_the_port_and_is_named_once() {
-    let broken: [(&str, fn(&mut World)); 5] = [
+    let broken: [(&str, BreakARule); 5] = [
         ("in 0 buffers, of which 1 came", |world| world.deliver(&frame(0, 60), Some(0))),
         ("in 3 buffers, of which 2 came", |world| world.deliver(&frame(0, 5000), Some(3))),
         ("in 65535 buffers, of which 1 came", |world| world.deliver(&frame(0, 60), Some(65535))),
