@@ -46,7 +46,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use engine::{
     App, BURST, Burst, Counters, DropReason, Fault, Lease, Outcomes, Outputs, Poller, Selection,
 };
-use memory::GuestMemory;
 use vhost_user::Device;
 use vhost_user::back_end::Offer;
 use wire::virtio::{Features, Offload};
@@ -59,6 +58,7 @@ use steering::Steering;
 use transmit::Transmit;
 
 use crate::frame::{ETHERNET, MAX_FRAME};
+use crate::lent::Lent;
 
 /// Queue pairs that a port serves at most: as many as there are ring numbers for in a message
 /// (vhost-user, "A vring index for a kick").
@@ -191,19 +191,6 @@ impl Shared {
     }
 }
 
-/// A guest's memory, which is lent to each burst.
-struct Lent {
-    memory: Arc<GuestMemory>,
-    /// A reference that came back. To count one up and down in each breath would be two atomic operations.
-    spare: Option<Arc<GuestMemory>>,
-}
-
-impl Lent {
-    fn lend(&mut self) -> Arc<GuestMemory> {
-        self.spare.take().unwrap_or_else(|| self.memory.clone())
-    }
-}
-
 /// What a part knows of the guest.
 struct Active {
     lent: Lent,
@@ -218,7 +205,7 @@ impl Active {
         let is_enabled =
             |pair: &usize| setup(device, receive_ring(*pair)).is_some_and(|ring| ring.enabled);
         Self {
-            lent: Lent { memory: device.memory.clone(), spare: None },
+            lent: Lent::new(device.memory.clone()),
             features: device.features,
             enabled: (0..MAX_PAIRS).filter(is_enabled).map(|pair| pair as u8).collect(),
             poison_epoch: 0,

@@ -34,6 +34,7 @@ pub use keys::help;
 pub use kinds::pcap::{PcapRead, PcapWrite};
 pub use kinds::tap::{Setup, Tap};
 pub use kinds::tun::Tun;
+pub use kinds::vhost_net::VhostNet;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
@@ -82,6 +83,8 @@ pub enum PortKind {
     Tap(Tap),
     /// A tun interface of the host.
     Tun(Tun),
+    /// A tap interface of the host, by way of the kernel's vhost-net.
+    VhostNet(VhostNet),
     /// A capture file whose frames are sent.
     PcapRead(PcapRead),
     /// A capture file that is written.
@@ -96,6 +99,7 @@ impl PortKind {
             Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
             Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
             Self::Tun(port) => (&kinds::tun::TYPE, port.interface.clone().into()),
+            Self::VhostNet(port) => (&kinds::vhost_net::TYPE, port.tap.interface.clone().into()),
             Self::PcapRead(port) => (&kinds::pcap::READ, port.file.clone()),
             Self::PcapWrite(port) => (&kinds::pcap::WRITE, port.file.clone()),
         }
@@ -104,7 +108,7 @@ impl PortKind {
     /// The descriptors that it was given.
     fn descriptors(&self) -> &[RawFd] {
         match self {
-            Self::Tap(port) => &port.descriptors,
+            Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) => &port.descriptors,
             _ => &[],
         }
     }
@@ -112,7 +116,7 @@ impl PortKind {
     /// Whether the target names one thing only, which is this port's then.
     fn has_own_target(&self) -> bool {
         match self {
-            Self::Tap(port) => port.is_named(),
+            Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) => port.is_named(),
             _ => true,
         }
     }

@@ -4,6 +4,7 @@ mod mtus;
 mod pcap;
 mod tap;
 mod tun;
+mod vhost_net;
 mod vhost_user;
 
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
+use ports::tap::TapPort;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -248,8 +250,9 @@ async fn open(
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => tap::open(graphs, links, name, port).await,
+        PortKind::Tap(port) => tap::open::<TapPort>(graphs, links, name, port).await,
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
+        PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
         PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
     }

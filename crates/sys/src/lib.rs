@@ -10,6 +10,7 @@ mod inherit;
 pub mod notify;
 pub mod tun;
 mod unread;
+pub mod vhost;
 
 pub use connect::connect;
 pub use inherit::inherited;

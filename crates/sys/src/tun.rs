@@ -252,6 +252,12 @@ impl Queue {
         self.offloads
     }
 
+    /// Whether it still is a queue of an interface. It is not any more when that was deleted.
+    pub fn is_attached(&self) -> bool {
+        // SAFETY: TUNGETIFF takes an ifreq.
+        unsafe { ioctl(&self.descriptor, libc::TUNGETIFF, &mut named("")) }.is_ok()
+    }
+
     /// The hardware address that the host has on the interface, in whichever network namespace that
     /// is. Of a tap.
     pub fn host_address(&self) -> io::Result<[u8; 6]> {

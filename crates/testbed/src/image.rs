@@ -43,12 +43,22 @@ impl Image {
         if let Some(image) = &*built {
             return Ok(image.clone());
         }
-        let (kernel, release) = newest_kernel(Path::new("/boot"))?;
-        let archive = initramfs(&release)?;
-        let initramfs = MemoryFile::new("testbed-initramfs", &archive)?;
-        let image = Image(Arc::new(Inner { kernel, initramfs }));
+        let image = Image::with(&[], &[])?;
         *built = Some(image.clone());
         Ok(image)
+    }
+
+    /// Builds an image with more in it: these drivers, which are loaded as the guest boots, and these programs, by their
+    /// names, with the libraries that they are linked with.
+    ///
+    /// # Errors
+    ///
+    /// As [`Image::build`].
+    pub fn with(modules: &[&str], programs: &[&Path]) -> Result<Image> {
+        let (kernel, release) = newest_kernel(Path::new("/boot"))?;
+        let archive = initramfs(&release, modules, programs)?;
+        let initramfs = MemoryFile::new("testbed-initramfs", &archive)?;
+        Ok(Image(Arc::new(Inner { kernel, initramfs })))
     }
 
     /// The kernel's path.
@@ -84,7 +94,7 @@ fn numbers(release: &str) -> Vec<u64> {
     release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-fn initramfs(release: &str) -> Result<Vec<u8>> {
+fn initramfs(release: &str, modules: &[&str], programs: &[&Path]) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in ["/bin", "/dev", "/proc", "/sys"] {
         archive.directory(directory);
@@ -107,10 +117,21 @@ fn initramfs(release: &str) -> Result<Vec<u8>> {
             }
         }
     }
+    for program in programs {
+        let name =
+            program.file_name().and_then(|name| name.to_str()).context("a nameless program")?;
+        archive.file(&format!("/bin/{name}"), &read(program)?);
+        for library in shared_libraries(program)? {
+            if copied.insert(library.clone()) {
+                let name = library.to_str().context("a path that is not UTF-8")?;
+                archive.file(name, &read(&library)?);
+            }
+        }
+    }
 
     let directory = PathBuf::from("/lib/modules").join(release);
     let mut order = String::new();
-    for module in load_order(&directory)? {
+    for module in load_order(&directory, &[&MODULES, modules].concat())? {
         let name =
             module.file_name().and_then(|name| name.to_str()).context("a nameless module")?;
         let target = format!("/modules/{}", name.trim_end_matches(".xz"));
@@ -156,20 +177,20 @@ fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.filter(|word| !word.ends_with(':')).map(PathBuf::from).collect())
 }
 
-/// [`MODULES`] and what they depend on, each after what it needs. A driver built into the kernel needs no file.
-fn load_order(directory: &Path) -> Result<Vec<PathBuf>> {
+/// Modules and what they depend on, each after what it needs. A driver built into the kernel needs no file.
+fn load_order(directory: &Path, modules: &[&str]) -> Result<Vec<PathBuf>> {
     let list = directory.join("modules.dep");
     let list = fs::read_to_string(&list).with_context(|| {
         format!("cannot read {}: reinstall Debian's linux-image-cloud-amd64", list.display())
     })?;
     let builtin = fs::read_to_string(directory.join("modules.builtin")).unwrap_or_default();
     let mut order: Vec<&str> = Vec::new();
-    for wanted in MODULES {
+    for wanted in modules {
         let line = list
             .lines()
-            .find(|line| line.split(':').next().is_some_and(|path| module_name(path) == wanted));
+            .find(|line| line.split(':').next().is_some_and(|path| module_name(path) == *wanted));
         let Some((module, needs)) = line.and_then(|line| line.split_once(':')) else {
-            if builtin.lines().any(|path| module_name(path) == wanted) {
+            if builtin.lines().any(|path| module_name(path) == *wanted) {
                 continue;
             }
             bail!("the kernel in {} has no driver {wanted}", directory.display());
@@ -231,12 +252,12 @@ mod tests {
                     k/virtio.ko:\n";
         fs::write(directory.path().join("modules.dep"), list)?;
         fs::write(directory.path().join("modules.builtin"), "k/virtio_console.ko\n")?;
-        let order = load_order(directory.path())?;
+        let order = load_order(directory.path(), &MODULES)?;
         let names: Vec<_> =
             order.iter().filter_map(|path| path.to_str().map(module_name)).collect();
         assert_eq!(names, ["virtio", "ring", "virtio_pci", "failover", "virtio_net"]);
         fs::write(directory.path().join("modules.builtin"), "")?;
-        assert!(load_order(directory.path()).is_err());
+        assert!(load_order(directory.path(), &MODULES).is_err());
         Ok(())
     }
 }

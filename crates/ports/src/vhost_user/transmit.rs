@@ -19,13 +19,10 @@ use wire::virtio::{Features, Offload};
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
 use super::taken::{Taken, TakenChain};
-use super::{DESCRIPTOR_BUDGET, GuestFault, Lent, Share, transmit_ring};
+use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
 use crate::backlog::Backlog;
-use crate::frame::MAX_FRAME;
-
-/// Bytes of frames after which a burst takes no more: one sender of large frames does not keep the
-/// others waiting for long.
-const BYTE_BUDGET: u64 = 512 * 1024;
+use crate::frame::{BYTE_BUDGET, MAX_FRAME};
+use crate::lent::Lent;
 
 /// Bytes at the start of a frame's buffers that are fetched ahead: those that may be copied at once.
 const AHEAD: usize = HEADER_ROOM + HEAD;

@@ -5,6 +5,7 @@ use super::port::WrittenPort;
 use super::{PortKind, kinds};
 
 /// One key and what it may hold.
+#[derive(Clone, Copy)]
 pub struct Key {
     /// The key as it is written, in a flag and in a file.
     pub name: &'static str,
@@ -52,10 +53,11 @@ pub const PORT: &str = "port";
 pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
 
 /// Every type of port.
-pub const PORT_TYPES: [&PortType; 5] = [
+pub const PORT_TYPES: [&PortType; 6] = [
     &kinds::vhost_user::TYPE,
     &kinds::tap::TYPE,
     &kinds::tun::TYPE,
+    &kinds::vhost_net::TYPE,
     &kinds::pcap::READ,
     &kinds::pcap::WRITE,
 ];

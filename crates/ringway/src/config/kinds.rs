@@ -3,6 +3,7 @@
 pub mod pcap;
 pub mod tap;
 pub mod tun;
+pub mod vhost_net;
 pub mod vhost_user;
 
 /// Of a type of port of which there is nothing to say but its keys.

@@ -12,7 +12,7 @@ use wire::virtio::Features;
 
 use super::{
     Config, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig, PortKind, Setup,
-    SocketRole, Tap, Tun, VhostUser, features, keys,
+    SocketRole, Tap, Tun, VhostNet, VhostUser, features, keys,
 };
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
@@ -90,6 +90,13 @@ fn flags_and_a_file_say_the_same() {
         type = "tap"
         interface = ""
         fd = [3, 4]
+
+        [port.fast]
+        type = "vhost-net"
+        interface = "rw2"
+        queue-pairs = 2
+        mtu = 9000
+        require = true
     "#;
     let flags = [
         ("mode", "poll"),
@@ -110,6 +117,7 @@ fn flags_and_a_file_say_the_same() {
              mac=52:54:00:12:34:56,up=off,bridge=br0",
         ),
         ("port", "given=tap:,fd=3+4"),
+        ("port", "fast=vhost-net:rw2,queue-pairs=2,mtu=9000,require=on"),
     ];
     let expected = Config {
         mode: Mode::Poll,
@@ -160,6 +168,17 @@ fn flags_and_a_file_say_the_same() {
             PortConfig {
                 name: "given".to_owned(),
                 kind: PortKind::Tap(Tap { descriptors: vec![3, 4], ..Tap::new(String::new()) }),
+            },
+            PortConfig {
+                name: "fast".to_owned(),
+                kind: PortKind::VhostNet(VhostNet {
+                    tap: Tap {
+                        queue_pairs: 2,
+                        setup: Setup { mtu: Some(9000), ..Setup::default() },
+                        ..Tap::new("rw2".to_owned())
+                    },
+                    require: true,
+                }),
             },
         ],
     };
@@ -252,7 +271,7 @@ fn columns_count_characters() {
     );
     assert_file_fault(
         "port = {a = {interface = 'é', type = 'tab'}}",
-        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user, tap, tun, pcap-read or pcap-write; did you \
+        "ringway.toml:1:38: wrong value `tab` for `type`: expected vhost-user, tap, tun, vhost-net, pcap-read or pcap-write; did you \
          mean `tap`?",
     );
 }
@@ -392,7 +411,7 @@ fn a_table_that_is_not_a_port() {
 fn a_missing_key() {
     assert_file_fault(
         "[port.a]\npath = '/run/a.sock'",
-        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user, tap, tun, pcap-read or pcap-write",
+        "ringway.toml:1:7: port `a` lacks the key `type`: expected vhost-user, tap, tun, vhost-net, pcap-read or pcap-write",
     );
     assert_file_fault(
         "[port.a]\ntype = 'vhost-user'",
@@ -409,7 +428,7 @@ fn a_missing_key() {
 fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhostuser:/run/a.sock,connect=perhaps",
-        "wrong value `vhostuser` for `type`: expected vhost-user, tap, tun, pcap-read or pcap-write; did you mean \
+        "wrong value `vhostuser` for `type`: expected vhost-user, tap, tun, vhost-net, pcap-read or pcap-write; did you mean \
          `vhost-user`?",
     );
     assert_port_fault(

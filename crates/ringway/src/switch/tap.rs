@@ -5,11 +5,17 @@
 //! moved into another network namespace, which goes on working. The port is down until there is an
 //! interface of that name again. The switch never makes it again by itself, also if it has made it first:
 //! somebody deleted it on purpose.
+//!
+//! How frames get to the interface is nothing to control: all of this is done to any port that is a
+//! [`HostPort`].
 
+use std::io;
+use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use engine::Poller;
+use engine::{App, Fault, Poller};
 use ports::tap::{Queues, TapPort};
 use rustix::io::Errno;
 use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
@@ -28,7 +34,80 @@ use crate::session::Trouble;
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
 
-pub(super) async fn open(
+/// A port with an interface of the host behind it, or its part on one of several workers.
+pub(super) trait HostPort: App + Sized {
+    /// What its parts share of the interface.
+    type Shared: Clone + Send + 'static;
+    /// What a part lets go of, to be dropped by control.
+    type Detached: Send + 'static;
+
+    /// A port with these queues of one interface, in as many parts as there are workers.
+    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>>;
+
+    /// Makes what the parts share of another interface.
+    fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared>;
+
+    /// Gives it to a part.
+    fn attach(
+        &mut self,
+        shared: Self::Shared,
+        poller: &Poller,
+    ) -> io::Result<Option<Self::Detached>>;
+
+    /// Takes it away.
+    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached>;
+
+    /// Says whether the interface is up.
+    fn set_link(&mut self, is_up: bool);
+
+    /// Says what MTU it has.
+    fn set_mtu(&mut self, mtu: u32);
+
+    /// Looks whether it is still there, if that does not show by itself.
+    fn look(&mut self) {}
+
+    /// Whether this fault says that it is not.
+    fn is_gone(fault: &Fault) -> bool {
+        let _ = fault;
+        true
+    }
+}
+
+impl HostPort for TapPort {
+    type Shared = Arc<Queues>;
+    type Detached = Arc<Queues>;
+
+    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>> {
+        Ok(Self::parts(queues, workers))
+    }
+
+    fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared> {
+        Ok(Queues::new(queues))
+    }
+
+    fn attach(
+        &mut self,
+        shared: Self::Shared,
+        poller: &Poller,
+    ) -> io::Result<Option<Self::Detached>> {
+        self.attach(shared, poller)
+    }
+
+    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached> {
+        self.detach(poller)
+    }
+
+    fn set_link(&mut self, is_up: bool) {
+        self.set_link(is_up);
+    }
+
+    fn set_mtu(&mut self, mtu: u32) {
+        self.set_mtu(mtu);
+    }
+}
+
+/// Opens a port of this kind.
+pub(super) async fn open<P: HostPort>(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
     name: &str,
@@ -56,13 +135,13 @@ pub(super) async fn open(
     tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
     let again = again(config, &queues, did == "created");
     let state = link.as_ref().map_or(State::UNSEEN, State::of);
-    let mut parts = TapPort::parts(queues, graphs.0.len());
+    let mut parts = P::parts(queues, graphs.0.len()).with_context(what)?;
     parts.iter_mut().for_each(|part| state.apply(part));
     let app = graphs.add(name, parts);
     let links = links.clone();
     let control = move |handle: Handle| -> super::Running {
         let place = link.map_or(Place::Elsewhere, |link| Place::Here(link.index));
-        let control = Control {
+        let control = Control::<P> {
             handle,
             again,
             links,
@@ -72,6 +151,7 @@ pub(super) async fn open(
             state,
             retry: None,
             complaint: String::new(),
+            kind: PhantomData,
         };
         control.say();
         Box::pin(control.follow())
@@ -253,7 +333,7 @@ impl State {
         Self { is_up: link.is_up && link.has_carrier, mtu: link.mtu }
     }
 
-    fn apply(self, port: &mut TapPort) {
+    fn apply<P: HostPort>(self, port: &mut P) {
         port.set_link(self.is_up);
         port.set_mtu(self.mtu);
     }
@@ -274,7 +354,7 @@ enum Place {
 struct Over;
 
 /// What goes on behind a port.
-struct Control {
+struct Control<P> {
     handle: Handle,
     /// How the interface is attached to when it is there again, but for its name.
     again: Tap,
@@ -289,9 +369,10 @@ struct Control {
     retry: Option<Duration>,
     /// What was said of that last.
     complaint: String,
+    kind: PhantomData<fn(P)>,
 }
 
-impl Control {
+impl<P: HostPort> Control<P> {
     async fn follow(mut self) {
         while self.step().await.is_ok() {}
     }
@@ -303,7 +384,12 @@ impl Control {
         let listens = self.place != Place::Elsewhere && retry.is_none();
         tokio::select! {
             trouble = self.handle.troubles.recv() => match trouble {
-                Some(Trouble::Guest(_)) => self.leave().await,
+                Some(Trouble::Guest(fault)) if P::is_gone(&fault) => self.leave().await,
+                Some(Trouble::Guest(fault)) => {
+                    let (port, interface) = (&self.handle.name, &self.interface);
+                    tracing::error!(port, interface, "the port is out of service: {fault}");
+                    Err(Over)
+                }
                 Some(Trouble::Failed) | None => Err(Over),
             },
             heard = self.watch.of(index, &self.interface), if listens => {
@@ -342,7 +428,9 @@ impl Control {
     /// Looks what an interface is now.
     async fn look(&mut self, index: u32) -> Result<(), Over> {
         // If it is not there, the workers say so, or it was moved and we are told.
-        let Ok(Some(link)) = self.links.at(index).await else { return Ok(()) };
+        let Ok(Some(link)) = self.links.at(index).await else {
+            return self.on_port(|port, _| port.look()).await.map(drop);
+        };
         if link.name != self.interface {
             let port = &self.handle.name;
             tracing::info!(
@@ -407,15 +495,18 @@ impl Control {
         let Ok(Some(link)) = self.links.find(&self.interface).await else { return Ok(()) };
         let config = Tap { interface: self.interface.clone(), ..self.again.clone() };
         let (port, interface) = (&self.handle.name, &self.interface);
-        match attach(&config, &self.links, Some(link)).await {
-            Ok(Attached { queues, link, .. }) => {
+        let attached = attach(&config, &self.links, Some(link)).await;
+        let shared =
+            attached.and_then(|Attached { queues, link, .. }| Ok((P::share(queues)?, link)));
+        match shared {
+            Ok((shared, link)) => {
                 self.complaint.clear();
                 self.place = Place::Here(link.index);
                 self.state = State::of(&link);
-                let (queues, state) = (Queues::new(queues), self.state);
+                let state = self.state;
                 let attached = self.on_port(move |port, poller| {
                     state.apply(port);
-                    port.attach(queues.clone(), poller)
+                    port.attach(shared.clone(), poller)
                 });
                 for part in attached.await? {
                     if let Err(error) = part {
@@ -443,7 +534,7 @@ impl Control {
     /// Runs `command` on all parts of this port, each between two breaths of its worker.
     async fn on_port<R: Send + 'static>(
         &self,
-        command: impl Fn(&mut TapPort, &Poller) -> R + Clone + Send + 'static,
+        command: impl Fn(&mut P, &Poller) -> R + Clone + Send + 'static,
     ) -> Result<Vec<R>, Over> {
         let Handle { app, workers, .. } = &self.handle;
         let app = *app;

@@ -6,7 +6,7 @@ use wire::ethernet::MacAddress;
 
 use crate::config::fault::{Fault, Problem};
 use crate::config::keys::{Key, PortType};
-use crate::config::port::WrittenPort;
+use crate::config::port::{Entry, WrittenPort};
 use crate::config::{PortKind, set, value};
 
 /// The keys that say how an interface is opened, which one that was inherited is already.
@@ -21,48 +21,47 @@ pub const TYPE: PortType = PortType {
         form: "INTERFACE",
         about: "the name of its interface, or a pattern, as tap%d; may be empty with `fd`",
     },
-    keys: &[
-        Key {
-            name: "fd",
-            form: "N+...",
-            about: "use these inherited descriptors, each a queue of one tap [none]",
-        },
-        Key {
-            name: "queue-pairs",
-            form: "1..128",
-            about: "queues, which the workers share; more than one need multi_queue [1]",
-        },
-        Key {
-            name: "persistent",
-            form: "on|off",
-            about: "whether the interface stays when nobody has it open [as it is; off]",
-        },
-        Key {
-            name: "owner",
-            form: "USER",
-            about: "who may open it without privilege, a name or a number [as it is]",
-        },
-        Key {
-            name: "group",
-            form: "GROUP",
-            about: "which group may, a name or a number [as it is]",
-        },
-        Key { name: "mtu", form: "68..65521", about: "MTU of the interface [as it is]" },
-        Key { name: "mac", form: "ADDRESS", about: "the host's address on it [as it is]" },
-        Key {
-            name: "up",
-            form: "on|off",
-            about: "put it up, or down [as it is; up if it was created]",
-        },
-        Key {
-            name: "bridge",
-            form: "INTERFACE",
-            about: "a bridge of the host to put it into [as it is]",
-        },
-    ],
+    keys: &KEYS,
     notes: super::no_notes,
     read,
 };
+
+/// All its keys but the target.
+pub const KEYS: [Key; 9] = [
+    Key {
+        name: "fd",
+        form: "N+...",
+        about: "use these inherited descriptors, each a queue of one tap [none]",
+    },
+    Key {
+        name: "queue-pairs",
+        form: "1..128",
+        about: "queues, which the workers share; more than one need multi_queue [1]",
+    },
+    Key {
+        name: "persistent",
+        form: "on|off",
+        about: "whether the interface stays when nobody has it open [as it is; off]",
+    },
+    Key {
+        name: "owner",
+        form: "USER",
+        about: "who may open it without privilege, a name or a number [as it is]",
+    },
+    Key { name: "group", form: "GROUP", about: "which group may, a name or a number [as it is]" },
+    Key { name: "mtu", form: "68..65521", about: "MTU of the interface [as it is]" },
+    Key { name: "mac", form: "ADDRESS", about: "the host's address on it [as it is]" },
+    Key {
+        name: "up",
+        form: "on|off",
+        about: "put it up, or down [as it is; up if it was created]",
+    },
+    Key {
+        name: "bridge",
+        form: "INTERFACE",
+        about: "a bridge of the host to put it into [as it is]",
+    },
+];
 
 /// A tap interface of the host. What is `None` is left as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -118,11 +117,21 @@ impl Tap {
 }
 
 fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+    read_as(&TYPE, written, faults, |_, _| {}).map(PortKind::Tap)
+}
+
+/// The interface of a port of some type that has these keys. `others` is given those that it has besides.
+pub fn read_as(
+    port_type: &PortType,
+    written: &WrittenPort,
+    faults: &mut Vec<Fault>,
+    mut others: impl FnMut(&Entry, &mut Vec<Fault>),
+) -> Option<Tap> {
     let before = faults.len();
     let mut port = Tap::new(String::new());
     let mut interface = None;
     let has_descriptors = written.entry("fd").is_some();
-    for entry in written.keys(&TYPE, faults) {
+    for entry in written.keys(port_type, faults) {
         match entry.key.as_str() {
             "interface" if has_descriptors => {
                 interface = entry.read(faults, value::interface_or_nothing);
@@ -137,7 +146,7 @@ fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
             "mac" => port.setup.mac = entry.read(faults, value::mac),
             "up" => port.setup.up = entry.read(faults, value::switch),
             "bridge" => port.setup.bridge = entry.read(faults, value::interface),
-            _ => {}
+            _ => others(entry, faults),
         }
     }
     if has_descriptors {
@@ -147,5 +156,5 @@ fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
         }
     }
     port.interface = interface?;
-    (faults.len() == before).then_some(PortKind::Tap(port))
+    (faults.len() == before).then_some(port)
 }

@@ -1,0 +1,219 @@
+//! vhost-net ports, inside of a guest: its kernel has vhost-net, whatever that of the host has.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use ringway_tests::*;
+use testbed::{Guest, Image, Job, Shell, traffic};
+
+/// What takes a moment, in an emulated guest.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Bytes of one stream: some hundred frames, if they are large ones.
+const STREAM: u64 = 20_000_000;
+/// How long each measurement takes, in seconds, and how many of each there are.
+const SECONDS: u32 = 2;
+const ROUNDS: usize = 3;
+
+/// A guest with the switch in it, and a kernel with vhost-net. Two processors: one for the switch, and one
+/// for the kernel's thread.
+fn nested() -> Result<Guest> {
+    let image = Image::with(&["vhost_net"], &[binary()?])?;
+    let guest = Guest::builder(&image, "nested").processors(2).memory_mib(768).boot()?;
+    guest.run(
+        "test -c /dev/vhost-net && mkdir -p /var && ln -s /run /var/run && ip netns add far",
+    )?;
+    Ok(guest)
+}
+
+/// A network namespace of the guest's: another host, as far as the first one knows.
+struct Far<'g>(&'g Guest);
+
+impl Shell for Far<'_> {
+    fn name(&self) -> &str {
+        "far"
+    }
+
+    fn start(&self, script: &str) -> Result<Job> {
+        ensure!(!script.contains('\''), "quotes in {script}");
+        self.0.start(&format!("exec ip netns exec far sh -c '{script}'"))
+    }
+}
+
+/// A switch in the guest, between two hosts: the guest itself, on `rw0`, the interface of the port `near`, and
+/// [`Far`], on that of a tap port. Host number 1 is near, 2 is far. What it logs is what the job prints.
+fn two_hosts(guest: &Guest, options: &str, near: &str) -> Result<Job> {
+    let job = guest.start(&format!(
+        "echo $$ > /run/ringway.pid; exec ringway run --log info {options} --port near={near} \
+         --port far=tap:rw1 --port vm=vhost-user:/run/vm.sock"
+    ))?;
+    job.wait_for("ready", LIMIT)?;
+    guest.run(&format!("ip link set rw1 netns far && {}", address("ip", 1, "rw0")))?;
+    guest.run(&address("ip -n far", 2, "rw1"))?;
+    Ok(job)
+}
+
+/// How host number `n` gets its addresses.
+fn address(ip: &str, n: u8, interface: &str) -> String {
+    let (v4, v6) = (v4(n), v6(n));
+    format!(
+        "{ip} addr add {v4}/24 dev {interface} && {ip} addr add {v6}/64 dev {interface} nodad && \
+         {ip} link set {interface} up"
+    )
+}
+
+/// Ends it as a service manager does, and returns its log.
+fn stop(guest: &Guest, job: Job) -> Result<String> {
+    guest.run("kill -TERM $(cat /run/ringway.pid)")?;
+    let output = job.wait(LIMIT)?;
+    ensure!(output.success(), "the switch ended with {}:\n{}", output.status, output.text());
+    let left = guest.run("ip -brief link; ip -n far -brief link")?;
+    ensure!(!left.contains("rw"), "it left its interfaces behind: {left}");
+    Ok(output.text())
+}
+
+/// How many threads vhost-net has in the guest's kernel: one for each queue of each port.
+fn vhost_threads(guest: &Guest) -> Result<usize> {
+    let text = guest.run("cat /proc/[0-9]*/comm")?;
+    Ok(text.lines().filter(|name| name.starts_with("vhost-")).count())
+}
+
+/// Bytes and frames of `rw0`: those that came to the host, and those that it sent.
+fn statistics(guest: &Guest) -> Result<[u64; 4]> {
+    let files = "rx_bytes rx_packets tx_bytes tx_packets";
+    let text = guest.run(&format!("cd /sys/class/net/rw0/statistics && cat {files}"))?;
+    let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    numbers.try_into().ok().context(text)
+}
+
+/// The mean frame of a stream from one host to the other and back, in bytes.
+fn mean_sizes(guest: &Guest, addresses: [IpAddr; 2]) -> Result<[u64; 2]> {
+    let [near, far] = addresses;
+    let start = statistics(guest)?;
+    traffic::tcp_stream(&Far(guest), guest, (near, 9).into(), STREAM)?;
+    let middle = statistics(guest)?;
+    traffic::tcp_stream(guest, &Far(guest), (far, 9).into(), STREAM)?;
+    let end = statistics(guest)?;
+    let [bytes, frames] = [0, 1].map(|index| middle[index] - start[index]);
+    let [bytes_back, frames_back] = [2, 3].map(|index| end[index] - middle[index]);
+    Ok([bytes / frames.max(1), bytes_back / frames_back.max(1)])
+}
+
+#[test]
+fn a_kernel_with_vhost_net() -> Result<()> {
+    let guest = nested()?;
+    let job = two_hosts(&guest, "", "vhost-net:rw0,require=on")?;
+    ensure!(vhost_threads(&guest)? == 1, "who moves the frames?");
+
+    // An embedded guest asks for the host, which answers.
+    let asked =
+        "exec ringway vapp client /run/vm.sock --arp=10.0.0.1 --count 50 --rate 100 --verify";
+    let text = guest.run_within(asked, LIMIT)?;
+    println!("{text}");
+    ensure!(text.contains("50 frames sent, 50 came back, 0 lost, 0 damaged"), "{text}");
+
+    for n in [1, 2] {
+        let from: &dyn Shell = if n == 1 { &Far(&guest) } else { &guest };
+        ping_all(from, &v4(n).to_string(), 5)?;
+        ping_all(from, &v6(n).to_string(), 5)?;
+    }
+    traffic::udp_sweep(&guest, &Far(&guest), (v4(2), 7).into(), 1..=1472)?;
+    // Both ends leave segmentation to whoever is last: frames far larger than the MTU cross the rings.
+    for addresses in [[v4(1), v4(2)], [v6(1), v6(2)]] {
+        let [to, from] = mean_sizes(&guest, addresses)?;
+        println!("mean frame: {to} bytes to the host, {from} from it");
+        ensure!(to > 3000 && from > 3000, "offloads do not pass");
+    }
+
+    // Somebody deletes the interface, and makes one of that name again.
+    guest.run("ip link delete rw0")?;
+    job.wait_for("the interface was deleted", LIMIT)?;
+    guest
+        .run(&format!("ip tuntap add dev rw0 mode tap vnet_hdr && {}", address("ip", 1, "rw0")))?;
+    job.wait_for("attached to the interface again", LIMIT)?;
+    ping_all(&guest, &v4(2).to_string(), 5)?;
+    ensure!(vhost_threads(&guest)? == 1, "the first one is left behind, or there is none");
+    guest.run("ip link delete rw0")?;
+
+    println!("{}", stop(&guest, job)?);
+    ensure!(vhost_threads(&guest)? == 0, "it is left behind");
+    Ok(())
+}
+
+#[test]
+fn several_queues_and_workers() -> Result<()> {
+    let guest = nested()?;
+    // A queue for each worker, a worker without one, and a worker with two.
+    for (workers, queues) in [(2, 2), (2, 1), (1, 2)] {
+        let near = format!("vhost-net:rw0,require=on,queue-pairs={queues}");
+        let job = two_hosts(&guest, &format!("--workers {workers}"), &near)?;
+        ensure!(vhost_threads(&guest)? == queues, "a device for each queue");
+        ping_all(&guest, &v4(2).to_string(), 3)?;
+        mean_sizes(&guest, [v4(1), v4(2)])?;
+        // Several flows at once.
+        let run = traffic::iperf(&guest, &Far(&guest), v4(2), SECONDS, "--parallel 4")?;
+        ensure!(run.bits_per_second > 0.0, "nothing arrived");
+        println!("{workers} workers, {queues} queues: {:.0} Mbit/s", run.bits_per_second / 1e6);
+        stop(&guest, job)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn without_the_kernels_device() -> Result<()> {
+    let guest = nested()?;
+    guest.run("rm /dev/vhost-net")?;
+    let job = two_hosts(&guest, "", "vhost-net:rw0")?;
+    let text = job.text();
+    let line = text.lines().find(|line| line.contains("WARN") && line.contains("port=\"near\""));
+    println!("{}", line.context(text.clone())?);
+    for word in ["a plain tap port", "/dev/vhost-net", "modprobe vhost_net"] {
+        ensure!(line.is_some_and(|line| line.contains(word)), "no word of `{word}`: {text}");
+    }
+    ensure!(vhost_threads(&guest)? == 0, "there is one after all");
+    ping_all(&guest, &v4(2).to_string(), 3)?;
+    mean_sizes(&guest, [v4(1), v4(2)])?;
+    stop(&guest, job)?;
+
+    let output = guest.output_within(
+        "exec ringway run --port vm=vhost-user:/run/vm.sock --port near=vhost-net:rw0,require=on",
+        LIMIT,
+    )?;
+    let text = output.text();
+    println!("{text}");
+    ensure!(output.status == 1, "it ended with {}: {text}", output.status);
+    for word in ["port `near`", "`rw0`", "modprobe vhost_net", "require=off"] {
+        ensure!(text.contains(word), "no word of `{word}`: {text}");
+    }
+    guest.run("test ! -e /run/vm.sock && ! ip link show rw0")?;
+    Ok(())
+}
+
+/// Emulation makes it noisy, so the figures are only printed.
+#[test]
+fn beside_a_tap_port() -> Result<()> {
+    let guest = nested()?;
+    let mut rates = [const { [Vec::new(), Vec::new()] }; 2];
+    for _ in 0..ROUNDS {
+        for (rates, near) in rates.iter_mut().zip(["vhost-net:rw0,require=on", "tap:rw0"]) {
+            let job = two_hosts(&guest, "", near)?;
+            for (rates, options) in rates.iter_mut().zip(["", "--reverse"]) {
+                let run = traffic::iperf(&Far(&guest), &guest, v4(1), SECONDS, options)?;
+                rates.push(run.bits_per_second);
+            }
+            stop(&guest, job)?;
+        }
+    }
+    let median = |mut rates: Vec<f64>| {
+        rates.sort_by(f64::total_cmp);
+        rates[rates.len() / 2]
+    };
+    let [by_vhost, by_tap] = rates.map(|both| both.map(median));
+    for (index, way) in ["to the host", "from the host"].into_iter().enumerate() {
+        let (vhost, tap) = (by_vhost[index], by_tap[index]);
+        let ratio = vhost / tap;
+        let [vhost, tap] = [vhost, tap].map(|rate| rate / 1e6);
+        println!("TCP {way}: vhost-net {vhost:.0} Mbit/s, tap {tap:.0} Mbit/s, ratio {ratio:.2}");
+    }
+    Ok(())
+}
