@@ -420,7 +420,7 @@ fn a_missing_key() {
     assert_file_fault(
         "[port.a]\ntype = 'tap'",
         "ringway.toml:1:7: port `a` lacks the key `interface`: expected the name of its interface, \
-         or a pattern, as tap%d; may be empty with `fd`",
+         or a pattern, as tap%d",
     );
 }
 

@@ -19,7 +19,7 @@ pub const TYPE: PortType = PortType {
     target: Key {
         name: "interface",
         form: "INTERFACE",
-        about: "the name of its interface, or a pattern, as tap%d; may be empty with `fd`",
+        about: "the name of its interface, or a pattern, as tap%d",
     },
     keys: &KEYS,
     notes: super::no_notes,
@@ -31,7 +31,7 @@ pub const KEYS: [Key; 9] = [
     Key {
         name: "fd",
         form: "N+...",
-        about: "use these inherited descriptors, each a queue of one tap [none]",
+        about: "inherited descriptors, a queue each; INTERFACE may be empty then [none]",
     },
     Key {
         name: "queue-pairs",
