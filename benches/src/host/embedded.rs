@@ -72,7 +72,8 @@ fn network() -> Result<Network> {
     network.run("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")?;
     for name in [TO_HOST, FROM_HOST, SOURCE] {
         network.tap(name)?;
-        network.ip(&["link", "set", name, "txqueuelen", QUEUE])?;
+        // The largest frames here are a little longer than usual, and a bridge would drop them.
+        network.ip(&["link", "set", name, "txqueuelen", QUEUE, "mtu", "2000"])?;
     }
     network.bridge("br0")?;
     for name in [FROM_HOST, SOURCE] {
