@@ -146,7 +146,7 @@ impl DeviceMemory {
     fn user_address(&self, address: GuestAddress, size: u64) -> Option<u64> {
         let offset = address.0.checked_sub(self.start.0)?;
         let end = offset.checked_add(size)?;
-        (end <= size_of_val(&*self.words) as u64).then_some(self.base() + offset)
+        (end <= size_of_val(&*self.words) as u64).then(|| self.base() + offset)
     }
 
     /// Where this process sees the first byte.
