@@ -261,12 +261,17 @@ impl TapPort {
                     }
                     Err(error) => {
                         self.free.push(slot);
-                        own.next_read = now + READ_INTERVAL;
                         match error {
-                            Errno::AGAIN | Errno::INTR => {}
+                            // There is nothing more; or the interface is on its way out.
+                            Errno::AGAIN | Errno::IO => own.next_read = now + READ_INTERVAL,
                             Errno::BADFD => gone = Some(error),
+                            // There may be more, of which we would not be told again.
+                            Errno::INTR => self.moved = true,
                             // It is about one frame, for which the kernel has no header.
-                            _ => self.counters.drop(DropReason::Refused),
+                            _ => {
+                                self.counters.drop(DropReason::Refused);
+                                self.moved = true;
+                            }
                         }
                         break;
                     }

@@ -483,6 +483,17 @@ impl<P: HostPort> Control<P> {
             }
         }
         self.forget();
+        if self.place == Place::Elsewhere {
+            // One of its name that is here is somebody else's.
+            let (port, interface) = (&self.handle.name, &self.interface);
+            tracing::error!(
+                port,
+                interface,
+                "the interface was deleted in another network namespace: the port is out of service until \
+                 the switch is started anew"
+            );
+            return Err(Over);
+        }
         self.place = Place::Gone;
         self.say();
         // It may be there again already, which was heard before.
@@ -492,7 +503,14 @@ impl<P: HostPort> Control<P> {
     /// Attaches to the interface of this name, if there is one again.
     async fn come_back(&mut self) -> Result<(), Over> {
         let retried = self.retry.take();
-        let Ok(Some(link)) = self.links.find(&self.interface).await else { return Ok(()) };
+        let link = match self.links.find(&self.interface).await {
+            Ok(Some(link)) => link,
+            Ok(None) => return Ok(()),
+            Err(_) => {
+                self.retry = Some(RETRY_SLOWEST);
+                return Ok(());
+            }
+        };
         let config = Tap { interface: self.interface.clone(), ..self.again.clone() };
         let (port, interface) = (&self.handle.name, &self.interface);
         let attached = attach(&config, &self.links, Some(link)).await;
