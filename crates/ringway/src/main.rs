@@ -107,8 +107,8 @@ struct Stop {
 impl Stop {
     fn new() -> anyhow::Result<Self> {
         let watch = |kind, name| signal(kind).with_context(|| format!("cannot wait for {name}"));
-        // A capture file that may not grow any more is an error of its port's, and not our end.
-        watch(SignalKind::from_raw(nix::libc::SIGXFSZ), "SIGXFSZ")?;
+        // From now on, a capture file that may not grow any more is an error of its port's, and not our end.
+        drop(watch(SignalKind::from_raw(nix::libc::SIGXFSZ), "SIGXFSZ")?);
         Ok(Self {
             terminate: watch(SignalKind::terminate(), "SIGTERM")?,
             interrupt: watch(SignalKind::interrupt(), "SIGINT")?,
