@@ -322,7 +322,9 @@ fn a_link_that_goes_down_takes_the_port_down() -> Result<()> {
     guest.reach()?;
 
     let log = switch.stop()?;
-    assert_eq!(dropped(&log, "host", "receiver_down")?, 10, "{log}");
+    // The first one may have come when it was down already.
+    let down = dropped(&log, "host", "receiver_down")?;
+    assert!((10..=11).contains(&down), "{down}: {log}");
     Ok(())
 }
 

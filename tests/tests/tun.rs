@@ -250,7 +250,7 @@ fn who_does_not_answer_is_asked_for_three_times_and_counted() -> Result<()> {
     let (_, count) = report.split_once("no_neighbour ").with_context(|| log.clone())?;
     let count: u32 = count.split(',').next().unwrap_or_default().trim().parse()?;
     // One that had nowhere to go, and three or more that waited in vain.
-    ensure!((4..=40).contains(&count), "{report}");
+    ensure!(count >= 4, "{report}");
     Ok(())
 }
 
