@@ -13,15 +13,15 @@ const IP: usize = 20;
 const TCP: usize = 20;
 /// Bytes of each segment of a frame that is to be segmented.
 const SEGMENT: usize = 1460;
-/// As many segments as one frame holds.
-const SEGMENTS: usize = 44;
+/// As many segments as a transmit buffer of an embedded guest holds.
+const SEGMENTS: usize = 11;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
     /// Bytes of a frame.
     Bytes(usize),
-    /// About 64 KiB of TCP, to be segmented by whoever is last.
+    /// About 16 KiB of TCP, to be segmented by whoever is last.
     Segmented,
 }
 
@@ -31,7 +31,7 @@ impl Size {
     pub fn name(self) -> String {
         match self {
             Self::Bytes(bytes) => format!("{bytes} bytes"),
-            Self::Segmented => "64 KiB, TSO".to_owned(),
+            Self::Segmented => "16 KiB, TSO".to_owned(),
         }
     }
 
