@@ -255,6 +255,23 @@ fn who_does_not_answer_is_asked_for_three_times_and_counted() -> Result<()> {
 }
 
 #[test]
+fn a_tun_that_is_deleted_in_another_namespace_is_no_other() -> Result<()> {
+    let (network, other) = (Network::new()?, Network::new()?);
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", PORT])?;
+    let namespace = other.namespace().context("it is private")?;
+    network.ip(&["link", "set", "rw0", "netns", namespace])?;
+    switch.wait_for_log("in another network namespace", LIMIT)?;
+    network.ip(&["tuntap", "add", "dev", "rw0", "mode", "tun", "vnet_hdr"])?;
+    other.ip(&["link", "del", "rw0"])?;
+    switch.wait_for_log("deleted in another network namespace", LIMIT)?;
+    let link = network.run("ip -brief link show dev rw0")?;
+    let log = switch.stop()?;
+    assert!(!log.contains("again"), "{log}");
+    assert!(!link.contains("LOWER_UP"), "nobody has it open: {link}");
+    Ok(())
+}
+
+#[test]
 fn the_interface_goes_and_comes_back() -> Result<()> {
     let network = Network::new()?;
     let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", PORT])?;

@@ -233,8 +233,18 @@ impl Control {
         // The last part's is the one that closes the queue: here.
         drop(self.on_port(|port, poller| port.detach(poller)).await?);
         self.forget();
-        self.place = Place::Gone;
         let (port, interface) = (&self.handle.name, &self.config.interface);
+        if self.place == Place::Elsewhere {
+            // One of its name that is here is somebody else's.
+            tracing::error!(
+                port,
+                interface,
+                "the interface was deleted in another network namespace: the port is out of service until \
+                 the switch is started anew"
+            );
+            return Err(Over);
+        }
+        self.place = Place::Gone;
         tracing::error!(
             port,
             interface,
@@ -247,9 +257,16 @@ impl Control {
     /// Attaches to the interface of this name, if there is one again.
     async fn come_back(&mut self) -> Result<(), Over> {
         let (port, interface) = (&self.handle.name, &self.config.interface);
-        let Ok(Some(link)) = self.links.find(interface).await else {
-            self.failures = 0;
-            return Ok(());
+        let link = match self.links.find(interface).await {
+            Ok(Some(link)) => link,
+            Ok(None) => {
+                self.failures = 0;
+                return Ok(());
+            }
+            Err(_) => {
+                self.failures = self.failures.saturating_add(1);
+                return Ok(());
+            }
         };
         match attach(&self.config, &self.links, Some((link, self.is_new))).await {
             Ok((queue, link, _)) => {
