@@ -18,7 +18,7 @@ use std::sync::Arc;
 use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
 use wire::ethernet::{Addresses, HEADER_SIZE, VlanTag};
 
-use table::{Place, PortNumber, Table};
+use table::{Domain, Place, PortNumber, Table};
 use vlan::{Membership, Tagging};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
@@ -30,9 +30,12 @@ const NANOSECONDS: u64 = 1_000_000_000;
 pub struct Bridge {
     table: Arc<Table>,
     sorted: Sorted,
-    runs: Runs,
+    /// Kept for its allocation.
+    runs: Vec<Run>,
     /// What each port has to do with VLANs; none has anything, when it is empty.
     memberships: Arc<[Membership]>,
+    /// What VLAN each run is in, on a bridge with VLANs.
+    taggings: Vec<Tagging>,
     /// The frames of the burst, on a bridge with VLANs.
     tagged: [Tagged; BURST],
     counters: Counters,
@@ -51,9 +54,15 @@ impl Bridge {
     }
 
     fn of(table: Arc<Table>, ports: usize, memberships: Arc<[Membership]>) -> Self {
-        let runs = Runs(Vec::with_capacity(BURST));
-        let (sorted, tagged) = (Sorted::new(ports), [Tagged::default(); BURST]);
-        Self { table, sorted, runs, memberships, tagged, counters: Counters::default() }
+        Self {
+            table,
+            sorted: Sorted::new(ports),
+            runs: Vec::with_capacity(BURST),
+            memberships,
+            taggings: Vec::with_capacity(BURST),
+            tagged: [Tagged::default(); BURST],
+            counters: Counters::default(),
+        }
     }
 
     /// A part of this bridge for another worker: what one learns, all know.
@@ -125,18 +134,18 @@ impl Sorted {
     }
 }
 
-/// The part of a header that decides where a frame goes, to be compared at once; without VLANs only the addresses. None
-/// when there is not all of it.
+/// The part of a header that decides where a frame goes, to be compared at once: `LEN` bytes, which are the addresses, or the
+/// addresses and a tag. None when there is not all of it.
 #[inline]
-fn deciding_bytes<const WITH_VLANS: bool>(head: &[u8]) -> Option<([u8; 12], u32)> {
-    let header: &[u8; HEADER_SIZE] = head.first_chunk()?;
-    let addresses = *header.first_chunk()?;
-    if !WITH_VLANS {
-        return Some((addresses, 0));
-    }
-    let (_, tag) = head.first_chunk::<16>()?.split_last_chunk()?;
-    Some((addresses, u32::from_ne_bytes(*tag)))
+fn deciding_bytes<const LEN: usize>(head: &[u8]) -> Option<&[u8; LEN]> {
+    let (_, _) = head.split_first_chunk::<HEADER_SIZE>()?;
+    head.first_chunk()
 }
+
+/// The addresses.
+const WITHOUT_TAG: usize = 12;
+/// The addresses and a tag, or what is in its place.
+const WITH_TAG: usize = 16;
 
 /// Frames one behind the other with the same addresses, in the same VLAN: those of one conversation come together.
 struct Run {
@@ -144,7 +153,6 @@ struct Run {
     places: Result<Places, DropReason>,
     /// How many frames.
     frames: usize,
-    tagging: Tagging,
 }
 
 /// Where the table has a frame's addresses.
@@ -156,8 +164,8 @@ struct Places {
 
 impl Run {
     /// Decides where the frames go, which came in by `input`, and learns where their sender is.
-    #[inline]
-    fn decide(&self, table: &Table, input: usize, now: u32) -> Decision {
+    #[inline(always)]
+    fn decide(&self, table: &Table, domain: Domain, input: usize, now: u32) -> Decision {
         let Places { source, destination } = match self.places {
             Ok(places) => places,
             Err(reason) => return Decision::Drop(reason),
@@ -165,12 +173,12 @@ impl Run {
         if source.address().is_multicast() {
             return Decision::Drop(DropReason::BadSource);
         }
-        table.learn(source, input as PortNumber, now);
+        table.learn(source, domain, input as PortNumber, now);
         if destination.address().is_reserved() {
             return Decision::Drop(DropReason::ReservedAddress);
         }
         if !destination.address().is_multicast()
-            && let Some(port) = table.find(destination, now)
+            && let Some(port) = table.find(destination, domain, now)
         {
             let port = usize::from(port);
             let is_same = port == input;
@@ -187,53 +195,37 @@ enum Decision {
     Drop(DropReason),
 }
 
-/// Frames in runs, in order. Kept for its allocation.
-struct Runs(Vec<Run>);
-
-impl Runs {
-    /// Divides the frames into runs. What the table knows of each is on its way before the first is decided on.
-    #[inline]
-    fn divide<const WITH_VLANS: bool>(
-        &mut self,
-        table: &Table,
-        burst: &Burst<'_>,
-        selection: &Selection,
-        arrive: impl Fn(&[u8]) -> Result<Tagging, DropReason>,
-    ) {
-        let Self(runs) = self;
-        runs.clear();
-        let mut domain = table.domain(0);
-        let mut last = None;
-        for index in selection.iter() {
-            let head = burst.head(index);
-            let bytes = deciding_bytes::<WITH_VLANS>(head);
-            match runs.last_mut() {
-                Some(run) if bytes == last => run.frames += 1,
-                _ => {
-                    let mut tagging = Tagging::default();
-                    let mut look = || {
-                        let addresses = Addresses::parse(head).ok_or(DropReason::TooShort)?;
-                        if WITH_VLANS {
-                            tagging = arrive(head)?;
-                            domain = table.domain(tagging.vlan);
-                        }
-                        Ok(Places {
-                            source: table.place(addresses.source, domain),
-                            destination: table.place(addresses.destination, domain),
-                        })
-                    };
-                    let places = look();
-                    runs.push(Run { places, frames: 1, tagging });
-                }
+/// Divides frames into runs. What the table knows of each is on its way before the first is decided on. `look` says which VLAN
+/// a frame is in that a run begins with.
+#[inline]
+fn divide<const LEN: usize>(
+    runs: &mut Vec<Run>,
+    table: &Table,
+    burst: &Burst<'_>,
+    selection: &Selection,
+    mut look: impl FnMut(&[u8]) -> Result<Domain, DropReason>,
+) {
+    runs.clear();
+    let mut last = None;
+    for index in selection.iter() {
+        let head = burst.head(index);
+        let bytes = deciding_bytes::<LEN>(head);
+        match runs.last_mut() {
+            Some(run) if bytes == last && (bytes.is_some() || run.places.is_err()) => {
+                run.frames += 1
             }
-            last = bytes;
+            _ => {
+                let places = look(head).and_then(|domain| {
+                    let addresses = Addresses::parse(head).ok_or(DropReason::TooShort)?;
+                    Ok(Places {
+                        source: table.place(addresses.source, domain),
+                        destination: table.place(addresses.destination, domain),
+                    })
+                });
+                runs.push(Run { places, frames: 1 });
+            }
         }
-    }
-
-    /// The frames of each run.
-    fn frames(&self, selection: &Selection) -> impl Iterator<Item = (&Run, usize)> {
-        let runs = self.0.iter().flat_map(|run| std::iter::repeat_n(run, run.frames));
-        runs.zip(selection.iter())
+        last = bytes;
     }
 }
 
@@ -279,27 +271,32 @@ impl Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sorted, runs, memberships, tagged, counters } = self;
+        let Self { table, sorted, runs, memberships, taggings, tagged, counters } = self;
         let Some(membership) = memberships.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
-        runs.divide::<true>(table, burst, selection, |head| membership.arrive(head));
-        for (Run { tagging, .. }, index) in runs.frames(selection) {
-            tagged[index] = Tagged { tagging: *tagging, tag: tagging.came };
-        }
+        taggings.clear();
+        divide::<WITH_TAG>(runs, table, burst, selection, |head| {
+            let tagging = membership.arrive(head);
+            taggings.push(tagging.unwrap_or_default());
+            Ok(table.domain(tagging?.vlan))
+        });
         let now = (burst.now() / NANOSECONDS) as u32;
         let mut indices = selection.iter();
-        for run in &runs.0 {
+        for (run, tagging) in runs.iter().zip(&*taggings) {
             let frames = indices.by_ref().take(run.frames);
+            let frames = frames.inspect(|index| {
+                tagged[*index] = Tagged { tagging: *tagging, tag: tagging.came };
+            });
             let is_member = |port: usize| {
-                memberships.get(port).is_some_and(|port| port.leave(&run.tagging).is_some())
+                memberships.get(port).is_some_and(|port| port.leave(tagging).is_some())
             };
-            match run.decide(table, input, now) {
+            match run.decide(table, table.domain(tagging.vlan), input, now) {
                 Decision::To(port) if is_member(port) => sorted.add(port, frames),
                 Decision::Flood => sorted.flood(input, burst, frames, is_member, counters),
-                Decision::To(_) => counters[DropReason::NoDestination] += run.frames as u64,
-                Decision::Drop(reason) => counters[reason] += run.frames as u64,
+                Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
+                Decision::Drop(reason) => counters[reason] += frames.count() as u64,
             }
         }
         sorted.send(|port, selection| {
@@ -340,20 +337,20 @@ impl App for Bridge {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
         let Self { table, sorted, runs, counters, .. } = self;
-        runs.divide::<false>(table, burst, selection, |_| Ok(Tagging::default()));
+        divide::<WITHOUT_TAG>(runs, table, burst, selection, |_| Ok(Domain::NONE));
         let now = (burst.now() / NANOSECONDS) as u32;
         let mut indices = selection.iter();
-        for run in &runs.0 {
+        for run in &*runs {
             let frames = indices.by_ref().take(run.frames);
-            match run.decide(table, input, now) {
+            match run.decide(table, Domain::NONE, input, now) {
                 // One conversation, or one frame: nothing to sort.
                 Decision::To(port) if run.frames == selection.len() => {
                     outputs.push(port, burst, selection);
                 }
                 Decision::To(port) if port < sorted.outputs.len() => sorted.add(port, frames),
                 Decision::Flood => sorted.flood(input, burst, frames, |_| true, counters),
-                Decision::To(_) => counters[DropReason::NoDestination] += run.frames as u64,
-                Decision::Drop(reason) => counters[reason] += run.frames as u64,
+                Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
+                Decision::Drop(reason) => counters[reason] += frames.count() as u64,
             }
         }
         sorted.send(|port, selection| outputs.push(port, burst, selection));

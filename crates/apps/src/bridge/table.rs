@@ -46,27 +46,27 @@ const BUCKETS: usize = 4096;
 /// Addresses that the table holds at most.
 pub const CAPACITY: usize = WAYS * BUCKETS;
 
-/// A masked address and its port in one word; 0 is an empty entry.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+/// A masked address and its port in one word.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry(u64);
 
 impl Entry {
-    const EMPTY: Self = Self(0);
+    /// No port has this number, and nobody this address: it is that of all stations.
+    const EMPTY: Self = Self(u64::MAX);
 
     fn new(station: Masked, port: PortNumber) -> Self {
-        // One more than the port, so that no entry is 0: of 65536 ports the last has no number.
-        Self(station.0 | u64::from(port.wrapping_add(1)))
+        Self(station.0 | u64::from(port))
     }
 
-    /// Whether it is of this station, and not empty.
+    /// Whether it is of this station.
     #[inline]
     fn is_of(self, station: Masked) -> bool {
-        // What is left is the number of the port, which is not 0.
-        (self.0 ^ station.0).wrapping_sub(1) < 0xffff
+        // What is left is the number of the port.
+        (self.0 ^ station.0) <= PortNumber::MAX.into()
     }
 
     fn port(self) -> PortNumber {
-        (self.0 as u16).wrapping_sub(1)
+        self.0 as u16
     }
 }
 
@@ -76,11 +76,16 @@ struct Bucket {
 }
 
 /// A cache line: entries, and when each was last seen, in seconds.
-#[derive(Default)]
 #[repr(align(64))]
 struct Line {
     entries: [AtomicU64; LINE],
     seen: [AtomicU32; LINE],
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { entries: [const { AtomicU64::new(Entry::EMPTY.0) }; LINE], seen: Default::default() }
+    }
 }
 
 impl Bucket {
@@ -160,16 +165,21 @@ struct Masked(u64);
 impl Masked {
     #[inline]
     fn new(MacAddress([a, b, c, d, e, f]): MacAddress, Domain(mask): Domain) -> Self {
-        Self(u64::from_le_bytes([0, 0, a, b, c, d, e, f]) ^ mask)
+        // Shifted, and not put together so: the compiler makes two loads of this, and eight of that.
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) << 16 ^ mask)
     }
 }
 
-/// Where an address belongs in its table.
+impl Domain {
+    /// No VLAN. A table has addresses of this or of VLANs.
+    pub const NONE: Self = Self(0);
+}
+
+/// Where an address of a VLAN belongs in its table.
 #[derive(Clone, Copy)]
 pub struct Place {
     bucket: u32,
     address: MacAddress,
-    domain: Domain,
 }
 
 impl Place {
@@ -177,11 +187,6 @@ impl Place {
     #[inline]
     pub fn address(self) -> MacAddress {
         self.address
-    }
-
-    #[inline]
-    fn station(self) -> Masked {
-        Masked::new(self.address, self.domain)
     }
 }
 
@@ -193,7 +198,7 @@ impl Table {
         Self { buckets, key }
     }
 
-    /// A VLAN, or 0 for the frames that are in none.
+    /// A VLAN.
     #[inline]
     pub fn domain(&self, vlan: u16) -> Domain {
         // Two rounds of splitmix64, each of which takes no two words to one: unlike folding, with any key.
@@ -206,10 +211,10 @@ impl Table {
     /// Where `address` belongs. That is on its way to the processor then, while other things are done.
     #[inline]
     pub fn place(&self, address: MacAddress, domain: Domain) -> Place {
-        let bucket = self.hash(Masked::new(address, domain).0) as usize % BUCKETS;
+        let bucket = self.hash(Masked::new(address, domain).0 >> 16) as usize % BUCKETS;
         let [line, _] = &self.buckets[bucket].lines;
         memory::prefetch(line);
-        Place { bucket: bucket as u32, address, domain }
+        Place { bucket: bucket as u32, address }
     }
 
     #[inline]
@@ -217,10 +222,11 @@ impl Table {
         &self.buckets[place.bucket as usize % BUCKETS]
     }
 
-    /// Remembers that the address of `place` was seen on `port`, moving it there if it was elsewhere.
+    /// Remembers that the address of `place`, which is one of this domain, was seen on `port`, moving it there if it was
+    /// elsewhere.
     #[inline]
-    pub fn learn(&self, place: Place, port: PortNumber, now: u32) {
-        let (bucket, station) = (self.at(place), place.station());
+    pub fn learn(&self, place: Place, domain: Domain, port: PortNumber, now: u32) {
+        let (bucket, station) = (self.at(place), Masked::new(place.address, domain));
         let way = bucket.way(station).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
         let entry = Entry::new(station, port);
@@ -232,11 +238,11 @@ impl Table {
         }
     }
 
-    /// The port where the address of `place` was seen, unless that is too long ago.
+    /// The port where the address of `place`, which is one of this domain, was seen, unless that is too long ago.
     #[inline]
-    pub fn find(&self, place: Place, now: u32) -> Option<PortNumber> {
+    pub fn find(&self, place: Place, domain: Domain, now: u32) -> Option<PortNumber> {
         let bucket = self.at(place);
-        let way = bucket.way(place.station())?;
+        let way = bucket.way(Masked::new(place.address, domain))?;
         let entry = bucket.entry(way);
         // It may have been forgotten just now.
         let is_known = entry != Entry::EMPTY && bucket.age(way, now) < AGEING_SECONDS;

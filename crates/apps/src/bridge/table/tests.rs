@@ -11,13 +11,16 @@ fn mac(number: u64) -> MacAddress {
     MacAddress([a, b, c, d, e, f])
 }
 
-/// Where an address belongs that is in no VLAN.
-fn at(table: &Table, address: MacAddress) -> Place {
-    table.place(address, table.domain(0))
+fn learn(table: &Table, address: MacAddress, port: PortNumber, now: u32) {
+    table.learn(table.place(address, Domain::NONE), Domain::NONE, port, now);
+}
+
+fn find(table: &Table, address: MacAddress, now: u32) -> Option<PortNumber> {
+    table.find(table.place(address, Domain::NONE), Domain::NONE, now)
 }
 
 fn bucket(table: &Table, number: u64) -> usize {
-    at(table, mac(number)).bucket as usize
+    table.place(mac(number), Domain::NONE).bucket as usize
 }
 
 /// The first `count` addresses, from `from` on, that share a bucket with `from`.
@@ -29,12 +32,12 @@ fn sharing(table: &Table, from: u64, count: usize) -> Vec<u64> {
 #[test]
 fn an_address_is_found_where_it_was_seen_last() {
     let table = Table::new(KEY);
-    assert_eq!(table.find(at(&table, mac(1)), 0), None);
-    table.learn(at(&table, mac(1)), 7, 0);
-    assert_eq!(table.find(at(&table, mac(1)), 0), Some(7));
-    assert_eq!(table.find(at(&table, mac(2)), 0), None);
-    table.learn(at(&table, mac(1)), 8, 0);
-    assert_eq!(table.find(at(&table, mac(1)), 0), Some(8));
+    assert_eq!(find(&table, mac(1), 0), None);
+    learn(&table, mac(1), 7, 0);
+    assert_eq!(find(&table, mac(1), 0), Some(7));
+    assert_eq!(find(&table, mac(2), 0), None);
+    learn(&table, mac(1), 8, 0);
+    assert_eq!(find(&table, mac(1), 0), Some(8));
     assert_eq!(table.len(0), 1);
 }
 
@@ -44,13 +47,13 @@ fn all_addresses_and_ports_are_alike() {
     let addresses = [0, 1, 0x5254_0012_3456, 0xffff_ffff_ffff];
     let ports = [0, 1, 255, 256, PortNumber::MAX - 1];
     for (address, port) in addresses.into_iter().zip(ports) {
-        assert_eq!(table.find(at(&table, mac(address)), 0), None);
-        table.learn(at(&table, mac(address)), port, 0);
-        assert_eq!(table.find(at(&table, mac(address)), 0), Some(port));
+        assert_eq!(find(&table, mac(address), 0), None);
+        learn(&table, mac(address), port, 0);
+        assert_eq!(find(&table, mac(address), 0), Some(port));
     }
     for port in ports {
-        table.learn(at(&table, mac(0)), port, 0);
-        assert_eq!(table.find(at(&table, mac(0)), 0), Some(port));
+        learn(&table, mac(0), port, 0);
+        assert_eq!(find(&table, mac(0), 0), Some(port));
     }
     assert_eq!(table.len(0), 4);
 }
@@ -58,37 +61,37 @@ fn all_addresses_and_ports_are_alike() {
 #[test]
 fn an_address_is_forgotten_after_300_seconds() {
     let table = Table::new(KEY);
-    table.learn(at(&table, mac(1)), 7, 1000);
-    assert_eq!(table.find(at(&table, mac(1)), 1299), Some(7));
-    assert_eq!(table.find(at(&table, mac(1)), 1300), None);
+    learn(&table, mac(1), 7, 1000);
+    assert_eq!(find(&table, mac(1), 1299), Some(7));
+    assert_eq!(find(&table, mac(1), 1300), None);
     assert!(table.is_empty(1300) && !table.is_empty(1299));
     // Seen again, by the entry that is still there.
-    table.learn(at(&table, mac(1)), 7, 1300);
-    assert_eq!(table.find(at(&table, mac(1)), 1599), Some(7));
-    assert_eq!(table.find(at(&table, mac(1)), 1600), None);
+    learn(&table, mac(1), 7, 1300);
+    assert_eq!(find(&table, mac(1), 1599), Some(7));
+    assert_eq!(find(&table, mac(1), 1600), None);
 }
 
 #[test]
 fn another_workers_clock_may_be_ahead() {
     let table = Table::new(KEY);
     let address = MacAddress([2, 0, 0, 0, 0, 1]);
-    table.learn(at(&table, address), 7, 1000);
-    assert_eq!(table.find(at(&table, address), 999), Some(7));
-    table.learn(at(&table, address), 7, 999);
-    assert_eq!(table.find(at(&table, address), 1000 + AGEING_SECONDS - 1), Some(7));
-    assert_eq!(table.find(at(&table, address), 1000 + AGEING_SECONDS), None);
+    learn(&table, address, 7, 1000);
+    assert_eq!(find(&table, address, 999), Some(7));
+    learn(&table, address, 7, 999);
+    assert_eq!(find(&table, address, 1000 + AGEING_SECONDS - 1), Some(7));
+    assert_eq!(find(&table, address, 1000 + AGEING_SECONDS), None);
 }
 
 #[test]
 fn forgetting_a_port_leaves_the_others() {
     let table = Table::new(KEY);
     for number in 0..1000 {
-        table.learn(at(&table, mac(number)), (number % 3) as PortNumber, 0);
+        learn(&table, mac(number), (number % 3) as PortNumber, 0);
     }
     table.forget_port(1);
     for number in 0..1000 {
         let expected = Some((number % 3) as PortNumber).filter(|port| *port != 1);
-        assert_eq!(table.find(at(&table, mac(number)), 0), expected);
+        assert_eq!(find(&table, mac(number), 0), expected);
     }
 }
 
@@ -98,19 +101,19 @@ fn a_new_address_takes_an_aged_entry_first_and_then_the_one_seen_least_recently(
     let numbers = sharing(&table, 0, WAYS + 2);
     // Each on a port of its own; the second is the one that is not seen again.
     for (way, number) in numbers.iter().take(WAYS).enumerate() {
-        table.learn(at(&table, mac(*number)), way as PortNumber, 10);
+        learn(&table, mac(*number), way as PortNumber, 10);
     }
     for (way, number) in numbers.iter().take(WAYS).enumerate().filter(|(way, _)| *way != 1) {
-        table.learn(at(&table, mac(*number)), way as PortNumber, 20 + way as u32);
+        learn(&table, mac(*number), way as PortNumber, 20 + way as u32);
     }
-    table.learn(at(&table, mac(numbers[WAYS])), 100, 40);
-    assert_eq!(table.find(at(&table, mac(numbers[1])), 40), None);
+    learn(&table, mac(numbers[WAYS]), 100, 40);
+    assert_eq!(find(&table, mac(numbers[1]), 40), None);
     assert_eq!(table.len(40), WAYS);
     // The first ages, and only the first.
-    table.learn(at(&table, mac(numbers[WAYS + 1])), 101, 320);
-    assert_eq!(table.find(at(&table, mac(numbers[0])), 320), None);
+    learn(&table, mac(numbers[WAYS + 1]), 101, 320);
+    assert_eq!(find(&table, mac(numbers[0]), 320), None);
     for (way, number) in numbers.iter().enumerate().take(WAYS).skip(2) {
-        assert_eq!(table.find(at(&table, mac(*number)), 319), Some(way as PortNumber));
+        assert_eq!(find(&table, mac(*number), 319), Some(way as PortNumber));
     }
 }
 
@@ -120,17 +123,17 @@ fn a_port_with_its_share_of_a_bucket_replaces_its_own() {
     let numbers = sharing(&table, 0, 100);
     let (honest, forged) = numbers.split_at(SHARE);
     for number in honest {
-        table.learn(at(&table, mac(*number)), 1, 0);
+        learn(&table, mac(*number), 1, 0);
     }
     for (second, number) in forged.iter().enumerate() {
-        table.learn(at(&table, mac(*number)), 2, second as u32);
+        learn(&table, mac(*number), 2, second as u32);
     }
     for number in honest {
-        assert_eq!(table.find(at(&table, mac(*number)), 99), Some(1));
+        assert_eq!(find(&table, mac(*number), 99), Some(1));
     }
     // And what it learned last is there.
     for number in &forged[forged.len() - SHARE..] {
-        assert_eq!(table.find(at(&table, mac(*number)), 99), Some(2));
+        assert_eq!(find(&table, mac(*number), 99), Some(2));
     }
 }
 
@@ -141,19 +144,19 @@ fn a_port_that_came_first_makes_room_for_the_others() {
     let (honest, forged) = numbers.split_at(SHARE);
     let mut second = 0;
     for number in forged {
-        table.learn(at(&table, mac(*number)), 2, second);
+        learn(&table, mac(*number), 2, second);
         second += 1;
     }
     for number in honest {
-        table.learn(at(&table, mac(*number)), 1, second);
+        learn(&table, mac(*number), 1, second);
         second += 1;
         // It goes on.
         for number in &forged[..WAYS] {
-            table.learn(at(&table, mac(*number)), 2, second);
+            learn(&table, mac(*number), 2, second);
         }
     }
     for number in honest {
-        assert_eq!(table.find(at(&table, mac(*number)), second), Some(1));
+        assert_eq!(find(&table, mac(*number), second), Some(1));
     }
 }
 
@@ -162,7 +165,7 @@ fn a_flood_neither_grows_the_table_nor_evicts_what_other_ports_learned() {
     let table = Table::new(KEY);
     let honest: Vec<u64> = (0..1000).map(|number| 0x5254_0000_0000 + number).collect();
     for number in &honest {
-        table.learn(at(&table, mac(*number)), 1, 0);
+        learn(&table, mac(*number), 1, 0);
     }
     let mut buckets = HashMap::new();
     for number in &honest {
@@ -171,14 +174,14 @@ fn a_flood_neither_grows_the_table_nor_evicts_what_other_ports_learned() {
     assert!(buckets.values().all(|count| *count <= SHARE), "choose another key");
 
     for number in 0..10 * CAPACITY as u64 {
-        table.learn(at(&table, mac(0x0200_0000_0000 + number * 7)), 2, 1 + (number / 2000) as u32);
+        learn(&table, mac(0x0200_0000_0000 + number * 7), 2, 1 + (number / 2000) as u32);
     }
     let now = 1 + 10 * CAPACITY as u32 / 2000;
     assert!(table.len(now) <= CAPACITY);
     // Full, so that the flood did press on everything.
     assert_eq!(table.len(now), CAPACITY);
     for number in honest {
-        assert_eq!(table.find(at(&table, mac(number)), now), Some(1));
+        assert_eq!(find(&table, mac(number), now), Some(1));
     }
 }
 
@@ -254,13 +257,13 @@ proptest! {
         for step in steps {
             match step {
                 Step::Learn(which, port) => {
-                    table.learn(at(&table, mac(numbers[which])), port, now);
+                    learn(&table, mac(numbers[which]), port, now);
                     model.insert(which, (port, now));
                 }
                 Step::Find(which) => {
                     let found = model.get(&which).filter(|(_, seen)| now - seen < 300);
                     prop_assert_eq!(
-                        table.find(at(&table, mac(numbers[which])), now),
+                        find(&table, mac(numbers[which]), now),
                         found.map(|(port, _)| *port)
                     );
                 }
@@ -285,8 +288,8 @@ proptest! {
         let mut now = 0;
         for (which, port, seconds) in steps {
             now += seconds;
-            table.learn(at(&table, mac(numbers[which])), port, now);
-            prop_assert_eq!(table.find(at(&table, mac(numbers[which])), now), Some(port));
+            learn(&table, mac(numbers[which]), port, now);
+            prop_assert_eq!(find(&table, mac(numbers[which]), now), Some(port));
         }
         prop_assert!(table.len(now) <= WAYS);
     }
@@ -294,19 +297,21 @@ proptest! {
 
 #[test]
 fn an_address_is_another_one_in_each_vlan() {
-    for key in keys().chain([KEY, [0, 0]]) {
+    for key in keys().chain([KEY]) {
         let table = Table::new(key);
         // A dozen stations, each of them in all VLANs.
-        let vlans = [0, 1, 2, 3, 2048, 4094];
+        let vlans = [1, 2, 3, 2048, 4094];
         for (port, vlan) in (0..).zip(vlans) {
+            let domain = table.domain(vlan);
             for number in 0..12 {
-                table.learn(table.place(mac(number), table.domain(vlan)), port, 0);
+                table.learn(table.place(mac(number), domain), domain, port, 0);
             }
         }
         for (port, vlan) in (0..).zip(vlans) {
+            let domain = table.domain(vlan);
             for number in 0..12 {
-                let place = table.place(mac(number), table.domain(vlan));
-                assert_eq!(table.find(place, 0), Some(port), "{number} in {vlan}");
+                let found = table.find(table.place(mac(number), domain), domain, 0);
+                assert_eq!(found, Some(port), "{number} in {vlan}");
             }
         }
         let masks: HashSet<u64> = (0..4096).map(|vlan| table.domain(vlan).0).collect();
