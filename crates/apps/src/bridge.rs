@@ -138,8 +138,7 @@ impl Sorted {
 /// addresses and a tag. None when there is not all of it.
 #[inline]
 fn deciding_bytes<const LEN: usize>(head: &[u8]) -> Option<&[u8; LEN]> {
-    let (_, _) = head.split_first_chunk::<HEADER_SIZE>()?;
-    head.first_chunk()
+    if head.len() < HEADER_SIZE { None } else { head.first_chunk() }
 }
 
 /// The addresses.
@@ -210,21 +209,21 @@ fn divide<const LEN: usize>(
     for index in selection.iter() {
         let head = burst.head(index);
         let bytes = deciding_bytes::<LEN>(head);
-        match runs.last_mut() {
-            Some(run) if bytes == last && (bytes.is_some() || run.places.is_err()) => {
-                run.frames += 1
-            }
-            _ => {
-                let places = look(head).and_then(|domain| {
-                    let addresses = Addresses::parse(head).ok_or(DropReason::TooShort)?;
-                    Ok(Places {
-                        source: table.place(addresses.source, domain),
-                        destination: table.place(addresses.destination, domain),
-                    })
-                });
-                runs.push(Run { places, frames: 1 });
-            }
+        if bytes.is_some()
+            && bytes == last
+            && let Some(run) = runs.last_mut()
+        {
+            run.frames += 1;
+            continue;
         }
+        let places = look(head).and_then(|domain| {
+            let addresses = Addresses::parse(head).ok_or(DropReason::TooShort)?;
+            Ok(Places {
+                source: table.place(addresses.source, domain),
+                destination: table.place(addresses.destination, domain),
+            })
+        });
+        runs.push(Run { places, frames: 1 });
         last = bytes;
     }
 }
