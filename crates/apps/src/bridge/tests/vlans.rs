@@ -236,8 +236,11 @@ fn membership() -> impl Strategy<Value = Membership> {
     ]
 }
 
-/// The VLAN that a frame is in, its priority and the kind of its tag, and what is behind that tag: by the standard's words.
-fn classify(port: &Membership, tags: &[(u16, u16)]) -> Option<(u16, u16, u16, Vec<(u16, u16)>)> {
+/// The VLAN that a frame is in, its priority and the kind of its tag, and the tags behind that one.
+type Class = (u16, u16, u16, Vec<(u16, u16)>);
+
+/// What a frame is, by the standard's words.
+fn classify(port: &Membership, tags: &[(u16, u16)]) -> Option<Class> {
     match (port, tags) {
         (Membership::Tunnel(vlan), tags) => Some((*vlan, 0, SERVICE, tags.to_vec())),
         (Membership::Access(vlan), []) => Some((*vlan, 0, CUSTOMER, vec![])),
@@ -255,10 +258,7 @@ fn classify(port: &Membership, tags: &[(u16, u16)]) -> Option<(u16, u16, u16, Ve
 }
 
 /// The tags with which a frame leaves, if it may.
-fn leave(
-    port: &Membership,
-    (vlan, priority, kind, inner): &(u16, u16, u16, Vec<(u16, u16)>),
-) -> Option<Vec<(u16, u16)>> {
+fn leave(port: &Membership, (vlan, priority, kind, inner): &Class) -> Option<Vec<(u16, u16)>> {
     let with_tag = || [&[(*kind, priority | vlan)], &inner[..]].concat();
     match port {
         Membership::Access(own) | Membership::Tunnel(own) => (own == vlan).then(|| inner.clone()),
