@@ -47,7 +47,7 @@ impl Station {
             let received = self.0.driver().receive(|received| received.frame.to_vec())?;
             self.0.flush();
             match received {
-                Some(frame) if frame.get(12..).is_some_and(|rest| is_marked(rest)) => {
+                Some(frame) if frame.get(12..).is_some_and(is_marked) => {
                     return Ok(frame);
                 }
                 Some(_) => {}
