@@ -34,6 +34,24 @@ pub struct Port {
     pub workers: Arc<Workers>,
     /// What the workers say of this port.
     pub troubles: mpsc::UnboundedReceiver<Trouble>,
+    /// Makes its app anew, in a part for each of so many workers.
+    pub remake: Box<dyn Fn(usize) -> Vec<VhostUserPort> + Send + Sync>,
+}
+
+impl Port {
+    /// Starts the port again after a bug of ours took it down: a new app on all workers, whatever the old one left. False when
+    /// that cannot be.
+    pub async fn restart(&mut self) -> bool {
+        let parts = (self.remake)(self.workers.len());
+        if let Err(error) = self.workers.replace(self.app, parts).await {
+            tracing::error!(port = self.name, "not started again: {error:#}");
+            return false;
+        }
+        // What was said of the old one.
+        while self.troubles.try_recv().is_ok() {}
+        tracing::warn!(port = self.name, "started again");
+        true
+    }
 }
 
 /// Why a worker took a port down.

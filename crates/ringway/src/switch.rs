@@ -1,5 +1,6 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
+mod backoff;
 mod mtus;
 mod pcap;
 mod tap;
@@ -24,6 +25,7 @@ use crate::config::{Config, PortConfig, PortKind};
 use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
+use backoff::Backoff;
 use mtus::Mtus;
 
 /// A switch that runs. It needs the runtime that it was started on.
@@ -52,7 +54,10 @@ impl Switch {
             false => Bridge::with_vlans(memberships, random_key()?),
         };
         let table = bridge.table().clone();
+        let spare = bridge.part();
+        let remake: Remake = Arc::new(move || Box::new(spare.part()));
         let bridge = graphs.add("bridge", parts(bridge, config.workers, Bridge::part));
+        let remakes = HashMap::from([(bridge, remake)]);
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut controls = Vec::new();
         let mut links = None;
@@ -75,7 +80,7 @@ impl Switch {
         let controls: Vec<_> = controls.collect();
         // Nothing after the workers can fail, and of what was made before each goes by itself.
         let mut handles = Vec::new();
-        let mut events = JoinSet::new();
+        let mut incomings = Vec::new();
         for (number, graph) in graphs.0.into_iter().enumerate() {
             let (sender, incoming) = mpsc::unbounded_channel();
             let name = format!("worker{number}");
@@ -93,10 +98,22 @@ impl Switch {
                     return Err(error).with_context(|| format!("cannot start {name}"));
                 }
             }
-            let names = names.iter().cloned().collect();
-            events.spawn(report_events(incoming, names, troubles.clone()));
+            incomings.push(incoming);
         }
         let workers = Arc::new(Workers::new(handles));
+        let mut events = JoinSet::new();
+        for (worker, incoming) in incomings.into_iter().enumerate() {
+            let supervisor = Supervisor {
+                worker,
+                workers: workers.clone(),
+                names: names.iter().cloned().collect(),
+                troubles: troubles.clone(),
+                remakes: remakes.clone(),
+                backoffs: HashMap::new(),
+                due: Vec::new(),
+            };
+            events.spawn(supervisor.supervise(incoming));
+        }
         let mut switch = Self { workers, names, tasks: Vec::new(), events };
 
         let mtus = Mtus::default();
@@ -263,27 +280,80 @@ async fn open(
     }
 }
 
-/// Says what a worker has to say that is no port's control's business.
-async fn report_events(
-    mut events: mpsc::UnboundedReceiver<Event>,
+/// Makes another part of an app, as good as the first.
+type Remake = Arc<dyn Fn() -> Box<dyn App> + Send + Sync>;
+
+/// Who hears what one worker has to say that is no port's control's business, and starts apps again there that failed. A
+/// port is started again by its own control.
+struct Supervisor {
+    worker: usize,
+    workers: Arc<Workers>,
     names: HashMap<AppId, String>,
     troubles: Troubles,
-) {
-    let name = |app| names.get(&app).map_or("", String::as_str);
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Fault { app, fault } => {
-                tracing::error!(port = name(app), "the port is down: {fault}");
-            }
-            Event::Failed { app, message, remains } => {
-                tracing::error!(app = name(app), "a bug of ours took this down: {message}");
-                drop(remains);
-                // Its guest is to be let go of on the other workers too.
-                if let Some(session) = troubles.get(&app) {
-                    let _ = session.send(Trouble::Failed);
+    remakes: HashMap<AppId, Remake>,
+    backoffs: HashMap<AppId, Backoff>,
+    /// Which apps are to be started again, and when.
+    due: Vec<(Instant, AppId)>,
+}
+
+impl Supervisor {
+    /// Ends when the worker has nothing more to say.
+    async fn supervise(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
+        loop {
+            let next = self.due.iter().min_by_key(|(due, _)| *due).copied();
+            let due = async {
+                match next {
+                    Some((due, _)) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event),
+                    None => return,
+                },
+                () = due => {
+                    if let Some((due, app)) = next {
+                        self.due.retain(|other| *other != (due, app));
+                        self.restart(app).await;
+                    }
                 }
             }
         }
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Fault { app, fault } => {
+                tracing::error!(port = self.name(app), "the port is down: {fault}");
+            }
+            Event::Failed { app, message, remains } => {
+                tracing::error!(app = self.name(app), "a bug of ours took this down: {message}");
+                drop(remains);
+                if let Some(control) = self.troubles.get(&app) {
+                    // Its guest is to be let go of on the other workers too.
+                    let _ = control.send(Trouble::Failed);
+                } else if self.remakes.contains_key(&app) {
+                    let now = Instant::now();
+                    let backoff = self.backoffs.entry(app).or_insert_with(|| Backoff::of_app(now));
+                    self.due.push((now + backoff.wait(now), app));
+                }
+            }
+        }
+    }
+
+    /// Starts an app again on this worker.
+    async fn restart(&self, app: AppId) {
+        let Some(remake) = self.remakes.get(&app) else { return };
+        let (name, worker) = (self.name(app), self.worker);
+        match self.workers.replace_part(worker, app, remake()).await {
+            Ok(()) => tracing::warn!(app = name, worker, "started again"),
+            Err(error) => tracing::error!(app = name, worker, "not started again: {error:#}"),
+        }
+    }
+
+    fn name(&self, app: AppId) -> &str {
+        self.names.get(&app).map_or("", String::as_str)
     }
 }
 
