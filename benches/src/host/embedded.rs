@@ -1,10 +1,12 @@
 //! An embedded guest on a switch, and a bare loop on the same tap. Each has a processor of its own where the tap is read
-//! and written; the guest is on another one.
+//! and written; the guest is on another one, which is kept as busy for the loop: two processors may be one core's, and
+//! then each is slower when the other has something to do.
 //!
 //! To the host, both send as fast as they can, for a time. From the host, frames wait in the tap before anybody reads it,
 //! so that it is the reader alone who is measured: from the first frame that came to the last.
 
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -111,6 +113,26 @@ impl Place<'_> {
         result.ok().context("the thread panicked")?
     }
 
+    /// Runs the bare loop, where the switch would, beside a processor that is as busy as with the guest.
+    fn bare<R: Send>(&self, run: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+        let is_over = AtomicBool::new(false);
+        let busy = || {
+            let mut work = 0_u64;
+            while !is_over.load(Relaxed) {
+                // Not a spin loop's hint, which would leave the core to the other one.
+                (0..1000).for_each(|number| work = std::hint::black_box(work ^ number));
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            let guest = scope.spawn(|| self.on(self.generator, busy));
+            let result = self.on(self.switch, run);
+            is_over.store(true, Relaxed);
+            guest.join().ok().context("the thread panicked")??;
+            result
+        })
+    }
+
     fn switch(&self, interface: &str) -> Result<Switch> {
         let options = ["--mode", "poll", "--cpus", &self.switch.to_string()];
         let ports = ["vm1=vhost-user:vm1.sock", &format!("host=tap:{interface}")];
@@ -169,7 +191,7 @@ impl Place<'_> {
 
     fn bare_to_host(&self, size: Size) -> Result<f64> {
         let bytes = bytes(size.frame(GUEST, HOST));
-        self.on(self.switch, || {
+        self.bare(|| {
             let queue = queue(TO_HOST)?;
             let start = Instant::now();
             let mut sent = 0;
@@ -212,7 +234,7 @@ impl Place<'_> {
     }
 
     fn host_to_bare(&self, size: Size) -> Result<f64> {
-        self.on(self.switch, || {
+        self.bare(|| {
             let queue = queue(FROM_HOST)?;
             fill(&self.source()?, size)?;
             let mut buffer = vec![0; NetHeader::SIZE + 65_536];
