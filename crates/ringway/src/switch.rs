@@ -250,7 +250,10 @@ async fn open(
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => tap::open::<TapPort>(graphs, links, name, port).await,
+        PortKind::Tap(port) => {
+            let make = |queues, workers| Ok(TapPort::parts(queues, workers));
+            tap::open(graphs, links, name, port, make).await
+        }
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
         PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),

@@ -161,6 +161,7 @@ fn flags_and_a_file_say_the_same() {
                         mac: Some(MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
                         up: Some(false),
                         bridge: Some("br0".to_owned()),
+                        addresses: Vec::new(),
                     },
                     ..Tap::new("tap%d".to_owned())
                 }),

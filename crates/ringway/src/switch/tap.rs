@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use engine::{App, Fault, Poller};
 use ports::tap::{Queues, TapPort};
+use ports::tun::Subnet;
 use rustix::io::Errno;
 use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
 use tokio::time::sleep;
@@ -41,8 +42,8 @@ pub(super) trait HostPort: App + Sized {
     /// What a part lets go of, to be dropped by control.
     type Detached: Send + 'static;
 
-    /// A port with these queues of one interface, in as many parts as there are workers.
-    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>>;
+    /// What the interface carries.
+    const KIND: Kind = Kind::Tap;
 
     /// Makes what the parts share of another interface.
     fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared>;
@@ -77,10 +78,6 @@ impl HostPort for TapPort {
     type Shared = Arc<Queues>;
     type Detached = Arc<Queues>;
 
-    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>> {
-        Ok(Self::parts(queues, workers))
-    }
-
     fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared> {
         Ok(Queues::new(queues))
     }
@@ -106,12 +103,13 @@ impl HostPort for TapPort {
     }
 }
 
-/// Opens a port of this kind.
+/// Opens a port, which `make` makes of the queues of its interface, in as many parts as there are workers.
 pub(super) async fn open<P: HostPort>(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
     name: &str,
     config: &Tap,
+    make: impl FnOnce(Vec<Queue>, usize) -> anyhow::Result<Vec<P>>,
 ) -> anyhow::Result<Opened> {
     let links = match links {
         Some(links) => links,
@@ -121,10 +119,10 @@ pub(super) async fn open<P: HostPort>(
     let watch = links.watch();
     let what = || match config.interface.as_str() {
         "" => format!("port `{name}`"),
-        interface => format!("port `{name}`: tap interface `{interface}`"),
+        interface => format!("port `{name}`: {} interface `{interface}`", P::KIND),
     };
     let opened = match config.descriptors.as_slice() {
-        [] => attach(config, links, None).await.map(|Attached { queues, link, is_new }| {
+        [] => attach::<P>(config, links, None).await.map(|Attached { queues, link, is_new }| {
             let did = if is_new { "created" } else { "attached to" };
             (queues, Some(link), did)
         }),
@@ -135,7 +133,7 @@ pub(super) async fn open<P: HostPort>(
     tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
     let again = again(config, &queues, did == "created");
     let state = link.as_ref().map_or(State::UNSEEN, State::of);
-    let mut parts = P::parts(queues, graphs.0.len()).with_context(what)?;
+    let mut parts = make(queues, graphs.0.len()).with_context(what)?;
     parts.iter_mut().for_each(|part| state.apply(part));
     let app = graphs.add(name, parts);
     let links = links.clone();
@@ -169,7 +167,11 @@ struct Attached {
 
 /// Attaches to the interface that a port is configured with, and sets it up. One that does not exist is
 /// created, unless it is `known`. When this fails, what it created is gone.
-async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Result<Attached> {
+async fn attach<P: HostPort>(
+    config: &Tap,
+    links: &Links,
+    known: Option<Link>,
+) -> anyhow::Result<Attached> {
     // Before anything is created.
     let bridge = find_bridge(links, &config.setup).await?;
     let is_known = known.is_some();
@@ -177,7 +179,8 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
         None if config.is_named() => links.find(&config.interface).await?,
         known => known,
     };
-    let queues = request(config)?.open().map_err(|error| explain(error, before.is_some()))?;
+    let queues =
+        request(config, P::KIND)?.open().map_err(|error| explain(error, before.is_some()))?;
     let link = links.find(&name_of(&queues)).await?.context(DELETED)?;
     let is_new = before.is_none_or(|before| before.index != link.index);
     // Then it goes with its queues.
@@ -250,13 +253,13 @@ fn again(config: &Tap, queues: &[Queue], is_new: bool) -> Tap {
     }
 }
 
-fn request(config: &Tap) -> anyhow::Result<Request<'_>> {
+fn request(config: &Tap, kind: Kind) -> anyhow::Result<Request<'_>> {
     Ok(Request {
         queues: config.queue_pairs,
         persistent: config.persistent,
         owner: config.owner.as_deref().map(user_id).transpose()?,
         group: config.group.as_deref().map(group_id).transpose()?,
-        ..Request::new(&config.interface, Kind::Tap, NetHeader::SIZE)
+        ..Request::new(&config.interface, kind, NetHeader::SIZE)
     })
 }
 
@@ -268,9 +271,10 @@ fn explain(error: TunError, exists: bool) -> anyhow::Error {
     } else {
         "there is none, and to create one"
     };
+    let or_else = if kind == Kind::Tap { ", or passes the descriptor of one (`fd`)" } else { "" };
     anyhow::anyhow!(
         "{what} needs CAP_NET_ADMIN. Without, somebody who has it makes one for this user (ip tuntap add \
-         dev NAME mode {kind} vnet_hdr user USER), or passes the descriptor of one (`fd`)"
+         dev NAME mode {kind} vnet_hdr user USER){or_else}"
     )
 }
 
@@ -291,7 +295,7 @@ async fn set_up(
     setup: &Setup,
     bridge: Option<u32>,
 ) -> anyhow::Result<Link> {
-    let Setup { mtu, mac, up, bridge: name } = setup;
+    let Setup { mtu, mac, up, bridge: name, addresses } = setup;
     let mtu = mtu.map(u32::from).filter(|mtu| *mtu != link.mtu);
     let mac = mac.filter(|mac| Some(*mac) != link.mac);
     let bridge = bridge.filter(|bridge| Some(*bridge) != link.master);
@@ -304,18 +308,44 @@ async fn set_up(
         up.map(|up| (Setting::Up(up), if up { "up" } else { "down" }.to_owned())),
     ];
     for (setting, words) in settings.into_iter().flatten() {
-        links.set(link.index, setting).await.map_err(|error| {
-            let what = format!("ip link set dev {} {words}", link.name);
-            match error {
-                LinksError::Refused(Errno::PERM) => anyhow::anyhow!(
-                    "cannot set it up: that needs CAP_NET_ADMIN. Without, somebody who has it does it \
-                     before ({what})"
-                ),
-                error => anyhow::anyhow!("cannot set it up as by `{what}`: {error}"),
-            }
-        })?;
+        let result = links.set(link.index, setting).await;
+        result
+            .map_err(|error| refused(error, &format!("ip link set dev {} {words}", link.name)))?;
     }
+    // Last: an interface that is put up has no IPv6 before.
+    add_addresses(links, &link, addresses).await?;
     links.at(link.index).await?.context(DELETED)
+}
+
+/// Gives an interface those of these addresses that it does not have. Says which.
+async fn add_addresses<'a>(
+    links: &Links,
+    link: &Link,
+    wanted: &'a [Subnet],
+) -> anyhow::Result<Vec<&'a Subnet>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let there = links.addresses(link.index).await?;
+    let is_missing = |subnet: &&Subnet| !there.contains(&(subnet.address, subnet.prefix_len));
+    let missing: Vec<&Subnet> = wanted.iter().filter(is_missing).collect();
+    for subnet in &missing {
+        let result = links.add_address(link.index, subnet.address, subnet.prefix_len).await;
+        let what = format!("ip addr add {subnet} dev {}", link.name);
+        result.map_err(|error| refused(error, &what))?;
+    }
+    Ok(missing)
+}
+
+/// Why an interface could not be set up.
+fn refused(error: LinksError, what: &str) -> anyhow::Error {
+    match error {
+        LinksError::Refused(Errno::PERM) => anyhow::anyhow!(
+            "cannot set it up: that needs CAP_NET_ADMIN. Without, somebody who has it does it before \
+             ({what})"
+        ),
+        error => anyhow::anyhow!("cannot set it up as by `{what}`: {error}"),
+    }
 }
 
 /// What the workers have to know of an interface.
@@ -441,7 +471,32 @@ impl<P: HostPort> Control<P> {
             );
             self.interface.clone_from(&link.name);
         }
+        if link.is_up {
+            self.restore(&link).await;
+        }
         self.learn(State::of(&link)).await
+    }
+
+    /// Gives an interface back the addresses that the kernel takes from one that is put down. That it was down
+    /// may be over when it is looked at.
+    async fn restore(&mut self, link: &Link) {
+        let (port, interface) = (&self.handle.name, &self.interface);
+        match add_addresses(&self.links, link, &self.again.setup.addresses).await {
+            Ok(added) => {
+                self.complaint.clear();
+                for address in added {
+                    tracing::info!(port, interface, %address, "the interface has its address again");
+                }
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                // Once, and not with each look.
+                if self.complaint != text {
+                    tracing::error!(port, interface, "{text}");
+                    self.complaint = text;
+                }
+            }
+        }
     }
 
     /// Has the workers know a change.
@@ -513,7 +568,7 @@ impl<P: HostPort> Control<P> {
         };
         let config = Tap { interface: self.interface.clone(), ..self.again.clone() };
         let (port, interface) = (&self.handle.name, &self.interface);
-        let attached = attach(&config, &self.links, Some(link)).await;
+        let attached = attach::<P>(&config, &self.links, Some(link)).await;
         let shared =
             attached.and_then(|Attached { queues, link, .. }| Ok((P::share(queues)?, link)));
         match shared {
