@@ -227,6 +227,11 @@ impl TapPort {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
+    /// Whether the interface is still there, in whichever network namespace.
+    pub fn is_attached(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.all.first().is_some_and(Queue::is_attached))
+    }
+
     /// Why each frame to the interface takes a system call, if it does.
     pub fn one_by_one(&self) -> Option<&io::Error> {
         self.writer.problem()
