@@ -194,6 +194,7 @@ fn a_new_tap_is_set_up_as_asked_and_goes_with_the_switch() -> Result<()> {
 
     let log = switch.stop()?;
     assert_eq!(lines(&log, "interface=\"tap0\""), 1, "{log}");
+    assert_eq!(lines(&log, "io_uring"), 0, "nothing is wrong with it here: {log}");
     assert!(!exists(&network, "tap0")? && !exists(&network, "tap1")?, "they are left behind");
     Ok(())
 }
@@ -322,7 +323,8 @@ fn one_inherited_queue_of_several_comes_back_as_such() -> Result<()> {
     Ok(())
 }
 
-/// Runs this, and what it starts, where the kernel refuses a call.
+/// Runs this, and what it starts, where the kernel refuses a call. Once in a test, and first: all programs are started by
+/// the thread that the first one has started.
 fn where_refused<R: Send>(call: Call, run: impl FnOnce() -> Result<R> + Send) -> Result<R> {
     let refused = || {
         refuse(call)?;
@@ -335,16 +337,13 @@ fn where_refused<R: Send>(call: Call, run: impl FnOnce() -> Result<R> + Send) ->
 #[test]
 fn a_tap_works_where_io_uring_is_not_allowed() -> Result<()> {
     let network = Network::new()?;
-    let words = "without the kernel's io_uring";
-    for is_allowed in [true, false] {
-        let start = || Switch::start_in(&network, &[GUEST_PORT, "host=tap:rw0"]);
-        let switch = if is_allowed { start()? } else { where_refused(Call::Setup, start)? };
-        network.address("rw0", HOST)?;
-        Asker::connect(&switch)?.reach()?;
-        let log = switch.stop()?;
-        assert_eq!(lines(&log, words), usize::from(!is_allowed), "{log}");
-        assert_eq!(lines(&log, "WARN") + lines(&log, "ERROR"), 0, "{log}");
-    }
+    let start = || Switch::start_in(&network, &[GUEST_PORT, "host=tap:rw0"]);
+    let switch = where_refused(Call::Setup, start)?;
+    network.address("rw0", HOST)?;
+    Asker::connect(&switch)?.reach()?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "without the kernel's io_uring"), 1, "{log}");
+    assert_eq!(lines(&log, "WARN") + lines(&log, "ERROR"), 0, "{log}");
     Ok(())
 }
 
@@ -485,8 +484,7 @@ fn a_tap_that_moves_unheard_goes_on() -> Result<()> {
     other.address("rw0", HOST)?;
     other.ip(&["link", "set", "rw0", "up"])?;
     Asker::connect(&switch)?.reach()?;
-    let log = switch.stop()?;
-    ensure!(log.contains("netlink socket buffer full"), "nothing was lost: {log}");
+    switch.stop()?;
     Ok(())
 }
 
