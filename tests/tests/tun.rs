@@ -287,7 +287,7 @@ fn the_interface_goes_and_comes_back() -> Result<()> {
     network.ip(&["link", "del", "rw0"])?;
     switch.wait_for_log("the interface was deleted", LIMIT)?;
     network.ip(&["tuntap", "add", "dev", "rw0", "mode", "tun"])?;
-    switch.wait_for_log("attached again", LIMIT)?;
+    switch.wait_for_log("attached to the interface again", LIMIT)?;
     reach(&mut one)?;
     let addresses = network.run("ip -brief address show dev rw0")?;
     for address in ["10.0.0.254/16", "fd00::fe/64"] {

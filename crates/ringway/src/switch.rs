@@ -17,7 +17,6 @@ use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
-use ports::tap::TapPort;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -26,7 +25,7 @@ use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
 use backoff::Backoff;
-use mtus::Mtus;
+pub(crate) use mtus::Mtus;
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -272,7 +271,7 @@ async fn open(
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => tap::open::<TapPort>(graphs, links, name, port).await,
+        PortKind::Tap(port) => tap::open(graphs, links, name, port, tap::parts).await,
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
         PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),

@@ -1,6 +1,6 @@
 //! What the port is on its Ethernet: a station with addresses, which asks who has others, and answers for its own.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use wire::arp::{self, Operation};
 use wire::ethernet::MacAddress;
@@ -34,6 +34,13 @@ pub(super) struct Claim {
     pub(super) occasion: Occasion,
 }
 
+/// What there is to do about something that was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Learnt {
+    pub(super) claim: Option<Claim>,
+    pub(super) answer: Option<Saying>,
+}
+
 impl Station {
     /// How to ask who has an address; None if there is no address to ask from.
     pub(super) fn ask(&self, Question { address, station }: Question) -> Option<Saying> {
@@ -65,13 +72,50 @@ impl Station {
         }
     }
 
-    /// What is to be learnt from what was said, and answered.
-    pub(super) fn hear(&self, heard: Heard) -> (Option<Claim>, Option<Saying>) {
+    /// How to tell all stations, unasked, that an address is ours: a gratuitous request (RFC 5227, section 3) or an
+    /// unsolicited advertisement (RFC 4861, section 7.2.6).
+    pub(super) fn announce(&self, address: IpAddr) -> Saying {
+        match address {
+            IpAddr::V4(address) => {
+                let message = Message::Arp(arp::Packet {
+                    operation: Operation::Request,
+                    sender_mac: self.mac,
+                    sender: address,
+                    target_mac: MacAddress::default(),
+                    target: address,
+                });
+                Saying { to: MacAddress::BROADCAST, message }
+            }
+            IpAddr::V6(address) => self.advertise(address, None),
+        }
+    }
+
+    /// Says that an address is ours: to who asked, or to all nodes.
+    fn advertise(&self, address: Ipv6Addr, to: Option<(Ipv6Addr, MacAddress)>) -> Saying {
+        let all = (ALL_NODES, MacAddress::of_group(ALL_NODES.into()));
+        let (destination, station) = to.unwrap_or(all);
+        let message = Message::Ndp(ndp::Packet {
+            source: address,
+            destination,
+            // A router, always. If the host is none, that makes nobody use it as one: it takes a router
+            // advertisement, and the flag only keeps what that has made. But stations forget the router that they
+            // had from the host's when the flag is missing once (RFC 4861, section 7.2.5), and that the host
+            // forwards may begin at any time.
+            kind: Kind::Advertisement { router: true, solicited: to.is_some(), overrides: true },
+            target: address,
+            link_layer: Some(self.mac),
+        });
+        Saying { to: station, message }
+    }
+
+    /// What is to be learnt from what was said, and answered. None if it is nothing to us.
+    pub(super) fn hear(&self, heard: Heard) -> Option<Learnt> {
         let (claim, answer) = match heard.message {
             Message::Arp(message) => self.hear_arp(message),
             Message::Ndp(message) => self.hear_ndp(message, heard.from),
         };
-        (claim.filter(|claim| self.subnets.is_neighbour(claim.address)), answer)
+        let claim = claim.filter(|claim| self.subnets.is_neighbour(claim.address));
+        (claim.is_some() || answer.is_some()).then_some(Learnt { claim, answer })
     }
 
     fn hear_arp(&self, message: arp::Packet) -> (Option<Claim>, Option<Saying>) {
@@ -115,20 +159,11 @@ impl Station {
         }
         // Who looks whether an address is free has none yet, and listens to what is for all nodes.
         let is_probe = source.is_unspecified();
-        let (destination, to) = match is_probe {
-            true => (ALL_NODES, MacAddress::of_group(ALL_NODES.into())),
-            false => (source, link_layer.unwrap_or(from)),
-        };
-        let message = Message::Ndp(ndp::Packet {
-            source: target,
-            destination,
-            kind: Kind::Advertisement { router: false, solicited: !is_probe, overrides: true },
-            target,
-            link_layer: Some(self.mac),
-        });
+        let to = link_layer.unwrap_or(from);
+        let answer = self.advertise(target, (!is_probe).then_some((source, to)));
         let occasion = Occasion::Request;
         let claim = Claim { address: source.into(), station: link_layer, occasion };
         let is_answered = is_probe || !to.is_multicast();
-        (Some(claim), is_answered.then_some(Saying { to, message }))
+        (Some(claim), is_answered.then_some(answer))
     }
 }

@@ -112,13 +112,19 @@ fn until_read(world: &mut World, packets: u64) {
 
 fn read_arp(received: &Received) -> Option<arp::Packet> {
     let is_arp = received.frame[12..14] == [8, 6];
-    is_arp.then(|| arp::Packet::parse(&received.frame[HEADER_SIZE..])).flatten()
+    let packet = is_arp.then(|| arp::Packet::parse(&received.frame[HEADER_SIZE..])).flatten();
+    // Announcements have a test of their own.
+    packet.filter(|packet| packet.sender != packet.target)
 }
 
 fn ask(address: [u8; 4], target: [u8; 4]) -> Vec<u8> {
+    ask_as(0, address, target)
+}
+
+fn ask_as(guest: usize, address: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     let packet = arp::Packet {
         operation: Operation::Request,
-        sender_mac: MacAddress(mac(0)),
+        sender_mac: MacAddress(mac(guest)),
         sender: address.into(),
         target_mac: MacAddress::default(),
         target: target.into(),
@@ -178,7 +184,7 @@ fn the_port_answers_for_the_host_and_for_nobody_else() {
         let expected = ndp::Packet {
             source: "fd00::1".parse().unwrap(),
             destination: if is_probe { ndp::ALL_NODES } else { source.parse().unwrap() },
-            kind: ndp::Kind::Advertisement { router: false, solicited, overrides: true },
+            kind: ndp::Kind::Advertisement { router: true, solicited, overrides: true },
             target: "fd00::1".parse().unwrap(),
             link_layer: Some(HOST),
         };
@@ -264,6 +270,17 @@ fn checksum(source: [u8; 4], destination: [u8; 4], datagram: &[u8]) -> u16 {
     sum.finish()
 }
 
+/// The header of such a frame without a segmentation.
+const UNDONE: NetHeader = NetHeader {
+    flags: NetHeader::NEEDS_CSUM,
+    gso_type: NetHeader::GSO_NONE,
+    hdr_len: 42,
+    gso_size: 0,
+    csum_start: 34,
+    csum_offset: 6,
+    num_buffers: 0,
+};
+
 /// A frame of guest 0's with datagrams to the host, whose checksum is left undone.
 fn undone(payload: &[u8]) -> Vec<u8> {
     let len = 8 + payload.len() as u16;
@@ -299,15 +316,7 @@ fn what_is_left_undone_passes_both_ways_or_is_done() {
             let mut world = host(Guest::new(USO, cut, RING), most);
             let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
             socket.set_read_timeout(Some(LIMIT)).unwrap();
-            let header = NetHeader {
-                flags: NetHeader::NEEDS_CSUM,
-                gso_type: NetHeader::GSO_UDP_L4,
-                hdr_len: 42,
-                gso_size: 1000,
-                csum_start: 34,
-                csum_offset: 6,
-                num_buffers: 0,
-            };
+            let header = NetHeader { gso_type: NetHeader::GSO_UDP_L4, gso_size: 1000, ..UNDONE };
             world.guests[0].send_with(header, &undone(&payload));
             world.breathe();
             assert_eq!(world.counters(TUN).sent.frames, frames);
@@ -340,6 +349,170 @@ fn what_is_left_undone_passes_both_ways_or_is_done() {
             world.assert_drops(TUN, &[]);
         }
     }
+}
+
+/// The port itself.
+fn port(world: &mut World) -> &mut TunPort {
+    let id = world.ports[TUN];
+    world.graph.get(id).expect("the port is alive")
+}
+
+/// What a guest has received by now.
+fn received(world: &mut World, guest: usize) -> Vec<Received> {
+    world.guests[guest].reap();
+    world.guests[guest].received()
+}
+
+#[test]
+fn the_host_s_addresses_are_announced_three_times_when_the_port_comes_up() {
+    let mut world = host(modern(), Offloads::ALL);
+    world.guests[0].post_many(100);
+    // Those of the start were for guests that had no room.
+    for _ in 0..50 {
+        world.after(SECOND / 10);
+    }
+    received(&mut world, 0);
+    port(&mut world).set_link(true);
+    assert!(!world.breathe(), "it was up");
+    for _ in 0..2 {
+        port(&mut world).set_link(false);
+        world.after(SECOND);
+        assert_eq!(received(&mut world, 0).len(), 0);
+        port(&mut world).set_link(true);
+        let mut times = Vec::new();
+        for tenth in 0..50 {
+            let frames = received(&mut world, 0);
+            let group = MacAddress::of_group(ndp::ALL_NODES.into()).0;
+            for Received { frame, .. } in &frames {
+                assert_eq!(frame[6..12], HOST.0);
+                if frame[12..14] == [8, 6] {
+                    let expected = arp::Packet {
+                        operation: Operation::Request,
+                        sender_mac: HOST,
+                        sender: HOST_V4.into(),
+                        target_mac: MacAddress::default(),
+                        target: HOST_V4.into(),
+                    };
+                    assert_eq!(frame[..6], [0xff; 6]);
+                    assert_eq!(arp::Packet::parse(&frame[HEADER_SIZE..]), Some(expected));
+                } else {
+                    let source = "fd00::1".parse().unwrap();
+                    let expected = ndp::Packet {
+                        source,
+                        destination: ndp::ALL_NODES,
+                        kind: ndp::Kind::Advertisement {
+                            router: true,
+                            solicited: false,
+                            overrides: true,
+                        },
+                        target: source,
+                        link_layer: Some(HOST),
+                    };
+                    assert_eq!(frame[..6], group);
+                    assert_eq!(ndp::Packet::parse(&frame[HEADER_SIZE..], true), Ok(Some(expected)));
+                }
+            }
+            times.extend(frames.iter().map(|_| tenth / 10));
+            world.after(SECOND / 10);
+        }
+        assert_eq!(times, [0, 0, 1, 1, 2, 2]);
+    }
+    world.assert_drops(TUN, &[]);
+}
+
+#[test]
+fn packets_beyond_the_mtu_are_counted() {
+    const USO: Features = MODERN.union(Features::CSUM).union(Features::HOST_USO);
+    let mut world = host(Guest::new(USO, Cut::Whole, RING), Offloads::ALL);
+    port(&mut world).set_mtu(1000);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    // Without segmentation by the packet, with it by the segments: 28 bytes of them are headers.
+    for (payload, gso_size, passes) in
+        [(972, 0, true), (973, 0, false), (3000, 972, true), (3000, 973, false)]
+    {
+        let (before, drops) =
+            (world.counters(TUN).sent.frames, world.counters(TUN)[DropReason::OverMtu]);
+        let gso_type = if gso_size == 0 { NetHeader::GSO_NONE } else { NetHeader::GSO_UDP_L4 };
+        let header = NetHeader { gso_type, gso_size, ..UNDONE };
+        world.guests[0].send_with(header, &undone(&vec![1; payload]));
+        world.breathe();
+        let counters = world.counters(TUN);
+        let what = format!("{payload} bytes, segments of {gso_size}");
+        assert_eq!(counters.sent.frames - before, u64::from(passes), "{what}");
+        assert_eq!(counters[DropReason::OverMtu] - drops, u64::from(!passes), "{what}");
+    }
+}
+
+/// IEEE 802.1Q: a frame whose tag has only a priority is of no VLAN.
+#[test]
+fn a_tag_with_a_priority_is_stripped() {
+    const USO: Features = MODERN.union(Features::CSUM).union(Features::HOST_USO);
+    let payload: Vec<u8> =
+        (0..2500u32).map(|n| (n.wrapping_mul(0x9E37_79B1) >> 24) as u8).collect();
+    for most in [Offloads::ALL, Offloads::None] {
+        let mut world = host(Guest::new(USO, Cut::Whole, RING), most);
+        let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        for (payload, gso_size) in [(&payload[..500], 0), (&payload[..], 1000)] {
+            let mut frame = undone(payload);
+            frame.splice(12..12, [0x81, 0, 0xa0, 0]);
+            let gso_type = if gso_size == 0 { NetHeader::GSO_NONE } else { NetHeader::GSO_UDP_L4 };
+            let header = NetHeader { gso_type, gso_size, hdr_len: 46, csum_start: 38, ..UNDONE };
+            world.guests[0].send_with(header, &frame);
+            world.breathe();
+            world.assert_drops(TUN, &[]);
+            for part in payload.chunks(1000) {
+                let mut buffer = [0; 2000];
+                let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+                assert!(buffer[..len] == *part);
+            }
+        }
+    }
+}
+
+/// Whether a guest has an answer of the host's.
+fn has_answer(world: &mut World, guest: usize) -> bool {
+    let frames = received(world, guest);
+    frames.iter().filter_map(read_arp).any(|packet| packet.operation == Operation::Reply)
+}
+
+#[test]
+fn one_guest_s_questions_leave_answers_for_others() {
+    let mut world = host(modern(), Offloads::ALL);
+    // The one asks in each breath before the other does.
+    world.guests.iter_mut().for_each(|guest| guest.post_many(100));
+    for _ in 0..60 {
+        world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    }
+    world.guests[1].send(&ask_as(1, [10, 9, 0, 3], HOST_V4));
+    for _ in 0..3 {
+        world.breathe();
+    }
+    assert!(has_answer(&mut world, 1));
+    assert!(has_answer(&mut world, 0));
+    let unanswered = world.counters(TUN)[DropReason::ReceiverFull];
+    assert!((40..60).contains(&unanswered), "{unanswered}");
+}
+
+#[test]
+fn a_guest_that_takes_no_answers_leaves_answers_for_others() {
+    let mut world = host(modern(), Offloads::ALL);
+    for _ in 0..20 {
+        world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+        world.breathe();
+        world.guests[0].reap();
+    }
+    world.guests[1].post_many(100);
+    world.guests[1].send(&ask_as(1, [10, 9, 0, 3], HOST_V4));
+    for _ in 0..3 {
+        world.breathe();
+    }
+    assert!(has_answer(&mut world, 1));
+    // It has the newest when it takes some.
+    world.guests[0].post_many(100);
+    world.breathe();
+    assert!(has_answer(&mut world, 0));
 }
 
 /// What one part hears, another has to know: the one that reads, and asks.

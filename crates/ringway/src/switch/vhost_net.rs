@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use engine::{Fault, Poller};
-use ports::tap::TapPort;
 use ports::vhost_net::{Detached, OpenError, Rings, VhostNetFault, VhostNetPort};
 use sys::tun::Queue;
 use sys::vhost::Device;
@@ -25,7 +24,7 @@ pub(super) async fn open(
     let VhostNet { tap, require } = config;
     // Before there is an interface, which would come and go.
     let opened = match Device::open() {
-        Ok(_) => tap::open::<VhostNetPort>(graphs, links, name, tap).await,
+        Ok(_) => tap::open(graphs, links, name, tap, parts).await,
         Err(error) => Err(OpenError::from(error).into()),
     };
     let why = match opened {
@@ -40,7 +39,11 @@ pub(super) async fn open(
         );
     }
     tracing::warn!(port = name, "a plain tap port, without the kernel's vhost-net: {why}");
-    tap::open::<TapPort>(graphs, links, name, tap).await
+    tap::open(graphs, links, name, tap, tap::parts).await
+}
+
+fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<VhostNetPort>> {
+    Ok(VhostNetPort::parts(&start(queues)?, workers))
 }
 
 /// Starts a device for each queue.
@@ -52,10 +55,6 @@ fn start(queues: Vec<Queue>) -> Result<Arc<Rings>, OpenError> {
 impl HostPort for VhostNetPort {
     type Shared = Arc<Rings>;
     type Detached = Detached;
-
-    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>> {
-        Ok(Self::parts(&start(queues)?, workers))
-    }
 
     fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared> {
         Ok(start(queues)?)
@@ -79,6 +78,10 @@ impl HostPort for VhostNetPort {
 
     fn set_mtu(&mut self, mtu: u32) {
         self.set_mtu(mtu);
+    }
+
+    fn is_attached(&self) -> bool {
+        self.is_attached()
     }
 
     fn look(&mut self) {

@@ -16,7 +16,7 @@ use vhost_user::{Closer, Connection, ConnectionError};
 
 use super::backoff::Backoff;
 use super::{Graphs, Handle, Opened};
-use crate::config::{DEFAULT_MTU, SocketRole, VhostUser};
+use crate::config::{SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
 
@@ -62,10 +62,9 @@ pub(super) fn open(
     let app = graphs.add(name, remake(graphs.0.len()));
     let control = move |handle: Handle| -> super::Running {
         let Handle { name, app, bridge, workers, mtus, troubles } = handle;
-        if mtu != DEFAULT_MTU {
-            mtus.note(&name, mtu.into());
-        }
-        let port = Port { name, app, bridge, offer, workers, troubles, remake: Box::new(remake) };
+        mtus.note_guest(&name, mtu);
+        let remake = Box::new(remake);
+        let port = Port { name, app, bridge, offer, workers, mtus, troubles, remake };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),
