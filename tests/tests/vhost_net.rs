@@ -108,6 +108,12 @@ fn stop(guest: &Guest, job: Job) -> Result<String> {
     Ok(output.text())
 }
 
+/// Waits until the job has said it so often.
+fn times(job: &Job, says: &str, number: usize) -> Result<()> {
+    let found = |text: &str| (text.matches(says).count() == number).then_some(());
+    job.wait_until(&format!("{number} times {says:?}"), LIMIT, found)
+}
+
 /// How many threads vhost-net has in the guest's kernel: one for each queue of each port.
 fn vhost_threads(guest: &Guest) -> Result<usize> {
     // From Linux 6.4 on they are threads of the switch's.
@@ -196,13 +202,13 @@ fn a_ring_that_the_kernel_does_not_go_on_with() -> Result<()> {
         at=$(grep -m 1 memfd:vhost-net /proc/$pid/maps | cut -d - -f 1)
         head -c 16384 /dev/zero | tr '\\0' '\\377' > /tmp/ones
         busybox dd if=/tmp/ones of=/proc/$pid/mem bs=4096 seek=$((0x$at / 4096)) conv=notrunc";
-    for _ in 0..2 {
+    for number in 1..=2 {
         guest.run(overwrite)?;
         // Something to be received.
         guest.output(&format!("busybox ping -c 1 -W 1 {}", v4(2)))?;
-        let says = "the kernel's vhost-net found an error in receive ring 0";
-        job.wait_for(says, LIMIT)?;
-        job.wait_for("attached to the interface again", LIMIT)?;
+        let fault = "the port is down: the kernel's vhost-net found an error in receive ring 0";
+        times(&job, fault, number)?;
+        times(&job, "attached to the interface again", number)?;
         ping_all(&guest, &v4(2).to_string(), 3)?;
         ensure!(vhost_threads(&guest)? == 1, "the first one is left behind, or there is none");
     }
@@ -267,7 +273,7 @@ fn several_queues_and_workers() -> Result<()> {
     }
     // There is no memory for the rings of so many, which is found when there is an interface already.
     let output = guest.output_within(
-        "ulimit -v 1000000; exec ringway run --port vm=vhost-user:/run/vm.sock \
+        "ulimit -v 1000000; exec ringway run --log info --port vm=vhost-user:/run/vm.sock \
          --port near=vhost-net:rw0,require=on,queue-pairs=64,persistent=on",
         LIMIT,
     )?;
@@ -282,7 +288,7 @@ fn several_queues_and_workers() -> Result<()> {
 #[test]
 fn without_the_kernels_device() -> Result<()> {
     let guest = nested()?;
-    guest.run("rm /dev/vhost-net")?;
+    guest.run("mv /dev/vhost-net /dev/absent")?;
     let job = two_hosts(&guest, "", "vhost-net:rw0")?;
     let text = job.text();
     let line = text.lines().find(|line| line.contains("WARN") && line.contains("port=\"near\""));
@@ -306,6 +312,32 @@ fn without_the_kernels_device() -> Result<()> {
         ensure!(text.contains(word), "no word of `{word}`: {text}");
     }
     guest.run("test ! -e /run/vm.sock && ! ip link show rw0")?;
+
+    // What the device has moved goes on as a tap port when the interface comes back and the device is gone, and by the
+    // device when that is there again.
+    guest.run("mv /dev/absent /dev/vhost-net")?;
+    let job = two_hosts(&guest, "", "vhost-net:rw0")?;
+    let mut received = 0;
+    for (number, [device, moved]) in (1..).zip([["vhost-net", "absent"], ["absent", "vhost-net"]]) {
+        mean_sizes(&guest, &far(&guest), [v4(1), v4(2)])?;
+        let [.., sent_by_host] = statistics(&guest)?;
+        received += sent_by_host;
+        guest.run(&format!("mv /dev/{device} /dev/{moved} && ip link delete rw0"))?;
+        times(&job, "the interface was deleted", number)?;
+        let address = address("ip", 1, "rw0");
+        guest.run(&format!("ip tuntap add dev rw0 mode tap vnet_hdr && {address}"))?;
+        times(&job, "attached to the interface again", number)?;
+        ping_all(&guest, &v4(2).to_string(), 3)?;
+        ensure!(vhost_threads(&guest)? == usize::from(moved == "vhost-net"), "who moves them?");
+    }
+    guest.run("ip link delete rw0")?;
+    let text = stop(&guest, job)?;
+    println!("{text}");
+    ensure!(text.matches("a plain tap port").count() == 1, "it was so once");
+    // It has counted on, whatever it was.
+    let counted = text.lines().find_map(|line| line.split_once("near: ")?.1.split(' ').next());
+    let counted: u64 = counted.context("no counters")?.parse()?;
+    ensure!(counted >= received, "{counted} frames of {received} were counted");
     Ok(())
 }
 

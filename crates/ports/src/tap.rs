@@ -225,6 +225,11 @@ impl TapPort {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
+    /// Goes on counting where another port has stopped, whose place it takes.
+    pub fn count_on(&mut self, from: &Counters) {
+        self.counters = from.clone();
+    }
+
     /// Takes what it has of the queues from now on.
     fn take(&mut self, share: Option<Share>) {
         if let Some(share) = &share {

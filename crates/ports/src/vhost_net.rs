@@ -293,6 +293,11 @@ impl VhostNetPort {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
+    /// Goes on counting where another port has stopped, whose place it takes.
+    pub fn count_on(&mut self, from: &Counters) {
+        self.counters = from.clone();
+    }
+
     /// Looks whether the interface is still there. If not, that is this port's fault, once.
     pub fn look(&mut self) {
         if self.share.as_ref().is_some_and(|share| !share.rings.is_attached()) {
