@@ -30,9 +30,16 @@ fn nested() -> Result<Guest> {
     // processors are good at it, and the kernel and the switch would believe that.
     let guest = Guest::builder(&image, "nested").cpu("max,-erms").processors(2).memory_mib(768);
     let guest = guest.boot()?;
+    // A kernel that is slow would segment by itself: two segments are all that it leaves undone then.
     guest.run(
-        "test -c /dev/vhost-net && mkdir -p /var && ln -s /run /var/run && ip netns add far && \
-         ip netns add vm",
+        "set -e
+        test -c /dev/vhost-net
+        mkdir -p /var && ln -s /run /var/run
+        ip netns add far
+        ip netns add vm
+        for host in '' 'ip netns exec far' 'ip netns exec vm'; do
+            $host sh -c 'echo 8 > /proc/sys/net/ipv4/tcp_min_tso_segs'
+        done",
     )?;
     Ok(guest)
 }
@@ -167,7 +174,7 @@ fn a_kernel_with_vhost_net() -> Result<()> {
         for addresses in [[v4(1), v4(n)], [v6(1), v6(n)]] {
             let [to, from] = mean_sizes(&guest, &other, addresses)?;
             println!("{}: mean frame: {to} bytes to the host, {from} from it", other.name);
-            ensure!(to > 5000 && from > 5000, "offloads do not pass");
+            ensure!(to > 3000 && from > 3000, "offloads do not pass");
         }
     }
     ping_all(&vm(&guest), &v4(1).to_string(), 5)?;
