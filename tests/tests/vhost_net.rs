@@ -19,7 +19,7 @@ const ROUNDS: usize = 5;
 /// How long the idle port is watched, and what the guest's kernel may count meanwhile: news of IPv6, and a tick of its
 /// clock.
 const IDLE_TIME: Duration = Duration::from_secs(4);
-const IDLE_LIMIT: Duration = Duration::from_millis(40);
+const IDLE_LIMIT: Duration = Duration::from_millis(120);
 
 /// A guest with the switch in it, and a kernel with vhost-net. Two processors: one for the switch, and one
 /// for the kernel's thread.
