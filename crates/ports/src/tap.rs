@@ -237,6 +237,11 @@ impl TapPort {
         self.writer.problem()
     }
 
+    /// Goes on counting where another port has stopped, whose place it takes.
+    pub fn count_on(&mut self, from: &Counters) {
+        self.counters = from.clone();
+    }
+
     /// Takes what it has of the queues from now on.
     fn take(&mut self, share: Option<Share>) {
         if let Some(share) = &share {

@@ -34,6 +34,8 @@ use crate::session::Trouble;
 /// slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// What had a fault is attached to again after this time at the latest.
+const PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
 /// A port with an interface of the host behind it, or its part on one of several workers.
 pub(super) trait HostPort: App + Sized {
@@ -170,6 +172,7 @@ pub(super) async fn open<P: HostPort>(
             place,
             state,
             retry: None,
+            pause: RETRY_SLOWEST,
             complaint: String::new(),
             kind: PhantomData,
         };
@@ -432,6 +435,8 @@ struct Control<P> {
     state: State,
     /// An interface that is back could not be attached to: when it is tried again.
     retry: Option<Duration>,
+    /// How long to wait after the next fault.
+    pause: Duration,
     /// What was said of that last.
     complaint: String,
     kind: PhantomData<fn(P)>,
@@ -450,11 +455,7 @@ impl<P: HostPort> Control<P> {
         tokio::select! {
             trouble = self.handle.troubles.recv() => match trouble {
                 Some(Trouble::Guest(fault)) if P::is_gone(&fault) => self.leave().await,
-                Some(Trouble::Guest(fault)) => {
-                    let (port, interface) = (&self.handle.name, &self.interface);
-                    tracing::error!(port, interface, "the port is out of service: {fault}");
-                    Err(Over)
-                }
+                Some(Trouble::Guest(fault)) => self.fail(&fault).await,
                 Some(Trouble::Failed) | None => Err(Over),
             },
             heard = self.watch.of(index, &self.interface), if listens => {
@@ -589,15 +590,7 @@ impl<P: HostPort> Control<P> {
 
     /// Lets go of an interface that was deleted.
     async fn leave(&mut self) -> Result<(), Over> {
-        // The last part's is the one that closes the queues: here.
-        drop(self.on_port(|port, poller| port.detach(poller)).await?);
-        // What more was found of it was said before they let go.
-        while let Ok(trouble) = self.handle.troubles.try_recv() {
-            if let Trouble::Failed = trouble {
-                return Err(Over);
-            }
-        }
-        self.forget();
+        self.let_go().await?;
         if self.place == Place::Elsewhere {
             // One of its name that is here is somebody else's.
             let (port, interface) = (&self.handle.name, &self.interface);
@@ -613,6 +606,41 @@ impl<P: HostPort> Control<P> {
         self.say();
         // It may be there again already, which was heard before.
         self.come_back().await
+    }
+
+    /// Lets go of an interface because of a fault that is not its own. If that does not delete it, it is attached to
+    /// again after a while: a longer one each time.
+    async fn fail(&mut self, fault: &Fault) -> Result<(), Over> {
+        let (port, interface) = (&self.handle.name, &self.interface);
+        if self.place == Place::Elsewhere {
+            tracing::error!(port, interface, "the port is out of service: {fault}");
+            self.let_go().await?;
+            return Err(Over);
+        }
+        tracing::error!(port, interface, "the port is down: {fault}");
+        self.let_go().await?;
+        self.place = Place::Gone;
+        if let Ok(None) = self.links.find(&self.interface).await {
+            self.say();
+            return Ok(());
+        }
+        self.retry = Some(self.pause);
+        self.pause = (2 * self.pause).min(PAUSE_LONGEST);
+        Ok(())
+    }
+
+    /// Has the workers let go of the interface, and the bridge forget what was behind it.
+    async fn let_go(&mut self) -> Result<(), Over> {
+        // The last part's is the one that closes the queues: here.
+        drop(self.on_port(|port, poller| port.detach(poller)).await?);
+        // What more was found of it was said before they let go.
+        while let Ok(trouble) = self.handle.troubles.try_recv() {
+            if let Trouble::Failed = trouble {
+                return Err(Over);
+            }
+        }
+        self.forget();
+        Ok(())
     }
 
     /// Attaches to the interface of this name, if there is one again.
