@@ -151,6 +151,11 @@ impl TunPort {
         }
     }
 
+    /// Whether the interface is still there, in whichever network namespace.
+    pub fn is_attached(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.all.first().is_some_and(Queue::is_attached))
+    }
+
     /// Sets the interface's MTU, in bytes of an IP packet. Longer packets to it are dropped and counted as
     /// [`DropReason::OverMtu`]. Of one that is yet to be segmented its segments count.
     pub fn set_mtu(&mut self, mtu: u32) {

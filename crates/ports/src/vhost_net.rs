@@ -281,6 +281,11 @@ impl VhostNetPort {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
+    /// Whether the interface is still there, in whichever network namespace.
+    pub fn is_attached(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.rings.is_attached())
+    }
+
     /// Looks whether the interface is still there. If not, that is this port's fault, once.
     pub fn look(&mut self) {
         if self.share.as_ref().is_some_and(|share| !share.rings.is_attached()) {

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation, sharing};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
 
+use crate::switch::Mtus;
 use crate::workers::Workers;
 
 /// What is logged of one connection about requests that were refused and forgiven: a front end
@@ -32,6 +33,8 @@ pub struct Port {
     pub bridge: (Arc<Table>, PortNumber),
     pub offer: Offer,
     pub workers: Arc<Workers>,
+    /// Where to say what MTU the guest has.
+    pub mtus: Mtus,
     /// What the workers say of this port.
     pub troubles: mpsc::UnboundedReceiver<Trouble>,
 }
@@ -186,6 +189,7 @@ impl Port {
                 }
                 Some(Event::Mtu(mtu)) => {
                     tracing::info!(port = self.name, mtu, "guest's MTU");
+                    self.mtus.note_guest(&self.name, mtu);
                     self.on_port(move |port, _| port.set_mtu(mtu)).await?;
                 }
                 None => {}
@@ -201,6 +205,7 @@ impl Port {
     async fn link_down(&self) -> Result<Option<Trouble>, Ended> {
         let swapped = self.swap(None).await;
         let mtu = self.offer.max_mtu;
+        self.mtus.note_guest(&self.name, mtu);
         let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
         let (table, number) = &self.bridge;
         table.forget_port(*number);

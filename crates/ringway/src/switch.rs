@@ -16,7 +16,6 @@ use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
-use ports::tap::TapPort;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -24,7 +23,7 @@ use crate::config::{Config, PortConfig, PortKind};
 use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
-use mtus::Mtus;
+pub(crate) use mtus::Mtus;
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -250,10 +249,7 @@ async fn open(
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => {
-            let make = |queues, workers| Ok(TapPort::parts(queues, workers));
-            tap::open(graphs, links, name, port, make).await
-        }
+        PortKind::Tap(port) => tap::open(graphs, links, name, port, tap::parts).await,
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
         PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),

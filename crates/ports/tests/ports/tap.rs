@@ -4,9 +4,11 @@ use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
 use std::time::Instant;
 
-use engine::{DropReason, Mode};
+use allocation_counter::measure;
+use engine::{BURST, DropReason, Mode};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
+use sys::testing::{Call, refuse};
 use sys::tun::{Kind, Offloads, Queue, Request};
 use wire::checksum::Sum;
 use wire::virtio::{Features, NetHeader};
@@ -524,6 +526,128 @@ fn frames_from_the_host_pass_by_those_that_wait() {
     world.breathe();
     let waited = numbers(&mut world.guests[0]);
     assert!(!waited.is_empty() && waited.is_sorted(), "{waited:?}");
+}
+
+/// What a host has to receive, and in which order, however it is written: frames of all sizes, some of
+/// which the kernel does not take as they are, from a guest that is answered by one that floods.
+fn all_kinds_arrive_in_order(world: &mut World) {
+    let socket = socket();
+    let mut sent = Vec::new();
+    for round in 0..3 {
+        let before = world.counters(TAP).sent.frames;
+        let mut pieces = 0;
+        for number in 0..BURST {
+            let payload = noise(20 + 23 * number + round);
+            if number % 9 == 7 {
+                // Segmented for it.
+                let (header, frame) = together([GUEST, HOST], &payload, u16::MAX);
+                world.guests[0].send_with(header, &frame);
+            } else if number % 9 == 4 {
+                let (header, frame) = together([GUEST, HOST], &payload, 100);
+                world.guests[0].send_with(header, &frame);
+                pieces += payload.len().div_ceil(100);
+                sent.extend(payload.chunks(100).map(<[u8]>::to_vec));
+                continue;
+            } else {
+                let mut datagram = udp(900, 700, &payload);
+                let sum = checksum(GUEST, HOST, UDP, &datagram);
+                datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+                world.guests[0].send(&to_host(UDP, &datagram));
+            }
+            pieces += 1;
+            sent.push(payload);
+        }
+        world.breathe();
+        assert_eq!(world.guests[0].reap(), BURST);
+        assert!(world.counters(TAP).sent.frames - before <= pieces as u64);
+        let mut buffer = [0; 4000];
+        for payload in sent.drain(..) {
+            let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+            assert!(buffer[..len] == payload, "{round}: {len} of {}", payload.len());
+        }
+    }
+    world.assert_drops(TAP, &[]);
+}
+
+/// A guest with all of them, beside the host.
+fn guest_of_all_kinds() -> Guest {
+    Guest::new(OFFLOADS | USO, Cut::Crumbs, 4096)
+}
+
+#[test]
+fn a_burst_to_the_host_arrives_in_order() {
+    let mut world = host(guest_of_all_kinds());
+    assert!(is_by_bursts(&mut world));
+    all_kinds_arrive_in_order(&mut world);
+}
+
+/// As in a container whose seccomp profile leaves io_uring out: from the start, or from some moment on.
+#[test]
+fn a_burst_to_the_host_arrives_in_order_without_io_uring() {
+    refuse(Call::Setup).unwrap();
+    let mut world = host(guest_of_all_kinds());
+    assert!(!is_by_bursts(&mut world));
+    all_kinds_arrive_in_order(&mut world);
+}
+
+#[test]
+fn a_burst_to_the_host_arrives_in_order_when_io_uring_fails() {
+    let mut world = host(guest_of_all_kinds());
+    assert!(is_by_bursts(&mut world));
+    refuse(Call::Enter).unwrap();
+    all_kinds_arrive_in_order(&mut world);
+    assert!(!is_by_bursts(&mut world));
+}
+
+#[test]
+fn a_breath_to_the_host_does_not_allocate() {
+    let mut world = host(guest_of_all_kinds());
+    let mut counts = Vec::new();
+    for round in 0..5 {
+        for number in 0..BURST {
+            let payload = noise(20 + 15 * number);
+            world.guests[0].send(&to_host(UDP, &udp(900, 700, &payload)));
+        }
+        counts.push(measure(|| assert!(world.breathe())).count_total);
+        assert_eq!(world.guests[0].reap(), BURST);
+        assert_eq!(world.counters(TAP).sent.frames, (round + 1) * BURST as u64);
+    }
+    assert!(counts[0] > 0, "nothing is counted at all");
+    assert_eq!(counts[1..], [0; 4]);
+    world.assert_drops(TAP, &[]);
+}
+
+fn is_by_bursts(world: &mut World) -> bool {
+    let tap: &mut TapPort = world.graph.get(world.ports[TAP]).expect("the port is alive");
+    tap.one_by_one().is_none()
+}
+
+/// A frame that goes to everybody goes to each as it came.
+#[test]
+fn a_burst_to_everybody_arrives_at_the_host_and_at_guests() {
+    let mut world = host(modern());
+    let socket = UdpSocket::bind("0.0.0.0:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    world.guests[1].post_many(BURST);
+    let frames: Vec<Vec<u8>> = (0..BURST)
+        .map(|number| {
+            let mut datagram = udp(900, 700, &noise(8 + number));
+            let sum = checksum(GUEST, HOST, UDP, &datagram);
+            datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+            let mut frame = to_host(UDP, &datagram);
+            frame[..6].copy_from_slice(&[0xff; 6]);
+            frame
+        })
+        .collect();
+    frames.iter().for_each(|frame| world.guests[0].send(frame));
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), frames);
+    for number in 0..BURST {
+        let mut buffer = [0; 2000];
+        let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+        assert!(buffer[..len] == noise(8 + number));
+    }
+    world.assert_drops(TAP, &[]);
 }
 
 #[test]

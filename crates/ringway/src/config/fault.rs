@@ -108,6 +108,11 @@ pub enum Problem {
     )]
     NotWithFd(String),
     #[error(
+        "`persistent` with the pattern `{0}`: each start would make one more interface, and leave it; \
+         give the interface a name"
+    )]
+    PersistentPattern(String),
+    #[error(
         "{cpus} of `cpus` for {workers} `workers`: expected at least one CPU for each, or no `cpus` \
          to let the kernel choose"
     )]

@@ -19,7 +19,7 @@ use engine::{App, Fault, Poller};
 use ports::tap::{Queues, TapPort};
 use ports::tun::Subnet;
 use rustix::io::Errno;
-use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
+use sys::tun::{Kind, Offloads, Persistence, Queue, Request, TunError, adopt};
 use tokio::time::sleep;
 use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
@@ -64,6 +64,9 @@ pub(super) trait HostPort: App + Sized {
     /// Says what MTU it has.
     fn set_mtu(&mut self, mtu: u32);
 
+    /// Whether it is still there, wherever that is.
+    fn is_attached(&self) -> bool;
+
     /// Looks whether it is still there, if that does not show by itself.
     fn look(&mut self) {}
 
@@ -101,6 +104,21 @@ impl HostPort for TapPort {
     fn set_mtu(&mut self, mtu: u32) {
         self.set_mtu(mtu);
     }
+
+    fn is_attached(&self) -> bool {
+        self.is_attached()
+    }
+}
+
+/// A tap port's parts.
+pub(super) fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<TapPort>> {
+    let parts = TapPort::parts(queues, workers);
+    if let Some(why) = parts.first().and_then(TapPort::one_by_one) {
+        tracing::info!(
+            "each frame to a tap takes a system call, without the kernel's io_uring: {why}"
+        );
+    }
+    Ok(parts)
 }
 
 /// Opens a port, which `make` makes of the queues of its interface, in as many parts as there are workers.
@@ -122,16 +140,20 @@ pub(super) async fn open<P: HostPort>(
         interface => format!("port `{name}`: {} interface `{interface}`", P::KIND),
     };
     let opened = match config.descriptors.as_slice() {
-        [] => attach::<P>(config, links, None).await.map(|Attached { queues, link, is_new }| {
-            let did = if is_new { "created" } else { "attached to" };
-            (queues, Some(link), did)
-        }),
+        [] => attach::<P>(config, links, false, None).await.map(
+            |Attached { queues, link, is_new }| {
+                let did = if is_new { "created" } else { "attached to" };
+                (queues, Some(link), did)
+            },
+        ),
         _ => inherit(config, links).await.map(|(queues, link)| (queues, link, "inherited")),
     };
     let (queues, link, did) = opened.with_context(what)?;
     let interface = name_of(&queues);
     tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
-    let again = again(config, &queues, did == "created");
+    let again = again(config, &queues, did == "created").with_context(what)?;
+    // When the switch runs, so that one that is new goes if it never does.
+    let persistence = config.persistent.zip(queues.first().map(Queue::persistence));
     let state = link.as_ref().map_or(State::UNSEEN, State::of);
     let mut parts = make(queues, graphs.0.len()).with_context(what)?;
     parts.iter_mut().for_each(|part| state.apply(part));
@@ -151,6 +173,7 @@ pub(super) async fn open<P: HostPort>(
             complaint: String::new(),
             kind: PhantomData,
         };
+        control.stay(persistence);
         control.say();
         Box::pin(control.follow())
     };
@@ -166,10 +189,12 @@ struct Attached {
 }
 
 /// Attaches to the interface that a port is configured with, and sets it up. One that does not exist is
-/// created, unless it is `known`. When this fails, what it created is gone.
+/// created, unless it is `known`. When this fails, what it created is gone; and so it is when the queues are
+/// dropped.
 async fn attach<P: HostPort>(
     config: &Tap,
     links: &Links,
+    several: bool,
     known: Option<Link>,
 ) -> anyhow::Result<Attached> {
     // Before anything is created.
@@ -179,8 +204,9 @@ async fn attach<P: HostPort>(
         None if config.is_named() => links.find(&config.interface).await?,
         known => known,
     };
-    let queues =
-        request(config, P::KIND)?.open().map_err(|error| explain(error, before.is_some()))?;
+    let queues = request(config, several, P::KIND)?
+        .open()
+        .map_err(|error| explain(error, before.is_some()))?;
     let link = links.find(&name_of(&queues)).await?.context(DELETED)?;
     let is_new = before.is_none_or(|before| before.index != link.index);
     // Then it goes with its queues.
@@ -189,17 +215,8 @@ async fn attach<P: HostPort>(
     if is_new {
         setup.up.get_or_insert(true);
     }
-    let index = link.index;
-    match set_up(links, link, &setup, bridge).await {
-        Ok(link) => Ok(Attached { queues, link, is_new }),
-        Err(error) => {
-            if is_new && config.persistent == Some(true) {
-                // That it could not be set up is what there is to say.
-                let _ = links.remove(index).await;
-            }
-            Err(error)
-        }
-    }
+    let link = set_up(links, link, &setup, bridge).await?;
+    Ok(Attached { queues, link, is_new })
 }
 
 const DELETED: &str = "it was deleted again at once";
@@ -221,10 +238,10 @@ async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Opt
         config.interface.is_empty() || config.interface == found,
         "the descriptors are those of another interface, `{found}`"
     );
+    let queue = queues.first().context("no descriptors")?;
+    let link = links.find(&found).await?;
     // There may be another one of its name here.
-    let address = queues.first().context("no descriptors")?.host_address();
-    let address = MacAddress(address.context("cannot read its hardware address")?);
-    let link = links.find(&found).await?.filter(|link| link.mac == Some(address));
+    let link = link.filter(|link| is_it(queue, link));
     let bridge = find_bridge(links, &config.setup).await?;
     let link = match link {
         Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
@@ -234,15 +251,33 @@ async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Opt
     Ok((queues, link))
 }
 
+/// Whether an interface of this network namespace is the one that a queue of the same name belongs to.
+fn is_it(queue: &Queue, link: &Link) -> bool {
+    queue.is_here().unwrap_or_else(|_| {
+        // Who may not ask where it is may still ask for its address, and two are rarely of the same.
+        queue.host_address().is_ok_and(|address| link.mac == Some(MacAddress(address)))
+    })
+}
+
 fn name_of(queues: &[Queue]) -> String {
     queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
 }
 
-/// How an interface is attached to that is there again. Whether it stays, and whose it is, was decided by
-/// whoever made it; what was done when we created it is done again.
-fn again(config: &Tap, queues: &[Queue], is_new: bool) -> Tap {
+/// How an interface is attached to that is there again.
+#[derive(Clone)]
+struct Again {
+    /// As the port is configured, but for its name.
+    config: Tap,
+    /// It was one for several queues, however many of them we had.
+    several: bool,
+}
+
+/// Whether it stays, and whose it is, was decided by whoever made it; what was done when we created it is
+/// done again.
+fn again(config: &Tap, queues: &[Queue], is_new: bool) -> anyhow::Result<Again> {
     let up = config.setup.up.or(is_new.then_some(true));
-    Tap {
+    let several = queues.first().map_or(Ok(false), Queue::is_of_several);
+    let config = Tap {
         descriptors: Vec::new(),
         queue_pairs: u16::try_from(queues.len()).unwrap_or(config.queue_pairs),
         persistent: None,
@@ -250,13 +285,14 @@ fn again(config: &Tap, queues: &[Queue], is_new: bool) -> Tap {
         group: None,
         setup: Setup { up, ..config.setup.clone() },
         ..config.clone()
-    }
+    };
+    Ok(Again { config, several: several.context(DELETED)? })
 }
 
-fn request(config: &Tap, kind: Kind) -> anyhow::Result<Request<'_>> {
+fn request(config: &Tap, several: bool, kind: Kind) -> anyhow::Result<Request<'_>> {
     Ok(Request {
         queues: config.queue_pairs,
-        persistent: config.persistent,
+        several,
         owner: config.owner.as_deref().map(user_id).transpose()?,
         group: config.group.as_deref().map(group_id).transpose()?,
         ..Request::new(&config.interface, kind, NetHeader::SIZE)
@@ -386,8 +422,7 @@ struct Over;
 /// What goes on behind a port.
 struct Control<P> {
     handle: Handle,
-    /// How the interface is attached to when it is there again, but for its name.
-    again: Tap,
+    again: Again,
     links: Links,
     watch: Watch,
     /// The name that the interface has, or had last.
@@ -426,11 +461,7 @@ impl<P: HostPort> Control<P> {
                 match (heard, index) {
                     (Heard::Look, Some(index)) => self.look(index).await,
                     (Heard::Look, None) => self.come_back().await,
-                    (Heard::Moved, _) => {
-                        self.place = Place::Elsewhere;
-                        self.say();
-                        self.learn(State::UNSEEN).await
-                    }
+                    (Heard::Moved, _) => self.follow_no_more().await,
                 }
             }
             () = sleep(retry.unwrap_or_default()), if retry.is_some() => self.come_back().await,
@@ -455,11 +486,40 @@ impl<P: HostPort> Control<P> {
         }
     }
 
+    /// Decides whether the interface stays.
+    fn stay(&self, persistence: Option<(bool, io::Result<Persistence>)>) {
+        let Some((stays, persistence)) = persistence else { return };
+        if let Err(error) = persistence.and_then(|persistence| persistence.set(stays)) {
+            let (port, interface) = (&self.handle.name, &self.interface);
+            let what = if stays { "stays" } else { "goes" };
+            tracing::error!(port, interface, "cannot decide that the interface {what}: {error}");
+        }
+    }
+
+    /// The interface is in another network namespace now.
+    async fn follow_no_more(&mut self) -> Result<(), Over> {
+        self.place = Place::Elsewhere;
+        self.say();
+        self.learn(State::UNSEEN).await
+    }
+
     /// Looks what an interface is now.
     async fn look(&mut self, index: u32) -> Result<(), Over> {
-        // If it is not there, the workers say so, or it was moved and we are told.
-        let Ok(Some(link)) = self.links.at(index).await else {
-            return self.on_port(|port, _| port.look()).await.map(drop);
+        let link = match self.links.at(index).await {
+            Ok(Some(link)) => link,
+            not_here => {
+                let look = |port: &mut P, _: &Poller| {
+                    port.look();
+                    port.is_attached()
+                };
+                let is_attached = self.on_port(look).await?.contains(&true);
+                // If it was moved, we may have been told, and not have heard it. If it was deleted, the
+                // workers say so.
+                if is_attached && not_here.is_ok() {
+                    return self.follow_no_more().await;
+                }
+                return Ok(());
+            }
         };
         if link.name != self.interface {
             let port = &self.handle.name;
@@ -481,7 +541,7 @@ impl<P: HostPort> Control<P> {
     /// may be over when it is looked at.
     async fn restore(&mut self, link: &Link) {
         let (port, interface) = (&self.handle.name, &self.interface);
-        match add_addresses(&self.links, link, &self.again.setup.addresses).await {
+        match add_addresses(&self.links, link, &self.again.config.setup.addresses).await {
             Ok(added) => {
                 self.complaint.clear();
                 for address in added {
@@ -566,9 +626,10 @@ impl<P: HostPort> Control<P> {
                 return Ok(());
             }
         };
-        let config = Tap { interface: self.interface.clone(), ..self.again.clone() };
+        let Again { config, several } = self.again.clone();
+        let config = Tap { interface: self.interface.clone(), ..config };
         let (port, interface) = (&self.handle.name, &self.interface);
-        let attached = attach::<P>(&config, &self.links, Some(link)).await;
+        let attached = attach::<P>(&config, &self.links, several, Some(link)).await;
         let shared =
             attached.and_then(|Attached { queues, link, .. }| Ok((P::share(queues)?, link)));
         match shared {

@@ -74,4 +74,8 @@ impl HostPort for TunPort {
     fn set_mtu(&mut self, mtu: u32) {
         self.set_mtu(mtu);
     }
+
+    fn is_attached(&self) -> bool {
+        self.is_attached()
+    }
 }

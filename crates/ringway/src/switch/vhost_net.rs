@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use engine::{Fault, Poller};
-use ports::tap::TapPort;
 use ports::vhost_net::{Detached, OpenError, Rings, VhostNetFault, VhostNetPort};
 use sys::tun::Queue;
 use sys::vhost::Device;
@@ -40,7 +39,7 @@ pub(super) async fn open(
         );
     }
     tracing::warn!(port = name, "a plain tap port, without the kernel's vhost-net: {why}");
-    tap::open(graphs, links, name, tap, |queues, workers| Ok(TapPort::parts(queues, workers))).await
+    tap::open(graphs, links, name, tap, tap::parts).await
 }
 
 fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<VhostNetPort>> {
@@ -79,6 +78,10 @@ impl HostPort for VhostNetPort {
 
     fn set_mtu(&mut self, mtu: u32) {
         self.set_mtu(mtu);
+    }
+
+    fn is_attached(&self) -> bool {
+        self.is_attached()
     }
 
     fn look(&mut self) {

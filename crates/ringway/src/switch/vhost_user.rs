@@ -15,7 +15,7 @@ use vhost_user::back_end::Offer;
 use vhost_user::{Closer, Connection, ConnectionError};
 
 use super::{Graphs, Handle, Opened};
-use crate::config::{DEFAULT_MTU, SocketRole, VhostUser};
+use crate::config::{SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
 
@@ -58,10 +58,8 @@ pub(super) fn open(
     let app = graphs.add(name, parts);
     let control = move |handle: Handle| -> super::Running {
         let Handle { name, app, bridge, workers, mtus, troubles } = handle;
-        if mtu != DEFAULT_MTU {
-            mtus.note(&name, mtu.into());
-        }
-        let port = Port { name, app, bridge, offer, workers, troubles };
+        mtus.note_guest(&name, mtu);
+        let port = Port { name, app, bridge, offer, workers, mtus, troubles };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),

@@ -159,5 +159,12 @@ pub fn read_as(
         }
     }
     port.interface = interface?;
+    if port.persistent == Some(true)
+        && port.interface.contains('%')
+        && let Some(entry) = written.entry("persistent")
+    {
+        let problem = Problem::PersistentPattern(port.interface.clone());
+        faults.push(Fault { place: entry.place.clone(), problem });
+    }
     (faults.len() == before).then_some(port)
 }
