@@ -6,9 +6,9 @@
 //! for when it sends ([`asks`]), and what it takes when it receives ([`takes`]).
 //!
 //! A frame from the kernel is read into a slot of a private buffer, which the burst borrows; frames
-//! to the kernel are written from where they lie, all that a burst has by one system call (`writer`).
-//! Only one that the kernel does not take as it is goes through private memory, where it is
-//! segmented. A frame that is held, because
+//! to the kernel are written all that a burst has by one system call (`writer`), large ones from where
+//! they lie. One that the kernel does not take as it is is segmented in private memory, and written by
+//! itself. A frame that is held, because
 //! its receiver is full, stays in its slot; when there are too many of them, nothing more is read,
 //! and the kernel's own queue fills up behind them.
 //!
