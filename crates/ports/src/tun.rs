@@ -9,11 +9,11 @@
 //! There is one queue, which one part of the port reads: it alone knows the neighbours. The others pass on to it
 //! what they hear of them, and write.
 
-mod arrival;
+pub mod arrival;
 mod from_host;
-mod neighbours;
+pub mod neighbours;
 mod slots;
-mod station;
+pub mod station;
 mod subnets;
 
 use std::io;

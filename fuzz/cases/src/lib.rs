@@ -14,6 +14,7 @@
 //! | `memory` | region tables, and accesses through them | front end |
 //! | `formats` | what the parsers read | everybody |
 //! | `capture` | a capture file | whoever wrote it |
+//! | `neighbours` | frames about who has which address, packets of the host's, and time | stations |
 //! | `canary` | a word that must be found | nobody |
 //!
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
@@ -26,6 +27,7 @@ mod formats;
 mod frame;
 mod guest;
 mod input;
+mod neighbours;
 mod reached;
 mod regions;
 mod ring_memory;
@@ -36,6 +38,7 @@ pub use device::device;
 pub use driver::driver;
 pub use formats::formats;
 pub use frame::frame;
+pub use neighbours::neighbours;
 pub use reached::Reached;
 pub use regions::memory;
 pub use session::session;
@@ -52,6 +55,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("memory", memory),
     ("formats", formats),
     ("capture", capture),
+    ("neighbours", neighbours),
     ("canary", canary),
 ];
 

@@ -263,6 +263,34 @@ fn capture() {
     );
 }
 
+#[test]
+fn neighbours() {
+    passes(
+        "neighbours",
+        &[
+            "Announcement",
+            "Answer",
+            "BadNeighbourMessage",
+            "NotForHost",
+            "NotIp",
+            "Request",
+            "Tagged",
+            "TooShort",
+            "advertisement",
+            "arp",
+            "asked again",
+            "changed",
+            "known",
+            "ndp",
+            "packet",
+            "probe",
+            "question",
+            "reply",
+            "unknown",
+        ],
+    );
+}
+
 /// Otherwise the tests above would pass whatever happens.
 #[test]
 fn canary() {

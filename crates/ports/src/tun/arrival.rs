@@ -14,7 +14,7 @@ const IPV4_HEADER_SIZE: usize = 20;
 
 /// A frame that the port takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
+pub enum Arrival {
     /// A packet to the host, behind a header of so many bytes.
     Packet(usize),
     /// Something about who has which address, which is the port's own business.
@@ -23,22 +23,24 @@ pub(super) enum Arrival {
 
 /// Something about who has which address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Heard {
+pub struct Heard {
     /// The station that said it.
-    pub(super) from: MacAddress,
+    pub from: MacAddress,
     /// What it said.
-    pub(super) message: Message,
+    pub message: Message,
 }
 
 /// What is said about addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Message {
+pub enum Message {
+    /// For IPv4.
     Arp(arp::Packet),
+    /// For IPv6.
     Ndp(ndp::Packet),
 }
 
 /// Looks at a frame, or says why it is dropped.
-pub(super) fn sort(frame: &Frame<'_>, station: &Station) -> Result<Arrival, DropReason> {
+pub fn sort(frame: &Frame<'_>, station: &Station) -> Result<Arrival, DropReason> {
     let ethernet = Ethernet::parse(frame.head).ok_or(DropReason::TooShort)?;
     // A tag that carries only a priority is of no VLAN (IEEE 802.1Q, section 6.9.1).
     let is_tag = |ethertype| matches!(ethertype, EtherType::VLAN | EtherType::SERVICE_VLAN);

@@ -165,8 +165,8 @@ impl FromHost {
     pub(super) fn begin(&mut self, burst: &mut Burst<'_>, counters: &mut Counters) -> bool {
         let now = burst.now();
         self.listen(now, counters);
-        self.ask_again(now);
-        self.announce_due(now);
+        self.ask_again(now, counters);
+        self.announce_due(now, counters);
         if self.neighbours.take_changed() {
             self.release(counters);
         }
@@ -246,7 +246,7 @@ impl FromHost {
         let (whereabouts, question) = self.neighbours.resolve(next_hop, now);
         if let Some(saying) = question.and_then(|question| self.station.ask(question)) {
             // If there is no room for it, it is asked again.
-            self.say(saying, Content::Question);
+            self.say(saying, Content::Question, counters);
         }
         match whereabouts {
             Whereabouts::At(station) => self.send(packet, station),
@@ -324,7 +324,7 @@ impl FromHost {
             self.neighbours.hear(address, station, occasion, now);
         }
         let Some(answer) = learnt.answer else { return };
-        if *answers > 0 && self.say(answer, Content::Answer) {
+        if *answers > 0 && self.say(answer, Content::Answer, counters) {
             *answers -= 1;
             self.moved = true;
         } else {
@@ -333,32 +333,32 @@ impl FromHost {
     }
 
     /// Puts a message of our own with what is ready. False when there is no room.
-    fn say(&mut self, saying: Saying, content: Content) -> bool {
-        say(&mut self.slots, self.station.mac, saying, content)
+    fn say(&mut self, saying: Saying, content: Content, counters: &mut Counters) -> bool {
+        say(&mut self.slots, self.station.mac, saying, content, counters)
     }
 
     /// Asks what has to be asked again.
-    fn ask_again(&mut self, now: u64) {
+    fn ask_again(&mut self, now: u64, counters: &mut Counters) {
         let Self { neighbours, slots, station, moved, .. } = self;
         neighbours.sweep(now, |question| {
             // Without an address to ask from there is nothing to wait for either.
             let is_said = station
                 .ask(question)
-                .is_none_or(|saying| say(slots, station.mac, saying, Content::Question));
+                .is_none_or(|saying| say(slots, station.mac, saying, Content::Question, counters));
             *moved |= is_said;
             is_said
         });
     }
 
     /// Announces what is due.
-    fn announce_due(&mut self, now: u64) {
+    fn announce_due(&mut self, now: u64, counters: &mut Counters) {
         let Some(mut announcing) = self.announcing.take_if(|announcing| announcing.due <= now)
         else {
             return;
         };
         while let Some(subnet) = self.station.subnets.addresses.get(announcing.address) {
             let saying = self.station.announce(subnet.address);
-            if !self.say(saying, Content::Question) {
+            if !self.say(saying, Content::Question, counters) {
                 announcing.due = now + AGAIN;
                 self.announcing = Some(announcing);
                 return;
@@ -409,10 +409,15 @@ fn say(
     mac: MacAddress,
     Saying { to, message }: Saying,
     content: Content,
+    counters: &mut Counters,
 ) -> bool {
     let share = if content == Content::Answer { ANSWERS } else { QUESTIONS };
-    if slots.count(content) >= share && !slots.give_up_held(content) {
-        return false;
+    if slots.count(content) >= share {
+        // For the newest there is room, if some receiver is full.
+        if !slots.give_up_held(content) {
+            return false;
+        }
+        counters.drop(DropReason::ReceiverFull);
     }
     let Some(slot) = slots.take() else { return false };
     let bytes = slots.bytes(slot);

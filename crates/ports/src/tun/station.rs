@@ -21,29 +21,36 @@ pub struct Station {
 
 /// What the station says, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Saying {
-    pub(super) to: MacAddress,
-    pub(super) message: Message,
+pub struct Saying {
+    /// The station or group that hears it.
+    pub to: MacAddress,
+    /// What it is.
+    pub message: Message,
 }
 
 /// That somebody has an address, and how we know. An answer may leave out who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) address: IpAddr,
-    pub(super) station: Option<MacAddress>,
-    pub(super) occasion: Occasion,
+pub struct Claim {
+    /// What somebody has.
+    pub address: IpAddr,
+    /// Who has it.
+    pub station: Option<MacAddress>,
+    /// Why it was said.
+    pub occasion: Occasion,
 }
 
 /// What there is to do about something that was heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Learnt {
-    pub(super) claim: Option<Claim>,
-    pub(super) answer: Option<Saying>,
+pub struct Learnt {
+    /// For the table of neighbours.
+    pub claim: Option<Claim>,
+    /// To be said.
+    pub answer: Option<Saying>,
 }
 
 impl Station {
     /// How to ask who has an address; None if there is no address to ask from.
-    pub(super) fn ask(&self, Question { address, station }: Question) -> Option<Saying> {
+    pub fn ask(&self, Question { address, station }: Question) -> Option<Saying> {
         match (address, self.subnets.source_for(address)?) {
             (IpAddr::V4(target), IpAddr::V4(sender)) => {
                 let message = Message::Arp(arp::Packet {
@@ -74,7 +81,7 @@ impl Station {
 
     /// How to tell all stations, unasked, that an address is ours: a gratuitous request (RFC 5227, section 3) or an
     /// unsolicited advertisement (RFC 4861, section 7.2.6).
-    pub(super) fn announce(&self, address: IpAddr) -> Saying {
+    pub fn announce(&self, address: IpAddr) -> Saying {
         match address {
             IpAddr::V4(address) => {
                 let message = Message::Arp(arp::Packet {
@@ -109,7 +116,7 @@ impl Station {
     }
 
     /// What is to be learnt from what was said, and answered. None if it is nothing to us.
-    pub(super) fn hear(&self, heard: Heard) -> Option<Learnt> {
+    pub fn hear(&self, heard: Heard) -> Option<Learnt> {
         let (claim, answer) = match heard.message {
             Message::Arp(message) => self.hear_arp(message),
             Message::Ndp(message) => self.hear_ndp(message, heard.from),

@@ -2,13 +2,10 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use allocation_counter::measure;
-use apps::bridge::Bridge;
 use engine::{BURST, DropReason, Mode};
-use nix::sched::{CloneFlags, unshare};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
 use sys::testing::{Call, refuse};
@@ -18,10 +15,8 @@ use wire::virtio::{Features, NetHeader};
 
 use crate::crew::Crew;
 use crate::guest::{Cut, Guest, RECEIVE, Received};
-use crate::world::{MODERN, RING, World, addressed, frame, mac, modern};
-
-/// More than anything here takes, on the slowest machine.
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::network::{self, ip};
+use crate::world::{LIMIT, MODERN, RING, World, frame, mac, modern};
 
 const HOST: [u8; 4] = [10, 9, 0, 1];
 const GUEST: [u8; 4] = [10, 9, 0, 2];
@@ -37,14 +32,6 @@ const OFFLOADS: Features = MODERN
     .union(Features::GUEST_CSUM)
     .union(Features::GUEST_TSO4);
 
-#[track_caller]
-fn ip(arguments: &str) {
-    let result = Command::new("ip").args(arguments.split(' ')).output();
-    let output = result.expect("this test needs iproute2");
-    let problem = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {problem}");
-}
-
 /// Two guests and the host on a bridge. The host knows where guest 0 is.
 fn host(guest: Guest) -> World {
     old_host(guest, Offloads::ALL)
@@ -52,19 +39,11 @@ fn host(guest: Guest) -> World {
 
 /// The same with a kernel that knows no more than these.
 fn old_host(guest: Guest, most: Offloads) -> World {
-    host_with(guest, tap(Request { most, ..request() }))
+    host_with(guest, network::open(Request { most, ..request() }))
 }
 
 fn request() -> Request<'static> {
     Request::new("rw0", Kind::Tap, NetHeader::SIZE)
-}
-
-/// The queues of a tap in a network of its own.
-fn tap(request: Request<'_>) -> Vec<Queue> {
-    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
-    // Nothing but what a test asks for, if the kernel knows IPv6 at all.
-    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    request.open().expect("this test needs CAP_NET_ADMIN")
 }
 
 /// Gives the host an address on the tap. It knows where guest 0 is.
@@ -76,50 +55,12 @@ fn configure() {
 
 fn host_with(guest: Guest, queues: Vec<Queue>) -> World {
     let tap = TapPort::parts(queues, 1).remove(0);
-    let mut world = World::unlinked(vec![guest, modern()]);
-    let tap = world.graph.add("tap", tap);
-    world.ports.push(tap);
-    let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
-    for (index, port) in world.ports.iter().enumerate() {
-        world.graph.link((*port, 0), (bridge, index)).unwrap();
-        world.graph.link((bridge, index), (*port, 0)).unwrap();
-    }
-    for guest in [0, 1] {
-        // Learned from, and not forwarded.
-        world.guests[guest].send(&addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(guest), 60, 0));
-        world.breathe();
-        world.guests[guest].reap();
-    }
+    let world = World::bridged_with(vec![guest, modern()], "tap", tap);
     configure();
     world
 }
 
 const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x99];
-
-/// Breathes until the guest has received what is looked for.
-#[track_caller]
-fn until<T>(
-    world: &mut World,
-    what: &str,
-    mut look: impl FnMut(&mut Guest, Received) -> Option<T>,
-) -> T {
-    let start = Instant::now();
-    loop {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
-        while world.guests[0].receive.room() > 100 {
-            world.guests[0].post(2048);
-        }
-        if !world.breathe() {
-            std::thread::yield_now();
-        }
-        world.guests[0].reap();
-        for received in world.guests[0].received() {
-            if let Some(found) = look(&mut world.guests[0], received) {
-                return found;
-            }
-        }
-    }
-}
 
 /// What is behind the IPv4 header, when the frame is of this protocol and to the guest.
 fn ipv4(frame: &[u8], protocol: u8) -> Option<&[u8]> {
@@ -175,7 +116,7 @@ fn the_host_answers_a_guest() {
     let mut request = [&[0xff; 6][..], &mac(0), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
     request.extend([&mac(0)[..], &GUEST, &[0; 6], &HOST].concat());
     world.guests[0].send(&request);
-    let answer = until(&mut world, "an answer to an ARP request", |_, received| {
+    let answer = world.until("an answer to an ARP request", |_, received| {
         (received.frame[12..14] == [8, 6]).then_some(received.frame)
     });
     assert_eq!(answer[..12], [mac(0), HOST_MAC].concat());
@@ -194,7 +135,7 @@ fn checksums_left_undone_pass_both_ways() {
             socket.send_to(&[number; 333], "10.9.0.2:900").unwrap();
         }
         let mut number = 0;
-        until(&mut world, "all datagrams", |_, received| {
+        world.until("all datagrams", |_, received| {
             let datagram = ipv4(&received.frame, UDP)?;
             assert!(datagram[8..] == [number; 333], "{number}");
             if features.contains(Features::GUEST_CSUM) {
@@ -271,7 +212,7 @@ fn segmentations_left_undone_pass_both_ways() {
         stream.read_exact(&mut received).map(|()| received)
     });
 
-    let mut connection = until(&mut world, "a connection", |_, received| {
+    let mut connection = world.until("a connection", |_, received| {
         let segment = ipv4(&received.frame, TCP)?;
         let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
         let port = u16::from_be_bytes([segment[0], segment[1]]);
@@ -282,7 +223,7 @@ fn segmentations_left_undone_pass_both_ways() {
 
     let mut stream = Vec::new();
     let mut largest = 0;
-    until(&mut world, "the host's stream", |guest, received| {
+    world.until("the host's stream", |guest, received| {
         let segment = ipv4(&received.frame, TCP)?;
         let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
         let payload = &segment[usize::from(segment[12] >> 4) * 4..];
@@ -392,7 +333,7 @@ fn datagrams_left_together_pass_both_ways_and_an_old_kernel_gets_and_sends_each(
             let (header, frame) = together([OTHER, GUEST], &payload, SIZE);
             world.guests[0].send_with(header, &frame);
             let mut parts = Vec::new();
-            until(&mut world, "all datagrams", |guest, Received { header, frame, .. }| {
+            world.until("all datagrams", |guest, Received { header, frame, .. }| {
                 let datagram = ipv4(&frame, UDP)?;
                 if header.gso_type == NetHeader::GSO_UDP_L4 {
                     assert!(guest.features.contains(Features::GUEST_USO4), "{name}");
@@ -431,7 +372,7 @@ fn a_kernel_that_takes_nothing_gets_all_frames_complete() {
         assert!(buffer[..len] == *part);
     }
     socket.send_to(&payload[..99], "10.9.0.2:900").unwrap();
-    let header = until(&mut world, "a datagram", |_, received| {
+    let header = world.until("a datagram", |_, received| {
         ipv4(&received.frame, UDP).map(|datagram| {
             assert_eq!(checksum(HOST, GUEST, UDP, datagram), 0);
             received.header
@@ -756,7 +697,7 @@ fn an_interface_that_is_deleted_is_reported_once_and_the_others_go_on() {
 
 #[test]
 fn all_workers_write_to_the_host_and_one_reads() {
-    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(tap(request())));
+    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(network::open(request())));
     configure();
     let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
@@ -802,7 +743,7 @@ fn all_workers_write_to_the_host_and_one_reads() {
 
 /// A tap with so many queues, in a network of its own, which knows where both guests are.
 fn crew_with_queues(workers: usize, queues: u16) -> Crew {
-    let queues = tap(Request { queues, ..request() });
+    let queues = network::open(Request { queues, ..request() });
     let crew = Crew::with_tap(workers, vec![modern(), modern()], Some(queues));
     configure();
     ip("neighbour add 10.9.0.3 lladdr 52:54:00:00:00:01 dev rw0");

@@ -1,12 +1,9 @@
 //! Guests and the host's own IP, by a tun in a network namespace of the test's own.
 
 use std::net::{IpAddr, UdpSocket};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use apps::bridge::Bridge;
 use engine::DropReason;
-use nix::sched::{CloneFlags, unshare};
 use ringway_ports::tun::{Station, Subnets, TunPort};
 use sys::tun::{Kind, Offloads, Request};
 use wire::arp::{self, Operation};
@@ -16,10 +13,9 @@ use wire::ndp;
 use wire::virtio::{Features, NetHeader};
 
 use crate::guest::{Cut, Guest, Received};
-use crate::world::{MODERN, RING, STEP, World, addressed, mac, modern};
+use crate::network::{self, ip};
+use crate::world::{LIMIT, MODERN, RING, STEP, World, mac, modern};
 
-/// More than anything here takes, on the slowest machine.
-const LIMIT: Duration = Duration::from_secs(20);
 const SECOND: u64 = 1_000_000_000;
 
 const HOST: MacAddress = MacAddress([0x52, 0x54, 0, 0, 0, 0x99]);
@@ -30,21 +26,10 @@ const GUEST_V4: [u8; 4] = [10, 9, 0, 2];
 /// The number of the tun's port, behind those of two guests.
 const TUN: usize = 2;
 
-#[track_caller]
-fn ip(arguments: &str) {
-    let result = Command::new("ip").args(arguments.split(' ')).output();
-    let output = result.expect("this test needs iproute2");
-    let problem = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {problem}");
-}
-
 /// A port of a tun in a network of its own, in parts.
 fn parts(most: Offloads, workers: usize) -> Vec<TunPort> {
-    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
-    // Nothing but what a test asks for, if the kernel knows IPv6 at all.
-    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
     let request = Request { most, ..Request::new("rw0", Kind::Tun, NetHeader::SIZE) };
-    let queue = request.open().expect("this test needs CAP_NET_ADMIN").remove(0);
+    let queue = network::open(request).remove(0);
     let subnets = Subnets {
         addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd00::1/64".parse().unwrap()],
         gateways: vec![IpAddr::from([10, 9, 0, 9])],
@@ -56,48 +41,11 @@ fn parts(most: Offloads, workers: usize) -> Vec<TunPort> {
 /// Two guests and the host on a bridge, which knows where the guests are.
 fn host(guest: Guest, most: Offloads) -> World {
     let part = parts(most, 1).remove(0);
-    let mut world = World::unlinked(vec![guest, modern()]);
-    let tun = world.graph.add("tun", part);
-    world.ports.push(tun);
-    let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
-    for (index, port) in world.ports.iter().enumerate() {
-        world.graph.link((*port, 0), (bridge, index)).unwrap();
-        world.graph.link((bridge, index), (*port, 0)).unwrap();
-    }
-    for guest in [0, 1] {
-        // Learned from, and not forwarded.
-        world.guests[guest].send(&addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(guest), 60, 0));
-        world.breathe();
-        world.guests[guest].reap();
-    }
+    let world = World::bridged_with(vec![guest, modern()], "tun", part);
     ip("link set rw0 up");
     ip("address add 10.9.0.1/24 dev rw0");
     ip("route add default dev rw0");
     world
-}
-
-/// Gives guest 0 room to receive.
-fn post(world: &mut World) {
-    while world.guests[0].receive.room() > 100 {
-        world.guests[0].post(2048);
-    }
-}
-
-/// Breathes until guest 0 has received what is looked for. What it receives at once with that is passed over.
-#[track_caller]
-fn until<T>(world: &mut World, what: &str, mut look: impl FnMut(Received) -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
-        post(world);
-        if !world.breathe() {
-            std::thread::yield_now();
-        }
-        world.guests[0].reap();
-        if let Some(found) = world.guests[0].received().into_iter().find_map(&mut look) {
-            return found;
-        }
-    }
 }
 
 /// Breathes until the port has counted so many packets of the host's.
@@ -157,7 +105,7 @@ fn the_port_answers_for_the_host_and_for_nobody_else() {
     for sender in [GUEST_V4, [0; 4]] {
         world.guests[0].send(&ask(sender, [10, 9, 0, 7]));
         world.guests[0].send(&ask(sender, HOST_V4));
-        let reply = until(&mut world, "an answer", |received| read_arp(&received));
+        let reply = world.until("an answer", |_, received| read_arp(&received));
         assert_eq!((reply.operation, reply.sender_mac), (Operation::Reply, HOST));
         assert_eq!((reply.sender.octets(), reply.target.octets()), (HOST_V4, sender));
         assert_eq!(reply.target_mac.0, mac(0));
@@ -175,7 +123,7 @@ fn the_port_answers_for_the_host_and_for_nobody_else() {
     {
         world.guests[0].send(&solicit(source, "fd00::7", link_layer));
         world.guests[0].send(&solicit(source, "fd00::1", link_layer));
-        let (to, packet) = until(&mut world, "an advertisement", |received| {
+        let (to, packet) = world.until("an advertisement", |_, received| {
             let packet = ndp::Packet::parse(received.frame.get(14..)?, true).ok().flatten()?;
             Some((received.frame[..6].to_vec(), packet))
         });
@@ -202,14 +150,14 @@ fn packets_wait_for_their_neighbour_and_then_go_in_order() {
     for number in 0..5u8 {
         socket.send_to(&[number; 50], "10.9.0.2:900").unwrap();
     }
-    let question = until(&mut world, "a question", |received| read_arp(&received));
+    let question = world.until("a question", |_, received| read_arp(&received));
     assert_eq!((question.operation, question.target.octets()), (Operation::Request, GUEST_V4));
     until_read(&mut world, 5);
     world.guests[0].send(&answer(question));
     socket.send_to(&[5; 50], "10.9.0.2:900").unwrap();
     // The newest three of those that waited, and then what came later.
     let mut next = 2;
-    until(&mut world, "all datagrams", |received| {
+    world.until("all datagrams", |_, received| {
         assert_eq!(datagram(&received.frame)?[8..], [next; 50]);
         next += 1;
         (next == 6).then_some(())
@@ -223,7 +171,7 @@ fn who_does_not_answer_costs_what_waits_and_who_is_far_is_behind_the_gateway() {
     let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
     socket.send_to(&[1; 50], "192.0.2.1:900").unwrap();
     for _ in 0..3 {
-        let question = until(&mut world, "a question", |received| read_arp(&received));
+        let question = world.until("a question", |_, received| read_arp(&received));
         assert_eq!(question.target.octets(), [10, 9, 0, 9]);
         world.assert_drops(TUN, &[]);
         world.after(SECOND - STEP);
@@ -247,7 +195,7 @@ fn a_flood_of_addresses_keeps_little_and_takes_no_slot_for_good() {
     assert!((1..=32).contains(&waiting), "{waiting} wait");
     // Questions are asked again as there is room for them.
     for _ in 0..200 {
-        post(&mut world);
+        world.post();
         world.after(SECOND / 20);
         world.guests[0].reap();
         world.guests[0].received();
@@ -257,7 +205,7 @@ fn a_flood_of_addresses_keeps_little_and_takes_no_slot_for_good() {
     world.guests[0].send(&ask(GUEST_V4, HOST_V4));
     socket.send_to(&[7; 50], "10.9.0.2:900").unwrap();
     let payload =
-        until(&mut world, "a datagram", |received| Some(datagram(&received.frame)?.to_vec()));
+        world.until("a datagram", |_, received| Some(datagram(&received.frame)?.to_vec()));
     assert_eq!(payload[8..], [7; 50]);
 }
 
@@ -334,7 +282,7 @@ fn what_is_left_undone_passes_both_ways_or_is_done() {
 
             world.guests[0].send(&ask(GUEST_V4, HOST_V4));
             socket.send_to(&payload[..333], "10.9.0.2:900").unwrap();
-            let Received { header, frame, .. } = until(&mut world, "a datagram", |received| {
+            let Received { header, frame, .. } = world.until("a datagram", |_, received| {
                 datagram(&received.frame).is_some().then_some(received)
             });
             let datagram = datagram(&frame).unwrap();
@@ -509,6 +457,8 @@ fn a_guest_that_takes_no_answers_leaves_answers_for_others() {
         world.breathe();
     }
     assert!(has_answer(&mut world, 1));
+    // All but those that there are slots for were given up, and counted; the other's took one more place.
+    assert_eq!(world.counters(TUN)[DropReason::ReceiverFull], 20 + 1 - 12);
     // It has the newest when it takes some.
     world.guests[0].post_many(100);
     world.breathe();
@@ -528,19 +478,19 @@ fn parts_pass_on_what_they_hear() {
     ip("address add 10.9.0.1/24 dev rw0");
     let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
     socket.send_to(&[1; 50], "10.9.0.2:900").unwrap();
-    let question = until(&mut world, "a question", |received| read_arp(&received));
+    let question = world.until("a question", |_, received| read_arp(&received));
     assert_eq!(question.target.octets(), GUEST_V4);
     world.guests[0].send(&answer(question));
-    until(&mut world, "a datagram", |received| datagram(&received.frame).map(|_| ()));
+    world.until("a datagram", |_, received| datagram(&received.frame).map(|_| ()));
     world.guests[0].send(&ask(GUEST_V4, HOST_V4));
-    let reply = until(&mut world, "an answer", |received| read_arp(&received));
+    let reply = world.until("an answer", |_, received| read_arp(&received));
     assert_eq!((reply.operation, reply.sender_mac), (Operation::Reply, HOST));
     // More at once than is passed on is counted where it was heard.
     for _ in 0..100 {
         world.guests[0].send(&ask(GUEST_V4, HOST_V4));
     }
     for _ in 0..4 {
-        post(&mut world);
+        world.post();
         world.breathe();
         world.guests[0].reap();
     }
