@@ -338,7 +338,7 @@ impl ReadAhead {
                     self.report.sent += (self.chunk.frames.len() - before) as u64;
                     self.start += bytes as usize;
                 }
-                Step::Skip(bytes) => self.skip(bytes)?,
+                Step::Skip(bytes) => self.start += bytes as usize,
                 Step::More(needed) => {
                     if !self.read(needed).map_err(ReadError::Io)? {
                         let rest = self.window.get(self.start..self.end).unwrap_or_default();
@@ -367,18 +367,6 @@ impl ReadAhead {
             }
         }
         Ok(true)
-    }
-
-    /// Passes over bytes, however many the file has of them: what it lacks is missed by the next step.
-    fn skip(&mut self, mut bytes: u64) -> Result<(), ReadError> {
-        loop {
-            let here = bytes.min((self.end - self.start) as u64);
-            self.start += here as usize;
-            bytes -= here;
-            if bytes == 0 || !self.read(1).map_err(ReadError::Io)? {
-                return Ok(());
-            }
-        }
     }
 
     fn rewind(&mut self) -> io::Result<()> {

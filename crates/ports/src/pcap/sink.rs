@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use engine::{App, Burst, Counters, DropReason, Frame, Lease, Outputs, Poller, Selection, Traffic};
 use memory::WriteCursor;
-use wire::pcap::{Direction, Packet, PacketHeader, packet_size};
+use wire::pcap::{Packet, PacketHeader, packet_size};
 use wire::virtio::{Features, Offload};
 
 use super::write_behind::{Capture, Chunk, Shared, WriteBehind, WriteError};
@@ -172,7 +172,6 @@ impl PcapSink {
             time: now,
             captured: captured as u32,
             original: frame.len as u32,
-            direction: Direction::Outbound,
         };
         chunk.len += packet.finish(header).ok_or(DropReason::TooLong)?;
         chunk.frames.count(frame.len);

@@ -10,7 +10,7 @@ use engine::{AppId, DropReason, Graph};
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
 use ringway_ports::pcap::{Capture, PcapSink, PcapSource, ReadError, Replay, Report, Times};
 use tempfile::TempDir;
-use wire::pcap::{Direction, Interface, Packet, PacketHeader, Reader, Section, Step, packet_size};
+use wire::pcap::{Interface, Packet, PacketHeader, Reader, Section, Step, packet_size};
 
 use crate::guest::{CUTS, Cut, Guest};
 use crate::segments::{self, SENDS_ALL};
@@ -32,8 +32,7 @@ fn capture(frames: &[(u64, Vec<u8>, u32)]) -> Vec<u8> {
         packet.bytes()[..bytes.len()].copy_from_slice(bytes);
         let captured = bytes.len() as u32;
         let original = captured + more;
-        let direction = Direction::Inbound;
-        let header = PacketHeader { interface: 0, time: *time, captured, original, direction };
+        let header = PacketHeader { interface: 0, time: *time, captured, original };
         packet.finish(header).unwrap();
         file.extend(room);
     }
