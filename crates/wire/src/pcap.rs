@@ -12,9 +12,7 @@ mod writer;
 
 pub use fault::{Fault, Place, Problem};
 pub use reader::{Captured, Reader, Step};
-pub use writer::{
-    Interface, Packet, PacketHeader, Section, Span, Statistics, packet_size, retime,
-};
+pub use writer::{Interface, Packet, PacketHeader, Section, Span, Statistics, packet_size, retime};
 
 /// The most bytes of one frame that a file may hold: what Wireshark and libpcap take for Ethernet.
 pub const MAX_CAPTURED: u32 = 262_144;

@@ -270,13 +270,7 @@ impl Reader {
 
     /// Goes on in a block of no interest, as far as the window has it: so that what is missed of it in
     /// the end is known to the byte.
-    fn pass_over<'a>(
-        &mut self,
-        window: &'a [u8],
-        start: u64,
-        length: u32,
-        left: u32,
-    ) -> Step<'a> {
+    fn pass_over<'a>(&mut self, window: &'a [u8], start: u64, length: u32, left: u32) -> Step<'a> {
         let here = left.min(u32::try_from(window.len()).unwrap_or(u32::MAX));
         self.format = Format::PassingOver { start, length, left: left - here };
         if here == 0 { Step::More(1) } else { Step::Skip(here.into()) }

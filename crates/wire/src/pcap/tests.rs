@@ -336,9 +336,8 @@ fn blocks_that_are_passed_over_are_counted_to_the_byte() {
         let mut blocks = vec![unknown.clone(), packet.clone(), empty, statistics, packet.clone()];
         let start = pcapng(order, &blocks).len();
         blocks.push(order.packet(3, 1, LEN, FRAME));
-        let text = format!(
-            "frame 3 at byte {start}: it is of interface 3, and 1 are described before it"
-        );
+        let text =
+            format!("frame 3 at byte {start}: it is of interface 3, and 1 are described before it");
         assert_fault(&pcapng(order, &blocks), 2, &text);
         blocks.pop();
         // Cut off anywhere in it, whatever the windows.
@@ -353,9 +352,8 @@ fn blocks_that_are_passed_over_are_counted_to_the_byte() {
         // As long as a block can say that it is.
         let mut file = pcapng(order, &blocks);
         file.extend(order.words(&[0x0BAD, 0xFFFF_FFFC, 7, 7, 7]));
-        let text = format!(
-            "byte {start}, before frame 3: the file ends after 20 of its 4294967292 bytes"
-        );
+        let text =
+            format!("byte {start}, before frame 3: the file ends after 20 of its 4294967292 bytes");
         assert_fault(&file, 2, &text);
         let mut file = pcapng(order, &blocks);
         file.extend(order.words(&[0x0BAD, 0xFFFF_FFFF, 7, 7, 7]));
@@ -395,12 +393,9 @@ fn a_section_in_the_middle_has_its_own_order_and_interfaces() {
     let [little, big] = ORDERS;
     let first = pcapng(little, &[little.packet(0, 7, LEN, FRAME)]);
     let seconds = big.option(IF_TSRESOL, &[0]);
-    let second = [
-        big.section(),
-        big.interface(ETHERNET, 0, &seconds),
-        big.packet(0, 7, LEN, FRAME),
-    ]
-    .concat();
+    let second =
+        [big.section(), big.interface(ETHERNET, 0, &seconds), big.packet(0, 7, LEN, FRAME)]
+            .concat();
     let expected = [(Some(7), FRAME.to_vec(), LEN), (Some(7_000_000_000), FRAME.to_vec(), LEN)];
     let file = [first.clone(), second].concat();
     assert_eq!(read_whole(&file), (expected.to_vec(), None));
@@ -442,7 +437,10 @@ fn lists_of_options_in_every_form() {
         let before_1970 = order.option(IF_TSOFFSET, &order.u64(-3i64 as u64));
         assert_eq!(one(&[seconds.clone(), before_1970].concat()), -1_000_000_000);
         // Many that say nothing, and one that nobody knows.
-        assert_eq!(one(&[order.option(1, &[]).repeat(5_000), seconds.clone()].concat()), 2_000_000_000);
+        assert_eq!(
+            one(&[order.option(1, &[]).repeat(5_000), seconds.clone()].concat()),
+            2_000_000_000
+        );
         assert_eq!(one(&[order.option(0x8BAD, &[1; 65535]), seconds].concat()), 2_000_000_000);
         // The longest that can be said, in a block that ends before.
         let option = [order.u16(1), order.u16(u16::MAX)].concat();
@@ -487,13 +485,13 @@ fn lengths_at_their_limits() {
         let file = [order.pcap(0xA1B2_3C4D, 1), record].concat();
         assert_eq!(read_whole(&file), (vec![frame(Some(1))], None));
         let simple = [&order.u32(MAX_CAPTURED)[..], &long].concat();
-        let blocks =
-            [order.packet(0, 1, MAX_CAPTURED, &long), order.block(SIMPLE_PACKET, &simple)];
+        let blocks = [order.packet(0, 1, MAX_CAPTURED, &long), order.block(SIMPLE_PACKET, &simple)];
         let file = pcapng(order, &blocks);
         assert_eq!(read_whole(&file), (vec![frame(Some(1)), frame(None)], None));
         // An interface without a limit does not make a simple packet longer than its block, or than any.
         let file = pcapng(order, &[order.block(SIMPLE_PACKET, &order.words(&[90, 1, 2]))]);
-        let text = "frame 1 at byte 56: its captured length 90 is larger than its block has room for, 8";
+        let text =
+            "frame 1 at byte 56: its captured length 90 is larger than its block has room for, 8";
         assert_fault(&file, 0, text);
         let file = pcapng(order, &[order.block(SIMPLE_PACKET, &order.words(&[u32::MAX, 1, 2]))]);
         let text = "frame 1 at byte 56: its captured length 4294967295 is larger than 262144, the most \
