@@ -75,7 +75,7 @@ pub struct Ended {
     pub dropped: u64,
     /// Frames for which there was no time any more.
     pub lost: u64,
-    /// The file has all that it is to have.
+    /// Nothing comes to the file any more: it has its end, unless it could not be written.
     pub is_complete: bool,
 }
 

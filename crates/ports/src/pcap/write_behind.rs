@@ -7,7 +7,7 @@
 //! said then is found out here, every now and then, so that the file follows the wall clock when
 //! somebody sets it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -158,6 +158,9 @@ impl Target {
                 if !pipe.metadata()?.file_type().is_fifo() {
                     return Err(io::Error::other("it was a pipe, and is none any more"));
                 }
+                if let Err(TryLockError::WouldBlock) = pipe.try_lock() {
+                    return Err(io::Error::other(WriteError::InUse));
+                }
                 Ok(Box::new(pipe))
             }
         }
@@ -217,6 +220,8 @@ pub(super) struct Prepared {
     /// What it begins with.
     header: Vec<u8>,
     clock: WallClock,
+    /// When what comes to the port may be the first that is captured, by the wall clock.
+    start: u64,
     shared: Arc<Shared>,
 }
 
@@ -238,8 +243,9 @@ impl Prepared {
         Section { hardware: &hardware, os: &os, application }.write(&mut header);
         let description = format!("what was sent to the port {name}");
         Interface { name, description: &description, snaplen }.write(&mut header);
-        let clock = WallClock { epoch, then: 0, measured: None };
-        Ok(Self { target, header, clock, shared })
+        let mut clock = WallClock { epoch, then: 0, measured: None };
+        let start = clock.now();
+        Ok(Self { target, header, clock, start, shared })
     }
 
     fn begin(&mut self) -> io::Result<Box<dyn Output>> {
@@ -256,7 +262,7 @@ impl Prepared {
 
     /// The same from where it has begun, or could not.
     pub(super) fn run_on(
-        mut self,
+        self,
         begun: io::Result<Box<dyn Output>>,
         full: &Receiver<Chunk>,
         failed: impl FnOnce(io::Error),
@@ -269,8 +275,7 @@ impl Prepared {
                 failed(error);
             }
         };
-        let start = self.clock.now();
-        let (clock, statistics_at) = (self.clock, Instant::now());
+        let (clock, start, statistics_at) = (self.clock, self.start, Instant::now());
         let begun = begun.map_err(&mut fail).ok();
         let mut writing =
             begun.map(|output| WriteBehind { output, clock, start, statistics_at, shared });

@@ -479,6 +479,23 @@ fn a_pipe_is_written_to_whoever_reads_it() {
     assert!(frames.iter().enumerate().all(|(seed, sent)| sent.1 == frame(0, 1, 1500, seed)));
 }
 
+#[test]
+fn a_pipe_has_one_writer() {
+    let files = Files::new();
+    let path = files.path("pipe");
+    make_pipe(&path);
+    let (_parts, mut first) = open_sink(&path, 1500, 1, |error| panic!("{error}")).unwrap();
+    first.begin();
+    let mut reader = File::open(&path).unwrap();
+    reader.read_exact(&mut [0; 4]).unwrap();
+    let (failed, failure) = channel();
+    let sink = open_sink(&path, 1500, 1, move |error| failed.send(error).unwrap());
+    let (_parts, mut second) = sink.unwrap();
+    second.begin();
+    let error = failure.recv_timeout(LIMIT).expect("two ports with one pipe");
+    assert_eq!(error.to_string(), "another port, of this switch or another, reads or writes it");
+}
+
 /// Nobody who reads it at all, somebody who has gone, somebody who does not go on: whoever waits for the end
 /// of all of them waits once, and is told what is missing.
 #[test]

@@ -72,11 +72,7 @@ impl Captures {
                 tracing::info!(port, "{file} is complete: {written} frames");
                 continue;
             }
-            let end = if is_complete {
-                ""
-            } else {
-                ". It is cut off, and may end in the middle of a frame"
-            };
+            let end = if is_complete { "" } else { ". It lacks its end" };
             tracing::warn!(
                 port,
                 "{file} has {written} frames: {dropped} were dropped, and {lost} were not written yet when the \
