@@ -34,6 +34,7 @@ pub struct Switch {
     tasks: Vec<JoinHandle<()>>,
     /// One for each worker: ends when it does.
     events: JoinSet<()>,
+    captures: pcap::Captures,
 }
 
 /// Where to tell the control of each port what its workers found.
@@ -60,9 +61,10 @@ impl Switch {
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut controls = Vec::new();
         let mut links = None;
+        let mut captures = pcap::Captures::default();
         for (number, port) in (0..ports).zip(&config.ports) {
             let Opened { app, control } =
-                open(&mut graphs, &mut links, epoch, number, port).await?;
+                open(&mut graphs, &mut links, &mut captures, epoch, number, port).await?;
             graphs.link((app, 0), (bridge, number.into()))?;
             graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
@@ -113,7 +115,8 @@ impl Switch {
             };
             events.spawn(supervisor.supervise(incoming));
         }
-        let mut switch = Self { workers, names, tasks: Vec::new(), events };
+        captures.begin();
+        let mut switch = Self { workers, names, tasks: Vec::new(), events, captures };
 
         let mtus = Mtus::default();
         for ((name, app, number, control), troubles) in controls {
@@ -164,8 +167,9 @@ impl Switch {
         }
         self.events.shutdown().await;
         let workers = Arc::into_inner(self.workers).context("somebody still uses the workers")?;
-        workers.stop()?;
-        Ok(())
+        let stopped = workers.stop();
+        self.captures.end();
+        Ok(stopped?)
     }
 }
 
@@ -264,6 +268,7 @@ struct Handle {
 async fn open(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
+    captures: &mut pcap::Captures,
     epoch: Instant,
     number: PortNumber,
     port: &PortConfig,
@@ -275,7 +280,7 @@ async fn open(
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
         PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
-        PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
+        PortKind::PcapWrite(port) => pcap::open_sink(graphs, captures, name, port, epoch),
     }
 }
 
