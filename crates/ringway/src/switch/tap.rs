@@ -10,12 +10,11 @@
 //! [`HostPort`].
 
 use std::io;
-use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use engine::{App, Fault, Poller};
+use engine::{App, Fault, Poller, Worker};
 use ports::tap::{Queues, TapPort};
 use ports::tun::Subnet;
 use rustix::io::Errno;
@@ -24,6 +23,7 @@ use tokio::time::sleep;
 use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
+use super::backoff::Backoff;
 use super::{Graphs, Handle, Opened};
 use crate::account::{group_id, user_id};
 use crate::config::{Setup, Tap};
@@ -129,7 +129,7 @@ pub(super) async fn open<P: HostPort>(
     links: &mut Option<Links>,
     name: &str,
     config: &Tap,
-    make: impl FnOnce(Vec<Queue>, usize) -> anyhow::Result<Vec<P>>,
+    make: impl Fn(Vec<Queue>, usize) -> anyhow::Result<Vec<P>> + Send + Sync + 'static,
 ) -> anyhow::Result<Opened> {
     let links = match links {
         Some(links) => links,
@@ -174,7 +174,9 @@ pub(super) async fn open<P: HostPort>(
             retry: None,
             pause: RETRY_SLOWEST,
             complaint: String::new(),
-            kind: PhantomData,
+            make: Box::new(make),
+            has_failed: false,
+            backoff: Backoff::of_app(Instant::now()),
         };
         control.stay(persistence);
         control.say();
@@ -419,11 +421,19 @@ enum Place {
     Gone,
 }
 
-/// The workers have stopped, or a bug of ours took the port down: there is nothing left to be done.
+/// The workers have stopped, or the port is out of service for good: there is nothing left to be done.
 struct Over;
 
+/// What the workers get when an interface is there again.
+enum Fresh<P: HostPort> {
+    /// The interface, for the parts that are there.
+    Shared(P::Shared),
+    /// Parts that have it.
+    Parts(Vec<P>),
+}
+
 /// What goes on behind a port.
-struct Control<P> {
+struct Control<P: HostPort> {
     handle: Handle,
     again: Again,
     links: Links,
@@ -439,8 +449,15 @@ struct Control<P> {
     pause: Duration,
     /// What was said of that last.
     complaint: String,
-    kind: PhantomData<fn(P)>,
+    /// Makes the port anew.
+    make: Box<Make<P>>,
+    /// A bug of ours took the port down: it is to be made anew.
+    has_failed: bool,
+    backoff: Backoff,
 }
+
+/// Makes a port of the queues of its interface, in as many parts as there are workers.
+type Make<P> = dyn Fn(Vec<Queue>, usize) -> anyhow::Result<Vec<P>> + Send + Sync;
 
 impl<P: HostPort> Control<P> {
     async fn follow(mut self) {
@@ -456,7 +473,8 @@ impl<P: HostPort> Control<P> {
             trouble = self.handle.troubles.recv() => match trouble {
                 Some(Trouble::Guest(fault)) if P::is_gone(&fault) => self.leave().await,
                 Some(Trouble::Guest(fault)) => self.fail(&fault).await,
-                Some(Trouble::Failed) | None => Err(Over),
+                Some(Trouble::Failed) => self.clear().await,
+                None => Err(Over),
             },
             heard = self.watch.of(index, &self.interface), if listens => {
                 match (heard, index) {
@@ -591,6 +609,9 @@ impl<P: HostPort> Control<P> {
     /// Lets go of an interface that was deleted.
     async fn leave(&mut self) -> Result<(), Over> {
         self.let_go().await?;
+        if self.has_failed {
+            return Ok(());
+        }
         if self.place == Place::Elsewhere {
             // One of its name that is here is somebody else's.
             let (port, interface) = (&self.handle.name, &self.interface);
@@ -619,6 +640,9 @@ impl<P: HostPort> Control<P> {
         }
         tracing::error!(port, interface, "the port is down: {fault}");
         self.let_go().await?;
+        if self.has_failed {
+            return Ok(());
+        }
         self.place = Place::Gone;
         if let Ok(None) = self.links.find(&self.interface).await {
             self.say();
@@ -636,10 +660,31 @@ impl<P: HostPort> Control<P> {
         // What more was found of it was said before they let go.
         while let Ok(trouble) = self.handle.troubles.try_recv() {
             if let Trouble::Failed = trouble {
-                return Err(Over);
+                return self.clear().await;
             }
         }
         self.forget();
+        Ok(())
+    }
+
+    /// Clears away what is left of a port that a bug of ours took down. It is made anew after a while: a longer one each
+    /// time.
+    async fn clear(&mut self) -> Result<(), Over> {
+        let app = self.handle.app;
+        let detach = move |worker: &mut Worker| {
+            worker.with(app, |port: &mut P, poller| port.detach(poller)).flatten()
+        };
+        drop(self.handle.workers.on_each(detach).await.map_err(|_| Over)?);
+        while self.handle.troubles.try_recv().is_ok() {}
+        self.forget();
+        let (port, interface) = (&self.handle.name, &self.interface);
+        if self.place == Place::Elsewhere {
+            tracing::error!(port, interface, "the port is out of service");
+            return Err(Over);
+        }
+        let wait = self.backoff.wait(Instant::now());
+        tracing::error!(port, interface, "the port is out of service for {wait:?}");
+        (self.place, self.retry, self.has_failed) = (Place::Gone, Some(wait), true);
         Ok(())
     }
 
@@ -647,7 +692,9 @@ impl<P: HostPort> Control<P> {
     async fn come_back(&mut self) -> Result<(), Over> {
         let retried = self.retry.take();
         let link = match self.links.find(&self.interface).await {
-            Ok(Some(link)) => link,
+            Ok(Some(link)) => Some(link),
+            // One that we made is gone with the port that had it.
+            Ok(None) if self.has_failed => None,
             Ok(None) => return Ok(()),
             Err(_) => {
                 self.retry = Some(RETRY_SLOWEST);
@@ -657,26 +704,24 @@ impl<P: HostPort> Control<P> {
         let Again { config, several } = self.again.clone();
         let config = Tap { interface: self.interface.clone(), ..config };
         let (port, interface) = (&self.handle.name, &self.interface);
-        let attached = attach::<P>(&config, &self.links, several, Some(link)).await;
-        let shared =
-            attached.and_then(|Attached { queues, link, .. }| Ok((P::share(queues)?, link)));
-        match shared {
-            Ok((shared, link)) => {
-                self.complaint.clear();
-                self.place = Place::Here(link.index);
-                self.state = State::of(&link);
-                let state = self.state;
-                let attached = self.on_port(move |port, poller| {
-                    state.apply(port);
-                    port.attach(shared.clone(), poller)
-                });
-                for part in attached.await? {
-                    if let Err(error) = part {
-                        tracing::error!(port, interface, "the port is out of service: {error}");
-                        return Err(Over);
-                    }
+        let attached = attach::<P>(&config, &self.links, several, link).await;
+        let share = |Attached { queues, link, .. }| {
+            let fresh = match self.has_failed {
+                true => Fresh::Parts((self.make)(queues, self.handle.workers.len())?),
+                false => Fresh::Shared(P::share(queues)?),
+            };
+            Ok((fresh, State::of(&link), link.index))
+        };
+        match attached.and_then(share) {
+            Ok((fresh, state, index)) => {
+                if let Err(error) = self.install(fresh, state).await? {
+                    tracing::error!(port, interface, "the port is out of service: {error:#}");
+                    return Err(Over);
                 }
-                tracing::info!(port, interface, "attached to the interface again");
+                let how = if self.has_failed { "started again on" } else { "attached to" };
+                tracing::info!(port, interface, "{how} the interface again");
+                self.complaint.clear();
+                (self.place, self.state, self.has_failed) = (Place::Here(index), state, false);
                 self.say();
             }
             Err(error) => {
@@ -693,7 +738,27 @@ impl<P: HostPort> Control<P> {
         Ok(())
     }
 
-    /// Runs `command` on all parts of this port, each between two breaths of its worker.
+    /// Gives the workers an interface, or a port that has one.
+    async fn install(&self, fresh: Fresh<P>, state: State) -> Result<anyhow::Result<()>, Over> {
+        let Handle { app, workers, .. } = &self.handle;
+        match fresh {
+            Fresh::Parts(mut parts) => {
+                parts.iter_mut().for_each(|part| state.apply(part));
+                Ok(workers.replace(*app, parts).await)
+            }
+            Fresh::Shared(shared) => {
+                let attach = move |port: &mut P, poller: &Poller| {
+                    state.apply(port);
+                    port.attach(shared.clone(), poller)
+                };
+                let parts = self.on_port(attach).await?;
+                Ok(parts.into_iter().try_for_each(|part| Ok(drop(part?))))
+            }
+        }
+    }
+
+    /// Runs `command` on all parts of this port, each between two breaths of its worker. A part that has failed is left out: we are
+    /// told of it.
     async fn on_port<R: Send + 'static>(
         &self,
         command: impl Fn(&mut P, &Poller) -> R + Clone + Send + 'static,
@@ -701,6 +766,6 @@ impl<P: HostPort> Control<P> {
         let Handle { app, workers, .. } = &self.handle;
         let app = *app;
         let parts = workers.on_each(move |worker| worker.with(app, command.clone())).await;
-        parts.ok().and_then(|parts| parts.into_iter().collect()).ok_or(Over)
+        Ok(parts.map_err(|_| Over)?.into_iter().flatten().collect())
     }
 }

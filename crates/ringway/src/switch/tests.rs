@@ -10,6 +10,7 @@ use std::time::Duration;
 use ::vhost_user::FrontEnd;
 use engine::Mode;
 use guest::{Guest, Options};
+use ports::tap::TapPort;
 use ports::vhost_user::VhostUserPort;
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -254,4 +255,58 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     assert!(spawn_blocking(again).await.unwrap(), "not started again within {LIMIT:?}");
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
     switch.stop().await.unwrap();
+}
+
+/// What an interface of the host counted, if it is there.
+fn received_by(interface: &str) -> Option<u64> {
+    let path = format!("/sys/class/net/{interface}/statistics/rx_packets");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[tokio::test]
+async fn a_host_port_that_failed_is_started_again_on_its_interface() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let interface = format!("rwf{}", std::process::id());
+    let mut config = config(&path, Vec::new());
+    let tap = PortKind::Tap(crate::config::Tap::new(interface.clone()));
+    config.ports.push(PortConfig::new("host", tap));
+    let switch = Switch::start(&config).await.unwrap();
+    let connect = move || Guest::connect(&path, &Options::default()).unwrap();
+    let mut guest = spawn_blocking(connect).await.unwrap();
+    let host = switch.names.iter().find(|(_, name)| name == "host").unwrap().0;
+    let mut seen = 0;
+    for failures in 0..2 {
+        if failures > 0 {
+            let fail = move |worker: &mut Worker| {
+                worker.with(host, |_: &mut TapPort, _| -> () { panic!("deliberate") })
+            };
+            switch.workers.on_first(fail).await.unwrap();
+            // One that a port has made goes with it.
+            let start = Instant::now();
+            while received_by(&interface).is_some() {
+                assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {interface} to go");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            seen = 0;
+        }
+        // Until a frame arrives at the host.
+        let start = Instant::now();
+        while received_by(&interface).is_none_or(|count| count <= seen) {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for a frame, {failures} failures");
+            let send = move || {
+                let frame = [vec![0xff; 6], vec![0x52; 6], vec![0; 48]].concat();
+                guest.driver().reclaim().unwrap();
+                guest.driver().send(NetHeader::default(), &frame).unwrap();
+                guest.flush();
+                guest
+            };
+            guest = spawn_blocking(send).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        seen = received_by(&interface).unwrap();
+    }
+    assert!(seen > 0);
+    switch.stop().await.unwrap();
+    assert_eq!(received_by(&interface), None);
 }

@@ -29,9 +29,9 @@ pub(super) async fn open(
     let setup = Setup { mtu: *mtu, addresses, ..Setup::default() };
     let interface = Tap { setup, ..Tap::new(interface.clone()) };
     let key = random_key()?;
-    let make = |mut queues: Vec<Queue>, workers| {
+    let make = move |mut queues: Vec<Queue>, workers| {
         let queue = queues.pop().context("there is no queue")?;
-        Ok(TunPort::parts(queue, station, workers, key)?)
+        Ok(TunPort::parts(queue, station.clone(), workers, key)?)
     };
     let opened = tap::open(graphs, links, name, &interface, make).await?;
     tracing::info!(port = name, %mac, "the host's address on the bridge");
