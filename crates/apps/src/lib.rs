@@ -1,3 +1,4 @@
 //! Apps without an outside: the bridge.
 
 pub mod bridge;
+pub mod sides;
