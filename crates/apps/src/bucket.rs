@@ -173,6 +173,16 @@ impl Level {
         tokens.saturating_mul(PARTS) <= self.burst.saturating_sub(self.missing)
     }
 
+    /// Takes tokens out if [they are there](Self::has).
+    #[inline]
+    pub fn take_if_there(&mut self, tokens: u64) -> bool {
+        let is_there = self.has(tokens);
+        if is_there {
+            self.take(tokens);
+        }
+        is_there
+    }
+
     /// Takes tokens out.
     #[inline]
     pub fn take(&mut self, tokens: u64) {

@@ -1,5 +1,6 @@
 //! Apps without an outside: the bridge, and those that lie between a port and the rest: see [`sides`].
 
+pub mod anti_spoof;
 pub mod bridge;
 pub mod bucket;
 pub mod police;
