@@ -5,6 +5,7 @@ pub mod bridge;
 pub mod bucket;
 pub mod police;
 pub mod sides;
+pub mod storm;
 
 #[cfg(test)]
 mod testing;
