@@ -3,9 +3,13 @@
 pub mod anti_spoof;
 pub mod bridge;
 pub mod bucket;
+pub mod mirror;
 pub mod police;
 pub mod sides;
+pub mod sink;
+pub mod source;
 pub mod storm;
+pub mod tee;
 
 #[cfg(test)]
 mod testing;

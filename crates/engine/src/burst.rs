@@ -384,8 +384,8 @@ impl<'b> Burst<'b> {
         Framed { front, body: &self.segments[body], len: record.len as usize }
     }
 
-    /// Says that a frame goes to several receivers. None of them can hold it, or the others would
-    /// get it twice.
+    /// Says that a frame goes to several receivers. None of them can hold it from now on, or the others would
+    /// get it twice. One that has it already may have held it: see [`Self::is_held`].
     pub fn replicate(&mut self, index: usize) {
         self.records[index].replicated = true;
     }

@@ -107,8 +107,8 @@ drop_reasons! {
     Impaired = "impaired",
     /// What keeps frames back for a while has no room for it.
     DelayFull = "delay_full",
-    /// It was to be sent where frames only end or begin.
-    Sunk = "sunk",
+    /// It came from where a mirror's copies go, which is not there to send.
+    FromMirror = "from_mirror",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
 }
