@@ -3,6 +3,7 @@
 pub mod anti_spoof;
 pub mod bridge;
 pub mod bucket;
+pub mod impair;
 pub mod mirror;
 pub mod police;
 pub mod sides;

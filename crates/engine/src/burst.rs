@@ -135,6 +135,7 @@ impl Storage {
             breath,
             held: 0,
             hold_limit: HELD,
+            output: 0,
         }
     }
 
@@ -183,6 +184,8 @@ pub struct Burst<'b> {
     held: usize,
     /// How many may be.
     hold_limit: usize,
+    /// The output by which they leave the app that pulled them.
+    output: usize,
 }
 
 impl<'b> Burst<'b> {
@@ -394,6 +397,17 @@ impl<'b> Burst<'b> {
     /// say.
     pub fn limit_held(&mut self, frames: usize) {
         self.hold_limit = frames;
+    }
+
+    /// Says by which output the frames of this burst leave the app that pulled them: 0 if it does not
+    /// say.
+    pub fn leave_by(&mut self, output: usize) {
+        self.output = output;
+    }
+
+    #[inline]
+    pub(crate) fn output(&self) -> usize {
+        self.output
     }
 
     /// Asks for a frame to be pulled again, because its receiver is full. No more than some of a
