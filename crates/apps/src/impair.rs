@@ -49,6 +49,12 @@ use crate::sides::{NETWORK, PORT, opposite};
 use random::{Chance, Random};
 use store::{Store, Stored};
 
+/// Most frames that there may be room for.
+pub const MAX_FRAMES: usize = 1 << 20;
+
+/// Most bytes that there may be room for.
+pub const MAX_BYTES: usize = 1 << 34;
+
 /// Bytes of frames after which a burst takes no more.
 const BYTE_BUDGET: usize = 512 * 1024;
 
@@ -85,9 +91,10 @@ pub struct Impairment {
 /// How many frames may wait, in each direction and on each worker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
-    /// Frames.
+    /// Frames, at most [`MAX_FRAMES`].
     pub frames: usize,
-    /// Bytes of memory, which is allocated at once. A frame takes 2048 of them, or a multiple.
+    /// Bytes of memory, which is allocated at once, at most [`MAX_BYTES`]. A frame takes 2048 of them, or a
+    /// multiple.
     pub bytes: usize,
 }
 
@@ -108,6 +115,14 @@ pub enum ImpairError {
         what: &'static str,
         /// What it was to be.
         percent: f64,
+    },
+    /// More memory than an app is to have.
+    #[error("room for {frames} frames in {bytes} bytes: give {MAX_FRAMES} and {MAX_BYTES} at most")]
+    Room {
+        /// Frames that were asked for.
+        frames: usize,
+        /// Bytes that were asked for.
+        bytes: usize,
     },
     /// Nothing would be overtaken.
     #[error("reordering without a delay changes no order: give a delay as well")]
@@ -181,6 +196,10 @@ impl Impair {
 impl Settings {
     /// By the side that frames come from.
     fn fates(&self) -> Result<[Fate; 2], ImpairError> {
+        let Room { frames, bytes } = self.room;
+        if frames > MAX_FRAMES || bytes > MAX_BYTES {
+            return Err(ImpairError::Room { frames, bytes });
+        }
         let mut fates = [Fate::default(); 2];
         fates[PORT] = Fate::new(self.from_port)?;
         fates[NETWORK] = Fate::new(self.to_port)?;

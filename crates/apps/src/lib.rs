@@ -1,4 +1,5 @@
-//! Apps without an outside: the bridge, and those that lie between a port and the rest: see [`sides`].
+//! Apps that are no ports: the bridge; those that lie between a port and the rest, which have two [`sides`]; and
+//! those that frames begin or end in, or are copied by.
 
 pub mod anti_spoof;
 pub mod bridge;

@@ -77,7 +77,7 @@ fn a_rate_is_kept_to_the_frame() {
     let mut lab = Lab::new(Settings { rate: Some(rate), ..settings() });
     let (mut sent, mut now) = (0, 5);
     for step in 0..20_000 {
-        // Whole minutes of odd steps, none of which is late.
+        // Twenty seconds in odd steps, none of which is late.
         now += 1_000_003 + step % 7;
         sent += lab.breathe(now).0 as u64;
     }
