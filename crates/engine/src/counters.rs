@@ -99,6 +99,18 @@ drop_reasons! {
     SendOnly = "send_only",
     /// The kernel refused the frame.
     Refused = "refused",
+    /// Beyond the rate that the port may send or get.
+    Policed = "policed",
+    /// From an address that the port may not use.
+    Spoofed = "spoofed",
+    /// One of too many frames to a group.
+    Storm = "storm",
+    /// Lost on purpose.
+    Impaired = "impaired",
+    /// What keeps frames back for a while has no room for it.
+    DelayFull = "delay_full",
+    /// It came from where a mirror's copies go, which is not there to send.
+    FromMirror = "from_mirror",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
 }

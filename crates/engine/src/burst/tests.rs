@@ -311,6 +311,12 @@ fn what_is_held_is_told() {
     assert!(burst.hold(1));
     burst.replicate(2);
     assert!(!burst.hold(2), "the others would get it twice");
+    assert_eq!(burst.held(), 1);
+    assert!((0..5).map(|index| burst.is_held(index)).eq([false, true, false, false, false]));
+    // One that has it already has held it, whoever else gets it.
+    burst.replicate(1);
+    assert!(burst.is_held(1) && !burst.hold(1));
+    assert_eq!(burst.held(), 1);
     let finished = burst.finish();
     let outcomes = storage.keep(finished);
     assert_eq!(outcomes.held(), 1);
@@ -319,6 +325,7 @@ fn what_is_held_is_told() {
 
     // Nothing of it sticks to the next burst's frames.
     let mut burst = storage.begin(0, 0);
+    assert!(!burst.is_held(1) && burst.held() == 0);
     for index in 0..4 {
         push(&mut burst, &[&frame], 0);
         assert!(index == 1 || burst.hold(index));
