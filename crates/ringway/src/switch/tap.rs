@@ -752,7 +752,7 @@ impl<P: HostPort> Control<P> {
                     port.attach(shared.clone(), poller)
                 };
                 let parts = self.on_port(attach).await?;
-                Ok(parts.into_iter().try_for_each(|part| Ok(drop(part?))))
+                Ok(parts.into_iter().try_for_each(|part| part.map(drop)).map_err(Into::into))
             }
         }
     }
