@@ -97,6 +97,10 @@ drop_reasons! {
     SendOnly = "send_only",
     /// The kernel refused the frame.
     Refused = "refused",
+    /// A filter does not accept it.
+    Filtered = "filtered",
+    /// A filter needs to see more of the frame than is ever private.
+    FilterTooDeep = "filter_too_deep",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
 }
