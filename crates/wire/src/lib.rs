@@ -7,6 +7,7 @@ pub mod arp;
 mod bits;
 pub mod bpf;
 pub mod checksum;
+pub mod conversation;
 pub mod describe;
 pub mod ethernet;
 pub mod flow;
