@@ -469,6 +469,17 @@ impl<'b> Burst<'b> {
         may_hold
     }
 
+    /// Frames that are to be pulled again, so far.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// Whether frame `index` is to be pulled again: what was counted of it will be counted once more then.
+    #[inline]
+    pub fn is_held(&self, index: usize) -> bool {
+        self.records.get(index).is_some_and(|record| record.outcome == Outcome::Held)
+    }
+
     #[inline]
     pub(crate) fn finish(self) -> Finished {
         let Self { len, held, segments, .. } = self;

@@ -97,6 +97,18 @@ drop_reasons! {
     SendOnly = "send_only",
     /// The kernel refused the frame.
     Refused = "refused",
+    /// Beyond the rate that the port may send or get.
+    Policed = "policed",
+    /// From an address that the port may not use.
+    Spoofed = "spoofed",
+    /// One of too many frames to a group.
+    Storm = "storm",
+    /// Lost on purpose.
+    Impaired = "impaired",
+    /// What keeps frames back for a while has no room for it.
+    DelayFull = "delay_full",
+    /// It was to be sent where frames only end or begin.
+    Sunk = "sunk",
     /// A filter does not accept it.
     Filtered = "filtered",
     /// A filter needs to see more of the frame than is ever private.

@@ -13,6 +13,7 @@ pub mod ethernet;
 pub mod flow;
 pub mod ndp;
 pub mod pcap;
+pub mod prefix;
 pub mod rarp;
 pub mod segment;
 pub mod split;

@@ -64,7 +64,7 @@ mod field {
     pub(super) const IPV6_PAYLOAD_LENGTH: usize = 4;
     pub(super) const IPV6_NEXT_HEADER: usize = 6;
     pub(super) const TCP_SEQUENCE: usize = 4;
-    pub(super) const TCP_DATA_OFFSET: usize = 12;
+    pub(super) use super::TCP_DATA_OFFSET;
     pub(super) const TCP_FLAGS: usize = 13;
     pub(super) const TCP_CHECKSUM: usize = 16;
     pub(super) const UDP_LENGTH: usize = 4;
@@ -76,6 +76,8 @@ const IPV4_HEADER_SIZE: usize = 20;
 const IPV6_HEADER_SIZE: usize = 40;
 pub(crate) const TCP_HEADER_SIZE: usize = 20;
 pub(crate) const UDP_HEADER_SIZE: usize = 8;
+/// Where the length of a TCP header is, in words, in the upper half of the byte.
+pub(crate) const TCP_DATA_OFFSET: usize = 12;
 
 const TCP_FIN: u8 = 0x01;
 const TCP_PSH: u8 = 0x08;

@@ -5,7 +5,7 @@ mod header;
 mod status;
 
 pub use features::Features;
-pub use header::{HeaderFault, NetHeader, Offload, Segmentation, SegmentationKind};
+pub use header::{HeaderFault, NetHeader, Offload, Segmentation, SegmentationKind, WireCost};
 pub use status::DeviceStatus;
 
 pub use crate::checksum::PartialChecksum;

@@ -394,6 +394,8 @@ fn what_is_held_is_told() {
     assert!(burst.hold(1));
     burst.replicate(2);
     assert!(!burst.hold(2), "the others would get it twice");
+    assert_eq!(burst.held(), 1);
+    assert!((0..5).map(|index| burst.is_held(index)).eq([false, true, false, false, false]));
     let finished = burst.finish();
     let outcomes = storage.keep(finished);
     assert_eq!(outcomes.held(), 1);

@@ -4,6 +4,7 @@ use etherparse::{NetSlice, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
 use super::*;
+use crate::virtio::{Offload, WireCost};
 
 const MAX_PAYLOAD: usize = 65535 - MAX_HEADERS;
 
@@ -242,7 +243,14 @@ fn check_all(shape: &Shape) {
     let plan = built.plan().unwrap();
     let lens: Vec<usize> = segments.iter().map(Vec::len).collect();
     assert!(plan.frame_lens().eq(lens.iter().copied()));
-    assert_eq!(Some(plan.longest()), lens.into_iter().max());
+    assert_eq!(Some(plan.longest()), lens.iter().copied().max());
+    if shape.padding == 0 {
+        let offload =
+            Offload { checksum: Some(built.checksum), segmentation: Some(built.segmentation) };
+        let (frames, bytes) = (segments.len() as u64, lens.iter().sum::<usize>() as u64);
+        let cost = offload.cost(&built.frame, built.frame.len());
+        assert_eq!(cost, WireCost { frames, bytes });
+    }
     let mut payload = Vec::new();
     for (number, segment) in segments.iter().enumerate() {
         let is_last = number + 1 == segments.len();

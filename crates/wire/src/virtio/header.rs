@@ -7,7 +7,7 @@
 use super::Features;
 use crate::checksum::PartialChecksum;
 use crate::ethernet;
-use crate::segment::{TCP_HEADER_SIZE, UDP_HEADER_SIZE};
+use crate::segment::{MAX_HEADERS, TCP_DATA_OFFSET, TCP_HEADER_SIZE, UDP_HEADER_SIZE};
 
 /// `struct virtio_net_hdr` (virtio 1.3, section 5.1.6), little-endian in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -168,6 +168,44 @@ pub struct Segmentation {
     pub header_hint: u16,
 }
 
+impl Segmentation {
+    /// See [`Offload::cost`].
+    #[inline(never)]
+    fn cost(&self, checksum: PartialChecksum, head: &[u8], frame_len: usize) -> WireCost {
+        // Where a transport header starts, its checksum does.
+        let start = usize::from(checksum.start);
+        let transport = match self.kind {
+            SegmentationKind::Udp => UDP_HEADER_SIZE,
+            SegmentationKind::Tcp4 | SegmentationKind::Tcp6 => {
+                let offset = head.get(start + TCP_DATA_OFFSET).map_or(0, |byte| byte >> 4);
+                (usize::from(offset) * 4).max(TCP_HEADER_SIZE)
+            }
+        };
+        // Nobody repeats longer ones.
+        let headers = (start + transport).min(MAX_HEADERS);
+        let payload = frame_len.saturating_sub(headers);
+        let frames = payload.div_ceil(usize::from(self.size).max(1)).max(1);
+        WireCost { frames: frames as u64, bytes: (frame_len + (frames - 1) * headers) as u64 }
+    }
+}
+
+/// What a frame costs on a wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WireCost {
+    /// Frames that it becomes.
+    pub frames: u64,
+    /// Bytes of those, with the headers that each has.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for WireCost {
+    #[inline]
+    fn add_assign(&mut self, other: Self) {
+        self.frames += other.frames;
+        self.bytes += other.bytes;
+    }
+}
+
 /// The protocols of a segmentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SegmentationKind {
@@ -264,6 +302,16 @@ impl Offload {
             let payload = frame_len.saturating_sub(self.header_len());
             payload.div_ceil(usize::from(segmentation.size).max(1)).max(1)
         })
+    }
+
+    /// What a frame of `frame_len` bytes, of which `head` are the first, costs on a wire, whoever segments
+    /// it. The headers' length is the frame's own, as far as `head` has it.
+    #[inline]
+    pub fn cost(&self, head: &[u8], frame_len: usize) -> WireCost {
+        match (self.checksum, self.segmentation) {
+            (Some(checksum), Some(segmentation)) => segmentation.cost(checksum, head, frame_len),
+            _ => WireCost { frames: 1, bytes: frame_len as u64 },
+        }
     }
 
     /// The header that passes this offload on. `num_buffers` is 1 for a frame in a single chain of
@@ -484,6 +532,33 @@ mod tests {
         // Headers that say they are longer than the frame.
         let late = NetHeader { csum_start: 982, ..TSO };
         assert_eq!(wire(late, 1000), (1000, 1));
+    }
+
+    #[test]
+    fn a_frame_costs_what_its_segments_have() {
+        let cost = |header: NetHeader, head: &[u8], frame_len| {
+            let offload = header.offload(frame_len, ALL).unwrap();
+            let WireCost { frames, bytes } = offload.cost(head, frame_len);
+            (frames, bytes)
+        };
+        // Time stamps: 8 words of TCP header.
+        let mut head = [0; 128];
+        head[34 + 12] = 8 << 4;
+        assert_eq!(cost(TSO, &head, 66 + 10 * 1448), (10, 10 * (66 + 1448)));
+        assert_eq!(cost(TSO, &head, 66 + 10 * 1448 + 1), (11, 11 * 66 + 10 * 1448 + 1));
+        assert_eq!(cost(TSO, &head, 66), (1, 66));
+        // One that is not seen has no options, nor has one that says it is shorter than that.
+        for head in [&[][..], &[0; 128]] {
+            assert_eq!(cost(TSO, head, 54 + 10 * 1448), (10, 10 * (54 + 1448)));
+        }
+        let udp = NetHeader { gso_type: NetHeader::GSO_UDP_L4, csum_offset: 6, ..TSO };
+        assert_eq!(cost(udp, &head, 42 + 2 * 1448), (2, 2 * (42 + 1448)));
+        // Without a segmentation it is one frame, whatever is to be summed.
+        let whole = NetHeader { gso_type: NetHeader::GSO_NONE, ..TSO };
+        assert_eq!(cost(whole, &head, 9000), (1, 9000));
+        // Headers that nobody can repeat count as long as they may be.
+        let far = NetHeader { csum_start: 60_000, gso_size: 1, ..TSO };
+        assert_eq!(cost(far, &head, 65_000).0, 65_000 - MAX_HEADERS as u64);
     }
 
     #[test]
