@@ -186,6 +186,7 @@ impl Operation {
             0x87 => Self::FromIndex,
             0x06 => Self::Return { accepts: k != 0 },
             0x16 => Self::ReturnA,
+            0x05 if k.cast_signed() < 0 => return Err(Problem::JumpBack),
             0x05 => Self::Jump { to: target(k)? },
             0x15 | 0x25 | 0x35 | 0x45 | 0x1d | 0x2d | 0x3d | 0x4d => {
                 let test = match code & 0xf0 {

@@ -69,9 +69,10 @@ fn jumps_stay_inside() {
     let program = |k| [instruction(0x05, 0, 0, k), RETURN, RETURN];
     assert!(Program::new(&program(1)).is_ok());
     assert_eq!(problem(&program(2)), (0, Problem::JumpOutside { target: 3 }));
-    // Backwards, in other machines.
-    let target = u64::from(u32::MAX) + 1;
-    assert_eq!(problem(&program(u32::MAX)), (0, Problem::JumpOutside { target }));
+    assert_eq!(problem(&program(i32::MAX as u32)), (0, Problem::JumpOutside { target: 1 << 31 }));
+    // To itself, and as far back as there is.
+    assert_eq!(problem(&program(u32::MAX)), (0, Problem::JumpBack));
+    assert_eq!(problem(&program(1 << 31)), (0, Problem::JumpBack));
 }
 
 #[test]

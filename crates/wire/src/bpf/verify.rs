@@ -41,6 +41,9 @@ pub enum Problem {
         /// Where it would lead.
         target: u64,
     },
+    /// Leads back, so that the program might not end.
+    #[error("jumps back, and programs may only jump forward (`protochain` is made of such loops)")]
+    JumpBack,
     /// The last one, and yet not a return.
     #[error("the last instruction must be a return")]
     NoReturn,
