@@ -3,6 +3,9 @@
 pub mod anti_spoof;
 pub mod bridge;
 pub mod bucket;
+mod eviction;
+pub mod filter;
+mod keyed;
 pub mod police;
 pub mod sides;
 pub mod storm;
