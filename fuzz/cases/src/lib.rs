@@ -14,11 +14,13 @@
 //! | `memory` | region tables, and accesses through them | front end |
 //! | `formats` | what the parsers read | everybody |
 //! | `capture` | a capture file | whoever wrote it |
+//! | `bpf` | a filter's program, and a packet | whoever wrote either |
 //! | `canary` | a word that must be found | nobody |
 //!
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
 //! stale without a word when the code that reads them changes.
 
+mod bpf;
 mod capture;
 mod device;
 mod driver;
@@ -31,6 +33,7 @@ mod regions;
 mod ring_memory;
 mod session;
 
+pub use bpf::bpf;
 pub use capture::capture;
 pub use device::device;
 pub use driver::driver;
@@ -52,6 +55,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("memory", memory),
     ("formats", formats),
     ("capture", capture),
+    ("bpf", bpf),
     ("canary", canary),
 ];
 

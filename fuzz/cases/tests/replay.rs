@@ -263,6 +263,35 @@ fn capture() {
     );
 }
 
+#[test]
+fn bpf() {
+    passes(
+        "bpf",
+        &[
+            "Accept",
+            "Reject",
+            "NotGiven",
+            // Programs as text.
+            "text",
+            "Count",
+            "Missing",
+            "NotAnInstruction",
+            // Programs that are not valid.
+            "Empty",
+            "TooLong",
+            "DivisionByZero",
+            "JumpBack",
+            "JumpOutside",
+            "KernelOffset",
+            "MemoryOutside",
+            "MemoryUnwritten",
+            "NoReturn",
+            "ShiftTooFar",
+            "UnknownCode",
+        ],
+    );
+}
+
 /// Otherwise the tests above would pass whatever happens.
 #[test]
 fn canary() {
