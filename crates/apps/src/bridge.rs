@@ -5,16 +5,21 @@
 //! all others when it is a group's or unknown; never by the one it came in on. Frames to the
 //! addresses that bridges reserve for themselves go nowhere.
 //!
+//! With VLANs (802.1Q) a frame belongs to one of them, and goes to its members alone, each of which learns and floods as if it
+//! had a bridge of its own: see [`vlan`]. Without, tags are payload.
+//!
 //! The table of addresses is bounded: see [`table`].
 
 pub mod table;
+pub mod vlan;
 
 use std::sync::Arc;
 
 use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
-use wire::ethernet::{Addresses, HEADER_SIZE};
+use wire::ethernet::{Addresses, HEADER_SIZE, VlanTag};
 
-use table::{Place, PortNumber, Table};
+use table::{Domain, Place, PortNumber, Table};
+use vlan::{Membership, Tagging};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
 pub const AGEING_SECONDS: u32 = 300;
@@ -27,6 +32,12 @@ pub struct Bridge {
     sorted: Sorted,
     /// Kept for its allocation.
     runs: Vec<Run>,
+    /// What each port has to do with VLANs; none has anything, when it is empty.
+    memberships: Arc<[Membership]>,
+    /// What VLAN each run is in, on a bridge with VLANs.
+    taggings: Vec<Tagging>,
+    /// The frames of the burst, on a bridge with VLANs.
+    tagged: [Tagged; BURST],
     counters: Counters,
 }
 
@@ -34,22 +45,29 @@ impl Bridge {
     /// A bridge with this many ports, whose table is keyed by `key`: something that no guest can
     /// guess.
     pub fn new(ports: PortNumber, key: [u64; 2]) -> Self {
+        Self::of(Arc::new(Table::new(key)), ports.into(), Arc::new([]))
+    }
+
+    /// A bridge with a port for each of these memberships.
+    pub fn with_vlans(memberships: Arc<[Membership]>, key: [u64; 2]) -> Self {
+        Self::of(Arc::new(Table::new(key)), memberships.len(), memberships)
+    }
+
+    fn of(table: Arc<Table>, ports: usize, memberships: Arc<[Membership]>) -> Self {
         Self {
-            table: Arc::new(Table::new(key)),
-            sorted: Sorted::new(ports.into()),
+            table,
+            sorted: Sorted::new(ports),
             runs: Vec::with_capacity(BURST),
+            memberships,
+            taggings: Vec::with_capacity(BURST),
+            tagged: [Tagged::default(); BURST],
             counters: Counters::default(),
         }
     }
 
     /// A part of this bridge for another worker: what one learns, all know.
     pub fn part(&self) -> Self {
-        Self {
-            table: self.table.clone(),
-            sorted: Sorted::new(self.sorted.outputs.len()),
-            runs: Vec::with_capacity(BURST),
-            counters: Counters::default(),
-        }
+        Self::of(self.table.clone(), self.sorted.outputs.len(), self.memberships.clone())
     }
 
     /// The addresses that are known, to all parts and to whoever keeps this: any thread may have
@@ -81,22 +99,34 @@ impl Sorted {
         frames.for_each(|index| output.push(index));
     }
 
-    /// Adds a frame that goes out by all ports but the one it came in by.
-    fn flood(&mut self, input: usize, burst: &mut Burst<'_>, index: usize) {
-        if self.outputs.len() > 2 {
-            burst.replicate(index);
-        }
-        for port in (0..self.outputs.len()).filter(|port| *port != input) {
-            self.add(port, std::iter::once(index));
+    /// Adds frames that go out by all ports that are members but the one they came in by.
+    fn flood(
+        &mut self,
+        input: usize,
+        burst: &mut Burst<'_>,
+        frames: impl Iterator<Item = usize>,
+        is_member: impl Fn(usize) -> bool,
+        counters: &mut Counters,
+    ) {
+        let ports = 0..self.outputs.len();
+        let others = || ports.clone().filter(|port| *port != input && is_member(*port));
+        let count = others().take(2).count();
+        for index in frames {
+            if count == 0 {
+                counters.drop(DropReason::NoDestination);
+            } else if count > 1 {
+                burst.replicate(index);
+            }
+            others().for_each(|port| self.add(port, std::iter::once(index)));
         }
     }
 
     /// Sends everything on.
     #[inline]
-    fn send(&mut self, burst: &mut Burst<'_>, outputs: &mut Outputs<'_>) {
+    fn send(&mut self, mut send: impl FnMut(usize, &Selection)) {
         for port in &self.used {
             if let Some(selection) = self.outputs.get_mut(*port) {
-                outputs.push(*port, burst, selection);
+                send(*port, selection);
                 selection.clear();
             }
         }
@@ -104,17 +134,22 @@ impl Sorted {
     }
 }
 
-/// Both addresses of a frame, to be compared at once. None when there is no whole header.
+/// The part of a header that decides where a frame goes, to be compared at once: `LEN` bytes, which are the addresses, or the
+/// addresses and a tag. None when there is not all of it.
 #[inline]
-fn address_bytes(frame: &[u8]) -> Option<&[u8; 12]> {
-    let header: &[u8; HEADER_SIZE] = frame.first_chunk()?;
-    header.first_chunk()
+fn deciding_bytes<const LEN: usize>(head: &[u8]) -> Option<&[u8; LEN]> {
+    if head.len() < HEADER_SIZE { None } else { head.first_chunk() }
 }
 
-/// Frames one behind the other with the same addresses: those of one conversation come together.
+/// The addresses.
+const WITHOUT_TAG: usize = 12;
+/// The addresses and a tag, or what is in its place.
+const WITH_TAG: usize = 16;
+
+/// Frames one behind the other with the same addresses, in the same VLAN: those of one conversation come together.
 struct Run {
-    /// None when there is no whole header.
-    places: Option<Places>,
+    /// Why they go nowhere, or where the table has their addresses.
+    places: Result<Places, DropReason>,
     /// How many frames.
     frames: usize,
 }
@@ -128,20 +163,21 @@ struct Places {
 
 impl Run {
     /// Decides where the frames go, which came in by `input`, and learns where their sender is.
-    #[inline]
-    fn decide(&self, table: &Table, input: usize, now: u32) -> Decision {
-        let Some(Places { source, destination }) = self.places else {
-            return Decision::Drop(DropReason::TooShort);
+    #[inline(always)]
+    fn decide(&self, table: &Table, domain: Domain, input: usize, now: u32) -> Decision {
+        let Places { source, destination } = match self.places {
+            Ok(places) => places,
+            Err(reason) => return Decision::Drop(reason),
         };
         if source.address().is_multicast() {
             return Decision::Drop(DropReason::BadSource);
         }
-        table.learn_at(source, input as PortNumber, now);
+        table.learn(source, domain, input as PortNumber, now);
         if destination.address().is_reserved() {
             return Decision::Drop(DropReason::ReservedAddress);
         }
         if !destination.address().is_multicast()
-            && let Some(port) = table.find_at(destination, now)
+            && let Some(port) = table.find(destination, domain, now)
         {
             let port = usize::from(port);
             let is_same = port == input;
@@ -158,6 +194,132 @@ enum Decision {
     Drop(DropReason),
 }
 
+/// Divides frames into runs. What the table knows of each is on its way before the first is decided on. `look` says which VLAN
+/// a frame is in that a run begins with.
+#[inline]
+fn divide<const LEN: usize>(
+    runs: &mut Vec<Run>,
+    table: &Table,
+    burst: &Burst<'_>,
+    selection: &Selection,
+    mut look: impl FnMut(&[u8]) -> Result<Domain, DropReason>,
+) {
+    runs.clear();
+    let mut last = None;
+    for index in selection.iter() {
+        let head = burst.head(index);
+        let bytes = deciding_bytes::<LEN>(head);
+        if bytes.is_some()
+            && bytes == last
+            && let Some(run) = runs.last_mut()
+        {
+            run.frames += 1;
+            continue;
+        }
+        let places = look(head).and_then(|domain| {
+            let addresses = Addresses::parse(head).ok_or(DropReason::TooShort)?;
+            Ok(Places {
+                source: table.place(addresses.source, domain),
+                destination: table.place(addresses.destination, domain),
+            })
+        });
+        runs.push(Run { places, frames: 1 });
+        last = bytes;
+    }
+}
+
+/// A frame on its way through a bridge with VLANs.
+#[derive(Clone, Copy, Default)]
+struct Tagged {
+    tagging: Tagging,
+    /// The tag of its VLAN that it has at present.
+    tag: Option<VlanTag>,
+}
+
+impl Tagged {
+    /// Gives frame `index` this tag, or none.
+    #[inline]
+    fn set(
+        &mut self,
+        burst: &mut Burst<'_>,
+        index: usize,
+        tag: Option<VlanTag>,
+    ) -> Result<(), DropReason> {
+        if self.tag == tag {
+            return Ok(());
+        }
+        if self.tag.is_some() {
+            burst.pop_tag(index)?;
+            self.tag = None;
+        }
+        if let Some(tag) = tag {
+            burst.push_tag(index, tag)?;
+        }
+        self.tag = tag;
+        Ok(())
+    }
+}
+
+impl Bridge {
+    /// As [`App::push`], on a bridge with VLANs.
+    #[inline(never)]
+    fn push_in_vlans(
+        &mut self,
+        input: usize,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        outputs: &mut Outputs<'_>,
+    ) {
+        let Self { table, sorted, runs, memberships, taggings, tagged, counters } = self;
+        let Some(membership) = memberships.get(input) else {
+            counters[DropReason::NoDestination] += selection.len() as u64;
+            return;
+        };
+        taggings.clear();
+        divide::<WITH_TAG>(runs, table, burst, selection, |head| {
+            let tagging = membership.arrive(head);
+            taggings.push(tagging.unwrap_or_default());
+            Ok(table.domain(tagging?.vlan))
+        });
+        let now = (burst.now() / NANOSECONDS) as u32;
+        let mut indices = selection.iter();
+        for (run, tagging) in runs.iter().zip(&*taggings) {
+            let frames = indices.by_ref().take(run.frames);
+            let frames = frames.inspect(|index| {
+                tagged[*index] = Tagged { tagging: *tagging, tag: tagging.came };
+            });
+            let is_member = |port: usize| {
+                memberships.get(port).is_some_and(|port| port.leave(tagging).is_some())
+            };
+            match run.decide(table, table.domain(tagging.vlan), input, now) {
+                Decision::To(port) if is_member(port) => sorted.add(port, frames),
+                Decision::Flood => sorted.flood(input, burst, frames, is_member, counters),
+                Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
+                Decision::Drop(reason) => counters[reason] += frames.count() as u64,
+            }
+        }
+        sorted.send(|port, selection| {
+            let Some(membership) = memberships.get(port) else { return };
+            let mut whole = Selection::default();
+            for index in selection.iter() {
+                let Tagged { tagging, .. } = tagged[index];
+                let tag = membership.leave(&tagging).flatten();
+                match tagged[index].set(burst, index, tag) {
+                    Ok(()) => whole.push(index),
+                    Err(reason) => counters.drop(reason),
+                }
+            }
+            outputs.push(port, burst, &whole);
+        });
+        // As they came, for whoever has them too.
+        for index in selection.iter() {
+            let came = tagged[index].tagging.came;
+            let restored = tagged[index].set(burst, index, came);
+            debug_assert!(restored.is_ok(), "a tag was there, so that there is room for it");
+        }
+    }
+}
+
 impl App for Bridge {
     fn has_outside(&self) -> bool {
         false
@@ -170,45 +332,27 @@ impl App for Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sorted, runs, counters } = self;
-        // All runs first, so that what the table knows is on its way before the first is decided on.
-        let mut last = None;
-        for index in selection.iter() {
-            let head = burst.head(index);
-            let bytes = address_bytes(head);
-            match runs.last_mut() {
-                Some(run) if bytes == last => run.frames += 1,
-                _ => {
-                    let places = Addresses::parse(head).map(|addresses| Places {
-                        source: table.place(addresses.source),
-                        destination: table.place(addresses.destination),
-                    });
-                    runs.push(Run { places, frames: 1 });
-                }
-            }
-            last = bytes;
+        if !self.memberships.is_empty() {
+            return self.push_in_vlans(input, burst, selection, outputs);
         }
+        let Self { table, sorted, runs, counters, .. } = self;
+        divide::<WITHOUT_TAG>(runs, table, burst, selection, |_| Ok(Domain::NONE));
         let now = (burst.now() / NANOSECONDS) as u32;
-        let mut frames = selection.iter();
+        let mut indices = selection.iter();
         for run in &*runs {
-            let frames = frames.by_ref().take(run.frames);
-            match run.decide(table, input, now) {
+            let frames = indices.by_ref().take(run.frames);
+            match run.decide(table, Domain::NONE, input, now) {
                 // One conversation, or one frame: nothing to sort.
                 Decision::To(port) if run.frames == selection.len() => {
                     outputs.push(port, burst, selection);
                 }
                 Decision::To(port) if port < sorted.outputs.len() => sorted.add(port, frames),
-                Decision::Flood if sorted.outputs.len() > 1 => {
-                    frames.for_each(|index| sorted.flood(input, burst, index));
-                }
-                Decision::To(_) | Decision::Flood => {
-                    counters[DropReason::NoDestination] += frames.count() as u64;
-                }
+                Decision::Flood => sorted.flood(input, burst, frames, |_| true, counters),
+                Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
                 Decision::Drop(reason) => counters[reason] += frames.count() as u64,
             }
         }
-        runs.clear();
-        sorted.send(burst, outputs);
+        sorted.send(|port, selection| outputs.push(port, burst, selection));
     }
 
     fn counters(&self) -> &Counters {

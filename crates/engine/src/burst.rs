@@ -13,7 +13,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use memory::{GuestMemory, ReadSlice, recycle};
+use wire::ethernet::{TAG_SIZE, VlanTag};
 use wire::virtio::Offload;
+
+use crate::DropReason;
 
 /// Most frames in a burst.
 pub const BURST: usize = 64;
@@ -30,7 +33,16 @@ pub const HEAD: usize = 128;
 pub const PRIVATE: usize = 1024;
 
 /// Bytes behind heads that can be made private in one burst: those of each frame, for two apps.
-const PRIVATE_ROOM: usize = 2 * BURST * (PRIVATE - HEAD);
+const PRIVATE_ROOM: usize = 2 * BURST * PRIVATE;
+
+/// Tags that can be put into a frame beyond those that it came with: a service's around a customer's.
+pub const TAGS: usize = 2;
+
+/// Where a head ends at most, with all tags put into it.
+const HEAD_END: usize = HEADER_ROOM + HEAD + TAGS * TAG_SIZE;
+
+/// Where the tag of a frame is, from the start of the frame: behind its addresses.
+const TAG_AT: usize = 12;
 
 /// Bytes in front of a head, for a header: as long as one of virtio-net can be, and a whole number of
 /// words.
@@ -82,7 +94,7 @@ pub enum Outcome {
 struct Record {
     /// The head, behind room for the header with which it came or goes on: so that both are copied as
     /// one.
-    bytes: [u8; HEADER_ROOM + HEAD],
+    bytes: [u8; HEAD_END],
     head_len: u8,
     /// Goes to several receivers, none of which may hold it.
     replicated: bool,
@@ -113,7 +125,7 @@ pub(crate) struct Storage {
 impl Default for Storage {
     fn default() -> Self {
         let record = || Record {
-            bytes: [0; HEADER_ROOM + HEAD],
+            bytes: [0; HEAD_END],
             head_len: 0,
             replicated: false,
             outcome: Outcome::Done,
@@ -262,7 +274,8 @@ impl<'b> Burst<'b> {
         record.body_end = segments.end as u32;
         let (total, copied) = match self.segments.get_mut(segments).unwrap_or_default() {
             [only] => {
-                let copied = only.copy_to(record.bytes.get_mut(header_at..).unwrap_or_default());
+                let room = record.bytes.get_mut(header_at..HEADER_ROOM + HEAD);
+                let copied = only.copy_to(room.unwrap_or_default());
                 let total = only.len();
                 if copied == total {
                     body += 1;
@@ -276,8 +289,8 @@ impl<'b> Burst<'b> {
                 let mut is_in_head = true;
                 for segment in several {
                     total += segment.len();
-                    let room = record.bytes.get_mut(header_at + copied..).unwrap_or_default();
-                    let count = segment.copy_to(room);
+                    let room = record.bytes.get_mut(header_at + copied..HEADER_ROOM + HEAD);
+                    let count = segment.copy_to(room.unwrap_or_default());
                     copied += count;
                     *segment = segment.skip(count);
                     // Only up to the first byte that the head does not hold: behind it, an empty
@@ -322,7 +335,7 @@ impl<'b> Burst<'b> {
         let segments = self.segments.get_mut(segments).unwrap_or_default();
         for (segment, body) in segments.iter_mut().zip(first..) {
             let Some(record) = records.get_mut(index) else { break };
-            let Some(room) = record.bytes.get_mut(header_at..) else { break };
+            let Some(room) = record.bytes.get_mut(header_at..HEADER_ROOM + HEAD) else { break };
             let copied = segment.copy_to(room);
             let total = segment.len();
             let (header, head) =
@@ -420,6 +433,46 @@ impl<'b> Burst<'b> {
         }
     }
 
+    /// Puts a VLAN tag into frame `index`, in front of those that it has (IEEE 802.1Q-2018, 9.3). An app that
+    /// does so takes it out again before it returns: others may have the frame too. A frame has room for
+    /// [`TAGS`] at a time. When there is none, or no whole header to put it into, the frame is as it was, and to be
+    /// dropped for the reason given.
+    pub fn push_tag(&mut self, index: usize, tag: VlanTag) -> Result<(), DropReason> {
+        let record = self.records.get_mut(index).ok_or(DropReason::TooShort)?;
+        let end = HEADER_ROOM + usize::from(record.head_len);
+        if usize::from(record.head_len) < TAG_AT + 2 {
+            return Err(DropReason::TooShort);
+        }
+        let offload = record.offload.moved(TAG_SIZE as i16);
+        let (Some(offload), true) = (offload, end + TAG_SIZE <= HEAD_END) else {
+            return Err(DropReason::TooLong);
+        };
+        let at = HEADER_ROOM + TAG_AT;
+        record.bytes.copy_within(at..HEAD_END - TAG_SIZE, at + TAG_SIZE);
+        if let Some(bytes) = record.bytes.get_mut(at..at + TAG_SIZE) {
+            bytes.copy_from_slice(&tag.to_bytes());
+        }
+        record.head_len += TAG_SIZE as u8;
+        record.len += TAG_SIZE as u32;
+        record.offload = offload;
+        Ok(())
+    }
+
+    /// Takes the outer VLAN tag out of frame `index`. An app that does so puts it in again before it returns. When
+    /// there is no whole tag, or a checksum is to be summed from inside of it, the frame is as it was, and to be
+    /// dropped for the reason given.
+    pub fn pop_tag(&mut self, index: usize) -> Result<VlanTag, DropReason> {
+        let record = self.records.get_mut(index).ok_or(DropReason::TooShort)?;
+        let tag = VlanTag::parse(record.head()).ok_or(DropReason::TooShort)?;
+        let offload = record.offload.moved(-(TAG_SIZE as i16));
+        record.offload = offload.ok_or(DropReason::ChecksumInEthernetHeader)?;
+        let at = HEADER_ROOM + TAG_AT;
+        record.bytes.copy_within(at + TAG_SIZE..HEAD_END, at);
+        record.head_len -= TAG_SIZE as u8;
+        record.len -= TAG_SIZE as u32;
+        Ok(tag)
+    }
+
     /// Has the processor fetch the first `COUNT` bytes of the body of frame `index`, if it has one, while
     /// other things are done.
     #[inline(always)]
@@ -503,7 +556,8 @@ pub struct Arrival<'a> {
 /// A frame, as an app sees it.
 #[derive(Clone, Copy)]
 pub struct Frame<'a> {
-    /// The first bytes, private: decide on these. Up to [`HEAD`], and the whole of a shorter frame.
+    /// The first bytes, private: decide on these. Up to [`HEAD`], and the tags that were put in since; the whole of
+    /// a shorter frame.
     pub head: &'a [u8],
     /// The rest, in the sender's memory, which may change at any time.
     pub body: &'a [ReadSlice<'a>],

@@ -85,6 +85,8 @@ drop_reasons! {
     BufferTooSmall = "buffer_too_small",
     /// It has a VLAN tag, and the port takes none.
     Tagged = "tagged",
+    /// It is of a VLAN that the port does not belong to, or of none where it has to be of one.
+    VlanNotAllowed = "vlan_not_allowed",
     /// To another station than the host, or to one station's IP address in a frame to many.
     NotForHost = "not_for_host",
     /// Neither IP, nor of what finds out who has an IP address.

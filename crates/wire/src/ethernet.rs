@@ -102,6 +102,11 @@ impl EtherType {
     pub const SERVICE_VLAN: Self = Self(0x88a8);
     /// Free for local experiments (IEEE 802, section 9.2.4).
     pub const LOCAL_EXPERIMENT: Self = Self(0x88b5);
+
+    /// Whether a VLAN tag follows, of either kind.
+    pub const fn is_tag(self) -> bool {
+        matches!(self, Self::VLAN | Self::SERVICE_VLAN)
+    }
 }
 
 impl fmt::Display for EtherType {
@@ -120,6 +125,27 @@ pub struct VlanTag {
 }
 
 impl VlanTag {
+    /// A customer's tag (802.1Q) of this VLAN, of the lowest priority.
+    pub const fn customer(id: u16) -> Self {
+        Self { protocol: EtherType::VLAN, control: id & 0xfff }
+    }
+
+    /// The outer tag of a frame. `None` when it has none, or ends inside of it or the type behind it.
+    #[inline]
+    pub fn parse(frame: &[u8]) -> Option<Self> {
+        let (_, rest) = frame.split_first_chunk::<12>()?;
+        let [p0, p1, c0, c1, _, _] = *rest.first_chunk()?;
+        let protocol = EtherType(u16::from_be_bytes([p0, p1]));
+        let control = u16::from_be_bytes([c0, c1]);
+        protocol.is_tag().then_some(Self { protocol, control })
+    }
+
+    /// As it is in a frame, behind the addresses.
+    pub const fn to_bytes(self) -> [u8; TAG_SIZE] {
+        let ([p0, p1], [c0, c1]) = (self.protocol.0.to_be_bytes(), self.control.to_be_bytes());
+        [p0, p1, c0, c1]
+    }
+
     /// The VLAN, 0 to 4095. 0 means that the tag carries only a priority.
     pub const fn id(self) -> u16 {
         self.control & 0xfff

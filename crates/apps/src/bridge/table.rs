@@ -9,6 +9,10 @@
 //! A port that floods the table with forged addresses could push everybody's out that way. So it
 //! has half of a bucket, as long as others need the rest: see [`eviction`](crate::eviction).
 //!
+//! The same address may be in several VLANs, at other ports. So each VLAN has a mask that is worked out of the key
+//! ([`Domain`]), and an address is known by what it is behind that mask: one number, as without VLANs. Two stations of
+//! two VLANs would be taken for one if their addresses differed by as much as the masks do, which nobody can know.
+//!
 //! Time comes in whole seconds, and ageing is decided when an entry is looked at: no sweep.
 //!
 //! # Who writes what
@@ -41,27 +45,27 @@ const BUCKETS: usize = 4096;
 /// Addresses that the table holds at most.
 pub const CAPACITY: usize = WAYS * BUCKETS;
 
-/// An address and its port in one word; 0 is an empty entry.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+/// A masked address and its port in one word.
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry(u64);
 
 impl Entry {
-    const EMPTY: Self = Self(0);
+    /// No port has this number, and nobody this address: it is that of all stations.
+    const EMPTY: Self = Self(u64::MAX);
 
-    fn new(address: u64, port: PortNumber) -> Self {
-        // One more than the port, so that no entry is 0: of 65536 ports the last has no number.
-        Self(address << 16 | u64::from(port.wrapping_add(1)))
+    fn new(station: Masked, port: PortNumber) -> Self {
+        Self(station.0 | u64::from(port))
     }
 
-    /// Whether it is of this address, and not empty.
+    /// Whether it is of this station.
     #[inline]
-    fn is_of(self, address: u64) -> bool {
-        // What is left is the number of the port, which is not 0.
-        (self.0 ^ address << 16).wrapping_sub(1) < 0xffff
+    fn is_of(self, station: Masked) -> bool {
+        // What is left is the number of the port.
+        (self.0 ^ station.0) <= PortNumber::MAX.into()
     }
 
     fn port(self) -> PortNumber {
-        (self.0 as u16).wrapping_sub(1)
+        self.0 as u16
     }
 }
 
@@ -71,11 +75,16 @@ struct Bucket {
 }
 
 /// A cache line: entries, and when each was last seen, in seconds.
-#[derive(Default)]
 #[repr(align(64))]
 struct Line {
     entries: [AtomicU64; LINE],
     seen: [AtomicU32; LINE],
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self { entries: [const { AtomicU64::new(Entry::EMPTY.0) }; LINE], seen: Default::default() }
+    }
 }
 
 impl Bucket {
@@ -96,10 +105,10 @@ impl Bucket {
     /// Where an address is. Looks at a line without a branch for each entry: which one it is
     /// cannot be guessed, and a wrong guess takes longer.
     #[inline]
-    fn way(&self, address: u64) -> Option<usize> {
+    fn way(&self, station: Masked) -> Option<usize> {
         let found = |first: usize| {
             (first..first + LINE)
-                .fold(0u32, |found, way| found | u32::from(self.entry(way).is_of(address)) << way)
+                .fold(0u32, |found, way| found | u32::from(self.entry(way).is_of(station)) << way)
         };
         let mut ways = found(0);
         if ways == 0 {
@@ -136,7 +145,28 @@ pub struct Table {
     key: [u64; 2],
 }
 
-/// Where an address belongs in its table.
+/// A VLAN, by what the table masks its addresses with: in the upper 48 bits.
+#[derive(Clone, Copy)]
+pub struct Domain(u64);
+
+/// A masked address, in the upper 48 bits; the others are 0.
+#[derive(Clone, Copy)]
+struct Masked(u64);
+
+impl Masked {
+    #[inline]
+    fn new(MacAddress([a, b, c, d, e, f]): MacAddress, Domain(mask): Domain) -> Self {
+        // Shifted, and not put together so: the compiler makes two loads of this, and eight of that.
+        Self(u64::from_le_bytes([a, b, c, d, e, f, 0, 0]) << 16 ^ mask)
+    }
+}
+
+impl Domain {
+    /// No VLAN. A table has addresses of this or of VLANs.
+    pub const NONE: Self = Self(0);
+}
+
+/// Where an address of a VLAN belongs in its table.
 #[derive(Clone, Copy)]
 pub struct Place {
     bucket: u32,
@@ -159,10 +189,20 @@ impl Table {
         Self { buckets, key }
     }
 
+    /// A VLAN.
+    #[inline]
+    pub fn domain(&self, vlan: u16) -> Domain {
+        // Two rounds of splitmix64, each of which takes no two words to one: unlike folding, with any key.
+        let [first, second] = self.key;
+        let mixed = (u64::from(vlan) ^ first).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ mixed >> 27 ^ second).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Domain((mixed ^ mixed >> 31) & !0xffff)
+    }
+
     /// Where `address` belongs. That is on its way to the processor then, while other things are done.
     #[inline]
-    pub fn place(&self, address: MacAddress) -> Place {
-        let bucket = self.bucket(number(address));
+    pub fn place(&self, address: MacAddress, domain: Domain) -> Place {
+        let bucket = self.hash(Masked::new(address, domain).0 >> 16) as usize % BUCKETS;
         let [line, _] = &self.buckets[bucket].lines;
         memory::prefetch(line);
         Place { bucket: bucket as u32, address }
@@ -173,14 +213,14 @@ impl Table {
         &self.buckets[place.bucket as usize % BUCKETS]
     }
 
-    /// Remembers that the address of `place` was seen on `port`, moving it there if it was elsewhere.
+    /// Remembers that the address of `place`, which is one of this domain, was seen on `port`, moving it there if it was
+    /// elsewhere.
     #[inline]
-    pub fn learn_at(&self, place: Place, port: PortNumber, now: u32) {
-        let bucket = self.at(place);
-        let address = number(place.address);
-        let way = bucket.way(address).unwrap_or_else(|| bucket.victim(port, now));
+    pub fn learn(&self, place: Place, domain: Domain, port: PortNumber, now: u32) {
+        let (bucket, station) = (self.at(place), Masked::new(place.address, domain));
+        let way = bucket.way(station).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
-        let entry = Entry::new(address, port);
+        let entry = Entry::new(station, port);
         if bucket.entry(way) != entry {
             bucket.set(way, entry);
         }
@@ -189,25 +229,15 @@ impl Table {
         }
     }
 
-    /// The port where the address of `place` was seen, unless that is too long ago.
+    /// The port where the address of `place`, which is one of this domain, was seen, unless that is too long ago.
     #[inline]
-    pub fn find_at(&self, place: Place, now: u32) -> Option<PortNumber> {
+    pub fn find(&self, place: Place, domain: Domain, now: u32) -> Option<PortNumber> {
         let bucket = self.at(place);
-        let way = bucket.way(number(place.address))?;
+        let way = bucket.way(Masked::new(place.address, domain))?;
         let entry = bucket.entry(way);
         // It may have been forgotten just now.
         let is_known = entry != Entry::EMPTY && bucket.age(way, now) < AGEING_SECONDS;
         is_known.then(|| entry.port())
-    }
-
-    /// As [`Self::learn_at`], for an address whose place is not known.
-    pub fn learn(&self, address: MacAddress, port: PortNumber, now: u32) {
-        self.learn_at(self.place(address), port, now);
-    }
-
-    /// As [`Self::find_at`], for an address whose place is not known.
-    pub fn find(&self, address: MacAddress, now: u32) -> Option<PortNumber> {
-        self.find_at(self.place(address), now)
     }
 
     /// Forgets everything that was learned on `port`.
@@ -235,16 +265,11 @@ impl Table {
 
     /// Two rounds of folded multiplication, each with both halves of the key.
     #[inline]
-    fn bucket(&self, address: u64) -> usize {
+    fn hash(&self, word: u64) -> u64 {
         let [first, second] = self.key;
-        let mixed = fold(address ^ first, second | 1);
-        fold(mixed ^ second, first | 1) as usize % BUCKETS
+        let mixed = fold(word ^ first, second | 1);
+        fold(mixed ^ second, first | 1)
     }
-}
-
-#[inline]
-fn number(MacAddress([a, b, c, d, e, f]): MacAddress) -> u64 {
-    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use wire::virtio::Offload;
 
 use super::*;
 
+mod vlans;
+
 const SECOND: u64 = 1_000_000_000;
 
 /// Someone at a port of the bridge.
@@ -76,8 +78,12 @@ struct Net {
 
 impl Net {
     fn new(ports: u16) -> Self {
+        Self::of(ports, Bridge::new(ports, [1, 2]))
+    }
+
+    fn of(ports: u16, bridge: Bridge) -> Self {
         let mut graph = Graph::new();
-        let bridge = graph.add("bridge", Bridge::new(ports, [1, 2]));
+        let bridge = graph.add("bridge", bridge);
         let stations = (0..usize::from(ports))
             .map(|port| {
                 let station = graph.add("station", Station::default());

@@ -2,6 +2,7 @@ use std::os::fd::AsFd;
 
 use proptest::prelude::*;
 use wire::checksum::PartialChecksum;
+use wire::ethernet::EtherType;
 
 use super::*;
 
@@ -253,7 +254,9 @@ fn there_is_room_to_make_a_full_burst_private_twice() {
             (0..BURST).for_each(|index| assert!(burst.make_private(index).is_some()));
         }
         let before = body(&burst.frame(5));
-        assert_eq!(burst.make_private(5), None);
+        // Enough is enough.
+        let more = (0..BURST).take_while(|_| burst.make_private(5).is_some()).count();
+        assert!(more < BURST);
         assert_eq!(body(&burst.frame(5)), before);
         assert_eq!(burst.make_private(BURST), None, "no such frame");
         let finished = burst.finish();
@@ -450,4 +453,107 @@ fn a_selection_keeps_its_order() {
     assert_eq!(selection.len(), 4);
     selection.clear();
     assert!(selection.is_empty() && selection.iter().next().is_none());
+}
+
+/// A frame of `len` bytes with these tags behind its addresses.
+fn tagged(len: usize, tags: &[VlanTag]) -> Vec<u8> {
+    let plain = bytes(len);
+    let (addresses, rest) = plain.split_at(12.min(len));
+    let tags: Vec<u8> = tags.iter().flat_map(|tag| tag.to_bytes()).collect();
+    [addresses, &tags, rest].concat()
+}
+
+/// All of a frame.
+fn whole(frame: &Frame<'_>) -> Vec<u8> {
+    [frame.head.to_vec(), body(frame)].concat()
+}
+
+fn burst_of(frame: &[u8], check: impl FnOnce(&mut Burst<'_>)) {
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
+    assert_eq!(push(&mut burst, &[frame], 0), Some(0));
+    check(&mut burst);
+}
+
+#[test]
+fn tags_are_put_in_and_taken_out_whatever_the_length() {
+    let (inner, outer) =
+        (VlanTag::customer(7), VlanTag { protocol: EtherType::SERVICE_VLAN, control: 0xe123 });
+    for len in (14..40).chain(HEAD - 8..HEAD + 8).chain([1514, 9014]) {
+        burst_of(&bytes(len), |burst| {
+            let expect = |burst: &Burst<'_>, tags: &[VlanTag]| {
+                let frame = burst.frame(0);
+                assert_eq!(whole(&frame), tagged(len, tags), "{len} bytes, {} tags", tags.len());
+                assert_eq!(frame.len, len + 4 * tags.len());
+            };
+            burst.push_tag(0, inner).unwrap();
+            expect(burst, &[inner]);
+            burst.push_tag(0, outer).unwrap();
+            expect(burst, &[outer, inner]);
+            assert_eq!(burst.pop_tag(0), Ok(outer));
+            expect(burst, &[inner]);
+            assert_eq!(burst.pop_tag(0), Ok(inner));
+            expect(burst, &[]);
+        });
+        // Those that it came with.
+        burst_of(&tagged(len, &[outer, inner]), |burst| {
+            assert_eq!(burst.pop_tag(0), Ok(outer));
+            assert_eq!(burst.pop_tag(0), Ok(inner));
+            assert_eq!(whole(&burst.frame(0)), bytes(len));
+        });
+    }
+}
+
+#[test]
+fn a_frame_has_room_for_two_tags_more_than_it_came_with() {
+    burst_of(&bytes(1514), |burst| {
+        (0..TAGS).for_each(|id| burst.push_tag(0, VlanTag::customer(id as u16)).unwrap());
+        let before = whole(&burst.frame(0));
+        assert_eq!(burst.push_tag(0, VlanTag::customer(9)), Err(DropReason::TooLong));
+        assert_eq!(whole(&burst.frame(0)), before);
+    });
+}
+
+#[test]
+fn what_is_no_whole_header_gets_no_tag_and_loses_none() {
+    let tag = VlanTag::customer(7);
+    for len in 0..14 {
+        burst_of(&bytes(len), |burst| {
+            assert_eq!(burst.push_tag(0, tag), Err(DropReason::TooShort), "{len} bytes");
+            assert_eq!(burst.pop_tag(0), Err(DropReason::TooShort), "{len} bytes");
+            assert_eq!(whole(&burst.frame(0)), bytes(len));
+        });
+    }
+    for len in 12..14 {
+        burst_of(&tagged(len, &[tag]), |burst| {
+            assert_eq!(burst.pop_tag(0), Err(DropReason::TooShort), "{len} bytes and a tag");
+        });
+    }
+    burst_of(&bytes(60), |burst| {
+        assert_eq!(burst.pop_tag(0), Err(DropReason::TooShort), "no tag");
+        assert_eq!(burst.push_tag(1, tag), Err(DropReason::TooShort), "no frame");
+    });
+}
+
+#[test]
+fn a_checksum_stays_where_it_is_in_the_packet() {
+    let frame = bytes(100);
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
+    burst.segments().push(frame.as_slice().into());
+    let offload = |start| {
+        let checksum = Some(PartialChecksum { start, offset: 16 });
+        Offload { checksum, segmentation: None }
+    };
+    burst.push::<()>(0..1, 0, |_, _| Ok(offload(34))).unwrap();
+    burst.push_tag(0, VlanTag::customer(1)).unwrap();
+    assert_eq!(burst.frame(0).offload, offload(38));
+    burst.pop_tag(0).unwrap();
+    assert_eq!(burst.frame(0).offload, offload(34));
+    // One that would come to lie in the Ethernet header.
+    let frame = tagged(100, &[VlanTag::customer(1)]);
+    burst.segments().push(frame.as_slice().into());
+    burst.push::<()>(1..2, 0, |_, _| Ok(offload(17))).unwrap();
+    assert_eq!(burst.pop_tag(1), Err(DropReason::ChecksumInEthernetHeader));
+    assert_eq!(whole(&burst.frame(1)), frame);
 }

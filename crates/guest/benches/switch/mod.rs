@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use apps::bridge::Bridge;
+use apps::bridge::table::Domain;
 use engine::{Event, Graph, Poller};
 use memory::{FrontEndAddress, GuestAddress, GuestMemory, RegionRequest, SharedMemory};
 use ports::vhost_user::VhostUserPort;
@@ -157,7 +158,9 @@ impl Part {
             let mut parts = VhostUserPort::parts(workers, number);
             parts.iter_mut().for_each(|part| drop(part.swap(Some(&guest.device), &poller)));
             // Or the first frames would go to everybody.
-            bridge.table().learn(address(number, 0), number as u16, 0);
+            let table = bridge.table();
+            let place = table.place(address(number, 0), Domain::NONE);
+            table.learn(place, Domain::NONE, number as u16, 0);
             ports.push(parts.into_iter());
             drivers.push(Some(guest.drivers));
         }

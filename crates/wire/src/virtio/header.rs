@@ -229,6 +229,21 @@ impl Offload {
         self.checksum.is_none()
     }
 
+    /// The same for a frame whose headers got longer by `by` bytes in front of what this is about, or shorter.
+    /// `None` when that would be in the Ethernet header, or too far behind.
+    pub fn moved(mut self, by: i16) -> Option<Self> {
+        if let Some(checksum) = &mut self.checksum {
+            checksum.start = checksum.start.checked_add_signed(by)?;
+            if usize::from(checksum.start) < ethernet::HEADER_SIZE {
+                return None;
+            }
+        }
+        if let Some(segmentation) = &mut self.segmentation {
+            segmentation.header_hint = segmentation.header_hint.saturating_add_signed(by);
+        }
+        Some(self)
+    }
+
     /// What the header in these bytes, as long as a sender's headers are, asks to be done to its frame of
     /// `frame_len` bytes. See [`NetHeader::offload`].
     #[inline]

@@ -14,21 +14,33 @@ fn mac(number: u64) -> MacAddress {
     MacAddress([a, b, c, d, e, f])
 }
 
+fn learn(table: &Table, address: MacAddress, port: PortNumber, now: u32) {
+    table.learn(table.place(address, Domain::NONE), Domain::NONE, port, now);
+}
+
+fn find(table: &Table, address: MacAddress, now: u32) -> Option<PortNumber> {
+    table.find(table.place(address, Domain::NONE), Domain::NONE, now)
+}
+
+fn bucket(table: &Table, number: u64) -> usize {
+    table.place(mac(number), Domain::NONE).bucket as usize
+}
+
 /// The first `count` addresses, from `from` on, that share a bucket with `from`.
 fn sharing(table: &Table, from: u64, count: usize) -> Vec<u64> {
-    let bucket = table.bucket(from);
-    (from..).filter(|number| table.bucket(*number) == bucket).take(count).collect()
+    let wanted = bucket(table, from);
+    (from..).filter(|number| bucket(table, *number) == wanted).take(count).collect()
 }
 
 #[test]
 fn an_address_is_found_where_it_was_seen_last() {
     let table = Table::new(KEY);
-    assert_eq!(table.find(mac(1), 0), None);
-    table.learn(mac(1), 7, 0);
-    assert_eq!(table.find(mac(1), 0), Some(7));
-    assert_eq!(table.find(mac(2), 0), None);
-    table.learn(mac(1), 8, 0);
-    assert_eq!(table.find(mac(1), 0), Some(8));
+    assert_eq!(find(&table, mac(1), 0), None);
+    learn(&table, mac(1), 7, 0);
+    assert_eq!(find(&table, mac(1), 0), Some(7));
+    assert_eq!(find(&table, mac(2), 0), None);
+    learn(&table, mac(1), 8, 0);
+    assert_eq!(find(&table, mac(1), 0), Some(8));
     assert_eq!(table.len(0), 1);
 }
 
@@ -38,13 +50,13 @@ fn all_addresses_and_ports_are_alike() {
     let addresses = [0, 1, 0x5254_0012_3456, 0xffff_ffff_ffff];
     let ports = [0, 1, 255, 256, PortNumber::MAX - 1];
     for (address, port) in addresses.into_iter().zip(ports) {
-        assert_eq!(table.find(mac(address), 0), None);
-        table.learn(mac(address), port, 0);
-        assert_eq!(table.find(mac(address), 0), Some(port));
+        assert_eq!(find(&table, mac(address), 0), None);
+        learn(&table, mac(address), port, 0);
+        assert_eq!(find(&table, mac(address), 0), Some(port));
     }
     for port in ports {
-        table.learn(mac(0), port, 0);
-        assert_eq!(table.find(mac(0), 0), Some(port));
+        learn(&table, mac(0), port, 0);
+        assert_eq!(find(&table, mac(0), 0), Some(port));
     }
     assert_eq!(table.len(0), 4);
 }
@@ -52,37 +64,37 @@ fn all_addresses_and_ports_are_alike() {
 #[test]
 fn an_address_is_forgotten_after_300_seconds() {
     let table = Table::new(KEY);
-    table.learn(mac(1), 7, 1000);
-    assert_eq!(table.find(mac(1), 1299), Some(7));
-    assert_eq!(table.find(mac(1), 1300), None);
+    learn(&table, mac(1), 7, 1000);
+    assert_eq!(find(&table, mac(1), 1299), Some(7));
+    assert_eq!(find(&table, mac(1), 1300), None);
     assert!(table.is_empty(1300) && !table.is_empty(1299));
     // Seen again, by the entry that is still there.
-    table.learn(mac(1), 7, 1300);
-    assert_eq!(table.find(mac(1), 1599), Some(7));
-    assert_eq!(table.find(mac(1), 1600), None);
+    learn(&table, mac(1), 7, 1300);
+    assert_eq!(find(&table, mac(1), 1599), Some(7));
+    assert_eq!(find(&table, mac(1), 1600), None);
 }
 
 #[test]
 fn another_workers_clock_may_be_ahead() {
     let table = Table::new(KEY);
     let address = MacAddress([2, 0, 0, 0, 0, 1]);
-    table.learn(address, 7, 1000);
-    assert_eq!(table.find(address, 999), Some(7));
-    table.learn(address, 7, 999);
-    assert_eq!(table.find(address, 1000 + AGEING_SECONDS - 1), Some(7));
-    assert_eq!(table.find(address, 1000 + AGEING_SECONDS), None);
+    learn(&table, address, 7, 1000);
+    assert_eq!(find(&table, address, 999), Some(7));
+    learn(&table, address, 7, 999);
+    assert_eq!(find(&table, address, 1000 + AGEING_SECONDS - 1), Some(7));
+    assert_eq!(find(&table, address, 1000 + AGEING_SECONDS), None);
 }
 
 #[test]
 fn forgetting_a_port_leaves_the_others() {
     let table = Table::new(KEY);
     for number in 0..1000 {
-        table.learn(mac(number), (number % 3) as PortNumber, 0);
+        learn(&table, mac(number), (number % 3) as PortNumber, 0);
     }
     table.forget_port(1);
     for number in 0..1000 {
         let expected = Some((number % 3) as PortNumber).filter(|port| *port != 1);
-        assert_eq!(table.find(mac(number), 0), expected);
+        assert_eq!(find(&table, mac(number), 0), expected);
     }
 }
 
@@ -92,19 +104,19 @@ fn a_new_address_takes_an_aged_entry_first_and_then_the_one_seen_least_recently(
     let numbers = sharing(&table, 0, WAYS + 2);
     // Each on a port of its own; the second is the one that is not seen again.
     for (way, number) in numbers.iter().take(WAYS).enumerate() {
-        table.learn(mac(*number), way as PortNumber, 10);
+        learn(&table, mac(*number), way as PortNumber, 10);
     }
     for (way, number) in numbers.iter().take(WAYS).enumerate().filter(|(way, _)| *way != 1) {
-        table.learn(mac(*number), way as PortNumber, 20 + way as u32);
+        learn(&table, mac(*number), way as PortNumber, 20 + way as u32);
     }
-    table.learn(mac(numbers[WAYS]), 100, 40);
-    assert_eq!(table.find(mac(numbers[1]), 40), None);
+    learn(&table, mac(numbers[WAYS]), 100, 40);
+    assert_eq!(find(&table, mac(numbers[1]), 40), None);
     assert_eq!(table.len(40), WAYS);
     // The first ages, and only the first.
-    table.learn(mac(numbers[WAYS + 1]), 101, 320);
-    assert_eq!(table.find(mac(numbers[0]), 320), None);
+    learn(&table, mac(numbers[WAYS + 1]), 101, 320);
+    assert_eq!(find(&table, mac(numbers[0]), 320), None);
     for (way, number) in numbers.iter().enumerate().take(WAYS).skip(2) {
-        assert_eq!(table.find(mac(*number), 319), Some(way as PortNumber));
+        assert_eq!(find(&table, mac(*number), 319), Some(way as PortNumber));
     }
 }
 
@@ -114,17 +126,17 @@ fn a_port_with_its_share_of_a_bucket_replaces_its_own() {
     let numbers = sharing(&table, 0, 100);
     let (honest, forged) = numbers.split_at(SHARE);
     for number in honest {
-        table.learn(mac(*number), 1, 0);
+        learn(&table, mac(*number), 1, 0);
     }
     for (second, number) in forged.iter().enumerate() {
-        table.learn(mac(*number), 2, second as u32);
+        learn(&table, mac(*number), 2, second as u32);
     }
     for number in honest {
-        assert_eq!(table.find(mac(*number), 99), Some(1));
+        assert_eq!(find(&table, mac(*number), 99), Some(1));
     }
     // And what it learned last is there.
     for number in &forged[forged.len() - SHARE..] {
-        assert_eq!(table.find(mac(*number), 99), Some(2));
+        assert_eq!(find(&table, mac(*number), 99), Some(2));
     }
 }
 
@@ -135,19 +147,19 @@ fn a_port_that_came_first_makes_room_for_the_others() {
     let (honest, forged) = numbers.split_at(SHARE);
     let mut second = 0;
     for number in forged {
-        table.learn(mac(*number), 2, second);
+        learn(&table, mac(*number), 2, second);
         second += 1;
     }
     for number in honest {
-        table.learn(mac(*number), 1, second);
+        learn(&table, mac(*number), 1, second);
         second += 1;
         // It goes on.
         for number in &forged[..WAYS] {
-            table.learn(mac(*number), 2, second);
+            learn(&table, mac(*number), 2, second);
         }
     }
     for number in honest {
-        assert_eq!(table.find(mac(*number), second), Some(1));
+        assert_eq!(find(&table, mac(*number), second), Some(1));
     }
 }
 
@@ -156,23 +168,23 @@ fn a_flood_neither_grows_the_table_nor_evicts_what_other_ports_learned() {
     let table = Table::new(KEY);
     let honest: Vec<u64> = (0..1000).map(|number| 0x5254_0000_0000 + number).collect();
     for number in &honest {
-        table.learn(mac(*number), 1, 0);
+        learn(&table, mac(*number), 1, 0);
     }
     let mut buckets = HashMap::new();
     for number in &honest {
-        *buckets.entry(table.bucket(*number)).or_insert(0) += 1;
+        *buckets.entry(bucket(&table, *number)).or_insert(0) += 1;
     }
     assert!(buckets.values().all(|count| *count <= SHARE), "choose another key");
 
     for number in 0..10 * CAPACITY as u64 {
-        table.learn(mac(0x0200_0000_0000 + number * 7), 2, 1 + (number / 2000) as u32);
+        learn(&table, mac(0x0200_0000_0000 + number * 7), 2, 1 + (number / 2000) as u32);
     }
     let now = 1 + 10 * CAPACITY as u32 / 2000;
     assert!(table.len(now) <= CAPACITY);
     // Full, so that the flood did press on everything.
     assert_eq!(table.len(now), CAPACITY);
     for number in honest {
-        assert_eq!(table.find(mac(number), now), Some(1));
+        assert_eq!(find(&table, mac(number), now), Some(1));
     }
 }
 
@@ -193,7 +205,7 @@ fn addresses_in_a_row_spread_over_the_buckets() {
         let table = Table::new(key);
         let mut counts = vec![0; BUCKETS];
         for number in 0..CAPACITY as u64 {
-            counts[table.bucket(0x5254_0000_0000 + number)] += 1;
+            counts[bucket(&table, 0x5254_0000_0000 + number)] += 1;
         }
         // Evenly would be 8 each; at random, 30 is beyond all reason.
         let most = counts.iter().max().unwrap();
@@ -208,7 +220,7 @@ fn who_shares_a_bucket_depends_on_the_key() {
     for other in keys().chain([[first, !second], [!first, second]]) {
         let table = Table::new(other);
         let buckets: HashSet<usize> =
-            colliding.iter().map(|number| table.bucket(*number)).collect();
+            colliding.iter().map(|number| bucket(&table, *number)).collect();
         assert!(buckets.len() > 48, "{other:x?}: {} buckets", buckets.len());
     }
 }
@@ -248,13 +260,13 @@ proptest! {
         for step in steps {
             match step {
                 Step::Learn(which, port) => {
-                    table.learn(mac(numbers[which]), port, now);
+                    learn(&table, mac(numbers[which]), port, now);
                     model.insert(which, (port, now));
                 }
                 Step::Find(which) => {
                     let found = model.get(&which).filter(|(_, seen)| now - seen < 300);
                     prop_assert_eq!(
-                        table.find(mac(numbers[which]), now),
+                        find(&table, mac(numbers[which]), now),
                         found.map(|(port, _)| *port)
                     );
                 }
@@ -279,9 +291,34 @@ proptest! {
         let mut now = 0;
         for (which, port, seconds) in steps {
             now += seconds;
-            table.learn(mac(numbers[which]), port, now);
-            prop_assert_eq!(table.find(mac(numbers[which]), now), Some(port));
+            learn(&table, mac(numbers[which]), port, now);
+            prop_assert_eq!(find(&table, mac(numbers[which]), now), Some(port));
         }
         prop_assert!(table.len(now) <= WAYS);
+    }
+}
+
+#[test]
+fn an_address_is_another_one_in_each_vlan() {
+    for key in keys().chain([KEY]) {
+        let table = Table::new(key);
+        // A dozen stations, each of them in all VLANs.
+        let vlans = [1, 2, 3, 2048, 4094];
+        for (port, vlan) in (0..).zip(vlans) {
+            let domain = table.domain(vlan);
+            for number in 0..12 {
+                table.learn(table.place(mac(number), domain), domain, port, 0);
+            }
+        }
+        for (port, vlan) in (0..).zip(vlans) {
+            let domain = table.domain(vlan);
+            for number in 0..12 {
+                let found = table.find(table.place(mac(number), domain), domain, 0);
+                assert_eq!(found, Some(port), "{number} in {vlan}");
+            }
+        }
+        let masks: HashSet<u64> = (0..4096).map(|vlan| table.domain(vlan).0).collect();
+        assert_eq!(masks.len(), 4096, "with the key {key:x?}");
+        assert!(masks.iter().all(|mask| mask & 0xffff == 0));
     }
 }

@@ -1,0 +1,321 @@
+//! The bridge with VLANs.
+
+use super::*;
+use crate::bridge::vlan::VlanSet;
+
+fn trunk(native: Option<u16>, allowed: &[u16]) -> Membership {
+    Membership::Trunk { native, allowed: Arc::new(allowed.iter().copied().collect()) }
+}
+
+fn net(memberships: Vec<Membership>) -> Net {
+    let ports = memberships.len() as u16;
+    Net::of(ports, Bridge::with_vlans(memberships.into(), [1, 2]))
+}
+
+const CUSTOMER: u16 = 0x8100;
+const SERVICE: u16 = 0x88a8;
+
+/// A frame between two stations, with these tags: their kind, and what they say.
+fn tagged(destination: u8, source: u8, tags: &[(u16, u16)]) -> Vec<u8> {
+    with_tags(&frame(destination, source), tags)
+}
+
+fn with_tags(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
+    let (addresses, rest) = frame.split_at(12);
+    let tags = tags.iter().flat_map(|(kind, control)| [kind.to_be_bytes(), control.to_be_bytes()]);
+    [addresses, &tags.flatten().collect::<Vec<u8>>(), rest].concat()
+}
+
+impl Net {
+    /// Sends one frame, and returns what came out, and where.
+    fn pass(&mut self, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+        self.station(port).to_send.push_back(frame.to_vec());
+        self.breathe();
+        let ports = 0..self.stations.len();
+        let received = |port| {
+            take(&mut self.station(port).received).into_iter().map(move |frame| (port, frame))
+        };
+        ports.flat_map(received).collect()
+    }
+}
+
+#[test]
+fn stations_of_one_vlan_hear_each_other_and_no_others() {
+    let mut net = net([10, 20, 10, 20].map(Membership::Access).to_vec());
+    assert_eq!(net.send(0, frame(2, 1)), [2]);
+    assert_eq!(net.send(1, frame(2, 3)), [3]);
+    let to_all = frame_of(MacAddress::BROADCAST, host(1), b"");
+    assert_eq!(net.send(0, to_all), [2]);
+    assert_eq!(net.all_drops(), 0);
+}
+
+#[test]
+fn an_address_may_be_in_several_vlans() {
+    let mut net = net([10, 20, 10, 20].map(Membership::Access).to_vec());
+    net.send(0, frame(9, 1));
+    net.send(1, frame(9, 1));
+    // A third port in each, so that flooding would show.
+    assert_eq!(net.send(2, frame(1, 2)), [0]);
+    assert_eq!(net.send(3, frame(1, 2)), [1]);
+}
+
+#[test]
+fn a_trunk_has_tags_and_a_station_has_none() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10, 20]), trunk(Some(10), &[20])]);
+    let (plain, on_trunk) = (frame(2, 1), tagged(2, 1, &[(CUSTOMER, 10)]));
+    assert_eq!(net.pass(0, &plain), [(1, on_trunk.clone()), (2, plain.clone())]);
+    assert_eq!(net.pass(1, &on_trunk), [(0, plain.clone()), (2, plain.clone())]);
+    // The native VLAN, with its tag and without.
+    assert_eq!(net.pass(2, &plain), [(0, plain.clone()), (1, on_trunk.clone())]);
+    assert_eq!(net.pass(2, &on_trunk), [(0, plain), (1, on_trunk)]);
+    let other = tagged(2, 1, &[(CUSTOMER, 20)]);
+    assert_eq!(net.pass(1, &other), [(2, other)]);
+    assert_eq!(net.all_drops(), 0);
+}
+
+#[test]
+fn what_a_port_does_not_belong_to_is_dropped_and_counted() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10])]);
+    for (port, tags, reason) in [
+        (0, vec![(CUSTOMER, 10)], DropReason::Tagged),
+        (0, vec![(SERVICE, 10)], DropReason::Tagged),
+        (1, vec![(CUSTOMER, 20)], DropReason::VlanNotAllowed),
+        (1, vec![(CUSTOMER, 4095)], DropReason::VlanNotAllowed),
+        (1, vec![(CUSTOMER, 0)], DropReason::VlanNotAllowed),
+        (1, vec![], DropReason::VlanNotAllowed),
+    ] {
+        let before = net.drops(reason);
+        assert_eq!(net.pass(port, &tagged(2, 1, &tags)), [], "port {port}, {tags:x?}");
+        assert_eq!(net.drops(reason), before + 1, "port {port}, {tags:x?}");
+    }
+    // And nothing was learned of it.
+    let bridge: &mut Bridge = net.graph.get(net.bridge).unwrap();
+    assert!(bridge.table().is_empty(0));
+}
+
+#[test]
+fn a_frame_that_ends_in_its_tag_is_in_no_vlan() {
+    let mut net = net(vec![trunk(Some(1), &[10]), trunk(Some(1), &[10])]);
+    let whole = with_tags(&frame_of(host(2), host(1), b""), &[(CUSTOMER, 10), (CUSTOMER, 20)]);
+    for len in 0..whole.len() {
+        assert_eq!(net.pass(0, &whole[..len]), [], "{len} bytes");
+    }
+    assert_eq!(net.drops(DropReason::TooShort), whole.len() as u64);
+    assert_eq!(net.pass(0, &whole), [(1, whole)]);
+}
+
+#[test]
+fn a_priority_alone_is_no_vlan_and_stays() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10]), Membership::Access(10)]);
+    let plain = frame(2, 1);
+    let prior = tagged(2, 1, &[(CUSTOMER, 0xe000)]);
+    let on_trunk = tagged(2, 1, &[(CUSTOMER, 0xe00a)]);
+    assert_eq!(net.pass(0, &prior), [(1, on_trunk.clone()), (2, plain.clone())]);
+    assert_eq!(net.pass(1, &on_trunk), [(0, plain.clone()), (2, plain)]);
+}
+
+#[test]
+fn a_customers_tags_pass_inside_of_the_services() {
+    let mut net = net(vec![Membership::Tunnel(100), trunk(None, &[100]), Membership::Tunnel(100)]);
+    for tags in
+        [vec![], vec![(CUSTOMER, 7)], vec![(CUSTOMER, 7), (CUSTOMER, 8)], vec![(SERVICE, 5)]]
+    {
+        let plain = tagged(2, 1, &tags);
+        let on_trunk = with_tags(&plain, &[(SERVICE, 100)]);
+        assert_eq!(net.pass(0, &plain), [(1, on_trunk.clone()), (2, plain.clone())], "{tags:x?}");
+        assert_eq!(net.pass(1, &on_trunk), [(0, plain.clone()), (2, plain)], "{tags:x?}");
+    }
+    assert_eq!(net.all_drops(), 0);
+}
+
+/// The attack: an outer tag that is taken off, and an inner one that would then say another VLAN.
+#[test]
+fn two_tags_lead_into_no_other_vlan() {
+    let memberships = vec![
+        Membership::Access(10),
+        trunk(Some(10), &[20]),
+        Membership::Tunnel(10),
+        trunk(Some(10), &[20]),
+        Membership::Access(20),
+    ];
+    for (port, tags) in [
+        (0, vec![(CUSTOMER, 0), (CUSTOMER, 20)]),
+        (1, vec![(CUSTOMER, 10), (CUSTOMER, 20)]),
+        (1, vec![(CUSTOMER, 0), (SERVICE, 20)]),
+        (2, vec![(CUSTOMER, 20)]),
+        (2, vec![(SERVICE, 20)]),
+    ] {
+        let mut net = net(memberships.clone());
+        for (to, came) in net.pass(port, &tagged(2, 1, &tags)) {
+            assert_ne!(to, 4, "from port {port}, {tags:x?}");
+            if to == 1 || to == 3 {
+                let control = u16::from_be_bytes([came[14], came[15]]);
+                assert_eq!(control, 10, "from port {port} to {to}, {tags:x?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_frame_that_is_held_comes_again_as_it_was() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10])]);
+    net.station(1).is_full = true;
+    let (plain, on_trunk) = (frame(2, 1), tagged(2, 1, &[(CUSTOMER, 10)]));
+    assert_eq!(net.pass(0, &plain), []);
+    assert_eq!(net.station(0).to_send.len(), 1);
+    net.station(1).is_full = false;
+    net.breathe();
+    assert_eq!(take(&mut net.station(1).received), [on_trunk]);
+}
+
+/// What somebody in front of the bridge sees who passes on, and looks again.
+struct Witness {
+    before_and_after: Vec<[Vec<u8>; 2]>,
+    counters: Counters,
+}
+
+impl App for Witness {
+    fn push(
+        &mut self,
+        _: usize,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        outputs: &mut Outputs<'_>,
+    ) {
+        let heads = |burst: &Burst<'_>| -> Vec<Vec<u8>> {
+            selection.iter().map(|index| burst.frame(index).head.to_vec()).collect()
+        };
+        let before = heads(burst);
+        outputs.push(0, burst, selection);
+        let after = heads(burst);
+        self.before_and_after
+            .extend(before.into_iter().zip(after).map(|(before, after)| [before, after]));
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn frames_are_left_as_they_came() {
+    let memberships = vec![trunk(Some(1), &[10]), Membership::Access(10), Membership::Tunnel(1)];
+    let mut graph = Graph::new();
+    let bridge = graph.add("bridge", Bridge::with_vlans(memberships.into(), [1, 2]));
+    let witness = Witness { before_and_after: Vec::new(), counters: Counters::default() };
+    let witness = graph.add("witness", witness);
+    let source = graph.add("source", Station::default());
+    graph.link((source, 0), (witness, 0)).unwrap();
+    graph.link((witness, 0), (bridge, 0)).unwrap();
+    for port in 1..3 {
+        let station = graph.add("station", Station::default());
+        graph.link((bridge, port), (station, 0)).unwrap();
+    }
+    let frames = [
+        tagged(2, 1, &[(CUSTOMER, 10)]),
+        tagged(2, 1, &[]),
+        tagged(2, 1, &[(CUSTOMER, 0x2000)]),
+        tagged(2, 1, &[(SERVICE, 10), (CUSTOMER, 3)]),
+    ];
+    graph.get::<Station>(source).unwrap().to_send.extend(frames);
+    graph.breathe(0, |_| panic!("an app failed"));
+    let witness: &mut Witness = graph.get(witness).unwrap();
+    assert_eq!(witness.before_and_after.len(), 4);
+    for [before, after] in &witness.before_and_after {
+        assert_eq!(before, after);
+    }
+}
+
+fn membership() -> impl Strategy<Value = Membership> {
+    let vlan = || prop_oneof![Just(1u16), Just(2), Just(3)];
+    prop_oneof![
+        vlan().prop_map(Membership::Access),
+        vlan().prop_map(Membership::Tunnel),
+        (prop::option::of(vlan()), prop::collection::vec(vlan(), 0..3))
+            .prop_map(|(native, allowed)| trunk(native, &allowed)),
+    ]
+}
+
+/// The VLAN that a frame is in, its priority and the kind of its tag, and the tags behind that one.
+type Class = (u16, u16, u16, Vec<(u16, u16)>);
+
+/// What a frame is, by the standard's words.
+fn classify(port: &Membership, tags: &[(u16, u16)]) -> Option<Class> {
+    match (port, tags) {
+        (Membership::Tunnel(vlan), tags) => Some((*vlan, 0, SERVICE, tags.to_vec())),
+        (Membership::Access(vlan), []) => Some((*vlan, 0, CUSTOMER, vec![])),
+        (Membership::Access(vlan), [(kind, control), inner @ ..]) if control & 0xfff == 0 => {
+            Some((*vlan, control & 0xf000, *kind, inner.to_vec()))
+        }
+        (Membership::Access(_), _) => None,
+        (Membership::Trunk { native, .. }, []) => Some(((*native)?, 0, CUSTOMER, vec![])),
+        (Membership::Trunk { native, allowed }, [(kind, control), inner @ ..]) => {
+            let vlan = if control & 0xfff == 0 { (*native)? } else { control & 0xfff };
+            let is_member = *native == Some(vlan) || allowed.contains(vlan);
+            is_member.then(|| (vlan, control & 0xf000, *kind, inner.to_vec()))
+        }
+    }
+}
+
+/// The tags with which a frame leaves, if it may.
+fn leave(port: &Membership, (vlan, priority, kind, inner): &Class) -> Option<Vec<(u16, u16)>> {
+    let with_tag = || [&[(*kind, priority | vlan)], &inner[..]].concat();
+    match port {
+        Membership::Access(own) | Membership::Tunnel(own) => (own == vlan).then(|| inner.clone()),
+        Membership::Trunk { native, .. } if *native == Some(*vlan) && inner.is_empty() => {
+            Some(vec![])
+        }
+        Membership::Trunk { native, allowed } => {
+            (*native == Some(*vlan) || allowed.contains(*vlan)).then(with_tag)
+        }
+    }
+}
+
+proptest! {
+    /// Bursts of any frames, on any ports, against a bridge for each VLAN with a map for a table.
+    #[test]
+    fn each_vlan_is_a_bridge_of_its_own(
+        memberships in prop::collection::vec(membership(), 1..5),
+        bursts in prop::collection::vec(
+            (0usize..5, prop::collection::vec(
+                (0u8..4, 0u8..4, prop::collection::vec(
+                    (prop_oneof![Just(CUSTOMER), Just(SERVICE)],
+                     prop_oneof![Just(0u16), Just(1), Just(2), Just(0x6000), Just(0xe003), Just(9)]),
+                    0..3)),
+                1..12)),
+            1..12),
+    ) {
+        let mut net = net(memberships.clone());
+        let mut learned: HashMap<(u16, u8), usize> = HashMap::new();
+        for (port, frames) in bursts {
+            let port = port % memberships.len();
+            let mut expected = vec![Vec::new(); memberships.len()];
+            for (destination, source, tags) in frames {
+                net.station(port).to_send.push_back(tagged(destination, source, &tags));
+                let Some(is) = classify(&memberships[port], &tags) else { continue };
+                learned.insert((is.0, source), port);
+                let to = learned.get(&(is.0, destination));
+                for (other, membership) in memberships.iter().enumerate() {
+                    if other != port && to.is_none_or(|to| *to == other)
+                        && let Some(tags) = leave(membership, &is)
+                    {
+                        expected[other].push(tagged(destination, source, &tags));
+                    }
+                }
+            }
+            net.breathe();
+            for (port, expected) in expected.iter().enumerate() {
+                prop_assert_eq!(&take(&mut net.station(port).received), expected, "at port {}", port);
+            }
+        }
+    }
+
+    #[test]
+    fn a_set_holds_what_was_put_in(vlans in prop::collection::hash_set(0u16..5000, 0..50)) {
+        let set: VlanSet = vlans.iter().copied().collect();
+        for vlan in 0..=u16::MAX {
+            let is_in = vlans.contains(&vlan) && (1..=4094).contains(&vlan);
+            prop_assert_eq!(set.contains(vlan), is_in, "{}", vlan);
+        }
+    }
+}
