@@ -11,6 +11,7 @@
 //! There is only the packet to load from: no extensions of Linux's (`SKF_AD_OFF` and others), as nobody
 //! keeps such metadata here; a VLAN tag is in the frame.
 
+mod decision;
 mod operation;
 mod program;
 mod verify;

@@ -6,9 +6,8 @@ use super::{Instruction, MEMORY_WORDS};
 /// The number of an instruction.
 pub(super) type Target = u16;
 
-/// What an instruction does, or two that are executed as one. A is the accumulator, X the index register.
-///
-/// Of those that need not go straight on, each says where to.
+/// What an instruction does. A is the accumulator, X the index register. Of those that need not go straight
+/// on, each says where to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
     /// A = what lies in the packet at `at`.
@@ -86,39 +85,6 @@ pub(super) enum Operation {
     },
     /// Accepts if A is not 0.
     ReturnA,
-
-    /// A load, and behind it a jump if A is equal to a constant: most of what an expression is compiled to.
-    ByteIs {
-        at: u32,
-        value: u32,
-        then: Target,
-        otherwise: Target,
-    },
-    HalfIs {
-        at: u32,
-        value: u32,
-        then: Target,
-        otherwise: Target,
-    },
-    WordIs {
-        at: u32,
-        value: u32,
-        then: Target,
-        otherwise: Target,
-    },
-    IndexedHalfIs {
-        at: u32,
-        value: u32,
-        then: Target,
-        otherwise: Target,
-    },
-    /// A load, and behind it a jump if A has any of these bits.
-    HalfHas {
-        at: u32,
-        bits: u32,
-        then: Target,
-        otherwise: Target,
-    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

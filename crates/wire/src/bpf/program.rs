@@ -2,14 +2,10 @@
 
 use std::sync::Arc;
 
-use super::operation::{Operation, Target, Test};
+use super::decision::Decisions;
+use super::operation::{Operation, Target};
 use super::verify::{Invalid, verify};
 use super::{Instruction, MEMORY_WORDS};
-
-/// Where a program leads that accepts. No instruction has this number, nor the other.
-const ACCEPT: Target = Target::MAX;
-/// Where one leads that does not.
-const REJECT: Target = Target::MAX - 1;
 
 /// What a program says of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,23 +18,31 @@ pub enum Verdict {
     NotGiven,
 }
 
+impl Verdict {
+    fn of(accepts: bool) -> Self {
+        if accepts { Self::Accept } else { Self::Reject }
+    }
+}
+
 /// A program that was judged to be valid. Clones share it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Program {
-    /// One for each instruction. Where an instruction and the next became one operation, the next is still
-    /// there, for those who jump to it.
-    operations: Arc<[Operation]>,
+pub struct Program(Arc<Forms>);
+
+/// What is executed.
+#[derive(Debug, PartialEq, Eq)]
+struct Forms {
+    /// One for each instruction.
+    operations: Box<[Operation]>,
+    /// The same, if the program only looks and decides.
+    decisions: Option<Decisions>,
 }
 
 impl Program {
-    /// A program, if it is valid: see [`Invalid`] for what it must keep to.
+    /// A program, if it is valid: see [`Problem`](super::Problem) for what it must keep to.
     pub fn new(instructions: &[Instruction]) -> Result<Self, Invalid> {
-        let mut operations = verify(instructions)?;
-        // From the last on, so that what a jump leads to is as short as it gets when it is looked at.
-        for number in (0..operations.len()).rev() {
-            operations[number] = shorten(&operations, number);
-        }
-        Ok(Self { operations: operations.into() })
+        let operations = verify(instructions)?;
+        let decisions = Decisions::new(&operations);
+        Ok(Self(Arc::new(Forms { operations: operations.into(), decisions })))
     }
 
     /// What the program says of a packet of `len` bytes, of which `given` is the beginning.
@@ -46,9 +50,22 @@ impl Program {
     /// Takes no more steps than the program has instructions.
     #[inline]
     pub fn run(&self, given: &[u8], len: usize) -> Verdict {
+        match &self.0.decisions {
+            Some(decisions) if given.len() >= Decisions::SHORTEST => decisions.run(given, len),
+            _ => self.interpret(given, len),
+        }
+    }
+
+    /// Whether the program only looks and decides.
+    #[cfg(test)]
+    pub(super) fn is_decisions(&self) -> bool {
+        self.0.decisions.is_some()
+    }
+
+    fn interpret(&self, given: &[u8], len: usize) -> Verdict {
         let (mut a, mut x) = (0u32, 0u32);
         let mut memory = [0u32; MEMORY_WORDS];
-        let mut number = 0;
+        let mut number: Target = 0;
         /// What a load gives; if that is not there, the program ends.
         macro_rules! load {
             ($type:ident, $at:expr) => {
@@ -59,8 +76,9 @@ impl Program {
             };
         }
         loop {
-            let Some(operation) = self.operations.get(usize::from(number)) else {
-                return if number == ACCEPT { Verdict::Accept } else { Verdict::Reject };
+            // Whatever way is taken, it ends with a return.
+            let Some(operation) = self.0.operations.get(usize::from(number)) else {
+                return Verdict::Reject;
             };
             number += 1;
             match *operation {
@@ -97,28 +115,8 @@ impl Program {
                 Operation::BranchIndex { test, then, otherwise } => {
                     number = if test.holds(a, x) { then } else { otherwise };
                 }
-                Operation::Return { accepts } => number = if accepts { ACCEPT } else { REJECT },
-                Operation::ReturnA => number = if a != 0 { ACCEPT } else { REJECT },
-                Operation::ByteIs { at, value, then, otherwise } => {
-                    a = load!(u8, u64::from(at));
-                    number = if a == value { then } else { otherwise };
-                }
-                Operation::HalfIs { at, value, then, otherwise } => {
-                    a = load!(u16, u64::from(at));
-                    number = if a == value { then } else { otherwise };
-                }
-                Operation::WordIs { at, value, then, otherwise } => {
-                    a = load!(u32, u64::from(at));
-                    number = if a == value { then } else { otherwise };
-                }
-                Operation::IndexedHalfIs { at, value, then, otherwise } => {
-                    a = load!(u16, indexed(x, at));
-                    number = if a == value { then } else { otherwise };
-                }
-                Operation::HalfHas { at, bits, then, otherwise } => {
-                    a = load!(u16, u64::from(at));
-                    number = if a & bits != 0 { then } else { otherwise };
-                }
+                Operation::Return { accepts } => return Verdict::of(accepts),
+                Operation::ReturnA => return Verdict::of(a != 0),
             }
         }
     }
@@ -138,50 +136,7 @@ fn load<const SIZE: usize>(given: &[u8], at: u64) -> Option<[u8; SIZE]> {
 
 /// What a load means for the packet that is not in what was given.
 #[cold]
-fn missing(at: u64, size: usize, len: usize) -> Verdict {
+pub(super) fn missing(at: u64, size: usize, len: usize) -> Verdict {
     let is_in_packet = at + size as u64 <= len as u64;
     if is_in_packet { Verdict::NotGiven } else { Verdict::Reject }
-}
-
-/// What is executed for operation `number`, where all behind it were shortened already.
-fn shorten(operations: &[Operation], number: usize) -> Operation {
-    let lead = |to: Target| match operations[usize::from(to)] {
-        Operation::Return { accepts } => {
-            if accepts {
-                ACCEPT
-            } else {
-                REJECT
-            }
-        }
-        Operation::Jump { to } => to,
-        _ => to,
-    };
-    let operation = match operations[number] {
-        Operation::Jump { to } => return Operation::Jump { to: lead(to) },
-        Operation::Branch { test, with, then, otherwise } => {
-            let (then, otherwise) = (lead(then), lead(otherwise));
-            return Operation::Branch { test, with, then, otherwise };
-        }
-        Operation::BranchIndex { test, then, otherwise } => {
-            let (then, otherwise) = (lead(then), lead(otherwise));
-            return Operation::BranchIndex { test, then, otherwise };
-        }
-        other => other,
-    };
-    let Some(Operation::Branch { test, with, then, otherwise }) = operations.get(number + 1) else {
-        return operation;
-    };
-    let (value, then, otherwise) = (*with, *then, *otherwise);
-    match (operation, test) {
-        (Operation::Byte { at }, Test::Equal) => Operation::ByteIs { at, value, then, otherwise },
-        (Operation::Half { at }, Test::Equal) => Operation::HalfIs { at, value, then, otherwise },
-        (Operation::Word { at }, Test::Equal) => Operation::WordIs { at, value, then, otherwise },
-        (Operation::IndexedHalf { at }, Test::Equal) => {
-            Operation::IndexedHalfIs { at, value, then, otherwise }
-        }
-        (Operation::Half { at }, Test::Has) => {
-            Operation::HalfHas { at, bits: value, then, otherwise }
-        }
-        _ => operation,
-    }
 }

@@ -1,4 +1,6 @@
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 use super::*;
 
@@ -361,6 +363,77 @@ fn program() -> impl Strategy<Value = Vec<Instruction>> {
     })
 }
 
+/// Programs that look and decide, in blocks: a load, perhaps behind a header or with a mask, and a comparison. Some
+/// jump to a comparison without its load.
+fn looking_program() -> impl Strategy<Value = Vec<Instruction>> {
+    let load = (prop::sample::select(vec![0x30u16, 0x28, 0x20]), any::<bool>(), 0u32..20, 0u32..3);
+    let mask =
+        prop::option::of(prop_oneof![Just(0x0fu32), Just(0xf0), Just(0xff0f), Just(0x00ff_00ff)]);
+    // Equal is most of it, and the verdict where the others lead.
+    let test = prop::sample::select(vec![0x15u16, 0x15, 0x15, 0x45, 0x25, 0x35]);
+    let value = prop_oneof![4 => 0u32..4, 1 => Just(0x0101), 1 => any::<u32>()];
+    let jumps = prop_oneof![
+        Just([0u8, 255]),
+        Just([255, 0]),
+        any::<u8>().prop_map(|by| [by % 4, 255]),
+        any::<[u8; 2]>().prop_map(|[then, otherwise]| [then % 4, otherwise % 8]),
+    ];
+    let block = (load, mask, test, value, jumps, 0u8..8);
+    prop::collection::vec(block, 1..12).prop_map(|blocks| {
+        // Each block has four instructions, and the first may be left out.
+        let end = 4 * blocks.len();
+        let mut program = Vec::new();
+        for (number, (load, mask, test, value, jumps, late)) in blocks.into_iter().enumerate() {
+            let (size, behind_header, at, header) = load;
+            let nothing = instruction(0x05, 0, 0, 0);
+            program.push(if behind_header { instruction(0xb1, 0, 0, header) } else { nothing });
+            let size = if behind_header { size + 0x20 } else { size };
+            // Where the first 8 bytes end before it.
+            let at = if behind_header { at % 8 + 5 } else { at };
+            program.push(instruction(size, 0, 0, at));
+            program.push(mask.map_or(nothing, |mask| instruction(0x54, 0, 0, mask)));
+            let [jt, jf] = jumps.map(|blocks| {
+                let target = 4 * (number + 1 + usize::from(blocks));
+                if target >= end {
+                    // One verdict or the other.
+                    return (end + usize::from(blocks != 255) - program.len() - 1) as u8;
+                }
+                // Some enter behind the load.
+                let target = target + if late == 0 { 3 } else { 0 };
+                (target - program.len() - 1) as u8
+            });
+            program.push(instruction(test, jt, jf, value));
+        }
+        program.extend([instruction(0x06, 0, 0, 0), RETURN]);
+        program
+    })
+}
+
+#[test]
+fn what_expressions_are_made_of_is_decided_without_registers() {
+    let is_decisions = |text: &str| {
+        let program = Program::new(&parse_numbers(text).unwrap()).unwrap();
+        program.is_decisions()
+    };
+    assert!(is_decisions(TCP_PORT_80));
+    // A load that nothing looks at may yet reject.
+    assert!(!is_decisions("4,48 0 0 50,48 0 0 1,21 0 0 7,6 0 0 1"));
+    assert!(!is_decisions("4,177 0 0 50,48 0 0 1,21 0 0 7,6 0 0 1"));
+    assert!(!is_decisions("2,48 0 0 50,6 0 0 1"));
+    // Nor is it known what is compared where two ways meet.
+    assert!(!is_decisions("6,48 0 0 1,21 0 2 7,48 0 0 2,21 0 0 7,21 0 0 7,6 0 0 1"));
+    assert!(is_decisions("6,48 0 0 1,21 0 2 7,48 0 0 1,21 0 0 7,21 0 0 7,6 0 0 1"));
+}
+
+/// Or the property about them shows nothing of decisions.
+#[test]
+fn many_programs_that_look_are_decisions() {
+    let mut runner = TestRunner::deterministic();
+    let programs = (0..200).map(|_| looking_program().new_tree(&mut runner).unwrap().current());
+    let count = programs.filter(|program| Program::new(program).unwrap().is_decisions()).count();
+    assert!(count > 50, "{count} of 200");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
 
@@ -370,6 +443,20 @@ proptest! {
     ) {
         let expected = reference(&program, &packet) != 0;
         prop_assert_eq!(accepts(&program, &packet), expected);
+    }
+
+    #[test]
+    fn a_decision_is_what_the_reference_says(
+        program in looking_program(), packet in prop::collection::vec(0u8..4, 0..40),
+    ) {
+        let expected = reference(&program, &packet) != 0;
+        prop_assert_eq!(accepts(&program, &packet), expected);
+        let program = Program::new(&program).unwrap();
+        for given in 0..packet.len() {
+            let verdict = program.run(&packet[..given], packet.len());
+            let whole = if expected { Verdict::Accept } else { Verdict::Reject };
+            prop_assert!([whole, Verdict::NotGiven].contains(&verdict), "{:?}", verdict);
+        }
     }
 
     /// What is said of the beginning is right for the whole, or nothing is said.
