@@ -137,22 +137,22 @@ struct Window(Box<[u8; PRIVATE]>);
 
 impl Window {
     /// Why a frame does not pass, if it does not.
-    #[inline]
+    #[inline(always)]
     fn judge(
         &mut self,
         program: &Program,
         burst: &mut Burst<'_>,
         index: usize,
     ) -> Result<(), DropReason> {
-        let len = burst.frame(index).len;
-        let verdict = match program.run(burst.head(index), len) {
-            Verdict::NotGiven => self.look_further(program, burst, index, len),
-            verdict => verdict,
-        };
-        match verdict {
+        let (head, len) = burst.head_and_len(index);
+        match program.run(head, len) {
             Verdict::Accept => Ok(()),
             Verdict::Reject => Err(DropReason::Filtered),
-            Verdict::NotGiven => Err(DropReason::FilterTooDeep),
+            Verdict::NotGiven => match self.look_further(program, burst, index, len) {
+                Verdict::Accept => Ok(()),
+                Verdict::Reject => Err(DropReason::Filtered),
+                Verdict::NotGiven => Err(DropReason::FilterTooDeep),
+            },
         }
     }
 

@@ -364,6 +364,13 @@ impl<'b> Burst<'b> {
         self.records.get(index).map(Record::head).unwrap_or_default()
     }
 
+    /// The head of frame `index`, and the bytes that the frame has in all; nothing when there is no such frame.
+    #[inline(always)]
+    pub fn head_and_len(&self, index: usize) -> (&[u8], usize) {
+        let Some(record) = self.records.get(index) else { return (&[], 0) };
+        (record.head(), record.len as usize)
+    }
+
     /// A look at frame `index`, which must be one of this burst's.
     #[inline(always)]
     pub fn frame(&self, index: usize) -> Frame<'_> {

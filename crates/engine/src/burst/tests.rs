@@ -81,6 +81,7 @@ fn check_pushed(pieces: &[&[u8]], skip: usize, is_single: bool) {
     let frame = burst.frame(index);
     assert_eq!(frame.head, head);
     assert_eq!(burst.head(index), head);
+    assert_eq!(burst.head_and_len(index), (head, expected.len()));
     assert_eq!(body(&frame), rest);
     assert_eq!(frame.len, expected.len());
     let before = burst.frame(0);
