@@ -15,17 +15,17 @@ pub(crate) fn victim<Owner: Copy + PartialEq, const WAYS: usize>(
     if let Some(way) = entries.iter().position(Option::is_none) {
         return way;
     }
-    let of = |owner: Owner| move |(other, _): &Entry<Owner>| *other == owner;
-    let held_by = |owner| entries.iter().flatten().filter(|entry| of(owner)(entry)).count();
+    let all = || entries.iter().flatten().map(|(owner, _)| *owner);
+    let held_by = |owner| all().filter(|other| *other == owner).count();
     let share = WAYS / 2;
     let loser = if held_by(owner) >= share {
         Some(owner)
     } else {
-        entries.iter().flatten().map(|(other, _)| *other).find(|other| held_by(*other) > share)
+        all().find(|other| held_by(*other) > share)
     };
     (0..WAYS)
-        .filter_map(|way| entries[way].map(|entry| (way, entry)))
-        .filter(|(_, entry)| loser.is_none_or(|loser| of(loser)(entry)))
-        .max_by_key(|(_, (_, age))| *age)
-        .map_or(0, |(way, _)| way)
+        .filter_map(|way| entries[way].map(|(owner, age)| (way, owner, age)))
+        .filter(|(_, owner, _)| loser.is_none_or(|loser| loser == *owner))
+        .max_by_key(|(_, _, age)| *age)
+        .map_or(0, |(way, _, _)| way)
 }

@@ -66,7 +66,7 @@ pub struct Filter {
     counters: Counters,
 }
 
-/// The conversations that are known to all parts; there is no table until one of them needs it.
+/// The conversations that are known to all parts. There is no table until settings are made that need it.
 struct Known {
     key: [u64; 2],
     table: OnceLock<Conversations>,

@@ -49,6 +49,12 @@ fn run(instructions: &[Instruction], packet: &[u8], given: usize, reached: &mut 
     let whole = program.run(packet, packet.len());
     assert_ne!(whole, Verdict::NotGiven, "all of it was given");
     reached.note_variant(&whole);
+    // A store in front is one more thing than looking and deciding: the same program, interpreted.
+    let store = Instruction { code: 0x02, jt: 0, jf: 0, k: 0 };
+    let stored: Vec<Instruction> = [&[store], instructions].concat();
+    if let Ok(interpreted) = Program::new(&stored) {
+        assert_eq!(interpreted.run(packet, packet.len()), whole);
+    }
     let part = program.run(&packet[..given.min(packet.len())], packet.len());
     assert!([whole, Verdict::NotGiven].contains(&part), "{part:?}, and {whole:?} of the whole");
     reached.note_variant(&part);

@@ -10,16 +10,17 @@
 //!
 //! An entry does not hold addresses and ports, but 64 bits that stand for them: of NH (Black et al., "UMAC",
 //! 1999), a universal hash over all of them, with a key that nobody outside knows. What decides on
-//! the bucket is mixed from it apart from that. So a frame that belongs to no conversation passes for an
-//! answer with a chance of about one in 2^61.
+//! the bucket is mixed from it apart from that. Two conversations are taken for one with a chance of about one in 2^64;
+//! so a frame that belongs to none of a full table passes for an answer with one of about one in 2^49.
 //!
 //! # How long
 //!
 //! A conversation ages from when it was seen last, in either direction, and ageing is decided when an entry
 //! is looked at. UDP and SCTP have 5 minutes (RFC 4787, REQ-5), echoes 60 seconds (RFC 5508, REQ-1). TCP has 2
 //! hours and 4 minutes once it was answered (RFC 5382, REQ-5), and 4 minutes before that, and after the
-//! FIN of one side; 10 seconds after both, for what has to be sent again. A RST ends it at once.
-//! Sequence numbers are not followed: who can send in the name of a conversation can also end it.
+//! FIN of one side; 10 seconds after both, for what has to be sent again; and 2 seconds after a RST: not none, because
+//! that may be held by a receiver that is full, and comes by once more. Sequence numbers are not
+//! followed: who can send in the name of a conversation can also end it.
 //!
 //! # Who writes what
 //!
@@ -53,6 +54,8 @@ pub const OPEN_SECONDS: u32 = 7440;
 pub const TRANSITORY_SECONDS: u32 = 240;
 /// One of TCP that both sides have closed.
 pub const CLOSED_SECONDS: u32 = 10;
+/// One of TCP that one side has reset.
+pub const RESET_SECONDS: u32 = 2;
 /// One of UDP or SCTP.
 pub const DATAGRAM_SECONDS: u32 = 300;
 /// One of echoes.
@@ -68,6 +71,7 @@ impl State {
     const ANSWERED: u64 = 1 << 34;
     /// A FIN of who began it, and of the other.
     const FINS: [u64; 2] = [1 << 35, 1 << 36];
+    const RESET: u64 = 1 << 37;
 
     fn new(step: Step, now: u32) -> Self {
         let flags = match step {
@@ -84,8 +88,13 @@ impl State {
         if by == 1 {
             flags |= Self::ANSWERED;
         }
-        if matches!(step, Step::Tcp(segment) if segment.fin()) {
-            flags |= Self::FINS[by];
+        if let Step::Tcp(segment) = step {
+            if segment.fin() {
+                flags |= Self::FINS[by];
+            }
+            if segment.rst() {
+                flags |= Self::RESET;
+            }
         }
         Self(flags | u64::from(now))
     }
@@ -102,6 +111,8 @@ impl State {
             ECHO_SECONDS
         } else if !has(Self::TCP) {
             DATAGRAM_SECONDS
+        } else if has(Self::RESET) {
+            RESET_SECONDS
         } else if first && second {
             CLOSED_SECONDS
         } else if first || second || !has(Self::ANSWERED) {
@@ -265,11 +276,7 @@ impl Conversations {
         let bucket = self.bucket(place);
         let tag = Tag(place.tag | (began_by & 1) as u64);
         let Some((way, state)) = bucket.find(tag, now) else { return false };
-        if is_reset(place.step) {
-            bucket.tag(way).store(Tag::EMPTY.0, Relaxed);
-        } else {
-            bucket.note(way, state, state.after(place.step, 1, now));
-        }
+        bucket.note(way, state, state.after(place.step, 1, now));
         true
     }
 
@@ -282,13 +289,13 @@ impl Conversations {
         let bucket = self.bucket(place);
         let tag = Tag(place.tag | (began_by & 1) as u64);
         match bucket.find(tag, now) {
-            Some((way, _)) if is_reset(place.step) => bucket.tag(way).store(Tag::EMPTY.0, Relaxed),
             // A new one, with the addresses and ports of an old one.
             Some((way, state)) if is_first(place.step) => {
                 bucket.note(way, state, State::new(place.step, now));
             }
             Some((way, state)) => bucket.note(way, state, state.after(place.step, 0, now)),
-            None if is_reset(place.step) => {}
+            // Nothing begins with its end.
+            None if matches!(place.step, Step::Tcp(segment) if segment.rst()) => {}
             None => {
                 let way = bucket.room(tag, now);
                 // The state first: whoever finds the tag finds no old state.
@@ -318,10 +325,6 @@ impl Conversations {
         let fresh = |bucket| (0..WAYS).filter(|way| is_fresh(bucket, *way)).count();
         self.buckets.iter().map(fresh).sum()
     }
-}
-
-fn is_reset(step: Step) -> bool {
-    matches!(step, Step::Tcp(segment) if segment.rst())
 }
 
 fn is_first(step: Step) -> bool {

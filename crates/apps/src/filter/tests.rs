@@ -341,6 +341,19 @@ fn a_receiver_that_is_full_holds_what_passed() {
     assert_eq!(net.drops(DropReason::Filtered), 1);
 }
 
+#[test]
+fn a_reset_that_is_held_passes_when_it_comes_again() {
+    let mut net = net(settings(allow_replies(accept("tcp")), accept("arp")));
+    assert!(passes(&mut net, PORT, &tcp([1, 2], [1000, 80], 0x02)));
+    net.station(PORT).room = Some(0);
+    let reset = tcp([2, 1], [80, 1000], 0x14);
+    net.send(NETWORK, [reset.clone()]);
+    assert_eq!(net.received(PORT), [] as [Vec<u8>; 0]);
+    net.station(PORT).room = None;
+    net.breathe();
+    assert_eq!(net.received(PORT), [reset]);
+}
+
 proptest! {
     /// Whatever a program looks at, what passes is what was sent, and it is what should.
     #[test]

@@ -108,10 +108,8 @@ impl Decisions {
             let Some(check) = self.checks.get(usize::from(number)) else {
                 return if number == ACCEPT { Verdict::Accept } else { Verdict::Reject };
             };
-            let looked_at = |start: u64| -> Option<[u8; WINDOW]> {
-                let start = start as usize;
-                given.get(start..start + WINDOW)?.try_into().ok()
-            };
+            let looked_at =
+                |start: u64| given.get(start as usize..)?.first_chunk::<WINDOW>().copied();
             let mut start = u64::from(check.start);
             let holds = if check.kind == Kind::Equal {
                 let Some(bytes) = looked_at(start) else { return beyond(start, len) };
