@@ -32,7 +32,8 @@
 //! of IPv6 extension headers or a message of neighbour discovery that is longer than the private head
 //! ([`engine::HEAD`]), or a fragment's first part without the whole chain (RFC 7112, section 5); fragmented
 //! neighbour discovery (RFC 6980, section 5). Later fragments are judged by their source: what they go on with was
-//! judged in the first.
+//! judged in the first. What is inside of something else (a tunnel, PPPoE, MPLS) is that one's payload, and not
+//! looked into.
 //!
 //! A router's advertisements are judged by their link-layer address alone: whether the port may be a router is
 //! not a question of addresses. Those with more options than the private head has room for are dropped.

@@ -81,8 +81,8 @@ impl Graph {
         let had_frames = !burst.is_empty();
         self.note(id, now, was_busy || had_frames);
         if had_frames {
-            let all = burst.all();
-            self.send(id, 0, &mut burst, &all);
+            let (all, output) = (burst.all(), burst.output());
+            self.send(id, output, &mut burst, &all);
         }
         let finished = burst.finish();
         let outcomes = storage.keep(finished);

@@ -165,6 +165,7 @@ impl Storage {
             breath,
             held: 0,
             hold_limit: HELD,
+            output: 0,
         }
     }
 
@@ -215,6 +216,8 @@ pub struct Burst<'b> {
     held: usize,
     /// How many may be.
     hold_limit: usize,
+    /// The output by which they leave the app that pulled them.
+    output: usize,
 }
 
 impl<'b> Burst<'b> {
@@ -503,8 +506,8 @@ impl<'b> Burst<'b> {
         Framed { front, body: &self.segments[body], len: record.len as usize }
     }
 
-    /// Says that a frame goes to several receivers. None of them can hold it, or the others would
-    /// get it twice.
+    /// Says that a frame goes to several receivers. None of them can hold it from now on, or the others would
+    /// get it twice. One that has it already may have held it: see [`Self::is_held`].
     pub fn replicate(&mut self, index: usize) {
         self.records[index].replicated = true;
     }
@@ -513,6 +516,17 @@ impl<'b> Burst<'b> {
     /// say.
     pub fn limit_held(&mut self, frames: usize) {
         self.hold_limit = frames;
+    }
+
+    /// Says by which output the frames of this burst leave the app that pulled them: 0 if it does not
+    /// say.
+    pub fn leave_by(&mut self, output: usize) {
+        self.output = output;
+    }
+
+    #[inline]
+    pub(crate) fn output(&self) -> usize {
+        self.output
     }
 
     /// Asks for a frame to be pulled again, because its receiver is full. No more than some of a

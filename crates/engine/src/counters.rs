@@ -109,8 +109,8 @@ drop_reasons! {
     Impaired = "impaired",
     /// What keeps frames back for a while has no room for it.
     DelayFull = "delay_full",
-    /// It was to be sent where frames only end or begin.
-    Sunk = "sunk",
+    /// It came from where a mirror's copies go, which is not there to send.
+    FromMirror = "from_mirror",
     /// A filter does not accept it.
     Filtered = "filtered",
     /// A filter needs to see more of the frame than is ever private.

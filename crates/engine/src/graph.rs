@@ -52,8 +52,8 @@ struct Slot {
     /// Not reported yet.
     failure: Option<Failure>,
     outputs: Vec<Option<Target>>,
-    /// Frames for an app that is not there.
-    dark: Counters,
+    /// What apps counted that were here before this one, and the frames that there was none for.
+    past: Counters,
 }
 
 impl Slot {
@@ -68,10 +68,19 @@ impl Slot {
         }
     }
 
+    /// Keeps what an app counted that is not here any more.
+    fn retire(&mut self, app: &dyn App) {
+        // Its own bug may have to do with this, too.
+        if let Ok(counters) = catch_unwind(AssertUnwindSafe(|| app.counters().clone())) {
+            self.past += &counters;
+        }
+    }
+
     /// Notes the panic of an app that was taken out of this slot.
     #[cold]
     fn fail(&mut self, app: Box<dyn App>, panic: Box<dyn Any + Send>) {
         let message = panic_message(panic);
+        self.retire(&*app);
         self.has_failed = true;
         self.failure = Some(Failure { app, message });
     }
@@ -134,7 +143,7 @@ impl Graph {
             published: 0,
             failure: None,
             outputs: Vec::new(),
-            dark: Counters::default(),
+            past: Counters::default(),
         });
         // Not on the busy path.
         self.due.touched.reserve(self.slots.len());
@@ -162,6 +171,29 @@ impl Graph {
         Ok(())
     }
 
+    /// Puts another app in the place of one, under its name and with its links. Returns the one that was there, if it had
+    /// not failed; what it counted stays. None is added when there is no such place: it is returned.
+    pub(crate) fn replace(&mut self, id: AppId, app: Box<dyn App>) -> Option<Box<dyn App>> {
+        let Some(slot) = self.slots.get_mut(id.0) else { return Some(app) };
+        slot.has_outside = app.has_outside();
+        slot.has_failed = false;
+        slot.idle = 0;
+        let old = slot.app.replace(app);
+        if let Some(old) = &old {
+            slot.retire(&**old);
+        }
+        old
+    }
+
+    /// Takes an app out, as one that failed is.
+    pub(crate) fn take(&mut self, id: AppId) -> Option<Box<dyn App>> {
+        let slot = self.slots.get_mut(id.0)?;
+        slot.has_failed = true;
+        let app = slot.app.take()?;
+        slot.retire(&*app);
+        Some(app)
+    }
+
     /// The name of an app.
     pub fn name(&self, id: AppId) -> &str {
         self.slots.get(id.0).map_or("", |slot| &slot.name)
@@ -178,15 +210,14 @@ impl Graph {
         app.downcast_mut()
     }
 
-    /// What an app counted, with what was dropped for its absence.
+    /// What an app counted, and those that were in its place before, with what was dropped for its absence.
     pub fn counters(&self, id: AppId) -> Counters {
         let Some(slot) = self.slots.get(id.0) else {
             return Counters::default();
         };
-        let mut counters =
-            slot.app.as_ref().map_or_else(Counters::default, |app| app.counters().clone());
-        for (reason, count) in slot.dark.drops() {
-            counters[reason] += count;
+        let mut counters = slot.past.clone();
+        if let Some(app) = &slot.app {
+            counters += app.counters();
         }
         counters
     }
@@ -273,7 +304,7 @@ impl Graph {
             return;
         };
         let Some(Some(target)) = slot.outputs.get(output).copied() else {
-            slot.dark[DropReason::NoDestination] += selection.len() as u64;
+            slot.past[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
         let Some(slot) = self.slots.get_mut(target.app.0) else {
@@ -283,7 +314,7 @@ impl Graph {
         // The app is out of its slot while it runs: a link that leads back to it is dark.
         let Some(mut app) = slot.app.take() else {
             let reason = if slot.has_failed { DropReason::AppFailed } else { DropReason::Loop };
-            slot.dark[reason] += selection.len() as u64;
+            slot.past[reason] += selection.len() as u64;
             return;
         };
         let pushed = catch_unwind(AssertUnwindSafe(|| {

@@ -30,6 +30,8 @@ pub(crate) struct Source {
     pub(crate) frames: VecDeque<u8>,
     pub(crate) reclaims: usize,
     pub(crate) panics_after_pull: bool,
+    /// By which output they leave, if it says so.
+    pub(crate) output: Option<usize>,
     pulled: Vec<u8>,
     counters: Counters,
 }
@@ -43,6 +45,9 @@ impl Source {
 impl App for Source {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         self.pulled = self.frames.drain(..).collect();
+        if let Some(output) = self.output {
+            burst.leave_by(output);
+        }
         let bytes = lease.private(self.pulled.clone().into());
         for byte in bytes.chunks(1) {
             let start = burst.segments().len();

@@ -193,6 +193,22 @@ impl Worker {
         self.graph.call(id, call).flatten()
     }
 
+    /// Puts another app in the place of one that failed, or of one that runs: its name and its links stay. Returns the one
+    /// that was there, if it had not failed, or else the new one, if there is no such place.
+    ///
+    /// When the new one's descriptors cannot be watched, there is none: as if it had failed.
+    pub fn replace(&mut self, id: AppId, app: Box<dyn App>) -> io::Result<Option<Box<dyn App>>> {
+        let old = self.graph.replace(id, app);
+        let poller = &self.poller;
+        // A panic is reported with those of the next breath.
+        let registered = self.graph.call(id, |app| app.register(poller)).unwrap_or(Ok(()));
+        if let Err(error) = registered {
+            self.graph.take(id);
+            return Err(error);
+        }
+        Ok(old)
+    }
+
     /// The apps.
     pub fn graph(&self) -> &Graph {
         &self.graph

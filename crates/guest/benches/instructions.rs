@@ -13,6 +13,7 @@
 //! [`counted_breath`] is entered and ends when it is left, so what the guests' drivers do is not in it.
 //! (Instructions are not cycles: a cache miss costs nothing here. The record says what else to know.)
 
+mod between;
 mod record;
 mod switch;
 
@@ -22,7 +23,7 @@ use std::process::{Command, ExitCode};
 
 use engine::Graph;
 use record::Record;
-use switch::{Frame, Guest, Part, Traffic, address, report};
+use switch::{Between, Frame, Guest, Part, Traffic, address, report};
 use wire::virtio::Features;
 
 /// Frames that each guest sends, at least, before instructions are counted: by then all addresses are
@@ -60,6 +61,8 @@ struct Case {
     stations: usize,
     /// Ports whose guests do nothing.
     idle_ports: usize,
+    /// The app between each port and the bridge. Each frame passes two of them.
+    between: Option<Between>,
 }
 
 const SPLIT: Case = Case {
@@ -71,9 +74,10 @@ const SPLIT: Case = Case {
     partial_checksum: false,
     stations: 1,
     idle_ports: 0,
+    between: None,
 };
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 17] = [
     SPLIT,
     Case { name: "split-in-order", features: Features::IN_ORDER, ..SPLIT },
     Case { name: "split-event-idx", features: Features::EVENT_IDX, ..SPLIT },
@@ -97,6 +101,10 @@ const CASES: [Case; 13] = [
     Case { name: "addresses-10000", stations: 5000, ..SPLIT },
     Case { name: "idle-ports-64", idle_ports: 64, ..SPLIT },
     Case { name: "queue-pairs-4", queue_pairs: 4, features: Features::MQ, ..SPLIT },
+    Case { name: "police", between: Some(between::police), ..SPLIT },
+    Case { name: "anti-spoof", between: Some(between::anti_spoof), ..SPLIT },
+    Case { name: "storm", between: Some(between::storm), ..SPLIT },
+    Case { name: "mirror", between: Some(between::mirror), ..SPLIT },
 ];
 
 impl Case {
@@ -109,7 +117,8 @@ impl Case {
     /// What callgrind watches.
     fn breathe(&self) {
         let guest = |_| Guest::new(BASE | self.features, self.queue_pairs);
-        let mut part = Part::all(1, (0..2 + self.idle_ports).map(guest).collect()).remove(0);
+        let mut part =
+            Part::all(1, (0..2 + self.idle_ports).map(guest).collect(), self.between).remove(0);
         let frame = |to, from, station| {
             Frame::new(
                 address(to, station),

@@ -17,12 +17,14 @@ mod port;
 #[cfg(test)]
 mod tests;
 mod value;
+mod vlan;
 
 use std::fs;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use apps::bridge::vlan::Membership;
 use engine::Mode;
 use tracing::level_filters::LevelFilter;
 
@@ -72,6 +74,15 @@ pub struct PortConfig {
     pub name: String,
     /// What is behind the port.
     pub kind: PortKind,
+    /// What it has to do with VLANs. All ports have something, or none has.
+    pub vlan: Option<Membership>,
+}
+
+impl PortConfig {
+    /// A port that has nothing to do with VLANs.
+    pub fn new(name: &str, kind: PortKind) -> Self {
+        Self { name: name.to_owned(), kind, vlan: None }
+    }
 }
 
 /// What is behind a port: one variant for each type of port, each read in a module of its own.
@@ -241,6 +252,13 @@ fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfi
             }));
         }
         ports.push((config, &port.place));
+    }
+    if let Some((first, place)) = ports.iter().find(|(port, _)| port.vlan.is_some()) {
+        for (port, at) in ports.iter().filter(|(port, _)| port.vlan.is_none()) {
+            let (port, other, first) = (port.name.clone(), first.name.clone(), (*place).clone());
+            let problem = Problem::NoVlan { port, other, first };
+            faults.push(Fault { place: (*at).clone(), problem });
+        }
     }
     ports.into_iter().map(|(config, _)| config).collect()
 }

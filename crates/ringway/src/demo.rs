@@ -73,9 +73,9 @@ pub async fn demo(seconds: u64, stop: &mut Stop) -> anyhow::Result<()> {
 }
 
 fn config(sockets: &[PathBuf]) -> Config {
-    let port = |(path, number): (&PathBuf, usize)| PortConfig {
-        name: format!("vm{number}"),
-        kind: PortKind::VhostUser(VhostUser { queue_pairs: 1, ..VhostUser::new(path.clone()) }),
+    let port = |(path, number): (&PathBuf, usize)| {
+        let port = VhostUser { queue_pairs: 1, ..VhostUser::new(path.clone()) };
+        PortConfig::new(&format!("vm{number}"), PortKind::VhostUser(port))
     };
     Config {
         mode: Mode::Adaptive,

@@ -45,7 +45,12 @@ impl Switch {
         let epoch = Instant::now();
         let mut graphs = Graphs((0..config.workers).map(|_| Graph::new()).collect());
         let ports = u16::try_from(config.ports.len()).context("too many ports")?;
-        let bridge = Bridge::new(ports, random_key()?);
+        let memberships: Arc<[_]> =
+            config.ports.iter().flat_map(|port| port.vlan.clone()).collect();
+        let bridge = match memberships.is_empty() {
+            true => Bridge::new(ports, random_key()?),
+            false => Bridge::with_vlans(memberships, random_key()?),
+        };
         let table = bridge.table().clone();
         let bridge = graphs.add("bridge", parts(bridge, config.workers, Bridge::part));
         let mut names = vec![(bridge, "bridge".to_owned())];

@@ -7,6 +7,7 @@
 //! takes that for the VLAN: on a trunk such a frame keeps its VLAN's tag, though the VLAN be the native one. So nobody
 //! gets into another VLAN by tagging twice.
 
+use std::ops::BitOr;
 use std::sync::Arc;
 
 use engine::DropReason;
@@ -62,6 +63,16 @@ impl VlanSet {
     pub fn contains(&self, vlan: u16) -> bool {
         let word = self.0.get(usize::from(vlan / 64));
         word.is_some_and(|word| word >> (vlan % 64) & 1 == 1)
+    }
+}
+
+/// The VLANs of both.
+impl BitOr for VlanSet {
+    type Output = Self;
+
+    fn bitor(mut self, other: Self) -> Self {
+        self.0.iter_mut().zip(other.0).for_each(|(word, other)| *word |= other);
+        self
     }
 }
 

@@ -107,7 +107,7 @@ fn limits_that_no_bucket_can_have_are_refused() {
     }
 }
 
-/// A sender that always has more gets what the rate brings, to the token, after as long as a year.
+/// A sender that always has more gets what the rate brings, to the token, after 300000 roundings.
 #[test]
 fn nothing_is_lost_or_won_by_rounding() {
     for (rate, burst, step) in [(7, 3, 1_000_003), (999_999_937, 200, 101), (3_333_333_333, 90, 7)]
@@ -224,7 +224,7 @@ proptest! {
         rate in prop_oneof![1u64..2000, 1u64..200_000_000_000],
         burst in 1u64..200_000,
         arrivals in prop::collection::vec(
-            (prop_oneof![Just(0), 0u64..100, 0u64..100_000_000_000], 0u64..300_000), 1..80),
+            (prop_oneof![Just(0), 0u64..100, 0u64..100_000_000_000], 1u64..300_000), 1..80),
     ) {
         let limit = Limit { rate, burst };
         let mut bucket = Bucket::new(Some(limit)).unwrap();

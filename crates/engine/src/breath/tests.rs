@@ -34,6 +34,29 @@ fn the_one_that_pulled_learns_what_became_of_its_frames() {
 }
 
 #[test]
+fn a_burst_leaves_by_the_output_that_its_app_says() {
+    let mut graph = Graph::new();
+    let (sink, took) = Sink::new();
+    let source = graph.add("source", Source::default());
+    let sink = graph.add("sink", sink);
+    graph.link((source, 0), (sink, 5)).unwrap();
+    graph.link((source, 2), (sink, 7)).unwrap();
+    // What one burst said does not hold for the next.
+    for (output, expected) in [(None, 5), (Some(2), 7), (None, 5), (Some(0), 5)] {
+        let app: &mut Source = graph.get(source).unwrap();
+        app.output = output;
+        app.frames.push_back(1);
+        graph.breathe(0, |_| ());
+        assert_eq!(taken(&took), [(expected, 1)]);
+    }
+    let app: &mut Source = graph.get(source).unwrap();
+    app.output = Some(1);
+    app.frames.push_back(1);
+    graph.breathe(0, |_| ());
+    assert_eq!(graph.counters(source)[DropReason::NoDestination], 1);
+}
+
+#[test]
 fn a_replicated_frame_is_dropped_by_the_full_one_and_reaches_the_other() {
     let mut graph = Graph::new();
     let (mut full, _) = Sink::new();

@@ -400,6 +400,10 @@ fn what_is_held_is_told() {
     assert!(!burst.hold(2), "the others would get it twice");
     assert_eq!(burst.held(), 1);
     assert!((0..5).map(|index| burst.is_held(index)).eq([false, true, false, false, false]));
+    // One that has it already has held it, whoever else gets it.
+    burst.replicate(1);
+    assert!(burst.is_held(1) && !burst.hold(1));
+    assert_eq!(burst.held(), 1);
     let finished = burst.finish();
     let outcomes = storage.keep(finished);
     assert_eq!(outcomes.held(), 1);

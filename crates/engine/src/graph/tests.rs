@@ -128,3 +128,42 @@ fn counters_of_an_app_include_what_was_dropped_for_it() {
         graph.counters(repeater).drops().map(|(reason, count)| (reason.name(), count)).collect();
     assert_eq!(drops, [("too_short", 1), ("no_destination", 2)]);
 }
+
+#[test]
+fn another_app_takes_the_place_of_one_that_failed_or_runs() {
+    crate::testing::silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::default());
+    let place = graph.add("place", crate::testing::Faulty::new(crate::testing::Moment::Push));
+    graph.link((source, 0), (place, 1)).unwrap();
+    let send = |graph: &mut Graph, frame| {
+        graph.get::<Source>(source).unwrap().frames.push_back(frame);
+        let mut failures = 0;
+        graph.breathe(0, |_| failures += 1);
+        failures
+    };
+    assert_eq!(send(&mut graph, 1), 1);
+    assert_eq!(send(&mut graph, 2), 0);
+    assert_eq!(graph.counters(place)[DropReason::AppFailed], 1);
+
+    let (sink, took) = Sink::new();
+    assert!(graph.replace(place, Box::new(sink)).is_none(), "the one that failed was reported");
+    assert_eq!(send(&mut graph, 3), 0);
+    assert_eq!(taken(&took), [(1, 3)], "the links stay");
+    // Now one that runs.
+    let (sink, took) = Sink::new();
+    assert!(graph.replace(place, Box::new(sink)).is_some());
+    assert_eq!(send(&mut graph, 4), 0);
+    assert_eq!(taken(&took), [(1, 4)]);
+    let counters = graph.counters(place);
+    assert_eq!((counters.sent.frames, counters[DropReason::AppFailed]), (2, 1), "all of it");
+    assert_eq!(graph.name(place), "place");
+    // It may have an outside where the other had none, and the other way round.
+    assert!(graph.replace(place, Box::new(Repeater::new(1))).is_some());
+    assert!(graph.take(place).is_some());
+    assert_eq!(send(&mut graph, 5), 0);
+    assert_eq!(graph.counters(place)[DropReason::AppFailed], 2);
+    let nowhere = AppId(7);
+    assert!(graph.replace(nowhere, Box::new(Repeater::new(1))).is_some(), "it comes back");
+    assert!(graph.take(nowhere).is_none());
+}

@@ -609,3 +609,31 @@ fn polling_gets_shorter_while_it_does_not_pay() {
     spin.learn(50_000);
     assert_eq!(spin.now, 25_000);
 }
+
+#[test]
+fn an_app_that_failed_is_replaced_and_its_peer_is_served() {
+    silence_deliberate_panics();
+    let ring = Ring::new();
+    let mut graph = Graph::new();
+    let place = graph.add("place", Faulty::new(Moment::Pull));
+    let (sender, events) = channel();
+    let events_to = Box::new(move |event| sender.send(event).unwrap());
+    let worker = Worker::start("test", graph, settings(Mode::Interrupt), events_to).unwrap();
+    expect_failure(&events, place, &format!("{DELIBERATE}: Pull"));
+    let device = Device::new(&ring);
+    let replaced = ask(&worker, move |worker| worker.replace(place, Box::new(device)));
+    assert!(replaced.unwrap().is_none());
+    // Its descriptor is watched.
+    for count in 1..=3 {
+        ring.wait_for_sleep();
+        ring.offer();
+        wait_for("the new app to be woken", || ring.taken() == count);
+    }
+    // One that fails at once is reported as any other.
+    let faulty = Box::new(Faulty::new(Moment::Register));
+    let replaced = ask(&worker, move |worker| worker.replace(place, faulty));
+    assert!(replaced.unwrap().is_some());
+    expect_failure(&events, place, &format!("{DELIBERATE}: Register"));
+    stop(worker);
+    assert!(events.try_recv().is_err(), "once only");
+}

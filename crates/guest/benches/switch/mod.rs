@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use apps::bridge::Bridge;
 use apps::bridge::table::Domain;
-use engine::{Event, Graph, Poller};
+use apps::sides::{NETWORK, PORT};
+use engine::{AppId, Event, Graph, Poller};
 use memory::{FrontEndAddress, GuestAddress, GuestMemory, RegionRequest, SharedMemory};
 use ports::vhost_user::VhostUserPort;
 use ringway_guest::{MemoryLayout, NetDriver, RingLayout};
@@ -128,6 +129,9 @@ impl Frame {
     }
 }
 
+/// Adds the app that is to lie between the port of this number and the bridge.
+pub type Between = fn(&mut Graph, usize) -> AppId;
+
 /// What a pair of guests send each other.
 pub struct Traffic {
     /// The frames of each, which it sends in turn.
@@ -149,8 +153,9 @@ pub struct Part {
 
 impl Part {
     /// The parts of one switch with a port for each of these guests. The part of worker `n` of so many
-    /// has guests `n` and `n + workers`; those that are left over do nothing.
-    pub fn all(workers: usize, guests: Vec<Guest>) -> Vec<Self> {
+    /// has guests `n` and `n + workers`; those that are left over do nothing. There may be an app between each
+    /// port and the bridge.
+    pub fn all(workers: usize, guests: Vec<Guest>, between: Option<Between>) -> Vec<Self> {
         let bridge = Bridge::new(guests.len() as u16, KEY);
         let poller = Poller::new().expect("a poller");
         let (mut ports, mut drivers) = (vec![], vec![]);
@@ -169,8 +174,20 @@ impl Part {
             let bridge = graph.add("bridge", bridge.part());
             for (number, parts) in ports.iter_mut().enumerate() {
                 let port = graph.add("port", parts.next().expect("a part for each worker"));
-                graph.link((port, 0), (bridge, number)).expect("a free output");
-                graph.link((bridge, number), (port, 0)).expect("a free output");
+                let app = between.map(|add| add(&mut graph, number));
+                let mut link = |from, to| graph.link(from, to).expect("a free output");
+                match app {
+                    None => {
+                        link((port, 0), (bridge, number));
+                        link((bridge, number), (port, 0));
+                    }
+                    Some(app) => {
+                        link((port, 0), (app, PORT));
+                        link((app, NETWORK), (bridge, number));
+                        link((bridge, number), (app, NETWORK));
+                        link((app, PORT), (port, 0));
+                    }
+                }
             }
             let numbers = [worker, worker + workers];
             let guests = numbers.map(|number| drivers[number].take().expect("one of each"));

@@ -108,6 +108,15 @@ pub enum Problem {
     )]
     NotWithFd(String),
     #[error(
+        "`qinq` is for a port with one VLAN, which all of its frames are put into: expected `vlan`, and no `trunk`"
+    )]
+    QinqAlone,
+    #[error(
+        "port `{port}` is in no VLAN, but port `{other}` is, in {first}: expected `vlan`, `trunk` or both for each port, \
+         or for none"
+    )]
+    NoVlan { port: String, other: String, first: Place },
+    #[error(
         "{cpus} of `cpus` for {workers} `workers`: expected at least one CPU for each, or no `cpus` \
          to let the kernel choose"
     )]

@@ -2,7 +2,7 @@
 
 use super::fault::Fault;
 use super::port::WrittenPort;
-use super::{PortKind, kinds};
+use super::{PortKind, kinds, vlan};
 
 /// One key and what it may hold.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ pub struct PortType {
     pub about: &'static str,
     /// The key that TARGET fills.
     pub target: Key,
-    /// The other keys, all optional.
+    /// The other keys that it has and not all types do. All are optional.
     pub keys: &'static [Key],
     /// What is to be said of them all in `--help`, in lines that fit a terminal.
     pub notes: fn() -> String,
@@ -35,7 +35,7 @@ impl PortType {
     /// The keys that a port may have. A flag gives the type and the target by position instead.
     pub fn valid_keys(&self, in_flag: bool) -> Vec<&'static str> {
         let positional = (!in_flag).then_some([TYPE, self.target.name]);
-        let keys = self.keys.iter().map(|key| key.name);
+        let keys = self.keys.iter().chain(&vlan::KEYS).map(|key| key.name);
         positional.into_iter().flatten().chain(keys).collect()
     }
 }
@@ -74,6 +74,11 @@ pub fn help() -> String {
             let setting = format!("{}={}", key.name, key.form);
             text += &format!("      {setting:<21}  {}\n", key.about);
         }
+    }
+    text += "  and for all of these\n";
+    for key in vlan::KEYS {
+        let setting = format!("{}={}", key.name, key.form);
+        text += &format!("      {setting:<21}  {}\n", key.about);
     }
     let notes = PORT_TYPES.iter().map(|port_type| (port_type.notes)());
     text + &notes.collect::<String>()

@@ -1,9 +1,9 @@
 //! One port, from what was written to what it means.
 
-use super::PortConfig;
 use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Misfit, Scalar, Value};
+use super::{PortConfig, vlan};
 
 /// A key and its value as they were written.
 pub struct Entry {
@@ -116,8 +116,9 @@ impl WrittenPort {
             return None;
         };
         let port_type = type_entry.read(faults, value::port_type)?;
-        let kind = (port_type.read)(self, faults)?;
-        Some(PortConfig { name: self.name.clone(), kind })
+        let kind = (port_type.read)(self, faults);
+        let vlan = vlan::read(self, faults);
+        Some(PortConfig { vlan, ..PortConfig::new(&self.name, kind?) })
     }
 
     /// The entries whose keys a port of this type has. The others, and a target that is not

@@ -1,8 +1,10 @@
 //! What a configuration means, and the whole text of every fault.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use apps::bridge::vlan::Membership;
 use ports::pcap::{Replay, Times};
 use ports::tun::Subnets;
 use ports::vhost_user::SUPPORTED;
@@ -42,7 +44,7 @@ fn assert_port_fault(port: &str, expected: &str) {
 }
 
 fn tap(name: &str, interface: &str) -> PortConfig {
-    PortConfig { name: name.to_owned(), kind: PortKind::Tap(Tap::new(interface.to_owned())) }
+    PortConfig::new(name, PortKind::Tap(Tap::new(interface.to_owned())))
 }
 
 #[test]
@@ -126,9 +128,9 @@ fn flags_and_a_file_say_the_same() {
         cpus: vec![0, 1, 3],
         log: LevelFilter::DEBUG,
         ports: vec![
-            PortConfig {
-                name: "vm1".to_owned(),
-                kind: PortKind::VhostUser(VhostUser {
+            PortConfig::new(
+                "vm1",
+                PortKind::VhostUser(VhostUser {
                     path: PathBuf::from("/run/vm1.sock"),
                     socket: SocketRole::Listen { mode: 0o600, group: Some("kvm".to_owned()) },
                     mtu: 9000,
@@ -136,10 +138,10 @@ fn flags_and_a_file_say_the_same() {
                     penalty: false,
                     features: Features::VERSION_1 | Features::CSUM | Features::HOST_TSO4,
                 }),
-            },
-            PortConfig {
-                name: "an-earlier-name".to_owned(),
-                kind: PortKind::VhostUser(VhostUser {
+            ),
+            PortConfig::new(
+                "an-earlier-name",
+                PortKind::VhostUser(VhostUser {
                     path: PathBuf::from("vm2.sock"),
                     socket: SocketRole::Connect,
                     mtu: 65535,
@@ -147,11 +149,11 @@ fn flags_and_a_file_say_the_same() {
                     penalty: true,
                     features: DEFAULT_FEATURES.without(Features::RING_PACKED),
                 }),
-            },
+            ),
             tap("host", "rw0"),
-            PortConfig {
-                name: "lan".to_owned(),
-                kind: PortKind::Tap(Tap {
+            PortConfig::new(
+                "lan",
+                PortKind::Tap(Tap {
                     queue_pairs: 2,
                     persistent: Some(true),
                     owner: Some("libvirt-qemu".to_owned()),
@@ -164,14 +166,14 @@ fn flags_and_a_file_say_the_same() {
                     },
                     ..Tap::new("tap%d".to_owned())
                 }),
-            },
-            PortConfig {
-                name: "given".to_owned(),
-                kind: PortKind::Tap(Tap { descriptors: vec![3, 4], ..Tap::new(String::new()) }),
-            },
-            PortConfig {
-                name: "fast".to_owned(),
-                kind: PortKind::VhostNet(VhostNet {
+            ),
+            PortConfig::new(
+                "given",
+                PortKind::Tap(Tap { descriptors: vec![3, 4], ..Tap::new(String::new()) }),
+            ),
+            PortConfig::new(
+                "fast",
+                PortKind::VhostNet(VhostNet {
                     tap: Tap {
                         queue_pairs: 2,
                         setup: Setup { mtu: Some(9000), ..Setup::default() },
@@ -179,7 +181,7 @@ fn flags_and_a_file_say_the_same() {
                     },
                     require: true,
                 }),
-            },
+            ),
         ],
     };
     assert_eq!(read(file, &[]).as_ref(), Ok(&expected));
@@ -195,9 +197,9 @@ fn what_is_not_said_has_a_default() {
         workers: 1,
         cpus: vec![],
         log: LevelFilter::WARN,
-        ports: vec![PortConfig {
-            name: "vm1".to_owned(),
-            kind: PortKind::VhostUser(VhostUser {
+        ports: vec![PortConfig::new(
+            "vm1",
+            PortKind::VhostUser(VhostUser {
                 path: PathBuf::from("/run/vm1.sock"),
                 socket: SocketRole::Listen { mode: 0o660, group: None },
                 mtu: 65535,
@@ -205,7 +207,7 @@ fn what_is_not_said_has_a_default() {
                 penalty: true,
                 features: DEFAULT_FEATURES,
             }),
-        }],
+        )],
     };
     assert_eq!(config, Ok(expected));
 }
@@ -248,7 +250,7 @@ ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, worke
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
-socket-mode, socket-group, mtu, queue-pairs, penalty or features; did you mean `connect`?
+socket-mode, socket-group, mtu, queue-pairs, penalty, features, vlan, trunk or qinq; did you mean `connect`?
 --port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0 or \
 tap%d: 1 to 15 bytes, not . or .., without space / : or another %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
@@ -434,12 +436,12 @@ fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhost-user:/run/a.sock,socket_mode=0660",
         "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
-         socket-group, mtu, queue-pairs, penalty or features; did you mean `socket-mode`?",
+         socket-group, mtu, queue-pairs, penalty, features, vlan, trunk or qinq; did you mean `socket-mode`?",
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",
         "unknown key `colour` of a tap port: expected fd, queue-pairs, persistent, owner, group, mtu, \
-         mac, up or bridge",
+         mac, up, bridge, vlan, trunk or qinq",
     );
 }
 
@@ -552,7 +554,7 @@ fn what_a_tap_port_is_told_has_its_form() {
     assert_port_fault(
         "a=tap:rw0,persistant=on",
         "unknown key `persistant` of a tap port: expected fd, queue-pairs, persistent, owner, group, \
-         mtu, mac, up or bridge; did you mean `persistent`?",
+         mtu, mac, up, bridge, vlan, trunk or qinq; did you mean `persistent`?",
     );
 }
 
@@ -581,7 +583,7 @@ fn a_tun_port_has_the_host_s_addresses() {
     for read in [read("", &[("port", flag)]), read(file, &[])] {
         let ports = read.map(|config| config.ports);
         let kind = PortKind::Tun(expected.clone());
-        assert_eq!(ports, Ok(vec![PortConfig { name: "host".to_owned(), kind }]));
+        assert_eq!(ports, Ok(vec![PortConfig::new("host", kind)]));
     }
 
     let addresses = "expected addresses of single stations with the lengths of their networks' \
@@ -794,4 +796,99 @@ fn numbers_have_their_range() {
         let port = format!("vm=vhost-user:/run/vm.sock,queue-pairs={value}");
         assert_eq!(read("", &[("port", &port)]).is_ok(), fits, "{port}");
     }
+}
+
+/// What the ports of a file have to do with VLANs.
+fn memberships(file: &str) -> Result<Vec<Option<Membership>>, String> {
+    Ok(read(file, &[])?.ports.into_iter().map(|port| port.vlan).collect())
+}
+
+fn trunk(native: Option<u16>, allowed: impl IntoIterator<Item = u16>) -> Membership {
+    Membership::Trunk { native, allowed: Arc::new(allowed.into_iter().collect()) }
+}
+
+#[test]
+fn vlans_are_one_many_or_one_for_all() {
+    let file = "
+        [port.vm1]
+        type = 'tap'
+        interface = 'a'
+        vlan = 10
+        [port.vm2]
+        type = 'vhost-user'
+        path = '/run/b.sock'
+        trunk = 'all'
+        [port.vm3]
+        type = 'tap'
+        interface = 'c'
+        vlan = 1
+        trunk = [10, '20-22']
+        [port.vm4]
+        type = 'tap'
+        interface = 'd'
+        vlan = 4094
+        qinq = 'on'
+    ";
+    let expected = [
+        Membership::Access(10),
+        trunk(None, 1..=4094),
+        trunk(Some(1), [10, 20, 21, 22]),
+        Membership::Tunnel(4094),
+    ];
+    assert_eq!(memberships(file), Ok(expected.map(Some).to_vec()));
+    let ports = [
+        "vm1=tap:a,vlan=10",
+        "vm2=vhost-user:/run/b.sock,trunk=all",
+        "vm3=tap:c,vlan=1,trunk=10+20-22",
+        "vm4=tap:d,vlan=4094,qinq=on",
+    ];
+    let flags = ports.map(|port| ("port", port));
+    assert_eq!(read("", &flags).unwrap().ports.len(), 4);
+    assert_eq!(
+        read("", &flags).unwrap().ports.into_iter().map(|port| port.vlan).collect::<Vec<_>>(),
+        memberships(file).unwrap()
+    );
+    assert_eq!(
+        memberships("[port.a]\ntype = 'tap'\ninterface = 'a'\nqinq = false"),
+        Ok(vec![None])
+    );
+}
+
+#[test]
+fn numbers_that_are_no_vlans() {
+    for vlan in ["0", "4095", "+1", "1-2", "all", "", "x"] {
+        assert_port_fault(
+            &format!("a=tap:a,vlan={vlan}"),
+            &format!("wrong value `{vlan}` for `vlan`: expected a number from 1 to 4094"),
+        );
+    }
+    for vlans in ["0", "4095", "+1", "2-1", "1-", "-1", "1++2", "10+4095", "", "x", "1-2-3"] {
+        assert_port_fault(
+            &format!("a=tap:a,trunk={vlans}"),
+            &format!(
+                "wrong value `{vlans}` for `trunk`: expected all, or VLANs and ranges of them, from 1 to 4094, as 10 or \
+                 10+20-29"
+            ),
+        );
+    }
+}
+
+#[test]
+fn what_does_not_go_together_with_vlans() {
+    for port in ["a=tap:a,qinq=on", "a=tap:a,vlan=1,trunk=2,qinq=on", "a=tap:a,trunk=2,qinq=on"] {
+        assert_port_fault(
+            port,
+            "`qinq` is for a port with one VLAN, which all of its frames are put into: expected `vlan`, and no `trunk`",
+        );
+    }
+    let ports = ["vm1=tap:a,vlan=10", "vm2=tap:b", "vm3=tap:c,trunk=all", "vm4=tap:d"];
+    let says = |port: &str| {
+        format!(
+            "--port {port}: port `{}` is in no VLAN, but port `vm1` is, in --port vm1=tap:a,vlan=10: expected `vlan`, \
+             `trunk` or both for each port, or for none",
+            &port[..3]
+        )
+    };
+    let expected = [ports[1], ports[3]].map(says).join("\n");
+    assert_eq!(read("", &ports.map(|port| ("port", port))), Err(expected));
 }

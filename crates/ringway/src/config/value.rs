@@ -7,6 +7,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use apps::bridge::vlan::{FIRST_VLAN, LAST_VLAN, VlanSet};
 use ports::pcap::Times;
 use ports::tun::Subnet;
 use tracing::level_filters::LevelFilter;
@@ -292,6 +293,42 @@ pub fn subnets(scalar: &Scalar) -> Result<Vec<Subnet>, Misfit> {
         subnets.iter().take(index).all(|other| other.address != subnet.address)
     };
     if subnets.iter().enumerate().all(is_new) { Ok(subnets) } else { Err(misfit()) }
+}
+
+/// `vlan`.
+pub fn vlan(scalar: &Scalar) -> Result<u16, Misfit> {
+    number(scalar, FIRST_VLAN..=LAST_VLAN)
+}
+
+/// `trunk`: numbers of VLANs and ranges of them, or all.
+pub fn vlans(scalar: &Scalar) -> Result<VlanSet, Misfit> {
+    let misfit =
+        || Misfit::expected("all, or VLANs and ranges of them, from 1 to 4094, as 10 or 10+20-29");
+    let vlan = |text: &str| {
+        // `parse` alone would take "+1".
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+        let vlan = text.parse().ok().filter(|vlan| (FIRST_VLAN..=LAST_VLAN).contains(vlan));
+        vlan.filter(|_| is_plain)
+    };
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let range = vlan(first)?..=vlan(last)?;
+        (!range.is_empty()).then_some(range)
+    };
+    match scalar {
+        Scalar::Text(text) if text == "all" => Ok(VlanSet::all()),
+        Scalar::Integer { .. } => Ok(VlanSet::from_iter([self::vlan(scalar)?])),
+        Scalar::List(items) => {
+            let sets = items.iter().map(|item| match &item.scalar {
+                Scalar::List(_) => Err(misfit()),
+                scalar => vlans(scalar),
+            });
+            sets.reduce(|all, set| Ok(all? | set?)).unwrap_or_else(|| Err(misfit()))
+        }
+        scalar => items(scalar, range)
+            .map(|ranges| ranges.into_iter().flatten().collect())
+            .ok_or_else(misfit),
+    }
 }
 
 /// `gateway` of a tun port.

@@ -29,7 +29,7 @@ fn config(path: &Path, cpus: Vec<usize>) -> Config {
         workers: 2,
         cpus,
         log: DEFAULT_LOG,
-        ports: vec![PortConfig { name: "vm".to_owned(), kind }],
+        ports: vec![PortConfig::new("vm", kind)],
     }
 }
 

@@ -1,0 +1,52 @@
+//! The keys of VLANs, which ports of all types have.
+
+use std::sync::Arc;
+
+use apps::bridge::vlan::{Membership, VlanSet};
+
+use super::fault::{Fault, Problem};
+use super::keys::Key;
+use super::port::WrittenPort;
+use super::value;
+
+/// The keys.
+pub const KEYS: [Key; 3] = [
+    Key {
+        name: "vlan",
+        form: "1..4094",
+        about: "the VLAN of its frames that have no tag; without trunk, of all [none]",
+    },
+    Key {
+        name: "trunk",
+        form: "all|N+...",
+        about: "the VLANs of its frames that have a tag, as 10+20-29 [none]",
+    },
+    Key {
+        name: "qinq",
+        form: "on|off",
+        about: "take frames with tags too, all of them into its VLAN (802.1ad) [off]",
+    },
+];
+
+/// What a port has to do with VLANs, if anything. What is wrong with it goes to the faults.
+pub fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<Membership> {
+    let vlan = written.entry("vlan").and_then(|entry| entry.read(faults, value::vlan));
+    let allowed = written.entry("trunk").and_then(|entry| entry.read(faults, value::vlans));
+    let qinq = written.entry("qinq");
+    let is_tunnel = qinq.and_then(|entry| entry.read(faults, value::switch)).unwrap_or(false);
+    if let Some(entry) = qinq.filter(|_| is_tunnel)
+        && (written.entry("vlan").is_none() || written.entry("trunk").is_some())
+    {
+        faults.push(Fault { place: entry.place.clone(), problem: Problem::QinqAlone });
+    }
+    match (vlan, allowed) {
+        (native, Some(allowed)) => Some(trunk(native, allowed)),
+        (Some(vlan), None) if is_tunnel => Some(Membership::Tunnel(vlan)),
+        (Some(vlan), None) => Some(Membership::Access(vlan)),
+        (None, None) => None,
+    }
+}
+
+fn trunk(native: Option<u16>, allowed: VlanSet) -> Membership {
+    Membership::Trunk { native, allowed: Arc::new(allowed) }
+}
