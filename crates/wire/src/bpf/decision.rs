@@ -201,7 +201,7 @@ impl Check {
         let rejects = |check: &Self| {
             check.next[0] == REJECT
                 && check.kind == Kind::Equal
-                // Or it never holds, and its value may be lost when it is moved.
+                // Or it never holds, which the other one's mask might hide.
                 && check.value & !check.mask == 0
         };
         if !rejects(self) || !rejects(next) {

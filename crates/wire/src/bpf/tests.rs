@@ -425,6 +425,23 @@ fn what_expressions_are_made_of_is_decided_without_registers() {
     assert!(is_decisions("6,48 0 0 1,21 0 2 7,48 0 0 1,21 0 0 7,21 0 0 7,6 0 0 1"));
 }
 
+#[test]
+fn checks_that_contradict_each_other_do_not_become_one() {
+    let never = |text: &str, packet: &[u8]| {
+        let program = Program::new(&parse_numbers(text).unwrap()).unwrap();
+        assert!(program.is_decisions());
+        assert_eq!(program.run(packet, packet.len()), Verdict::Reject, "{text}");
+    };
+    // A byte is 1, and is 2.
+    for byte in 0..4 {
+        never("6,48 0 0 9,21 0 3 1,48 0 0 9,21 0 1 2,6 0 0 1,6 0 0 0", &[byte; 20]);
+    }
+    // The lower half of two bytes is 0x1200; the upper one is 0x12, at the same place.
+    let packet = [0, 0, 0, 0, 0, 0, 0, 0, 0x12, 0, 0, 0];
+    never("7,40 0 0 8,84 0 0 255,21 0 3 4608,48 0 0 8,21 0 1 18,6 0 0 1,6 0 0 0", &packet);
+    never("7,48 0 0 8,21 0 4 18,40 0 0 8,84 0 0 255,21 0 1 4608,6 0 0 1,6 0 0 0", &packet);
+}
+
 /// Or the property about them shows nothing of decisions.
 #[test]
 fn many_programs_that_look_are_decisions() {
