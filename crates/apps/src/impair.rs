@@ -337,26 +337,28 @@ impl Direction {
         self.waiting.peek().map(|Reverse(waiting)| waiting.due)
     }
 
-    /// Takes a frame in, and decides what becomes of it. The reason for which it is dropped, if it is.
-    fn take(&mut self, frame: &Frame<'_>, random: &mut Random, now: u64) -> Result<(), DropReason> {
+    /// Takes a frame in, and decides what becomes of it.
+    fn take(&mut self, frame: &Frame<'_>, now: u64, random: &mut Random, counters: &mut Counters) {
         let count = self.fate.count(random);
         if count == 0 {
-            return Err(DropReason::Impaired);
+            counters.drop(DropReason::Impaired);
         }
         for _ in 0..count {
-            self.take_one(frame, random, now)?;
+            if let Err(reason) = self.take_one(frame, now, random) {
+                counters.drop(reason);
+            }
         }
-        Ok(())
     }
 
+    /// Takes in one of as many as there are to be. The reason for which it is dropped, if it is.
     fn take_one(
         &mut self,
         frame: &Frame<'_>,
-        random: &mut Random,
         now: u64,
+        random: &mut Random,
     ) -> Result<(), DropReason> {
         let is_corrupt = self.fate.corruption.happens(random);
-        let bit = random.below(frame.len as u64 * 8) as usize;
+        let bit = is_corrupt.then(|| random.below(frame.len as u64 * 8) as usize);
         let due = now.saturating_add(self.fate.delay(random));
         if is_corrupt && frame.offload.segmentation.is_some() {
             return Err(DropReason::Impaired);
@@ -365,7 +367,7 @@ impl Direction {
             return Err(DropReason::DelayFull);
         }
         let mut stored = self.store.keep(frame).ok_or(DropReason::DelayFull)?;
-        if is_corrupt {
+        if let Some(bit) = bit {
             if let Some(partial) = frame.offload.checksum {
                 self.store.complete(&mut stored, partial);
             }
@@ -465,10 +467,8 @@ impl App for Impair {
             return outputs.push(opposite(input), burst, selection);
         }
         for index in selection.iter() {
-            let taken = direction.take(&burst.frame(index), &mut self.random, self.now);
-            if let Err(reason) = taken {
-                self.counters.drop(reason);
-            }
+            let frame = burst.frame(index);
+            direction.take(&frame, self.now, &mut self.random, &mut self.counters);
         }
     }
 

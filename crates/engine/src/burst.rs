@@ -551,7 +551,8 @@ impl<'b> Burst<'b> {
     /// Whether frame `index` is to be pulled again: what was counted of it will be counted once more then.
     #[inline]
     pub fn is_held(&self, index: usize) -> bool {
-        self.records.get(index).is_some_and(|record| record.outcome == Outcome::Held)
+        let records = self.records.get(..self.len).unwrap_or_default();
+        records.get(index).is_some_and(|record| record.outcome == Outcome::Held)
     }
 
     #[inline]

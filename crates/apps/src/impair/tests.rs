@@ -234,6 +234,14 @@ fn a_frame_that_is_to_be_segmented_is_lost_instead() {
     (0..3).for_each(|_| net.breathe());
     assert!(net.received(NETWORK).is_empty());
     assert_eq!(net.drops(DropReason::Impaired), 1);
+    // Each of two has its own fate.
+    let some = Impairment { corruption: 50.0, duplication: 100.0, ..Impairment::default() };
+    let mut net = self::net(some);
+    net.station(PORT).to_send.extend((0..50).map(|mark| (frame(host(2), mark, 9000), offload)));
+    (0..5).for_each(|_| net.breathe());
+    let left = net.received(NETWORK).len();
+    assert!((30..70).contains(&left), "{left}");
+    assert_eq!(net.drops(DropReason::Impaired), 100 - left as u64);
 }
 
 #[test]

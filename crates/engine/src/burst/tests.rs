@@ -412,6 +412,7 @@ fn what_is_held_is_told() {
 
     // Nothing of it sticks to the next burst's frames.
     let mut burst = storage.begin(0, 0);
+    assert!(!burst.is_held(1) && burst.held() == 0);
     for index in 0..4 {
         push(&mut burst, &[&frame], 0);
         assert!(index == 1 || burst.hold(index));
