@@ -8,9 +8,9 @@ mod switch;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::thread;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use testbed::traffic::{self, Ping};
-use testbed::{Builder, Guest, Image, Nic, Shell};
+use testbed::{Builder, Guest, Image, Network, Nic, Shell};
 
 pub use switch::{NOBODY, Switch, binary, ringway, ringway_in};
 
@@ -98,4 +98,29 @@ pub fn ping_all(from: &dyn Shell, to: &str, count: u32) -> Result<()> {
         from.name()
     );
     Ok(())
+}
+
+/// Packets, or frames, and bytes that crossed a tun or tap one way.
+pub type Count = (u64, u64);
+
+/// What came out of a tun or tap into the host, and what the host sent into it.
+///
+/// # Errors
+///
+/// There is no such interface.
+pub fn crossed(network: &Network, interface: &str) -> Result<[Count; 2]> {
+    let files = "rx_packets rx_bytes tx_packets tx_bytes";
+    let text = network.run(&format!("cd /sys/class/net/{interface}/statistics && cat {files}"))?;
+    let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+    match numbers[..] {
+        [rx_packets, rx_bytes, tx_packets, tx_bytes] => {
+            Ok([(rx_packets, rx_bytes), (tx_packets, tx_bytes)])
+        }
+        _ => bail!("{text}"),
+    }
+}
+
+/// Bytes of a packet that crossed between two counts.
+pub fn mean_size(before: Count, after: Count) -> u64 {
+    (after.1 - before.1) / (after.0 - before.0).max(1)
 }

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +23,9 @@ const COMPLAINT_LIMIT: Duration = Duration::from_secs(10);
 const STOP_LIMIT: Duration = Duration::from_secs(1);
 /// A run that is expected to fail does so within this time.
 const FAIL_LIMIT: Duration = Duration::from_secs(10);
+/// How long one is watched that has nothing to do, and what it may use of a processor meanwhile.
+const IDLE_TIME: Duration = Duration::from_secs(2);
+const IDLE_LIMIT: Duration = Duration::from_millis(20);
 
 /// A running `ringway run` in a directory of its own. Dropping it kills it.
 pub struct Switch {
@@ -98,6 +102,30 @@ impl Switch {
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.program.pid()
+    }
+
+    /// Watches it while nobody has anything for it to do: it uses no processor.
+    ///
+    /// # Errors
+    ///
+    /// It does.
+    pub fn watch_idle(&self) -> Result<()> {
+        let before = self.processor_time()?;
+        thread::sleep(IDLE_TIME);
+        let used = self.processor_time()? - before;
+        println!("idle for {IDLE_TIME:?}: {used:?} of processor time");
+        ensure!(used <= IDLE_LIMIT, "the switch used {used:?} in {IDLE_TIME:?}");
+        Ok(())
+    }
+
+    /// Processor time that it has used, by all its threads.
+    fn processor_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // Fields are counted after the name, which may hold anything; the next one is the third.
+        let (_, fields) = stat.rsplit_once(')').context("no name in stat")?;
+        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse);
+        let ticks: u64 = ticks.collect::<Result<Vec<u64>, _>>()?.iter().sum();
+        Ok(Duration::from_secs(ticks) / u32::try_from(rustix::param::clock_ticks_per_second())?)
     }
 
     /// What it has logged so far.

@@ -1,6 +1,7 @@
 //! A guest and the host it runs on, through a tap of the switch.
 
 use anyhow::{Result, ensure};
+use guest::{Guest, Options};
 use ringway_tests::*;
 use testbed::{Network, Shell, traffic};
 
@@ -25,17 +26,31 @@ fn a_guest_and_the_host() -> Result<()> {
         assert!(offloads.contains(&format!("{offload}: on")), "{offloads}");
     }
     // Both kernels leave segmentation to whoever is last: frames far larger than the MTU cross the tap.
-    let before = counters(&network)?;
+    let before = crossed(&network, "rw0")?;
     traffic::tcp_stream(&one, &network, (v4(254), 9).into(), 50_000_000)?;
-    let after = counters(&network)?;
+    let after = crossed(&network, "rw0")?;
     let from_guest = mean_size(before[0], after[0]);
     traffic::tcp_stream(&network, &one, (v4(1), 9).into(), 50_000_000)?;
-    let to_guest = mean_size(after[1], counters(&network)?[1]);
+    let to_guest = mean_size(after[1], crossed(&network, "rw0")?[1]);
     println!("mean frame: {from_guest} bytes from the guest, {to_guest} to it");
     assert!(from_guest > 3000 && to_guest > 3000);
 
     println!("{}", switch.stop()?);
     ensure!(!network.run("ip -brief link")?.contains("rw0"), "the tap is left behind");
+    Ok(())
+}
+
+/// The host and an embedded guest have nothing to say to each other.
+#[test]
+fn an_idle_tap_takes_no_processor_time() -> Result<()> {
+    let network = Network::new()?;
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", "host=tap:rw0"])?;
+    network.address("rw0", "10.0.0.254/24")?;
+    let guest = Guest::connect(&switch.path("vm1.sock"), &Options::default())?;
+    ensure!(network.run("ip -brief link show dev rw0")?.contains("LOWER_UP"), "the tap is not up");
+    switch.watch_idle()?;
+    drop(guest);
+    switch.stop()?;
     Ok(())
 }
 
@@ -76,24 +91,4 @@ fn two_guests_and_the_host_by_two_queues() -> Result<()> {
     }
     println!("{}", switch.stop()?);
     Ok(())
-}
-
-/// Frames and bytes that crossed a tap one way.
-type Count = (u64, u64);
-
-/// What came out of the tap into the host, and what the host sent into it.
-fn counters(network: &Network) -> Result<[Count; 2]> {
-    let files = "rx_packets rx_bytes tx_packets tx_bytes";
-    let text = network.run(&format!("cd /sys/class/net/rw0/statistics && cat {files}"))?;
-    let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-    match numbers[..] {
-        [rx_packets, rx_bytes, tx_packets, tx_bytes] => {
-            Ok([(rx_packets, rx_bytes), (tx_packets, tx_bytes)])
-        }
-        _ => anyhow::bail!("{text}"),
-    }
-}
-
-fn mean_size(before: Count, after: Count) -> u64 {
-    (after.1 - before.1) / (after.0 - before.0).max(1)
 }

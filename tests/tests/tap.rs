@@ -10,10 +10,12 @@ use guest::{Guest, Options};
 use ringway_tests::*;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use serde_json::Value;
+use sys::testing::{Call, refuse};
 use sys::tun::{Kind, Queue, Request};
-use testbed::{Network, Shell};
+use testbed::{Network, Program, Shell};
 use wire::virtio::NetHeader;
 
 /// The switch says what it has to say, and answers come, within this time, on a machine that is busy with other tests.
@@ -192,6 +194,7 @@ fn a_new_tap_is_set_up_as_asked_and_goes_with_the_switch() -> Result<()> {
 
     let log = switch.stop()?;
     assert_eq!(lines(&log, "interface=\"tap0\""), 1, "{log}");
+    assert_eq!(lines(&log, "io_uring"), 0, "nothing is wrong with it here: {log}");
     assert!(!exists(&network, "tap0")? && !exists(&network, "tap1")?, "they are left behind");
     Ok(())
 }
@@ -299,6 +302,81 @@ fn inherited_descriptors_need_no_privilege() -> Result<()> {
     Ok(())
 }
 
+/// It takes one to open as many as there were; but as one of several.
+#[test]
+fn one_inherited_queue_of_several_comes_back_as_such() -> Result<()> {
+    let network = Network::new()?;
+    let request = Request { several: true, ..Request::new("rw0", Kind::Tap, NetHeader::SIZE) };
+    let queues = queues(&network, &request)?;
+    let number = queues.iter().map(|queue| queue.as_fd().as_raw_fd()).next().context("a queue")?;
+    let port = format!("host=tap:,fd={number}");
+    let switch = Switch::start_in(&network, &[GUEST_PORT, &port])?;
+    network.ip(&["link", "del", "rw0"])?;
+    switch.wait_for_log("the interface was deleted", LIMIT)?;
+    network.run("ip tuntap add dev rw0 mode tap vnet_hdr multi_queue")?;
+    switch.wait_for_log("attached to the interface again", LIMIT)?;
+    network.address("rw0", HOST)?;
+    network.ip(&["link", "set", "rw0", "up"])?;
+    Asker::connect(&switch)?.reach()?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "ERROR"), 1, "{log}");
+    Ok(())
+}
+
+/// Runs this, and what it starts, where the kernel refuses a call. Once in a test, and first: all programs are started by
+/// the thread that the first one has started.
+fn where_refused<R: Send>(call: Call, run: impl FnOnce() -> Result<R> + Send) -> Result<R> {
+    let refused = || {
+        refuse(call)?;
+        run()
+    };
+    let result = thread::scope(|scope| scope.spawn(refused).join());
+    result.ok().context("the thread panicked")?
+}
+
+#[test]
+fn a_tap_works_where_io_uring_is_not_allowed() -> Result<()> {
+    let network = Network::new()?;
+    let start = || Switch::start_in(&network, &[GUEST_PORT, "host=tap:rw0"]);
+    let switch = where_refused(Call::Setup, start)?;
+    network.address("rw0", HOST)?;
+    Asker::connect(&switch)?.reach()?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "without the kernel's io_uring"), 1, "{log}");
+    assert_eq!(lines(&log, "WARN") + lines(&log, "ERROR"), 0, "{log}");
+    Ok(())
+}
+
+/// Rtnetlink never answers, and the switch waits for it.
+#[test]
+fn a_start_that_takes_long_can_be_ended() -> Result<()> {
+    let network = Network::new()?;
+    let program = binary()?;
+    let program = where_refused(Call::Hear, || {
+        let mut command = network.command(program);
+        command.args(["run", "--port", "host=tap:rw0,persistent=on"]);
+        Program::start("host", "ringway run", command)
+    })?;
+    let status = format!("/proc/{}/status", program.pid());
+    let catches_term = || -> Result<bool> {
+        let status = std::fs::read_to_string(&status)?;
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.context("a mask")?.trim(), 16)?;
+        Ok(caught & (1 << (Signal::TERM.as_raw() - 1)) != 0)
+    };
+    let deadline = Instant::now() + LIMIT;
+    while !catches_term()? {
+        ensure!(Instant::now() < deadline, "waited {LIMIT:?} for the switch to begin");
+        thread::sleep(Duration::from_millis(5));
+    }
+    program.signal(Signal::TERM)?;
+    let output = program.into_job().wait(LIMIT)?;
+    println!("{}", output.text());
+    ensure!(output.status == 0 && !output.text().contains("ready"), "{}", output.text());
+    ensure!(!exists(&network, "rw0")?, "it was left behind");
+    Ok(())
+}
+
 #[test]
 fn a_link_that_goes_down_takes_the_port_down() -> Result<()> {
     let network = Network::new()?;
@@ -389,14 +467,37 @@ fn a_tap_that_moves_to_another_namespace_goes_on() -> Result<()> {
     Ok(())
 }
 
+/// The switch hears nothing of it: there was more news than its socket holds.
+#[test]
+fn a_tap_that_moves_unheard_goes_on() -> Result<()> {
+    let (network, other) = (Network::new()?, Network::new()?);
+    let switch = Switch::start_in(&network, &[GUEST_PORT, "host=tap:rw0"])?;
+    let pid = i32::try_from(switch.pid()).ok().and_then(Pid::from_raw).context("its pid")?;
+    kill_process(pid, Signal::STOP)?;
+    // Each is a message of more than a kibibyte, and a socket holds some 200 KiB.
+    let changes = "for n in $(seq 1000); do echo link set lo mtu $((2000 + n)); done";
+    network.run(&format!("{changes} | ip -batch -"))?;
+    let namespace = other.namespace().context("it is private")?;
+    network.ip(&["link", "set", "rw0", "netns", namespace])?;
+    kill_process(pid, Signal::CONT)?;
+    switch.wait_for_log("in another network namespace", LIMIT)?;
+    other.address("rw0", HOST)?;
+    other.ip(&["link", "set", "rw0", "up"])?;
+    Asker::connect(&switch)?.reach()?;
+    switch.stop()?;
+    Ok(())
+}
+
 #[test]
 fn inherited_descriptors_of_another_namespace() -> Result<()> {
     let (network, other) = (Network::new()?, Network::new()?);
     let queues = queues(&other, &Request::new("rw0", Kind::Tap, NetHeader::SIZE))?;
     other.address("rw0", HOST)?;
     other.ip(&["link", "set", "rw0", "up"])?;
-    // It is called the same, and is another.
+    // It is called the same, even has the same address, and is another.
     network.tap("rw0")?;
+    let address = link(&other, "rw0")?["address"].as_str().context("an address")?.to_owned();
+    network.ip(&["link", "set", "rw0", "address", &address])?;
     let fd = queues.iter().map(|queue| queue.as_fd().as_raw_fd()).next().context("a queue")?;
     let port = format!("host=tap:rw0,fd={fd}");
     let output = ringway_in(&network, true, &["run", "--port", &format!("{port},mtu=1400")])?;
@@ -417,7 +518,8 @@ fn mtus_that_differ_are_said_once_and_what_is_too_long_is_counted() -> Result<()
     let ports = ["vm1=vhost-user:vm1.sock,mtu=9000", "vm2=vhost-user:vm2.sock", "host=tap:rw0"];
     let switch = Switch::start_in(&network, &ports)?;
     network.address("rw0", HOST)?;
-    let warning = "port `host` has an MTU of 1500, and port `vm1` one of 9000";
+    // Of a guest that is told nothing it is known what it has, unless somebody tells it in there.
+    let warning = "port `vm2` has an MTU of 1500, and port `vm1` one of 9000";
     switch.wait_for_log(warning, LIMIT)?;
     let mut guest = Asker::connect(&switch)?;
     guest.reach()?;
@@ -452,7 +554,7 @@ fn what_cannot_be_says_why_and_leaves_nothing_behind() -> Result<()> {
     let no_tap = format!("host=tap:,fd={}", null.as_raw_fd());
     let before = network.run("ip -brief link")?;
     let (root, nobody) = (true, false);
-    let cases: [(bool, &str, &[&str]); 16] = [
+    let cases: [(bool, &str, &[&str]); 17] = [
         (nobody, "host=tap:rw0", &["`rw0`: there is none", "CAP_NET_ADMIN", "ip tuntap", "`fd`"]),
         (nobody, "host=tap:tap%d", &["`tap%d`: there is none", "CAP_NET_ADMIN"]),
         (nobody, "host=tap:other0", &["`other0`: it is somebody else's", "CAP_NET_ADMIN", "`fd`"]),
@@ -468,6 +570,7 @@ fn what_cannot_be_says_why_and_leaves_nothing_behind() -> Result<()> {
         (root, "host=tap:a234567890123456", &["`a234567890123456`", "1 to 15 bytes"]),
         (root, "host=tap:,fd=99", &["port `host`: descriptor 99 was not inherited"]),
         (root, &no_tap, &["port `host`: descriptor", "no descriptor of a tap or tun interface"]),
+        (root, "host=tap:tap%d,persistent=on", &["`persistent`", "pattern `tap%d`", "a name"]),
         (root, "host=tap:rw0,up=no", &["did you mean `off`?"]),
     ];
     for (privileged, port, words) in cases {
@@ -479,6 +582,10 @@ fn what_cannot_be_says_why_and_leaves_nothing_behind() -> Result<()> {
             ensure!(text.contains(word), "no word of `{word}`: {text}");
         }
     }
+    // A later port is what fails.
+    let ports = ["--port", "host=tap:rw0,persistent=on", "--port", "lan=tap:lan0"];
+    let output = ringway_in(&network, root, &[&["run"], &ports[..]].concat())?;
+    ensure!(output.status == 1 && output.text().contains("`lan0`"), "{}", output.text());
     assert_eq!(network.run("ip -brief link")?, before);
     used.stop()?;
     Ok(())

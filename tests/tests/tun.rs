@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use guest::{Guest, Options};
 use ringway_tests::*;
+use rustix::process::{Pid, Signal, kill_process};
 use testbed::{Network, Shell, traffic};
 use wire::arp::{self, Operation};
 use wire::ethernet::{EtherType, Ethernet, HEADER_SIZE, MacAddress};
@@ -42,14 +43,14 @@ fn a_guest_and_the_host() -> Result<()> {
     traffic::udp_sweep(&one, &network, (v6(0xfe), 7).into(), 1400..=1452)?;
 
     // Both kernels leave segmentation to whoever is last: packets far larger than the MTU cross the tun.
-    let before = counters(&network)?;
+    let before = crossed(&network, "rw0")?;
     traffic::tcp_stream(&one, &network, (v4(254), 9).into(), 50_000_000)?;
     traffic::tcp_stream(&one, &network, (v6(254), 9).into(), 20_000_000)?;
-    let after = counters(&network)?;
+    let after = crossed(&network, "rw0")?;
     let from_guest = mean_size(before[0], after[0]);
     traffic::tcp_stream(&network, &one, (v4(1), 9).into(), 50_000_000)?;
     traffic::tcp_stream(&network, &one, (v6(1), 9).into(), 20_000_000)?;
-    let to_guest = mean_size(after[1], counters(&network)?[1]);
+    let to_guest = mean_size(after[1], crossed(&network, "rw0")?[1]);
     println!("mean packet: {from_guest} bytes from the guest, {to_guest} to it");
     assert!(from_guest > 3000 && to_guest > 3000);
     for options in ["", "-R"] {
@@ -64,26 +65,6 @@ fn a_guest_and_the_host() -> Result<()> {
     ensure!(!report.contains("no_neighbour"), "{report}");
     ensure!(!network.run("ip -brief link")?.contains("rw0"), "the tun is left behind");
     Ok(())
-}
-
-/// Packets and bytes that crossed the tun one way.
-type Count = (u64, u64);
-
-/// What came out of the tun into the host, and what the host sent into it.
-fn counters(network: &Network) -> Result<[Count; 2]> {
-    let files = "rx_packets rx_bytes tx_packets tx_bytes";
-    let text = network.run(&format!("cd /sys/class/net/rw0/statistics && cat {files}"))?;
-    let numbers = text.lines().map(str::parse).collect::<Result<Vec<u64>, _>>()?;
-    match numbers[..] {
-        [rx_packets, rx_bytes, tx_packets, tx_bytes] => {
-            Ok([(rx_packets, rx_bytes), (tx_packets, tx_bytes)])
-        }
-        _ => anyhow::bail!("{text}"),
-    }
-}
-
-fn mean_size(before: Count, after: Count) -> u64 {
-    (after.1 - before.1) / (after.0 - before.0).max(1)
 }
 
 /// The line of the final report about a port.
@@ -154,10 +135,11 @@ impl Station {
     }
 }
 
-/// The packet of ARP in a frame.
+/// The packet of ARP in a frame, if it is no announcement.
 fn read_arp(frame: &[u8]) -> Option<(Ethernet, arp::Packet)> {
     let ethernet = Ethernet::parse(frame).filter(|header| header.ethertype == EtherType::ARP)?;
-    Some((ethernet, arp::Packet::parse(frame.get(HEADER_SIZE..)?)?))
+    let packet = arp::Packet::parse(frame.get(HEADER_SIZE..)?)?;
+    (packet.sender != packet.target).then_some((ethernet, packet))
 }
 
 /// Whether a frame has a ping of the host's to this station.
@@ -287,7 +269,7 @@ fn the_interface_goes_and_comes_back() -> Result<()> {
     network.ip(&["link", "del", "rw0"])?;
     switch.wait_for_log("the interface was deleted", LIMIT)?;
     network.ip(&["tuntap", "add", "dev", "rw0", "mode", "tun"])?;
-    switch.wait_for_log("attached again", LIMIT)?;
+    switch.wait_for_log("attached to the interface again", LIMIT)?;
     reach(&mut one)?;
     let addresses = network.run("ip -brief address show dev rw0")?;
     for address in ["10.0.0.254/16", "fd00::fe/64"] {
@@ -305,6 +287,77 @@ fn the_interface_goes_and_comes_back() -> Result<()> {
     let log = switch.stop()?;
     ensure!(report(&log, "host")?.contains("receiver_down 1"), "{log}");
     ensure!(network.run("ip -brief link")?.contains("rw0"), "another's tun is gone");
+    Ok(())
+}
+
+/// Down and up again before the switch has looked: it was stopped meanwhile.
+#[test]
+fn addresses_come_back_though_nobody_saw_them_go() -> Result<()> {
+    let network = Network::new()?;
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", PORT])?;
+    let addresses = || network.run("ip -brief address show dev rw0");
+    let others = "fd01::1/64";
+    network.ip(&["address", "add", others, "dev", "rw0"])?;
+    let pid = i32::try_from(switch.pid()).ok().and_then(Pid::from_raw).context("no process id")?;
+    kill_process(pid, Signal::STOP)?;
+    network.ip(&["link", "set", "rw0", "down"])?;
+    network.ip(&["link", "set", "rw0", "up"])?;
+    let meanwhile = addresses()?;
+    kill_process(pid, Signal::CONT)?;
+    ensure!(!meanwhile.contains("fd00::fe/64"), "the kernel has left it: {meanwhile}");
+    let words =
+        "the interface has its address again port=\"host\" interface=\"rw0\" address=fd00::fe/64";
+    switch.wait_for_log(words, LIMIT)?;
+    let after = addresses()?;
+    ensure!(after.contains("fd00::fe/64") && after.contains("10.0.0.254/16"), "{after}");
+    ensure!(!after.contains(others), "that one is none of ours: {after}");
+    let log = switch.stop()?;
+    ensure!(!log.contains("is down"), "it was seen: {log}");
+    Ok(())
+}
+
+#[test]
+fn packets_beyond_the_interface_s_mtu_are_counted() -> Result<()> {
+    let network = Network::new()?;
+    let port = format!("{PORT},mtu=1300");
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", &port])?;
+    let mut one = Station::connect(&switch, 1)?;
+    let packet = |len: u16| {
+        let mut frame = [&HOST.0[..], &one.mac.0, &[8, 0, 0x45, 0]].concat();
+        frame.extend(len.to_be_bytes());
+        frame.extend([0, 0, 0, 0, 64, 253, 0, 0, 10, 0, 0, 1, 10, 0, 0, 254]);
+        frame.resize(HEADER_SIZE + usize::from(len), 0);
+        frame
+    };
+    let frames = [1300, 1301].map(packet);
+    frames.iter().try_for_each(|frame| one.send(frame))?;
+    network.ip(&["link", "set", "rw0", "mtu", "1400"])?;
+    switch.wait_for_log("mtu=1400", LIMIT)?;
+    one.send(&frames[1])?;
+    // Frames go in order: what is asked behind them is answered when they were taken.
+    one.claim(Operation::Request, [10, 0, 0, 1])?;
+    one.until("an answer", |frame| {
+        read_arp(frame).filter(|(_, packet)| packet.operation == Operation::Reply)
+    })?;
+    let log = switch.stop()?;
+    let report = report(&log, "host")?;
+    ensure!(report.contains("2 sent") && report.contains("over_mtu 1"), "{report}");
+    Ok(())
+}
+
+/// The host and a guest have nothing to say to each other.
+#[test]
+fn an_idle_tun_takes_no_processor_time() -> Result<()> {
+    let network = Network::new()?;
+    let switch = Switch::start_in(&network, &["vm1=vhost-user:vm1.sock", PORT])?;
+    let mut one = Station::connect(&switch, 1)?;
+    // Both ways are open, and each knows the other.
+    one.claim(Operation::Request, [10, 0, 0, 1])?;
+    one.until("an answer", |frame| {
+        read_arp(frame).filter(|(_, packet)| packet.operation == Operation::Reply)
+    })?;
+    switch.watch_idle()?;
+    switch.stop()?;
     Ok(())
 }
 

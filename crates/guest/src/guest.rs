@@ -8,7 +8,7 @@
 //! one that died but what is in the rings.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -364,13 +364,26 @@ impl Guest {
     /// Waits until a frame comes, on any queue pair. False when none did in time; true may be a
     /// false alarm.
     pub fn wait(&mut self, limit: Duration) -> io::Result<bool> {
+        self.wait_for_frame(limit, None)
+    }
+
+    /// The same, and true also when `other` is readable.
+    pub fn wait_beside(&mut self, other: impl AsFd, limit: Duration) -> io::Result<bool> {
+        self.wait_for_frame(limit, Some(other.as_fd()))
+    }
+
+    fn wait_for_frame(
+        &mut self,
+        limit: Duration,
+        other: Option<BorrowedFd<'_>>,
+    ) -> io::Result<bool> {
         // All of them are asked for a call, also when the first one has a frame already: what is
         // enabled here is disabled below.
         let mut ready = false;
         for driver in &mut self.drivers {
             ready |= driver.enable_calls();
         }
-        let came = ready || self.wait_for_call(limit, is_receive)?;
+        let came = ready || self.wait_for_call(limit, is_receive, other)?;
         self.drivers.iter_mut().for_each(NetDriver::disable_calls);
         Ok(came)
     }
@@ -384,7 +397,7 @@ impl Guest {
             ready |= driver.enable_calls();
             ready |= driver.enable_transmit_calls();
         }
-        let came = ready || self.wait_for_call(limit, |_| true)?;
+        let came = ready || self.wait_for_call(limit, |_| true, None)?;
         for driver in &mut self.drivers {
             driver.disable_calls();
             driver.disable_transmit_calls();
@@ -392,13 +405,22 @@ impl Guest {
         Ok(came)
     }
 
-    /// Waits for a call of one of these rings.
-    fn wait_for_call(&self, limit: Duration, rings: fn(u16) -> bool) -> io::Result<bool> {
+    /// Waits for a call of one of these rings, or for something else.
+    fn wait_for_call(
+        &self,
+        limit: Duration,
+        rings: fn(u16) -> bool,
+        other: Option<BorrowedFd<'_>>,
+    ) -> io::Result<bool> {
         let calls = || {
             let rings = (0..).zip(&self.events).filter(|(ring, _)| rings(*ring));
             rings.map(|(_, events)| &events.call)
         };
-        let mut polled: Vec<_> = calls().map(|call| PollFd::new(call, PollFlags::IN)).collect();
+        let mut polled: Vec<_> = calls()
+            .map(AsFd::as_fd)
+            .chain(other)
+            .map(|descriptor| PollFd::from_borrowed_fd(descriptor, PollFlags::IN))
+            .collect();
         // More than the kernel can count is for ever.
         let limit = Timespec::try_from(limit).ok();
         let woken = match poll(&mut polled, limit.as_ref()) {

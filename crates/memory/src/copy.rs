@@ -7,8 +7,8 @@
 //! overlap: those bytes are fetched and written twice, and the later ones stay.) Overlapping ranges
 //! are fine for the same reason: the result is garbage of the guest's making, no more.
 //!
-//! Sizes: up to 4096 bytes by vectors, and larger by `rep movsb`, which current cores run at
-//! cache-line width.
+//! Sizes: up to 4096 bytes by vectors, and larger by `rep movsb` where the processor says that it runs
+//! that at cache-line width. Others go byte by byte, several times slower than vectors.
 
 /// Copies `len` bytes.
 ///
@@ -69,7 +69,36 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
     }
 }
 
-/// More than 128 bytes: by 32-byte vectors, where they are found at run time, or by `rep movsb`.
+/// A way to copy more than 128 bytes.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// `rep movsb`.
+    Move,
+    /// 32-byte vectors.
+    Avx,
+    /// 16-byte vectors.
+    Sse,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl Way {
+    /// The fastest one on a processor like this: with Enhanced REP MOVSB, and with AVX.
+    #[inline(always)]
+    fn of(len: usize, has_erms: impl Fn() -> bool, has_avx: impl Fn() -> bool) -> Self {
+        /// From here on `rep movsb` wins over the loop.
+        const MOVE_FROM: usize = 4096;
+        if len > MOVE_FROM && has_erms() {
+            Self::Move
+        } else if has_avx() {
+            Self::Avx
+        } else {
+            Self::Sse
+        }
+    }
+}
+
+/// More than 128 bytes, in the fastest way that is found at run time.
 ///
 /// # Safety
 ///
@@ -77,9 +106,20 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
 unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
-    /// From here on `rep movsb` wins over the loop.
-    const REP_FROM: usize = 4096;
+    let way =
+        Way::of(len, || is_x86_feature_detected!("ermsb"), || is_x86_feature_detected!("avx"));
+    // SAFETY: the caller vouches for ranges and length, and this processor has AVX if that was chosen.
+    unsafe { copy_by(way, source, destination, len) }
+}
 
+/// More than 128 bytes.
+///
+/// # Safety
+///
+/// As [`copy`], and `len > 128`, and the processor has AVX if that is the way.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn copy_by(way: Way, source: *const u8, destination: *mut u8, len: usize) {
     /// A loop over whole steps of 128 bytes while there are any left, and then the last 128 bytes.
     macro_rules! by_vectors {
         ($move:literal, $vector:literal, [$($at:literal $register:literal),*], $last:literal) => {
@@ -121,9 +161,9 @@ unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
             }
         };
     }
-    if len > REP_FROM {
+    match way {
         // SAFETY: the caller vouches for both ranges; the direction flag is clear by the ABI.
-        unsafe {
+        Way::Move => unsafe {
             std::arch::asm!(
                 "rep movsb",
                 inout("rcx") len => _,
@@ -131,11 +171,13 @@ unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
                 inout("rdi") destination => _,
                 options(nostack, preserves_flags)
             );
+        },
+        Way::Avx => {
+            by_vectors!("vmovups", "ymm", [0 0, 32 1, 64 2, 96 3], "vzeroupper");
         }
-    } else if is_x86_feature_detected!("avx") {
-        by_vectors!("vmovups", "ymm", [0 0, 32 1, 64 2, 96 3], "vzeroupper");
-    } else {
-        by_vectors!("movups", "xmm", [0 0, 16 1, 32 2, 48 3, 64 4, 80 5, 96 6, 112 7], "");
+        Way::Sse => {
+            by_vectors!("movups", "xmm", [0 0, 16 1, 32 2, 48 3, 64 4, 80 5, 96 6, 112 7], "");
+        }
     }
 }
 
@@ -224,23 +266,53 @@ unsafe fn copy_volatile<T>(source: *const u8, destination: *mut u8, at: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::copy;
+    use super::*;
 
-    #[test]
-    fn copies_every_length_at_every_alignment_and_nothing_beside_it() {
-        let source: Vec<u8> = (0..6000u32).map(|n| (n * 31 + 7) as u8).collect();
-        for len in (0..300).chain([511, 512, 513, 1023, 1024, 1025, 1500, 4095, 4096, 4097, 5000]) {
+    /// Calls `copy` with many lengths of at least `least`, at many alignments.
+    fn check(least: usize, copy: impl Fn(*const u8, *mut u8, usize)) {
+        let source: Vec<u8> = (0..70_000u32).map(|n| (n * 31 + n / 251 + 7) as u8).collect();
+        let longer = [511, 512, 513, 1023, 1024, 1025, 1500, 4095, 4096, 4097, 5000, 65_550];
+        for len in (least..300).chain(longer) {
             for shift in [0, 1, 3, 8, 15] {
                 let mut destination = vec![0xEE; len + 40];
-                // SAFETY: shift + len is inside both vectors.
-                unsafe {
-                    copy(source[shift..].as_ptr(), destination[16 - shift..].as_mut_ptr(), len);
-                }
+                copy(source[shift..].as_ptr(), destination[16 - shift..].as_mut_ptr(), len);
                 let copied = &destination[16 - shift..16 - shift + len];
-                assert_eq!(copied, &source[shift..shift + len], "length {len}, shift {shift}");
+                assert!(copied == &source[shift..shift + len], "length {len}, shift {shift}");
                 assert!(destination[..16 - shift].iter().all(|byte| *byte == 0xEE));
                 assert!(destination[16 - shift + len..].iter().all(|byte| *byte == 0xEE));
             }
         }
+    }
+
+    #[test]
+    fn copies_every_length_at_every_alignment_and_nothing_beside_it() {
+        // SAFETY: `check` passes two vectors that are long enough.
+        check(0, |source, destination, len| unsafe { copy(source, destination, len) });
+    }
+
+    /// Also those that this processor would not choose.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn every_way_copies_every_length() {
+        let ways = [Way::Move, Way::Sse, Way::Avx];
+        for way in
+            ways.into_iter().filter(|way| *way != Way::Avx || is_x86_feature_detected!("avx"))
+        {
+            check(129, |source, destination, len| {
+                // SAFETY: `check` passes two vectors that are long enough, and a length of at least 129.
+                unsafe { copy_by(way, source, destination, len) }
+            });
+        }
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn bytes_are_moved_only_by_processors_that_are_good_at_it() {
+        let way = |len, has_erms, has_avx| Way::of(len, || has_erms, || has_avx);
+        assert_eq!(way(65536, true, true), Way::Move);
+        assert_eq!(way(65536, false, true), Way::Avx);
+        assert_eq!(way(65536, false, false), Way::Sse);
+        assert_eq!(way(4096, true, true), Way::Avx);
+        assert_eq!(way(4096, true, false), Way::Sse);
     }
 }

@@ -9,6 +9,9 @@
 //! and worker and thread pass each other *chunks*: large buffers, full one way and empty the
 //! other, over bounded queues. The worker never waits for a queue: what it would have to wait for is not
 //! there yet (a source), or dropped and counted (a sink).
+//!
+//! A panic in such a thread is our own bug: it is caught where a chunk is filled or written, takes the port
+//! down, and is said like anything else that is wrong with the file.
 
 mod read_ahead;
 mod sink;
@@ -16,12 +19,30 @@ mod source;
 mod write_behind;
 
 pub use read_ahead::{ReadError, Replay, Report, Times};
-pub use sink::PcapSink;
+pub use sink::{Capturing, Ended, PcapSink};
 pub use source::PcapSource;
 pub use write_behind::{Capture, WriteError};
 
 use std::fs::File;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use thiserror::Error;
+
+/// A panic of ours, and what it said.
+#[derive(Debug, Error)]
+#[error("a bug of ours: {0}")]
+pub struct Bug(String);
+
+/// Runs a part of a thread's work that may have a bug. Whatever it has left behind in that case is not to be
+/// relied on.
+fn guarded<R>(work: impl FnOnce() -> R) -> Result<R, Bug> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Bug(text.unwrap_or_else(|| "a panic without words".to_owned()))
+    })
+}
 
 /// Why a file is none of ours.
 enum Unfit {

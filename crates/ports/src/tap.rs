@@ -5,9 +5,10 @@
 //! that a kernel knows depends on its age, so the port speaks of it as of a guest: what it may ask
 //! for when it sends ([`asks`]), and what it takes when it receives ([`takes`]).
 //!
-//! A frame from the kernel is read into a slot of a private buffer, which the burst borrows; a frame
-//! to the kernel is written from where it lies, by one `writev`. Only one that the kernel does not
-//! take as it is goes through private memory, where it is segmented. A frame that is held, because
+//! A frame from the kernel is read into a slot of a private buffer, which the burst borrows; frames
+//! to the kernel are written all that a burst has by one system call (`writer`), large ones from where
+//! they lie. One that the kernel does not take as it is is segmented in private memory, and written by
+//! itself. A frame that is held, because
 //! its receiver is full, stays in its slot; when there are too many of them, nothing more is read,
 //! and the kernel's own queue fills up behind them.
 //!
@@ -16,16 +17,16 @@
 //! others.
 
 pub(crate) mod queues;
+mod writer;
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use engine::{
     App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcome, Outcomes, Outputs, Poller,
     Selection,
 };
-use memory::{ReadSlice, WRITE_SLICES_MAX, WriteCursor, recycle, write_vectored};
+use memory::{WRITE_SLICES_MAX, WriteCursor};
 use rustix::io::Errno;
 use sys::tun::{Offloads, Queue};
 use thiserror::Error;
@@ -37,6 +38,7 @@ use crate::offload::Delivery;
 
 pub use queues::Queues;
 use queues::Share;
+use writer::Writer;
 
 /// Frames that are read from the kernel at most in one burst. Fewer than a guest's, since each has
 /// to have room for the largest.
@@ -140,7 +142,7 @@ pub struct TapPort {
     /// The breath in which something was pushed last.
     breath: u32,
     fault: Option<TapGone>,
-    slices: Vec<ReadSlice<'static>>,
+    writer: Writer,
     /// Where a header and a frame are put together that cannot be written from where they lie.
     assembly: Box<[u8]>,
     counters: Counters,
@@ -179,7 +181,7 @@ impl TapPort {
             segments: SEGMENT_BUDGET,
             breath: 0,
             fault: None,
-            slices: Vec::new(),
+            writer: Writer::new(),
             assembly: vec![0; SLOT].into_boxed_slice(),
             counters: Counters::default(),
         }
@@ -225,11 +227,27 @@ impl TapPort {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
+    /// Whether the interface is still there, in whichever network namespace.
+    pub fn is_attached(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.all.first().is_some_and(Queue::is_attached))
+    }
+
+    /// Why each frame to the interface takes a system call, if it does.
+    pub fn one_by_one(&self) -> Option<&io::Error> {
+        self.writer.problem()
+    }
+
+    /// Goes on counting where another port has stopped, whose place it takes.
+    pub fn count_on(&mut self, from: &Counters) {
+        self.counters = from.clone();
+    }
+
     /// Takes what it has of the queues from now on.
     fn take(&mut self, share: Option<Share>) {
         if let Some(share) = &share {
             let offloads = share.offloads();
             (self.asks, self.takes) = (asks(offloads), takes(offloads));
+            self.writer.prepare(&share.all);
             if !share.own.is_empty() && self.buffer.is_empty() {
                 self.buffer = vec![0; FRAMES * SLOT].into_boxed_slice();
                 self.frames.reserve(FRAMES);
@@ -296,64 +314,72 @@ impl TapPort {
 }
 
 impl TapPort {
-    /// Hands one frame to the kernel, in whatever form it takes it.
-    fn send(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+    /// Sends one frame: notes it to be written with others, or has it segmented.
+    fn send(&mut self, burst: &mut Burst<'_>, index: usize) -> Result<(), DropReason> {
         let Some(share) = self.share.as_ref().filter(|share| self.is_up && !share.is_gone) else {
             return Err(DropReason::ReceiverDown);
         };
-        let within = is_within_limits(&frame.offload, frame.len);
+        let Frame { head, body, len, offload } = burst.frame(index);
+        let within = is_within_limits(&offload, len);
         let takes = if within { self.takes } else { Features::NONE };
+        let passes = offload.is_none() || takes.contains(offload.needs());
+        if !passes || body.len() >= WRITE_SLICES_MAX {
+            // Those before it go before it.
+            self.write(burst);
+            return self.assemble(&burst.frame(index), takes);
+        }
+        if offload.wire_len(len) > self.frame_limit {
+            return Err(DropReason::OverMtu);
+        }
+        let queue = share.place(head);
+        let header = offload.header(0).to_bytes();
+        burst.outline(index, header.len()).header.copy_from_slice(&header);
+        self.writer.note(index, queue);
+        Ok(())
+    }
+
+    /// Hands the kernel what was noted.
+    fn write(&mut self, burst: &Burst<'_>) {
+        let Some(share) = &self.share else { return };
+        let (counters, mut gone) = (&mut self.counters, None);
+        self.writer.write(&share.all, burst, |len, result| match result {
+            Ok(()) => counters.sent.count(len),
+            Err(error) => {
+                counters.drop(refusal(error));
+                gone = gone.or(Some(error).filter(|error| *error == Errno::BADFD));
+            }
+        });
+        if let Some(error) = gone {
+            self.go(error);
+        }
+    }
+
+    /// Hands the kernel a frame that it does not take as it is, in whatever form it takes it.
+    fn assemble(&mut self, frame: &Frame<'_>, takes: Features) -> Result<(), DropReason> {
+        let share = self.share.as_ref().ok_or(DropReason::ReceiverDown)?;
         let mut delivery = Delivery::new(*frame, takes)?;
         if delivery.wire_len() > self.frame_limit {
             return Err(DropReason::OverMtu);
         }
+        let left = self.segments.checked_sub(delivery.remaining().saturating_sub(1));
+        self.segments = left.ok_or(DropReason::TooManySegments)?;
         let queue = share.target(frame.head);
-        let error = if delivery.passes() && frame.body.len() + 2 <= WRITE_SLICES_MAX {
-            match write_in_place(queue, frame, &mut self.slices) {
-                Ok(()) => {
-                    self.counters.sent.count(frame.len);
-                    return Ok(());
+        while let Some(outgoing) = delivery.next() {
+            let len = outgoing.len;
+            let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
+            header.copy_from_slice(&outgoing.offload.header(0).to_bytes());
+            outgoing.write(WriteCursor::new(&[room.into()]));
+            let assembled = self.assembly.get(..NetHeader::SIZE + len).unwrap_or_default();
+            if let Err(error) = rustix::io::write(queue, assembled) {
+                if error == Errno::BADFD {
+                    self.go(error);
                 }
-                Err(error) => error,
+                return Err(refusal(error));
             }
-        } else {
-            let left = self.segments.checked_sub(delivery.remaining().saturating_sub(1));
-            self.segments = left.ok_or(DropReason::TooManySegments)?;
-            loop {
-                let Some(outgoing) = delivery.next() else { return Ok(()) };
-                let len = outgoing.len;
-                let (header, room) = self.assembly.split_at_mut(NetHeader::SIZE);
-                header.copy_from_slice(&outgoing.offload.header(0).to_bytes());
-                outgoing.write(WriteCursor::new(&[room.into()]));
-                let assembled = self.assembly.get(..NetHeader::SIZE + len).unwrap_or_default();
-                match rustix::io::write(queue, assembled) {
-                    Ok(_) => self.counters.sent.count(len),
-                    Err(error) => break error,
-                }
-            }
-        };
-        if error == Errno::BADFD {
-            self.go(error);
+            self.counters.sent.count(len);
         }
-        Err(refusal(error))
+        Ok(())
     }
-}
-
-/// Writes a frame as it is, from where it lies.
-fn write_in_place(
-    queue: &Queue,
-    frame: &Frame<'_>,
-    scratch: &mut Vec<ReadSlice<'static>>,
-) -> Result<(), Errno> {
-    let header = frame.offload.header(0).to_bytes();
-    let mut slices = std::mem::take(scratch);
-    slices.push(header[..].into());
-    slices.push(frame.head.into());
-    slices.extend_from_slice(frame.body);
-    let written = write_vectored(queue.as_fd(), &slices);
-    *scratch = recycle(slices);
-    let error = |error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
-    written.map(|_| ()).map_err(error)
 }
 
 /// Why the kernel did not take a frame.
@@ -418,11 +444,11 @@ impl App for TapPort {
             self.segments = SEGMENT_BUDGET;
         }
         for index in selection.iter() {
-            let frame = burst.frame(index);
-            if let Err(reason) = self.send(&frame) {
+            if let Err(reason) = self.send(burst, index) {
                 self.counters.drop(reason);
             }
         }
+        self.write(burst);
     }
 
     fn publish(&mut self) -> Result<(), Fault> {

@@ -9,11 +9,11 @@
 //! There is one queue, which one part of the port reads: it alone knows the neighbours. The others pass on to it
 //! what they hear of them, and write.
 
-mod arrival;
+pub mod arrival;
 mod from_host;
-mod neighbours;
+pub mod neighbours;
 mod slots;
-mod station;
+pub mod station;
 mod subnets;
 
 use std::io;
@@ -26,7 +26,6 @@ use engine::{
 use memory::{ReadSlice, WRITE_SLICES_MAX, WriteCursor, recycle, write_vectored};
 use rustix::io::Errno;
 use sys::tun::Queue;
-use wire::ethernet::HEADER_SIZE;
 use wire::virtio::{Features, NetHeader};
 
 use crate::frame::MAX_FRAME;
@@ -35,7 +34,7 @@ use crate::tap::queues::{Queues, Share};
 use crate::tap::{READ_INTERVAL, SEGMENT_BUDGET, TapGone, asks, is_within_limits, refusal, takes};
 
 use arrival::{Arrival, Heard};
-use from_host::{Ears, FromHost, Stop};
+use from_host::{ANSWERS_EACH, Ears, FromHost, HEARD_EACH, Stop};
 pub use station::Station;
 pub use subnets::{Subnet, SubnetError, Subnets};
 
@@ -49,6 +48,8 @@ pub struct TunPort {
     share: Option<Share>,
     /// Whether the interface is up, for all that control knows.
     is_up: bool,
+    /// Bytes of the longest packet that fits the interface's MTU.
+    packet_limit: usize,
     /// What the kernel may ask of a frame's receiver.
     asks: Features,
     /// What the kernel takes as it is.
@@ -57,6 +58,9 @@ pub struct TunPort {
     from_host: Option<FromHost>,
     /// In the others: where to pass on what they hear.
     ears: Option<Ears>,
+    /// What is left of [`ANSWERS_EACH`], or of [`HEARD_EACH`], in this guest's burst.
+    answers: usize,
+    heard: usize,
     /// What is left of [`SEGMENT_BUDGET`] in this breath.
     segments: usize,
     /// The breath in which something was pushed last.
@@ -81,8 +85,9 @@ impl TunPort {
     ) -> io::Result<Vec<Self>> {
         let station = Arc::new(station);
         let queues = Queues::new(vec![queue]);
-        let (from_host, ears) = FromHost::new(station.clone(), key)?;
+        let (from_host, ears) = FromHost::new(station.clone(), key, workers.saturating_sub(1))?;
         let mut from_host = Some(from_host);
+        let mut ears = ears.into_iter();
         let part = |number| {
             let mut part = Self {
                 station: station.clone(),
@@ -92,8 +97,11 @@ impl TunPort {
                 is_up: true,
                 asks: Features::NONE,
                 takes: Features::NONE,
-                ears: from_host.is_none().then(|| ears.clone()),
+                ears: if number == 0 { None } else { ears.next() },
                 from_host: from_host.take(),
+                packet_limit: usize::MAX,
+                answers: 0,
+                heard: 0,
                 segments: SEGMENT_BUDGET,
                 breath: 0,
                 now: 0,
@@ -121,6 +129,7 @@ impl TunPort {
             share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
         }
         self.take(share);
+        self.announce(self.is_up);
         Ok(before)
     }
 
@@ -128,15 +137,35 @@ impl TunPort {
     /// to be dropped by control.
     pub fn detach(&mut self, poller: &Poller) -> Option<Arc<Queues>> {
         let share = self.share.take()?;
+        self.announce(false);
         share.unwatch(poller);
         self.fault = None;
         Some(share.all)
     }
 
     /// Says whether the interface is up. While it is down, frames to it are not even offered to the kernel, and
-    /// counted as [`DropReason::ReceiverDown`].
+    /// counted as [`DropReason::ReceiverDown`]. When it is up again, the host's addresses are announced.
     pub fn set_link(&mut self, is_up: bool) {
-        self.is_up = is_up;
+        if std::mem::replace(&mut self.is_up, is_up) != is_up {
+            self.announce(is_up);
+        }
+    }
+
+    /// Whether the interface is still there, in whichever network namespace.
+    pub fn is_attached(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.all.first().is_some_and(Queue::is_attached))
+    }
+
+    /// Sets the interface's MTU, in bytes of an IP packet. Longer packets to it are dropped and counted as
+    /// [`DropReason::OverMtu`]. Of one that is yet to be segmented its segments count.
+    pub fn set_mtu(&mut self, mtu: u32) {
+        self.packet_limit = usize::try_from(mtu).unwrap_or(usize::MAX);
+    }
+
+    fn announce(&mut self, begins: bool) {
+        if let Some(from_host) = &mut self.from_host {
+            from_host.announce(begins);
+        }
     }
 
     /// Takes what it has of the queue from now on.
@@ -165,29 +194,34 @@ impl TunPort {
             return Err(DropReason::ReceiverDown);
         }
         match arrival::sort(frame, &self.station)? {
-            Arrival::Packet => self.send(frame),
+            Arrival::Packet(start) => self.send(frame, start),
             Arrival::Heard(heard) => self.hear(heard, now),
         }
     }
 
     fn hear(&mut self, heard: Heard, now: u64) -> Result<(), DropReason> {
-        match (&mut self.from_host, &self.ears) {
-            (Some(from_host), _) => from_host.hear(heard, now, &mut self.counters),
-            (None, Some(ears)) if ears.hear(heard) => {}
-            (None, _) => return Err(DropReason::ReceiverFull),
+        let Some(learnt) = self.station.hear(heard) else { return Ok(()) };
+        if let Some(from_host) = &mut self.from_host {
+            from_host.hear(learnt, now, &mut self.answers, &mut self.counters);
+            return Ok(());
         }
-        Ok(())
+        self.heard = self.heard.checked_sub(1).ok_or(DropReason::ReceiverFull)?;
+        let is_passed_on = self.ears.as_ref().is_some_and(|ears| ears.hear(learnt));
+        is_passed_on.then_some(()).ok_or(DropReason::ReceiverFull)
     }
 
-    /// Hands the packet in a frame to the kernel, in whatever form it takes it.
-    fn send(&mut self, frame: &Frame<'_>) -> Result<(), DropReason> {
+    /// Hands the packet in a frame to the kernel, in whatever form it takes it. It starts at `start`.
+    fn send(&mut self, frame: &Frame<'_>, start: usize) -> Result<(), DropReason> {
         let share = self.share.as_ref().ok_or(DropReason::ReceiverDown)?;
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { self.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
+        if delivery.wire_len().saturating_sub(start) > self.packet_limit {
+            return Err(DropReason::OverMtu);
+        }
         let queue = share.target(frame.head);
         let error = if delivery.passes() && frame.body.len() + 2 <= WRITE_SLICES_MAX {
-            match write_in_place(queue, frame, &mut self.slices) {
+            match write_in_place(queue, frame, start, &mut self.slices) {
                 Ok(()) => {
                     self.counters.sent.count(frame.len);
                     return Ok(());
@@ -202,10 +236,10 @@ impl TunPort {
                 let (len, header) = (outgoing.len, outgoing.offload.header(0));
                 outgoing.write(WriteCursor::new(&[(&mut *self.assembly).into()]));
                 // It replaces the last bytes of the Ethernet header.
-                let header_at = HEADER_SIZE - NetHeader::SIZE;
+                let header_at = start - NetHeader::SIZE;
                 let assembled = self.assembly.get_mut(header_at..len).unwrap_or_default();
                 if let Some(room) = assembled.first_chunk_mut() {
-                    *room = before_ethernet(header).to_bytes();
+                    *room = before_ethernet(header, start).to_bytes();
                 }
                 match rustix::io::write(queue, assembled) {
                     Ok(_) => self.counters.sent.count(len),
@@ -224,12 +258,13 @@ impl TunPort {
 fn write_in_place(
     queue: &Queue,
     frame: &Frame<'_>,
+    start: usize,
     scratch: &mut Vec<ReadSlice<'static>>,
 ) -> Result<(), Errno> {
-    let header = before_ethernet(frame.offload.header(0)).to_bytes();
+    let header = before_ethernet(frame.offload.header(0), start).to_bytes();
     let mut slices = std::mem::take(scratch);
     slices.push(header[..].into());
-    slices.push(frame.head.get(HEADER_SIZE..).unwrap_or_default().into());
+    slices.push(frame.head.get(start..).unwrap_or_default().into());
     slices.extend_from_slice(frame.body);
     let written = write_vectored(queue.as_fd(), &slices);
     *scratch = recycle(slices);
@@ -237,10 +272,11 @@ fn write_in_place(
     written.map(|_| ()).map_err(error)
 }
 
-/// The header of a frame, for the packet in it: the places that it names count from the packet's start.
-fn before_ethernet(header: NetHeader) -> NetHeader {
-    // All of them were checked to be behind the Ethernet header, if they mean anything; the length is a hint.
-    let shifted = |place: u16| place.saturating_sub(HEADER_SIZE as u16);
+/// The header of a frame, for the packet that starts at `start`: the places that it names count from there.
+fn before_ethernet(header: NetHeader, start: usize) -> NetHeader {
+    // All of them were checked to be behind the Ethernet header, if they mean anything; the length is a hint. One in
+    // a tag becomes the packet's start.
+    let shifted = |place: u16| place.saturating_sub(start as u16);
     let (csum_start, hdr_len) = (shifted(header.csum_start), shifted(header.hdr_len));
     NetHeader { csum_start, hdr_len, ..header }
 }
@@ -288,6 +324,7 @@ impl App for TunPort {
             self.breath = burst.breath();
             self.segments = SEGMENT_BUDGET;
         }
+        (self.answers, self.heard) = (ANSWERS_EACH, HEARD_EACH);
         for index in selection.iter() {
             let frame = burst.frame(index);
             if let Err(reason) = self.receive(&frame, burst.now()) {

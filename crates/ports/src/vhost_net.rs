@@ -24,7 +24,9 @@
 //! # A kernel that breaks the rules
 //!
 //! would be a bug of the kernel's, but whatever it writes is checked as if a peer had written it. The port
-//! is down then, on all workers, and says so once.
+//! is down then, on all workers, and says so once. The kernel for its part says when it finds a ring broken
+//! and lets it stand; a thread of the port's waits for that ([`rings`]). Control then takes the rings away, and so
+//! from the kernel.
 
 mod receive;
 mod rings;
@@ -54,6 +56,16 @@ pub enum VhostNetFault {
     /// The interface was deleted.
     #[error("the interface is gone")]
     Gone,
+    /// The kernel could not go on with a ring.
+    #[error(
+        "the kernel's vhost-net found an error in {kind} ring {pair}, and does not go on with it"
+    )]
+    Failed {
+        /// `receive` or `transmit`.
+        kind: &'static str,
+        /// Which of the interface's queues.
+        pair: usize,
+    },
     /// A virtqueue's rules were broken.
     #[error("the kernel's vhost-net broke a rule of {kind} ring {pair}: {violation}")]
     Ring {
@@ -281,6 +293,16 @@ impl VhostNetPort {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }
 
+    /// Whether the interface is still there, in whichever network namespace.
+    pub fn is_attached(&self) -> bool {
+        self.share.as_ref().is_some_and(|share| share.rings.is_attached())
+    }
+
+    /// Goes on counting where another port has stopped, whose place it takes.
+    pub fn count_on(&mut self, from: &Counters) {
+        self.counters = from.clone();
+    }
+
     /// Looks whether the interface is still there. If not, that is this port's fault, once.
     pub fn look(&mut self) {
         if self.share.as_ref().is_some_and(|share| !share.rings.is_attached()) {
@@ -294,6 +316,16 @@ impl VhostNetPort {
         if self.share.as_ref().is_some_and(|share| share.rings.latch()) {
             self.fault = Some(fault);
         }
+    }
+
+    /// Of a port that is down: whether there is a fault to be reported, which may be the kernel's word.
+    #[cold]
+    fn has_fault(&mut self) -> bool {
+        if let Some(number) = self.share.as_ref().and_then(|share| share.rings.take_failed()) {
+            let (kind, pair) = number.parts();
+            self.fault = Some(VhostNetFault::Failed { kind, pair });
+        }
+        self.fault.is_some()
     }
 
     /// Its share, unless the port is down.
@@ -314,7 +346,7 @@ impl Drop for VhostNetPort {
 
 impl App for VhostNetPort {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
-        let Some((share, counters)) = self.working() else { return self.fault.is_some() };
+        let Some((share, counters)) = self.working() else { return self.has_fault() };
         match share.receive.pull(lease, burst, counters) {
             Ok(busy) => busy,
             Err(fault) => {
@@ -382,7 +414,7 @@ impl App for VhostNetPort {
 
     fn arm(&mut self) -> bool {
         let number = self.number;
-        let Some((share, _)) = self.working() else { return self.fault.is_some() };
+        let Some((share, _)) = self.working() else { return self.has_fault() };
         let mut busy = share.receive.arm();
         for outlet in &share.outlets {
             if let Some(Full { held: Some(reaps), .. }) = outlet.full

@@ -7,6 +7,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
@@ -18,10 +19,15 @@ use rustix::io::Errno;
 use thiserror::Error;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use wire::ethernet::MacAddress;
 
 /// News that wait for a port's control. One that is further behind looks for itself.
 const NEWS: usize = 64;
+
+/// The kernel answers within this time, unless something is very wrong: whatever changes an interface waits
+/// for whoever else does.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 
 /// What the kernel answered, if not what was asked for.
 #[derive(Debug, Error)]
@@ -32,6 +38,16 @@ pub enum LinksError {
     /// There was no answer that makes sense.
     #[error("rtnetlink: {0}")]
     Unclear(rtnetlink::Error),
+    /// There was none.
+    #[error("rtnetlink did not answer within {} s", ANSWER_LIMIT.as_secs())]
+    Silent,
+}
+
+/// Waits for an answer, but not for ever.
+async fn within_limit<T>(
+    answer: impl Future<Output = Result<T, rtnetlink::Error>>,
+) -> Result<T, LinksError> {
+    Ok(timeout(ANSWER_LIMIT, answer).await.map_err(|_| LinksError::Silent)??)
 }
 
 impl From<rtnetlink::Error> for LinksError {
@@ -154,8 +170,7 @@ impl Links {
     }
 
     async fn get(&self, request: rtnetlink::LinkGetRequest) -> Result<Option<Link>, LinksError> {
-        let answer = std::pin::pin!(request.execute()).try_next().await;
-        match answer.map_err(LinksError::from) {
+        match within_limit(std::pin::pin!(request.execute()).try_next()).await {
             Ok(message) => Ok(message.map(Link::read)),
             Err(LinksError::Refused(Errno::NODEV)) => Ok(None),
             Err(error) => Err(error),
@@ -172,13 +187,13 @@ impl Links {
             Setting::Up(true) => change.up(),
             Setting::Up(false) => change.down(),
         };
-        Ok(self.0.ask.link().change(change.build()).execute().await?)
+        within_limit(self.0.ask.link().change(change.build()).execute()).await
     }
 
     /// The IP addresses of the interface with this number.
     pub async fn addresses(&self, index: u32) -> Result<Vec<(IpAddr, u8)>, LinksError> {
         let request = self.0.ask.address().get().set_link_index_filter(index);
-        let messages: Vec<AddressMessage> = request.execute().try_collect().await?;
+        let messages: Vec<AddressMessage> = within_limit(request.execute().try_collect()).await?;
         let read = |message: AddressMessage| {
             let local = |attribute: &AddressAttribute| match attribute {
                 AddressAttribute::Local(address) => Some(*address),
@@ -204,12 +219,8 @@ impl Links {
         address: IpAddr,
         prefix_len: u8,
     ) -> Result<(), LinksError> {
-        Ok(self.0.ask.address().add(index, address, prefix_len).replace().execute().await?)
-    }
-
-    /// Removes the interface with this number.
-    pub async fn remove(&self, index: u32) -> Result<(), LinksError> {
-        Ok(self.0.ask.link().del(index).execute().await?)
+        let request = self.0.ask.address().add(index, address, prefix_len);
+        within_limit(request.replace().execute()).await
     }
 
     /// News from now on.

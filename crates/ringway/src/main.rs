@@ -77,7 +77,11 @@ fn run(config: &Config) -> anyhow::Result<()> {
     on_runtime(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
-        let mut switch = Switch::start(config).await?;
+        let mut switch = tokio::select! {
+            started = Switch::start(config) => started?,
+            // What was made for it goes with it.
+            () = stop.asked() => return Ok(()),
+        };
         tracing::info!(ports = config.ports.len(), "ready");
         tokio::select! {
             () = stop.asked() => {}

@@ -18,6 +18,7 @@ use tokio::time::{sleep, timeout};
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation, sharing};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
 
+use crate::switch::Mtus;
 use crate::workers::Workers;
 
 /// What is logged of one connection about requests that were refused and forgiven: a front end
@@ -32,8 +33,28 @@ pub struct Port {
     pub bridge: (Arc<Table>, PortNumber),
     pub offer: Offer,
     pub workers: Arc<Workers>,
+    /// Where to say what MTU the guest has.
+    pub mtus: Mtus,
     /// What the workers say of this port.
     pub troubles: mpsc::UnboundedReceiver<Trouble>,
+    /// Makes its app anew, in a part for each of so many workers.
+    pub remake: Box<dyn Fn(usize) -> Vec<VhostUserPort> + Send + Sync>,
+}
+
+impl Port {
+    /// Starts the port again after a bug of ours took it down: a new app on all workers, whatever the old one left. False when
+    /// that cannot be.
+    pub async fn restart(&mut self) -> bool {
+        let parts = (self.remake)(self.workers.len());
+        if let Err(error) = self.workers.replace(self.app, parts).await {
+            tracing::error!(port = self.name, "not started again: {error:#}");
+            return false;
+        }
+        // What was said of the old one.
+        while self.troubles.try_recv().is_ok() {}
+        tracing::warn!(port = self.name, "started again");
+        true
+    }
 }
 
 /// Why a worker took a port down.
@@ -186,6 +207,7 @@ impl Port {
                 }
                 Some(Event::Mtu(mtu)) => {
                     tracing::info!(port = self.name, mtu, "guest's MTU");
+                    self.mtus.note_guest(&self.name, mtu);
                     self.on_port(move |port, _| port.set_mtu(mtu)).await?;
                 }
                 None => {}
@@ -201,6 +223,7 @@ impl Port {
     async fn link_down(&self) -> Result<Option<Trouble>, Ended> {
         let swapped = self.swap(None).await;
         let mtu = self.offer.max_mtu;
+        self.mtus.note_guest(&self.name, mtu);
         let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
         let (table, number) = &self.bridge;
         table.forget_port(*number);

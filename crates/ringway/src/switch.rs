@@ -1,5 +1,6 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
+mod backoff;
 mod mtus;
 mod pcap;
 mod tap;
@@ -16,7 +17,6 @@ use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
-use ports::tap::TapPort;
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -24,7 +24,8 @@ use crate::config::{Config, PortConfig, PortKind};
 use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
-use mtus::Mtus;
+use backoff::Backoff;
+pub(crate) use mtus::Mtus;
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -33,6 +34,7 @@ pub struct Switch {
     tasks: Vec<JoinHandle<()>>,
     /// One for each worker: ends when it does.
     events: JoinSet<()>,
+    captures: pcap::Captures,
 }
 
 /// Where to tell the control of each port what its workers found.
@@ -52,13 +54,17 @@ impl Switch {
             false => Bridge::with_vlans(memberships, random_key()?),
         };
         let table = bridge.table().clone();
+        let spare = bridge.part();
+        let remake: Remake = Arc::new(move || Box::new(spare.part()));
         let bridge = graphs.add("bridge", parts(bridge, config.workers, Bridge::part));
+        let remakes = HashMap::from([(bridge, remake)]);
         let mut names = vec![(bridge, "bridge".to_owned())];
         let mut controls = Vec::new();
         let mut links = None;
+        let mut captures = pcap::Captures::default();
         for (number, port) in (0..ports).zip(&config.ports) {
             let Opened { app, control } =
-                open(&mut graphs, &mut links, epoch, number, port).await?;
+                open(&mut graphs, &mut links, &mut captures, epoch, number, port).await?;
             graphs.link((app, 0), (bridge, number.into()))?;
             graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
@@ -75,7 +81,7 @@ impl Switch {
         let controls: Vec<_> = controls.collect();
         // Nothing after the workers can fail, and of what was made before each goes by itself.
         let mut handles = Vec::new();
-        let mut events = JoinSet::new();
+        let mut incomings = Vec::new();
         for (number, graph) in graphs.0.into_iter().enumerate() {
             let (sender, incoming) = mpsc::unbounded_channel();
             let name = format!("worker{number}");
@@ -93,11 +99,24 @@ impl Switch {
                     return Err(error).with_context(|| format!("cannot start {name}"));
                 }
             }
-            let names = names.iter().cloned().collect();
-            events.spawn(report_events(incoming, names, troubles.clone()));
+            incomings.push(incoming);
         }
         let workers = Arc::new(Workers::new(handles));
-        let mut switch = Self { workers, names, tasks: Vec::new(), events };
+        let mut events = JoinSet::new();
+        for (worker, incoming) in incomings.into_iter().enumerate() {
+            let supervisor = Supervisor {
+                worker,
+                workers: workers.clone(),
+                names: names.iter().cloned().collect(),
+                troubles: troubles.clone(),
+                remakes: remakes.clone(),
+                backoffs: HashMap::new(),
+                due: Vec::new(),
+            };
+            events.spawn(supervisor.supervise(incoming));
+        }
+        captures.begin();
+        let mut switch = Self { workers, names, tasks: Vec::new(), events, captures };
 
         let mtus = Mtus::default();
         for ((name, app, number, control), troubles) in controls {
@@ -148,8 +167,9 @@ impl Switch {
         }
         self.events.shutdown().await;
         let workers = Arc::into_inner(self.workers).context("somebody still uses the workers")?;
-        workers.stop()?;
-        Ok(())
+        let stopped = workers.stop();
+        self.captures.end();
+        Ok(stopped?)
     }
 }
 
@@ -248,6 +268,7 @@ struct Handle {
 async fn open(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
+    captures: &mut pcap::Captures,
     epoch: Instant,
     number: PortNumber,
     port: &PortConfig,
@@ -255,35 +276,88 @@ async fn open(
     let name = &port.name;
     match &port.kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
-        PortKind::Tap(port) => tap::open::<TapPort>(graphs, links, name, port).await,
+        PortKind::Tap(port) => tap::open(graphs, links, name, port, tap::parts).await,
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
         PortKind::VhostNet(port) => vhost_net::open(graphs, links, name, port).await,
         PortKind::PcapRead(port) => pcap::open_source(graphs, name, port),
-        PortKind::PcapWrite(port) => pcap::open_sink(graphs, name, port, epoch),
+        PortKind::PcapWrite(port) => pcap::open_sink(graphs, captures, name, port, epoch),
     }
 }
 
-/// Says what a worker has to say that is no port's control's business.
-async fn report_events(
-    mut events: mpsc::UnboundedReceiver<Event>,
+/// Makes another part of an app, as good as the first.
+type Remake = Arc<dyn Fn() -> Box<dyn App> + Send + Sync>;
+
+/// Who hears what one worker has to say that is no port's control's business, and starts apps again there that failed. A
+/// port is started again by its own control.
+struct Supervisor {
+    worker: usize,
+    workers: Arc<Workers>,
     names: HashMap<AppId, String>,
     troubles: Troubles,
-) {
-    let name = |app| names.get(&app).map_or("", String::as_str);
-    while let Some(event) = events.recv().await {
-        match event {
-            Event::Fault { app, fault } => {
-                tracing::error!(port = name(app), "the port is down: {fault}");
-            }
-            Event::Failed { app, message, remains } => {
-                tracing::error!(app = name(app), "a bug of ours took this down: {message}");
-                drop(remains);
-                // Its guest is to be let go of on the other workers too.
-                if let Some(session) = troubles.get(&app) {
-                    let _ = session.send(Trouble::Failed);
+    remakes: HashMap<AppId, Remake>,
+    backoffs: HashMap<AppId, Backoff>,
+    /// Which apps are to be started again, and when.
+    due: Vec<(Instant, AppId)>,
+}
+
+impl Supervisor {
+    /// Ends when the worker has nothing more to say.
+    async fn supervise(mut self, mut events: mpsc::UnboundedReceiver<Event>) {
+        loop {
+            let next = self.due.iter().min_by_key(|(due, _)| *due).copied();
+            let due = async {
+                match next {
+                    Some((due, _)) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event),
+                    None => return,
+                },
+                () = due => {
+                    if let Some((due, app)) = next {
+                        self.due.retain(|other| *other != (due, app));
+                        self.restart(app).await;
+                    }
                 }
             }
         }
+    }
+
+    fn hear(&mut self, event: Event) {
+        match event {
+            Event::Fault { app, fault } => {
+                tracing::error!(port = self.name(app), "the port is down: {fault}");
+            }
+            Event::Failed { app, message, remains } => {
+                tracing::error!(app = self.name(app), "a bug of ours took this down: {message}");
+                drop(remains);
+                if let Some(control) = self.troubles.get(&app) {
+                    // Its guest is to be let go of on the other workers too.
+                    let _ = control.send(Trouble::Failed);
+                } else if self.remakes.contains_key(&app) {
+                    let now = Instant::now();
+                    let backoff = self.backoffs.entry(app).or_insert_with(|| Backoff::of_app(now));
+                    self.due.push((now + backoff.wait(now), app));
+                }
+            }
+        }
+    }
+
+    /// Starts an app again on this worker.
+    async fn restart(&self, app: AppId) {
+        let Some(remake) = self.remakes.get(&app) else { return };
+        let (name, worker) = (self.name(app), self.worker);
+        match self.workers.replace_part(worker, app, remake()).await {
+            Ok(()) => tracing::warn!(app = name, worker, "started again"),
+            Err(error) => tracing::error!(app = name, worker, "not started again: {error:#}"),
+        }
+    }
+
+    fn name(&self, app: AppId) -> &str {
+        self.names.get(&app).map_or("", String::as_str)
     }
 }
 

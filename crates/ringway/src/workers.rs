@@ -1,6 +1,6 @@
 //! The workers of a switch, as control sees them.
 
-use engine::{Stopped, Worker, WorkerHandle};
+use engine::{App, AppId, Stopped, Worker, WorkerHandle};
 use tokio::sync::oneshot;
 
 /// All workers. Each has a part of every app, and the same app has the same [`engine::AppId`]
@@ -28,6 +28,11 @@ impl Workers {
         Ok(results)
     }
 
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     /// Runs `command` on the first worker, and waits until it has.
     pub async fn on_first<R: Send + 'static>(
         &self,
@@ -35,6 +40,31 @@ impl Workers {
     ) -> Result<R, Stopped> {
         let first = self.0.first().ok_or(Stopped)?;
         run(first, command)?.await.map_err(|_| Stopped)
+    }
+
+    /// Puts parts of another app in the place of one: a part to each worker, in their order. Comes back when all have them.
+    pub async fn replace<A: App>(&self, app: AppId, parts: Vec<A>) -> anyhow::Result<()> {
+        let pending: Vec<_> = (self.0.iter().zip(parts))
+            .map(|(worker, part)| run(worker, move |worker| worker.replace(app, Box::new(part))))
+            .collect::<Result<_, _>>()?;
+        for replaced in pending {
+            // What was there before is dropped here.
+            drop(replaced.await.map_err(|_| Stopped)??);
+        }
+        Ok(())
+    }
+
+    /// The same for one worker.
+    pub async fn replace_part(
+        &self,
+        number: usize,
+        app: AppId,
+        part: Box<dyn App>,
+    ) -> anyhow::Result<()> {
+        let worker = self.0.get(number).ok_or(Stopped)?;
+        let replaced = run(worker, move |worker| worker.replace(app, part))?;
+        drop(replaced.await.map_err(|_| Stopped)??);
+        Ok(())
     }
 
     /// Stops all of them.

@@ -8,8 +8,11 @@
 mod connect;
 mod inherit;
 pub mod notify;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod tun;
 mod unread;
+pub mod uring;
 pub mod vhost;
 
 pub use connect::connect;

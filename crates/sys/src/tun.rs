@@ -10,14 +10,17 @@ mod offloads;
 use std::fmt;
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, open};
+use rustix::fs::{Mode, OFlags, fcntl_getfl, fcntl_setfl, fstat, open, stat};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 pub use error::TunError;
 pub use offloads::Offloads;
+
+/// The ioctl that opens the network namespace of an interface, which libc lacks: `_IO('T', 227)`.
+const TUNGETDEVNETNS: libc::Ioctl = 0x54e3;
 
 /// Longest name of an interface, in bytes.
 pub const NAME_MAX: usize = libc::IFNAMSIZ - 1;
@@ -59,8 +62,8 @@ pub struct Request<'a> {
     /// How many queues to open, at least 1. An interface with a single queue and one for several are
     /// different things, also when only one is in use: 2 and more ask for the latter.
     pub queues: u16,
-    /// Whether the interface stays when nobody has it open; as it is, if `None`. A new one goes.
-    pub persistent: Option<bool>,
+    /// Whether it is to be one for several, though one is enough.
+    pub several: bool,
     /// The user who may attach to it without privilege; as it is, if `None`.
     pub owner: Option<u32>,
     /// The group that may; as it is, if `None`.
@@ -78,7 +81,7 @@ impl<'a> Request<'a> {
             name,
             kind,
             queues: 1,
-            persistent: None,
+            several: false,
             owner: None,
             group: None,
             header_size,
@@ -97,8 +100,9 @@ impl<'a> Request<'a> {
         }
         let Some(first) = queues.first() else { return Ok(queues) };
         let set = |name, request, value| {
-            // SAFETY: the three requests below take a number.
+            // SAFETY: the two requests below take a number.
             unsafe { ioctl_value(&first.descriptor, request, value) }
+                .map(drop)
                 .map_err(|error| TunError::Setup(name, error))
         };
         if let Some(owner) = self.owner {
@@ -107,10 +111,6 @@ impl<'a> Request<'a> {
         if let Some(group) = self.group {
             set("TUNSETGROUP", libc::TUNSETGROUP, group.into())?;
         }
-        // The last, so that nothing stays behind when something fails.
-        if let Some(persistent) = self.persistent {
-            set("TUNSETPERSIST", libc::TUNSETPERSIST, persistent.into())?;
-        }
         Ok(queues)
     }
 
@@ -118,7 +118,7 @@ impl<'a> Request<'a> {
         let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let descriptor = open("/dev/net/tun", flags, Mode::empty())
             .map_err(|error| TunError::device(error.into()))?;
-        let several = if self.queues > 1 { libc::IFF_MULTI_QUEUE } else { 0 };
+        let several = if self.is_for_several() { libc::IFF_MULTI_QUEUE } else { 0 };
         let flags = self.kind.flag() | libc::IFF_NO_PI | libc::IFF_VNET_HDR | several;
         let mut request = named(name);
         request.ifr_ifru.ifru_flags = flags as libc::c_short;
@@ -126,6 +126,10 @@ impl<'a> Request<'a> {
         unsafe { ioctl(&descriptor, libc::TUNSETIFF, &mut request) }
             .map_err(|error| self.explain(name, error))?;
         Queue::new(descriptor, name_of(&request), self.header_size, self.most)
+    }
+
+    fn is_for_several(&self) -> bool {
+        self.several || self.queues > 1
     }
 
     /// Why the kernel does not let us attach.
@@ -137,10 +141,10 @@ impl<'a> Request<'a> {
             Some(libc::E2BIG) => TunError::TooManyQueues,
             Some(libc::EINVAL) => match driver(name) {
                 // It is of this kind, and so there is but one thing left in which it can differ.
-                Ok(found) if found == wanted.to_string() => match self.queues {
-                    0 | 1 => TunError::MultiQueue(wanted),
-                    _ => TunError::SingleQueue(wanted),
-                },
+                Ok(found) if found == wanted.to_string() && self.is_for_several() => {
+                    TunError::SingleQueue(wanted)
+                }
+                Ok(found) if found == wanted.to_string() => TunError::MultiQueue(wanted),
                 Ok(found) => TunError::WrongKind { wanted, found: Some(found) },
                 Err(problem) if problem.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                     TunError::WrongKind { wanted, found: None }
@@ -188,12 +192,7 @@ fn adopt_one(
     most: Offloads,
     first: Option<&Queue>,
 ) -> Result<Queue, TunError> {
-    let mut request = named("");
-    // SAFETY: TUNGETIFF takes an ifreq.
-    unsafe { ioctl(&descriptor, libc::TUNGETIFF, &mut request) }.map_err(TunError::NotQueue)?;
-    let name = name_of(&request);
-    // SAFETY: TUNGETIFF fills in the flags, and all bytes of the union are initialised anyway.
-    let flags = libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags });
+    let (name, flags) = flags(&descriptor).map_err(TunError::NotQueue)?;
     if flags & kind.flag() == 0 {
         let found = if kind == Kind::Tap { Kind::Tun } else { Kind::Tap };
         return Err(TunError::WrongKind { wanted: kind, found: Some(found.to_string()) });
@@ -254,8 +253,28 @@ impl Queue {
 
     /// Whether it still is a queue of an interface. It is not any more when that was deleted.
     pub fn is_attached(&self) -> bool {
-        // SAFETY: TUNGETIFF takes an ifreq.
-        unsafe { ioctl(&self.descriptor, libc::TUNGETIFF, &mut named("")) }.is_ok()
+        flags(&self.descriptor).is_ok()
+    }
+
+    /// Whether its interface is one for several queues.
+    pub fn is_of_several(&self) -> io::Result<bool> {
+        Ok(flags(&self.descriptor)?.1 & libc::IFF_MULTI_QUEUE != 0)
+    }
+
+    /// Whether its interface is in the network namespace of this thread. It needs CAP_NET_ADMIN where the
+    /// interface is, and Linux 5.7.
+    pub fn is_here(&self) -> io::Result<bool> {
+        // SAFETY: TUNGETDEVNETNS takes nothing.
+        let number = unsafe { ioctl_value(&self.descriptor, TUNGETDEVNETNS, 0) }?;
+        // SAFETY: the kernel has opened it for this call, and nobody else knows of it.
+        let there = fstat(unsafe { OwnedFd::from_raw_fd(number) })?;
+        let here = stat("/proc/thread-self/ns/net")?;
+        Ok((there.st_dev, there.st_ino) == (here.st_dev, here.st_ino))
+    }
+
+    /// To decide, later, whether the interface stays when nobody has it open. A new one goes.
+    pub fn persistence(&self) -> io::Result<Persistence> {
+        Ok(Persistence(self.descriptor.try_clone()?))
     }
 
     /// The hardware address that the host has on the interface, in whichever network namespace that
@@ -270,15 +289,37 @@ impl Queue {
     }
 }
 
+/// What decides whether an interface stays. While there is this, somebody has it open.
+#[derive(Debug)]
+pub struct Persistence(OwnedFd);
+
+impl Persistence {
+    /// Decides it.
+    pub fn set(self, stays: bool) -> io::Result<()> {
+        // SAFETY: TUNSETPERSIST takes a number.
+        unsafe { ioctl_value(&self.0, libc::TUNSETPERSIST, stays.into()) }.map(drop)
+    }
+}
+
 impl AsFd for Queue {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
 }
 
+/// The name of the interface that a descriptor is a queue of, and how it was opened.
+fn flags(descriptor: &OwnedFd) -> io::Result<(String, libc::c_int)> {
+    let mut request = named("");
+    // SAFETY: TUNGETIFF takes an ifreq.
+    unsafe { ioctl(descriptor, libc::TUNGETIFF, &mut request) }?;
+    // SAFETY: TUNGETIFF fills in the flags, and all bytes of the union are initialised anyway.
+    let flags = unsafe { request.ifr_ifru.ifru_flags };
+    Ok((name_of(&request), flags.into()))
+}
+
 fn set_offloads(descriptor: &OwnedFd, offloads: Offloads) -> io::Result<()> {
     // SAFETY: TUNSETOFFLOAD takes flags.
-    unsafe { ioctl_value(descriptor, libc::TUNSETOFFLOAD, offloads.flags().into()) }
+    unsafe { ioctl_value(descriptor, libc::TUNSETOFFLOAD, offloads.flags().into()) }.map(drop)
 }
 
 /// What the kernel would refuse by EINVAL, which it says of much else too.
@@ -362,7 +403,7 @@ unsafe fn ioctl<T>(descriptor: &OwnedFd, request: libc::Ioctl, argument: &mut T)
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// An ioctl whose argument is a number.
+/// An ioctl whose argument is a number. Returns what it returned.
 ///
 /// # Safety
 ///
@@ -371,10 +412,10 @@ unsafe fn ioctl_value(
     descriptor: &OwnedFd,
     request: libc::Ioctl,
     argument: libc::c_ulong,
-) -> io::Result<()> {
+) -> io::Result<libc::c_int> {
     // SAFETY: as the caller says.
     let result = unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 #[cfg(test)]

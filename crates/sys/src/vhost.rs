@@ -2,7 +2,7 @@
 //! of two virtio rings, and moves frames between them and a tap interface.
 //!
 //! It is told three kinds of addresses once: of the memory that descriptors speak of, of the rings, and of
-//! the eventfds by which both sides wake each other. From then on it reads and writes that memory by
+//! the eventfds by which both sides wake each other, and by which it says that it could not go on. From then on it reads and writes that memory by
 //! itself, whatever this process does. So a [`VhostNet`] keeps the memory mapped, by the [`Words`] that
 //! cover all of it; and when it goes, the kernel lets go of the rings first, and of the memory afterwards.
 
@@ -40,6 +40,7 @@ const SET_VRING_ADDR: Ioctl = _IOW::<VringAddresses>(GROUP, 0x11);
 const SET_VRING_BASE: Ioctl = _IOW::<VringState>(GROUP, 0x12);
 const SET_VRING_KICK: Ioctl = _IOW::<VringFile>(GROUP, 0x20);
 const SET_VRING_CALL: Ioctl = _IOW::<VringFile>(GROUP, 0x21);
+const SET_VRING_ERR: Ioctl = _IOW::<VringFile>(GROUP, 0x22);
 const SET_BACKEND: Ioctl = _IOW::<VringFile>(GROUP, 0x30);
 
 /// `struct vhost_memory` with one `struct vhost_memory_region`.
@@ -170,6 +171,8 @@ pub struct Ring<'d> {
     pub kick: BorrowedFd<'d>,
     /// The eventfd by which it wakes us.
     pub call: BorrowedFd<'d>,
+    /// The eventfd by which it says that it found an error: it has let the ring stand then.
+    pub error: BorrowedFd<'d>,
 }
 
 impl Device {
@@ -308,9 +311,10 @@ impl VhostNet {
         let files = [
             ("VHOST_SET_VRING_KICK", SET_VRING_KICK, ring.kick),
             ("VHOST_SET_VRING_CALL", SET_VRING_CALL, ring.call),
+            ("VHOST_SET_VRING_ERR", SET_VRING_ERR, ring.error),
         ];
         for (name, request, descriptor) in files {
-            // SAFETY: both requests read a vhost_vring_file. The kernel holds the file itself.
+            // SAFETY: all of these requests read a vhost_vring_file. The kernel holds the file itself.
             unsafe { device.request(name, request, &mut file(descriptor)) }?;
         }
         Ok(())
@@ -349,6 +353,7 @@ mod tests {
         assert_eq!(SET_VRING_BASE, 0x4008_af12);
         assert_eq!(SET_VRING_KICK, 0x4008_af20);
         assert_eq!(SET_VRING_CALL, 0x4008_af21);
+        assert_eq!(SET_VRING_ERR, 0x4008_af22);
         assert_eq!(SET_BACKEND, 0x4008_af30);
     }
 

@@ -189,7 +189,11 @@ impl Job {
     }
 
     /// Waits until `find` finds something in all that was printed so far; `what` it is shows in messages.
-    pub(crate) fn wait_until<T>(
+    ///
+    /// # Errors
+    ///
+    /// As [`Job::wait_for`].
+    pub fn wait_until<T>(
         &self,
         what: &str,
         limit: Duration,

@@ -12,9 +12,7 @@ mod writer;
 
 pub use fault::{Fault, Place, Problem};
 pub use reader::{Captured, Reader, Step};
-pub use writer::{
-    Direction, Interface, Packet, PacketHeader, Section, Span, Statistics, packet_size, retime,
-};
+pub use writer::{Interface, Packet, PacketHeader, Section, Span, Statistics, packet_size, retime};
 
 /// The most bytes of one frame that a file may hold: what Wireshark and libpcap take for Ethernet.
 pub const MAX_CAPTURED: u32 = 262_144;
@@ -47,3 +45,5 @@ const IF_DESCRIPTION: u16 = 3;
 const IF_TSRESOL: u16 = 9;
 const IF_FCSLEN: u16 = 13;
 const IF_TSOFFSET: u16 = 14;
+/// The option of a packet, enhanced or obsolete, that says what it is.
+const EPB_FLAGS: u16 = 2;

@@ -58,8 +58,8 @@ fn read(file: &[u8], slack: usize, mut each: impl FnMut(&Captured<'_>)) -> Optio
                 needed = more;
             }
             Ok(Step::Skip(bytes)) => {
-                at = at.saturating_add(bytes as usize).min(file.len());
-                needed = 0;
+                assert!(bytes as usize <= window.len());
+                (at, needed) = (at + bytes as usize, 0);
             }
             Ok(Step::Frame(bytes, frame)) => {
                 assert!(bytes as usize <= window.len());

@@ -15,6 +15,7 @@
 //! | `formats` | what the parsers read | everybody |
 //! | `capture` | a capture file | whoever wrote it |
 //! | `bpf` | a filter's program, and a packet | whoever wrote either |
+//! | `neighbours` | frames about who has which address, packets of the host's, and time | stations |
 //! | `canary` | a word that must be found | nobody |
 //!
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
@@ -28,6 +29,7 @@ mod formats;
 mod frame;
 mod guest;
 mod input;
+mod neighbours;
 mod reached;
 mod regions;
 mod ring_memory;
@@ -39,6 +41,7 @@ pub use device::device;
 pub use driver::driver;
 pub use formats::formats;
 pub use frame::frame;
+pub use neighbours::neighbours;
 pub use reached::Reached;
 pub use regions::memory;
 pub use session::session;
@@ -56,6 +59,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("formats", formats),
     ("capture", capture),
     ("bpf", bpf),
+    ("neighbours", neighbours),
     ("canary", canary),
 ];
 

@@ -292,6 +292,34 @@ fn bpf() {
     );
 }
 
+#[test]
+fn neighbours() {
+    passes(
+        "neighbours",
+        &[
+            "Announcement",
+            "Answer",
+            "BadNeighbourMessage",
+            "NotForHost",
+            "NotIp",
+            "Request",
+            "Tagged",
+            "TooShort",
+            "advertisement",
+            "arp",
+            "asked again",
+            "changed",
+            "known",
+            "ndp",
+            "packet",
+            "probe",
+            "question",
+            "reply",
+            "unknown",
+        ],
+    );
+}
+
 /// Otherwise the tests above would pass whatever happens.
 #[test]
 fn canary() {

@@ -14,7 +14,7 @@ use thiserror::Error;
 use wire::ethernet;
 use wire::pcap::{Captured, Fault, Reader, Step};
 
-use super::{Unfit, check};
+use super::{Bug, Unfit, check, guarded};
 use crate::frame::MAX_FRAME;
 
 /// Chunks of a source: one that frames are taken from, and others that are being filled.
@@ -25,6 +25,10 @@ const CHUNK: usize = 8 * MAX_FRAME;
 
 /// Bytes that are asked of the file at once, if no block needs more.
 const WINDOW: usize = 256 * 1024;
+
+/// How far apart rounds are, in nanoseconds, of a file whose frames all have one time: recorded times say
+/// nothing of how fast to repeat them.
+const ROUND_WITHOUT_SPAN: u64 = 1_000_000_000;
 
 /// When frames are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +63,9 @@ pub enum ReadError {
     /// It is not as capture files are.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// The thread that reads it has panicked.
+    #[error(transparent)]
+    Bug(#[from] Bug),
 }
 
 impl From<Unfit> for ReadError {
@@ -189,7 +196,11 @@ impl Pace {
         self.last
     }
 
+    /// The next round begins with the last frame of this one.
     fn next_round(&mut self) {
+        if self.is_recorded && self.last == self.base {
+            self.last = self.base.saturating_add(ROUND_WITHOUT_SPAN);
+        }
         (self.base, self.first) = (self.last, None);
     }
 }
@@ -202,8 +213,8 @@ enum Filled {
 }
 
 /// A capture file that is being read.
-pub(super) struct ReadAhead {
-    file: File,
+pub(super) struct ReadAhead<F = File> {
+    file: F,
     reader: Reader,
     /// Bytes of the file, from `start` to `end`, that are not read yet.
     window: Vec<u8>,
@@ -234,6 +245,12 @@ impl ReadAhead {
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path);
         let file = file.map_err(ReadError::Io)?;
         check(&file, File::try_lock_shared)?;
+        Self::new(file, replay)
+    }
+}
+
+impl<F: Read + Seek> ReadAhead<F> {
+    fn new(file: F, replay: Replay) -> Result<Self, ReadError> {
         let Replay { times, rounds } = replay;
         let report = Report { sent: 0, skipped: Skipped::default(), rounds: 0, error: None };
         let mut this = Self {
@@ -291,10 +308,18 @@ impl ReadAhead {
 
     /// Fills a chunk, from as many rounds as it takes.
     fn fill_whole(&mut self) {
+        match guarded(|| self.fill_rounds()) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => self.fail(error),
+            Err(bug) => self.fail(bug.into()),
+        }
+    }
+
+    fn fill_rounds(&mut self) -> Result<(), ReadError> {
         loop {
-            match self.fill(u64::MAX) {
-                Ok(Filled::Enough) => return,
-                Ok(Filled::ToTheEndOfTheFile) => {
+            match self.fill(u64::MAX)? {
+                Filled::Enough => return Ok(()),
+                Filled::ToTheEndOfTheFile => {
                     self.report.rounds = self.report.rounds.saturating_add(1);
                     let is_over = self.rounds.is_some_and(|rounds| self.report.rounds >= rounds);
                     // A file of no frames would keep us busy for ever.
@@ -302,16 +327,10 @@ impl ReadAhead {
                     self.chunk.is_last = is_over || is_fruitless;
                     self.sent = self.report.sent;
                     if self.chunk.is_last {
-                        return;
+                        return Ok(());
                     }
-                    if let Err(error) = self.rewind() {
-                        self.fail(ReadError::Io(error));
-                        return;
-                    }
-                }
-                Err(error) => {
-                    self.fail(error);
-                    return;
+                    self.rewind().map_err(ReadError::Io)?;
+                    self.pace.next_round();
                 }
             }
         }
@@ -338,7 +357,7 @@ impl ReadAhead {
                     self.report.sent += (self.chunk.frames.len() - before) as u64;
                     self.start += bytes as usize;
                 }
-                Step::Skip(bytes) => self.skip(bytes)?,
+                Step::Skip(bytes) => self.start += bytes as usize,
                 Step::More(needed) => {
                     if !self.read(needed).map_err(ReadError::Io)? {
                         let rest = self.window.get(self.start..self.end).unwrap_or_default();
@@ -369,23 +388,71 @@ impl ReadAhead {
         Ok(true)
     }
 
-    /// Passes over bytes, however many the file has of them: what it lacks is missed by the next step.
-    fn skip(&mut self, mut bytes: u64) -> Result<(), ReadError> {
-        loop {
-            let here = bytes.min((self.end - self.start) as u64);
-            self.start += here as usize;
-            bytes -= here;
-            if bytes == 0 || !self.read(1).map_err(ReadError::Io)? {
-                return Ok(());
-            }
-        }
-    }
-
     fn rewind(&mut self) -> io::Result<()> {
         self.file.rewind()?;
         self.reader = Reader::new();
         (self.start, self.end) = (0, 0);
-        self.pace.next_round();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Cursor, SeekFrom};
+    use std::sync::mpsc::{channel, sync_channel};
+
+    use rustix::event::{EventfdFlags, eventfd};
+    use wire::pcap::{Interface, Packet, PacketHeader, Section, packet_size};
+
+    use super::*;
+
+    /// A file of which only so many reads go well.
+    struct Breaks {
+        file: Cursor<Vec<u8>>,
+        reads: u32,
+    }
+
+    impl Read for Breaks {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            self.reads = self.reads.checked_sub(1).expect("one read too many");
+            self.file.read(bytes)
+        }
+    }
+
+    impl Seek for Breaks {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.file.seek(to)
+        }
+    }
+
+    /// What was read before is sent, and what has happened is said.
+    #[test]
+    fn a_bug_of_the_thread_is_the_end_of_the_replay_and_is_said() {
+        let mut file = Vec::new();
+        Section { hardware: "", os: "", application: "" }.write(&mut file);
+        Interface { name: "", description: "", snaplen: 0 }.write(&mut file);
+        let mut room = [0; packet_size(60)];
+        let header = PacketHeader { interface: 0, time: 0, captured: 60, original: 60 };
+        Packet::new(&mut room).finish(header).unwrap();
+        file.extend(room.repeat(3));
+        // The second would say that the file ends there.
+        let file = Breaks { file: Cursor::new(file), reads: 1 };
+        let replay = Replay { times: Times::Fast, rounds: Some(1) };
+        let reading = ReadAhead::new(file, replay).unwrap();
+        let (full, chunks) = sync_channel(CHUNKS);
+        let (empty, empty_receiver) = sync_channel(CHUNKS);
+        let ready = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
+        let (ended, report) = channel();
+        let thread = std::thread::spawn(move || {
+            let queues = Queues { full, empty: empty_receiver, ready };
+            reading.run(&queues, |report| ended.send(report).unwrap());
+        });
+        let chunk = chunks.recv().unwrap();
+        assert_eq!((chunk.frames.len(), chunk.is_last), (3, true));
+        empty.send(chunk).unwrap();
+        let report = report.recv().expect("the thread says how it ended");
+        assert_eq!(report.sent, 3);
+        assert_eq!(report.error.unwrap().to_string(), "a bug of ours: one read too many");
+        thread.join().unwrap();
     }
 }

@@ -5,6 +5,10 @@
 //! [`DELAY`], or when the worker goes to sleep. The chunks bound how far the file may be behind: when the
 //! thread has all of them, frames are dropped and counted, and the file says how many.
 //!
+//! The port has a [`Capturing`], by which control begins the capture when the switch has started, and waits for
+//! its end when it stops: for all captures at once, since a disk that hangs is not to keep the switch from
+//! ending.
+//!
 //! A frame that is yet to be segmented is written as it is, as one large packet, which is what the
 //! kernel's own captures show. Its checksum is completed as if it were sent like that, so that a
 //! reader does not take it for a broken one.
@@ -14,17 +18,17 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::time::Instant;
 
 use engine::{App, Burst, Counters, DropReason, Frame, Lease, Outputs, Poller, Selection, Traffic};
 use memory::WriteCursor;
-use wire::pcap::{Direction, Packet, PacketHeader, packet_size};
+use wire::pcap::{Packet, PacketHeader, packet_size};
 use wire::virtio::{Features, Offload};
 
-use super::write_behind::{Capture, Chunk, Shared, WriteBehind, WriteError};
+use super::write_behind::{Capture, Chunk, Prepared, Shared, WriteError};
 use crate::frame::MAX_FRAME;
 use crate::offload::Delivery;
 
@@ -38,10 +42,6 @@ const CHUNK: usize = 4 * packet_size(MAX_FRAME);
 /// thread.
 const DELAY: u64 = 1_000_000;
 
-/// How long the end of a port may take, which is the end of its file: a disk that hangs is not to keep the
-/// switch from ending.
-const END_LIMIT: Duration = Duration::from_millis(800);
-
 /// The port, or its part on one of several workers.
 pub struct PcapSink {
     /// Where frames go, if there is one at hand.
@@ -52,51 +52,90 @@ pub struct PcapSink {
     free: Vec<Chunk>,
     empty: Receiver<Chunk>,
     full: SyncSender<Chunk>,
-    /// Behind `full`, as the thread ends when no part has that any more.
-    _end: Arc<End>,
     shared: Arc<Shared>,
     snaplen: usize,
     counters: Counters,
 }
 
-/// Waits for the thread to end. The mutex is for the parts to share it; nobody ever locks it.
-struct End(Mutex<Receiver<()>>);
+/// A capture, as control sees it. If it is dropped before it has begun, the file is as it was before.
+pub struct Capturing {
+    /// Until it begins.
+    prepared: Option<(Prepared, SyncSender<Prepared>)>,
+    /// Disconnected when the thread has ended.
+    ended: Receiver<()>,
+    shared: Arc<Shared>,
+}
 
-impl Drop for End {
-    fn drop(&mut self) {
-        let end = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
-        // A file that is not complete by then is left to the thread, as far as it gets.
-        let _ = end.recv_timeout(END_LIMIT);
+/// What a capture was in the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Frames that are in the file.
+    pub written: u64,
+    /// Frames that were dropped, as the port's counters and the file say.
+    pub dropped: u64,
+    /// Frames for which there was no time any more.
+    pub lost: u64,
+    /// Nothing comes to the file any more: it has its end, unless it could not be written.
+    pub is_complete: bool,
+}
+
+impl Capturing {
+    /// Empties the file, or opens the pipe, and has what comes to the port written. Until then the port keeps
+    /// what comes, as far as it has room.
+    pub fn begin(&mut self) {
+        if let Some((prepared, thread)) = self.prepared.take() {
+            // It waits for this.
+            let _ = thread.send(prepared);
+        }
+    }
+
+    /// Waits for the file to be complete, until `limit` at most. All parts of the port have to be gone.
+    pub fn end(self, limit: Instant) -> Ended {
+        drop(self.prepared);
+        let shared = &*self.shared;
+        // Nobody would come now who reads the pipe.
+        if !shared.is_waiting.load(Ordering::Relaxed) {
+            let left = limit.saturating_duration_since(Instant::now());
+            let _ = self.ended.recv_timeout(left);
+        }
+        let is_complete = matches!(self.ended.try_recv(), Err(TryRecvError::Disconnected));
+        let [received, dropped, written] = [&shared.received, &shared.dropped, &shared.written]
+            .map(|count| count.load(Ordering::Relaxed));
+        let lost = received.saturating_sub(dropped).saturating_sub(written);
+        Ended { written, dropped, lost, is_complete }
     }
 }
 
 impl PcapSink {
-    /// Makes a capture file, and a part of the port for each of so many workers. `failed` is called, on a
-    /// thread of the port's, if the file cannot be written any more.
+    /// Opens a capture file, and makes a part of the port for each of so many workers. `failed` is called, on
+    /// a thread of the port's, if the file cannot be written any more.
     pub fn open(
         path: &Path,
         capture: &Capture<'_>,
         workers: usize,
         failed: impl FnOnce(io::Error) + Send + 'static,
-    ) -> Result<Vec<Self>, WriteError> {
+    ) -> Result<(Vec<Self>, Capturing), WriteError> {
         let shared = Arc::new(Shared::new().map_err(WriteError::Io)?);
-        let writing = WriteBehind::open(path, capture, shared.clone())?;
+        let prepared = Prepared::open(path, capture, shared.clone())?;
         // All chunks there are fit in: handing one over never waits.
         let (full, full_receiver) = sync_channel(workers * CHUNKS);
-        let (ended, end) = sync_channel(1);
+        let (begin, begun) = sync_channel::<Prepared>(1);
+        let (ending, ended) = sync_channel(0);
         let thread = std::thread::Builder::new().name("pcap-write".to_owned());
         let run = move || {
-            writing.run(&full_receiver, failed);
-            let _ = ended.send(());
+            let _ending: SyncSender<()> = ending;
+            if let Ok(prepared) = begun.recv() {
+                prepared.run(&full_receiver, failed);
+            }
         };
         thread.spawn(run).map_err(WriteError::Io)?;
-        let end = Arc::new(End(Mutex::new(end)));
         let snaplen = capture.snaplen as usize;
-        let part = |_| Self::part(snaplen, full.clone(), end.clone(), shared.clone());
-        Ok((0..workers).map(part).collect())
+        let part = |_| Self::part(snaplen, full.clone(), shared.clone());
+        let parts = (0..workers).map(part).collect();
+        Ok((parts, Capturing { prepared: Some((prepared, begin)), ended, shared }))
     }
 
-    fn part(snaplen: usize, full: SyncSender<Chunk>, end: Arc<End>, shared: Arc<Shared>) -> Self {
+    fn part(snaplen: usize, full: SyncSender<Chunk>, shared: Arc<Shared>) -> Self {
         let (home, empty) = sync_channel(CHUNKS);
         let chunk = |_| Chunk {
             bytes: vec![0; CHUNK].into_boxed_slice(),
@@ -111,7 +150,6 @@ impl PcapSink {
             free: (0..CHUNKS).map(chunk).collect(),
             empty,
             full,
-            _end: end,
             shared,
             snaplen,
             counters: Counters::default(),
@@ -120,23 +158,34 @@ impl PcapSink {
 
     /// Takes back what was written.
     fn collect(&mut self) {
-        while let Ok(mut chunk) = self.empty.try_recv() {
-            if std::mem::take(&mut chunk.is_lost) {
-                // They were counted as sent when they were on their way.
-                self.counters.sent.frames -= chunk.frames.frames;
-                self.counters.sent.bytes -= chunk.frames.bytes;
-                self.counters[DropReason::ReceiverDown] += chunk.frames.frames;
-            }
-            (chunk.len, chunk.frames) = (0, Traffic::default());
-            self.free.push(chunk);
+        while let Ok(chunk) = self.empty.try_recv() {
+            self.reuse(chunk);
         }
+    }
+
+    fn reuse(&mut self, mut chunk: Chunk) {
+        if std::mem::take(&mut chunk.is_lost) {
+            // They were counted as sent when they were on their way.
+            self.counters.sent.frames -= chunk.frames.frames;
+            self.counters.sent.bytes -= chunk.frames.bytes;
+            self.counters[DropReason::ReceiverDown] += chunk.frames.frames;
+        }
+        (chunk.len, chunk.frames) = (0, Traffic::default());
+        self.free.push(chunk);
     }
 
     /// Gives the current chunk to the thread.
     fn hand_over(&mut self) {
-        if let Some(chunk) = self.chunk.take() {
-            // There is room for all; the thread is there as long as we are.
-            let _ = self.full.try_send(chunk);
+        let Some(chunk) = self.chunk.take() else { return };
+        match self.full.try_send(chunk) {
+            Ok(()) => {}
+            // There is room for all. Without its thread the port is down.
+            Err(TrySendError::Full(mut chunk) | TrySendError::Disconnected(mut chunk)) => {
+                self.shared.is_down.store(true, Ordering::Relaxed);
+                self.shared.dropped.fetch_add(chunk.frames.frames, Ordering::Relaxed);
+                chunk.is_lost = true;
+                self.reuse(chunk);
+            }
         }
     }
 
@@ -172,7 +221,6 @@ impl PcapSink {
             time: now,
             captured: captured as u32,
             original: frame.len as u32,
-            direction: Direction::Outbound,
         };
         chunk.len += packet.finish(header).ok_or(DropReason::TooLong)?;
         chunk.frames.count(frame.len);
@@ -254,11 +302,13 @@ impl Drop for PcapSink {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, File};
-    use std::time::Instant;
+    use std::fs;
+    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
 
     use engine::{AppId, BURST, Graph};
 
+    use super::super::write_behind::Output;
     use super::*;
 
     /// An app that sends a full burst whenever it is asked.
@@ -288,8 +338,9 @@ mod tests {
         directory: tempfile::TempDir,
         graph: Graph,
         sink: AppId,
-        writing: WriteBehind,
+        prepared: Prepared,
         full: Receiver<Chunk>,
+        shared: Arc<Shared>,
     }
 
     /// A sink whose thread does nothing yet.
@@ -298,14 +349,13 @@ mod tests {
         let shared = Arc::new(Shared::new().unwrap());
         let capture =
             Capture { name: "a", snaplen: 1500, application: "test", epoch: Instant::now() };
-        let writing = WriteBehind::open(&directory.path().join("a"), &capture, shared.clone());
+        let prepared = Prepared::open(&directory.path().join("a"), &capture, shared.clone());
         let (full, full_receiver) = sync_channel(CHUNKS);
-        let end = Arc::new(End(Mutex::new(sync_channel(1).1)));
         let mut graph = Graph::new();
-        let sink = graph.add("sink", PcapSink::part(1500, full, end, shared));
+        let sink = graph.add("sink", PcapSink::part(1500, full, shared.clone()));
         let sender = graph.add("sender", Sender::default());
         graph.link((sender, 0), (sink, 0)).unwrap();
-        Bed { directory, graph, sink, writing: writing.unwrap(), full: full_receiver }
+        Bed { directory, graph, sink, prepared: prepared.unwrap(), full: full_receiver, shared }
     }
 
     /// What the statistics at the end of a file say: received, and dropped.
@@ -317,7 +367,7 @@ mod tests {
 
     #[test]
     fn what_the_thread_has_no_time_for_is_dropped_and_said() {
-        let Bed { directory, mut graph, sink, writing, full } = bed();
+        let Bed { directory, mut graph, sink, prepared, full, .. } = bed();
         let mut breaths = 0;
         while graph.counters(sink)[DropReason::ReceiverFull] == 0 {
             graph.breathe(breaths, |_| ());
@@ -328,40 +378,86 @@ mod tests {
         assert_eq!(sent + dropped, breaths * BURST as u64);
         assert!(sent >= (CHUNKS * (CHUNK / packet_size(LEN))) as u64);
         drop(graph);
-        writing.run(&full, |error| panic!("{error}"));
+        prepared.run(&full, |error| panic!("{error}"));
         let file = fs::read(directory.path().join("a")).unwrap();
         assert_eq!(statistics(&file), [sent + dropped, dropped]);
         let packets = file.len() - STATISTICS;
         assert_eq!(packets / packet_size(LEN), sent as usize);
     }
 
+    /// Takes so many times what it is given, then fails in this way.
+    struct Fails {
+        left: u32,
+        how: fn() -> io::Result<()>,
+    }
+
+    impl Output for Fails {
+        fn append(&mut self, _: &[u8]) -> io::Result<()> {
+            match self.left.checked_sub(1) {
+                Some(left) => self.left = left,
+                None => return (self.how)(),
+            }
+            Ok(())
+        }
+    }
+
+    /// A disk that is full, and a bug of ours.
     #[test]
     fn a_file_that_cannot_be_written_takes_the_port_down_once() {
-        let Bed { directory, mut graph, sink, writing, full } = bed();
-        let path = directory.path().join("a");
-        let before = fs::read(&path).unwrap();
-        let writing = writing.with_file(File::open(&path).unwrap());
-        let (sender, errors) = sync_channel(2);
-        let thread =
-            std::thread::spawn(move || writing.run(&full, |error| sender.send(error).unwrap()));
-        let start = Instant::now();
-        let mut breaths = 0;
-        // Until nothing is on its way any more, and something has come since.
-        loop {
-            breaths += 1;
-            graph.breathe(breaths * DELAY, |_| ());
-            let counters = graph.counters(sink);
-            if counters.sent.frames == 0 && counters[DropReason::ReceiverDown] > 0 {
-                break;
+        let full_disk = || Err(io::Error::from(io::ErrorKind::StorageFull));
+        let cases: [(u32, fn() -> _, _); 3] = [
+            (0, full_disk, "no storage space"),
+            (2, full_disk, "no storage space"),
+            (2, || panic!("an index out of bounds"), "a bug of ours: an index out of bounds"),
+        ];
+        for (left, how, expected) in cases {
+            let Bed { mut graph, sink, prepared, full, shared, .. } = bed();
+            let (sender, errors) = sync_channel(2);
+            let output = Box::new(Fails { left, how });
+            let thread = std::thread::spawn(move || {
+                prepared.run_on(Ok(output), &full, |error| sender.send(error).unwrap());
+            });
+            let start = Instant::now();
+            let mut breaths = 0;
+            let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+            // Until nothing is on its way any more, and something has come since.
+            loop {
+                breaths += 1;
+                graph.breathe(breaths * DELAY, |_| ());
+                let counters = graph.counters(sink);
+                if counters[DropReason::ReceiverDown] > 0
+                    && counters.sent.frames == count(&shared.written)
+                    && shared.is_down.load(Ordering::Relaxed)
+                {
+                    break;
+                }
+                assert!(start.elapsed() < Duration::from_secs(20), "the port did not go down");
             }
-            assert!(start.elapsed() < Duration::from_secs(20), "the port did not go down");
+            let counters = graph.counters(sink);
+            let all = counters[DropReason::ReceiverDown] + counters[DropReason::ReceiverFull];
+            let sent = counters.sent.frames;
+            assert_eq!((all + sent, sent > 0), (breaths * BURST as u64, left > 0));
+            assert_eq!(counters.sent.bytes, sent * LEN as u64);
+            drop(graph);
+            thread.join().unwrap();
+            assert_eq!(count(&shared.received), breaths * BURST as u64);
+            assert_eq!(count(&shared.dropped), all);
+            let errors: Vec<_> = errors.iter().map(|error| error.to_string()).collect();
+            assert_eq!(errors, [expected]);
+        }
+    }
+
+    /// A thread that is gone, however that may be: what it would have had to write is counted.
+    #[test]
+    fn a_port_without_its_thread_is_down() {
+        let Bed { mut graph, sink, full, shared, .. } = bed();
+        drop(full);
+        for breath in 1..4 {
+            graph.breathe(breath * 2 * DELAY, |_| ());
         }
         let counters = graph.counters(sink);
-        let all = counters[DropReason::ReceiverDown] + counters[DropReason::ReceiverFull];
-        assert_eq!((all, counters.sent.bytes), (breaths * BURST as u64, 0));
-        drop(graph);
-        thread.join().unwrap();
-        assert_eq!(errors.iter().count(), 1);
-        assert!(fs::read(&path).unwrap() == before, "nothing was added");
+        let received = 3 * BURST as u64;
+        assert_eq!((counters.sent.frames, counters[DropReason::ReceiverDown]), (0, received));
+        assert_eq!(shared.dropped.load(Ordering::Relaxed), received);
     }
 }

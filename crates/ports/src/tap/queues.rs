@@ -21,6 +21,15 @@ impl Queues {
     pub fn new(queues: Vec<Queue>) -> Arc<Self> {
         Arc::new(Self { queues: queues.into(), is_reported: AtomicBool::new(false) })
     }
+
+    pub(crate) fn first(&self) -> Option<&Queue> {
+        self.queues.first()
+    }
+
+    /// The one at a place that a [`Share`] gave.
+    pub(crate) fn get(&self, place: usize) -> &Queue {
+        &self.queues[place]
+    }
 }
 
 /// What one part of a port has of the queues.
@@ -77,12 +86,17 @@ impl Share {
     /// kernel takes note of it, and sends by the same queue what belongs to the flow; so what
     /// this worker's guests send, they are answered by this worker.
     pub(crate) fn target(&self, head: &[u8]) -> &Queue {
+        self.all.get(self.place(head))
+    }
+
+    /// The same, as its place among [all](Self::all).
+    pub(crate) fn place(&self, head: &[u8]) -> usize {
         // Not by the places of its own, which change.
         let which = match self.own.len() {
             0 | 1 => 0,
             several => flow::hash(head) as usize % several,
         };
-        &self.all.queues[self.base + which * self.step]
+        self.base + which * self.step
     }
 
     /// Takes note that the interface is gone. Whether it is to be said: the first time that any of the

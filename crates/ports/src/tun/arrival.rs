@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use engine::{DropReason, Frame};
 use wire::arp;
-use wire::ethernet::{EtherType, Ethernet, HEADER_SIZE, MacAddress};
+use wire::ethernet::{EtherType, Ethernet, MacAddress, VlanTag};
 use wire::ndp::{self, IPV6_HEADER_SIZE};
 
 use super::station::Station;
@@ -14,40 +14,45 @@ const IPV4_HEADER_SIZE: usize = 20;
 
 /// A frame that the port takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
-    /// A packet to the host.
-    Packet,
+pub enum Arrival {
+    /// A packet to the host, behind a header of so many bytes.
+    Packet(usize),
     /// Something about who has which address, which is the port's own business.
     Heard(Heard),
 }
 
 /// Something about who has which address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Heard {
+pub struct Heard {
     /// The station that said it.
-    pub(super) from: MacAddress,
+    pub from: MacAddress,
     /// What it said.
-    pub(super) message: Message,
+    pub message: Message,
 }
 
 /// What is said about addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Message {
+pub enum Message {
+    /// For IPv4.
     Arp(arp::Packet),
+    /// For IPv6.
     Ndp(ndp::Packet),
 }
 
 /// Looks at a frame, or says why it is dropped.
-pub(super) fn sort(frame: &Frame<'_>, station: &Station) -> Result<Arrival, DropReason> {
+pub fn sort(frame: &Frame<'_>, station: &Station) -> Result<Arrival, DropReason> {
     let ethernet = Ethernet::parse(frame.head).ok_or(DropReason::TooShort)?;
-    if ethernet.vlan.is_some() {
+    // A tag that carries only a priority is of no VLAN (IEEE 802.1Q, section 6.9.1).
+    let is_tag = |ethertype| matches!(ethertype, EtherType::VLAN | EtherType::SERVICE_VLAN);
+    let is_of_vlan = |tag: VlanTag| tag.protocol != EtherType::VLAN || tag.id() != 0;
+    if ethernet.vlan.is_some_and(is_of_vlan) || is_tag(ethernet.ethertype) {
         return Err(DropReason::Tagged);
     }
     let to_group = ethernet.destination.is_multicast();
     if !to_group && ethernet.destination != station.mac {
         return Err(DropReason::NotForHost);
     }
-    let packet = frame.head.get(HEADER_SIZE..).unwrap_or_default();
+    let packet = frame.head.get(ethernet.header_len()..).unwrap_or_default();
     let heard = |message| Arrival::Heard(Heard { from: ethernet.source, message });
     if ethernet.ethertype == EtherType::ARP {
         let message = arp::Packet::parse(packet).ok_or(DropReason::BadNeighbourMessage)?;
@@ -68,7 +73,7 @@ pub(super) fn sort(frame: &Frame<'_>, station: &Station) -> Result<Arrival, Drop
     if to_group && !destination.is_multicast() && !station.subnets.is_broadcast(destination) {
         return Err(DropReason::NotForHost);
     }
-    Ok(Arrival::Packet)
+    Ok(Arrival::Packet(ethernet.header_len()))
 }
 
 /// Where an IP packet goes, by its own version, which is what the kernel goes by.

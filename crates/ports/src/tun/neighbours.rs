@@ -10,24 +10,33 @@
 //! | state | the link-layer address is | next |
 //! | --- | --- | --- |
 //! | Asked | not known: all stations are asked, once a second | gone after three questions without an answer |
-//! | Confirmed | known, from an answer | Probed, when it is used after [`CONFIRMED`] |
+//! | Confirmed | known, from an answer to a question | Probed, when it is used after [`CONFIRMED`] |
 //! | Claimed | known, from somebody who said so unasked | Probed, when it is used |
 //! | Probed | known and used, while its station is asked, once a second | gone after three questions |
+//!
+//! Only an answer to a question that is open confirms (RFC 4861, section 7.3.1). What else is said of an entry, by
+//! whomever, never makes its confirmation last longer; if it says something new, the entry is Claimed. An answer
+//! that nobody asked for does not even change where an address is.
 //!
 //! What nobody has used or said for [`AGEING`] counts as not there.
 //!
 //! # What a flood cannot do
 //!
-//! The table is set-associative, as the bridge's is: an address belongs to one bucket, chosen by a hash that
-//! is keyed anew for each port, so that nobody knows which addresses share a bucket. A new entry takes the
-//! place of the one that is worth least ([`Worth`]). An entry that the host is talking to gives way to none,
-//! and what stations say unasked takes only places that nobody uses. So a station that claims a million
-//! addresses costs the others nothing; one that has the host talk to it at a thousand addresses can keep
-//! new neighbours out, but not the ones that are there.
+//! The table holds 1024 entries, whichever they are ([`table`]). When it is full, a new one takes the place
+//! of the oldest of those that are worth least: first of what stations only claimed and the host never used, then
+//! of what is asked for, then of what is used and not confirmed, and then of what is confirmed, of which the one
+//! gives way that was not used for the longest time. Claims take the places of claims alone. So a station that
+//! claims a million addresses costs the others nothing. One that has the host talk to it at more addresses than
+//! there are places can have the least used of the others asked for again, each time one question; it can keep
+//! nobody out.
+
+mod table;
 
 use std::net::IpAddr;
 
 use wire::ethernet::MacAddress;
+
+use table::{Rank, Table};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -39,18 +48,8 @@ const RETRY: u64 = SECOND;
 const QUESTIONS: u8 = 3;
 /// How long an entry stays that is neither used nor heard of.
 const AGEING: u64 = 300 * SECOND;
-/// How long an entry that the host used gives way to no other.
-const LIVE: u64 = 30 * SECOND;
 /// Between two looks at all entries for what is to be asked again. A second need not be exact.
 const SWEEP: u64 = SECOND / 20;
-
-/// Entries in a bucket.
-const WAYS: usize = 8;
-const BUCKETS: usize = 128;
-
-/// Neighbours that the table holds at most.
-#[cfg(test)]
-const CAPACITY: usize = WAYS * BUCKETS;
 
 /// A question to be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +92,10 @@ pub enum Occasion {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Asked(Asking),
-    Confirmed,
+    Confirmed {
+        /// When it was answered for.
+        since: u64,
+    },
     Claimed,
     Probed(Asking),
 }
@@ -110,21 +112,6 @@ impl Asking {
     fn new(now: u64) -> Self {
         Self { questions: 1, next: now + RETRY }
     }
-}
-
-/// How much an entry is worth, from the least on: which one gives way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Worth {
-    /// None, or one that aged.
-    Nothing,
-    /// Somebody said so; the host never sent anything there.
-    Claim,
-    /// The host would like to know it.
-    Question,
-    /// The host used it a while ago.
-    Idle,
-    /// The host uses it.
-    Live,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -147,41 +134,36 @@ impl Entry {
     fn asking(&mut self) -> Option<&mut Asking> {
         match &mut self.state {
             State::Asked(asking) | State::Probed(asking) => Some(asking),
-            State::Confirmed | State::Claimed => None,
+            State::Confirmed { .. } | State::Claimed => None,
         }
     }
 
+    /// Who has the address, for all we know.
+    fn known(&self) -> Option<MacAddress> {
+        (!matches!(self.state, State::Asked(_))).then_some(self.station)
+    }
+
     fn whereabouts(&self) -> Whereabouts {
-        match self.state {
-            State::Asked(_) => Whereabouts::Asked,
-            _ => Whereabouts::At(self.station),
+        self.known().map_or(Whereabouts::Asked, Whereabouts::At)
+    }
+
+    fn rank(&self) -> Rank {
+        match (self.state, self.used) {
+            (State::Asked(_), _) => Rank::Question,
+            (_, None) => Rank::Claim,
+            (State::Confirmed { .. }, _) => Rank::Confirmed,
+            (State::Claimed | State::Probed(_), _) => Rank::Unconfirmed,
         }
     }
 
     fn question(&self) -> Question {
-        let station = match self.whereabouts() {
-            Whereabouts::At(station) => Some(station),
-            _ => None,
-        };
-        Question { address: self.address, station }
-    }
-}
-
-fn worth(entry: &Option<Entry>, now: u64) -> Worth {
-    let Some(entry) = entry else { return Worth::Nothing };
-    match (entry.state, entry.used) {
-        _ if entry.age(now) >= AGEING => Worth::Nothing,
-        (State::Asked(_), _) => Worth::Question,
-        (_, None) => Worth::Claim,
-        (_, Some(used)) if now.saturating_sub(used) < LIVE => Worth::Live,
-        _ => Worth::Idle,
+        Question { address: self.address, station: self.known() }
     }
 }
 
 /// The table.
 pub struct Neighbours {
-    buckets: Box<[[Option<Entry>; WAYS]]>,
-    key: [u64; 2],
+    table: Table,
     /// When the next question is due, if any is; not later than it is.
     due: Option<u64>,
     /// Somebody's whereabouts changed: for whoever waits.
@@ -191,17 +173,13 @@ pub struct Neighbours {
 impl Neighbours {
     /// An empty table, keyed by something that no station can guess.
     pub fn new(key: [u64; 2]) -> Self {
-        Self {
-            buckets: vec![[None; WAYS]; BUCKETS].into_boxed_slice(),
-            key,
-            due: None,
-            changed: false,
-        }
+        Self { table: Table::new(key), due: None, changed: false }
     }
 
     /// Where to send what the host has for an address, and what to ask for that.
     pub fn resolve(&mut self, address: IpAddr, now: u64) -> (Whereabouts, Option<Question>) {
-        let Some(entry) = self.find(address, now) else {
+        let found = self.find(address, now);
+        let Some((at, entry)) = found.and_then(|at| Some((at, self.table.get_mut(at)?))) else {
             let asked = Entry {
                 address,
                 station: MacAddress::default(),
@@ -209,33 +187,31 @@ impl Neighbours {
                 heard: now,
                 used: Some(now),
             };
-            if !self.insert(asked, Worth::Idle, now) {
-                return (Whereabouts::Unknown, None);
-            }
+            self.insert(asked);
             self.is_due(now + RETRY);
             return (Whereabouts::Asked, Some(asked.question()));
         };
         entry.used = Some(now);
         let is_to_be_probed = match entry.state {
             State::Claimed => true,
-            State::Confirmed => now.saturating_sub(entry.heard) >= CONFIRMED,
+            State::Confirmed { since } => now.saturating_sub(since) >= CONFIRMED,
             State::Asked(_) | State::Probed(_) => false,
         };
         if is_to_be_probed {
             entry.state = State::Probed(Asking::new(now));
         }
-        let (whereabouts, question) = (entry.whereabouts(), entry.question());
+        let entry = *entry;
+        self.table.renew(at, entry.rank());
         if is_to_be_probed {
             self.is_due(now + RETRY);
         }
-        (whereabouts, is_to_be_probed.then_some(question))
+        (entry.whereabouts(), is_to_be_probed.then_some(entry.question()))
     }
 
     /// Where an address is, for whoever waits for it.
     pub fn look(&self, address: IpAddr) -> Whereabouts {
-        let bucket = self.buckets.get(self.bucket(address)).into_iter().flatten().flatten();
-        let mut found = bucket.filter(|entry| entry.address == address);
-        found.next().map_or(Whereabouts::Unknown, Entry::whereabouts)
+        let entry = self.table.find(address).and_then(|at| self.table.get(at));
+        entry.map_or(Whereabouts::Unknown, Entry::whereabouts)
     }
 
     /// Whether whereabouts changed since this was asked last.
@@ -259,42 +235,44 @@ impl Neighbours {
         if station.is_some_and(|station| station.is_multicast() || station == MacAddress([0; 6])) {
             return;
         }
-        let (is_answer, overrides) = match occasion {
-            Occasion::Request => (false, true),
-            Occasion::Answer { overrides } => (true, overrides),
-            Occasion::Announcement { overrides } => (false, overrides),
-        };
-        let Some(entry) = self.find(address, now) else {
+        let found = self.find(address, now);
+        let Some((at, entry)) = found.and_then(|at| Some((at, self.table.get_mut(at)?))) else {
             if let (Occasion::Request, Some(station)) = (occasion, station) {
                 let state = State::Claimed;
-                let claimed = Entry { address, station, state, heard: now, used: None };
-                self.insert(claimed, Worth::Claim, now);
+                self.insert(Entry { address, station, state, heard: now, used: None });
             }
             return;
         };
-        let was = entry.whereabouts();
-        let station = match (was, station) {
-            (Whereabouts::At(known), None) => known,
-            // Nobody said where.
-            (_, None) => return,
-            (Whereabouts::At(known), Some(station)) if station != known && !overrides => {
-                // Two of them: whoever it is, it is not certain any more (RFC 4861, section 7.2.5).
-                if entry.state == State::Confirmed {
-                    entry.state = State::Claimed;
-                }
-                return;
-            }
-            (_, Some(station)) => station,
+        let (confirms, overrides) = match occasion {
+            Occasion::Request => (false, true),
+            Occasion::Answer { overrides } if entry.asking().is_some() => (true, overrides),
+            // Nobody asked, or somebody else answered first.
+            Occasion::Answer { .. } => (false, false),
+            Occasion::Announcement { overrides } => (false, overrides),
         };
-        let is_new = was != Whereabouts::At(station);
-        if is_answer {
-            entry.state = State::Confirmed;
-        } else if is_new {
-            entry.state = State::Claimed;
-        }
-        entry.station = station;
-        entry.heard = now;
-        self.changed |= is_new;
+        let known = entry.known();
+        let is_other = station.is_some() && station != known;
+        entry.state = match known {
+            // Nobody said where.
+            None if station.is_none() => return,
+            // Two of them: whoever it is, it is not certain any more (RFC 4861, section 7.2.5).
+            Some(_) if is_other && !overrides => match entry.state {
+                State::Confirmed { .. } => State::Claimed,
+                _ => return,
+            },
+            _ => {
+                entry.heard = now;
+                entry.station = station.unwrap_or(entry.station);
+                match confirms {
+                    true => State::Confirmed { since: now },
+                    false if is_other => State::Claimed,
+                    false => return,
+                }
+            }
+        };
+        let rank = entry.rank();
+        self.changed |= entry.known() != known;
+        self.table.regrade(at, rank);
     }
 
     /// When [`Self::sweep`] has to be called.
@@ -309,13 +287,13 @@ impl Neighbours {
             return;
         }
         let mut due: Option<u64> = None;
-        for slot in self.buckets.iter_mut().flatten() {
-            let Some(entry) = slot else { continue };
+        for at in self.table.places() {
+            let Some(entry) = self.table.get_mut(at) else { continue };
             let question = entry.question();
             let Some(asking) = entry.asking() else { continue };
             if asking.next <= now {
                 if asking.questions >= QUESTIONS {
-                    *slot = None;
+                    self.table.remove(at);
                     self.changed = true;
                     continue;
                 }
@@ -333,50 +311,22 @@ impl Neighbours {
         self.due = Some(self.due.map_or(at, |due| due.min(at)));
     }
 
-    /// The entry of an address, unless it aged.
-    fn find(&mut self, address: IpAddr, now: u64) -> Option<&mut Entry> {
-        let bucket = self.bucket(address);
-        let mut entries = self.buckets.get_mut(bucket).into_iter().flatten().flatten();
-        entries.find(|entry| entry.address == address && entry.age(now) < AGEING)
-    }
-
-    /// Puts an entry in the place of its own address, or else of what is worth least, and `most` at most.
-    /// False when there is no such place.
-    fn insert(&mut self, entry: Entry, most: Worth, now: u64) -> bool {
-        let bucket = self.bucket(entry.address);
-        let Some(bucket) = self.buckets.get_mut(bucket) else { return false };
-        let is_own = |slot: &Option<Entry>| slot.is_some_and(|old| old.address == entry.address);
-        let least = |slot: &&mut Option<Entry>| {
-            let age = slot.map_or(u64::MAX, |old| old.age(now));
-            (!is_own(slot), worth(slot, now), u64::MAX - age)
-        };
-        let Some(slot) = bucket.iter_mut().min_by_key(least) else { return false };
-        if !is_own(slot) && worth(slot, now) > most {
-            return false;
+    /// Where the entry of an address is. One that aged is gone then.
+    fn find(&mut self, address: IpAddr, now: u64) -> Option<u16> {
+        let at = self.table.find(address)?;
+        let has_aged = self.table.get(at)?.age(now) >= AGEING;
+        if has_aged {
+            self.table.remove(at);
         }
-        // Whoever waits for the one that was there waits no longer.
-        self.changed |= slot.is_some();
-        *slot = Some(entry);
-        true
+        (!has_aged).then_some(at)
     }
 
-    /// Two rounds of folded multiplication for each half of the address, each with both halves of the key.
-    fn bucket(&self, address: IpAddr) -> usize {
-        let [first, second] = self.key;
-        let address = match address {
-            // Behind a prefix that IPv6 keeps for them.
-            IpAddr::V4(address) => address.to_ipv6_mapped().to_bits(),
-            IpAddr::V6(address) => address.to_bits(),
-        };
-        let high = fold((address >> 64) as u64 ^ first, second | 1);
-        let low = fold(address as u64 ^ second ^ high, first | 1);
-        fold(low ^ first, second | 1) as usize % BUCKETS
+    /// Adds an entry of an address that has none, if there is a place for it.
+    fn insert(&mut self, entry: Entry) {
+        let made_way = self.table.insert(entry, entry.rank());
+        // Whoever waits for that one waits no longer.
+        self.changed |= made_way.is_some_and(|entry| matches!(entry.state, State::Asked(_)));
     }
-}
-
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
 }
 
 #[cfg(test)]

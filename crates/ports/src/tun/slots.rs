@@ -11,20 +11,30 @@ pub(super) const SLOTS: usize = BURST;
 /// Bytes of a slot: a header of virtio-net, and the frame.
 const SLOT: usize = NetHeader::SIZE + MAX_FRAME;
 
+/// What is in a slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    /// A packet of the host's.
+    Packet,
+    /// A question of ours, or an announcement.
+    Question,
+    /// An answer of ours.
+    Answer,
+}
+
 /// A frame in a slot.
 pub(super) struct Filled {
     pub(super) slot: usize,
     /// Bytes of header and frame.
     pub(super) len: usize,
-    /// One of our own, and not the host's.
-    pub(super) is_message: bool,
+    pub(super) content: Content,
     /// Which frame of the current burst it became, if any.
     frame: Option<usize>,
 }
 
 impl Filled {
-    pub(super) fn new(slot: usize, len: usize, is_message: bool) -> Self {
-        Self { slot, len, is_message, frame: None }
+    pub(super) fn new(slot: usize, len: usize, content: Content) -> Self {
+        Self { slot, len, content, frame: None }
     }
 }
 
@@ -68,14 +78,18 @@ impl Slots {
         self.ready.push(filled);
     }
 
-    /// Frames of our own that go into the next burst.
-    pub(super) fn messages(&self) -> usize {
-        self.ready.iter().filter(|filled| filled.is_message).count()
+    /// Frames of this content that go into the next burst.
+    pub(super) fn count(&self, content: Content) -> usize {
+        self.ready.iter().filter(|filled| filled.content == content).count()
     }
 
-    /// Packets of the host's that do.
-    pub(super) fn packets(&self) -> usize {
-        self.ready.len() - self.messages()
+    /// Frees the slot of the oldest frame of this content that was sent already, and held by its receiver. Says
+    /// whether there was one.
+    pub(super) fn give_up_held(&mut self, content: Content) -> bool {
+        let is_it = |filled: &Filled| filled.content == content && filled.frame.is_some();
+        let Some(oldest) = self.ready.iter().position(is_it) else { return false };
+        self.free.push(self.ready.remove(oldest).slot);
+        true
     }
 
     /// Fills a burst with what is ready.

@@ -1,6 +1,6 @@
 //! What the port is on its Ethernet: a station with addresses, which asks who has others, and answers for its own.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use wire::arp::{self, Operation};
 use wire::ethernet::MacAddress;
@@ -21,22 +21,36 @@ pub struct Station {
 
 /// What the station says, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Saying {
-    pub(super) to: MacAddress,
-    pub(super) message: Message,
+pub struct Saying {
+    /// The station or group that hears it.
+    pub to: MacAddress,
+    /// What it is.
+    pub message: Message,
 }
 
 /// That somebody has an address, and how we know. An answer may leave out who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub(super) address: IpAddr,
-    pub(super) station: Option<MacAddress>,
-    pub(super) occasion: Occasion,
+pub struct Claim {
+    /// What somebody has.
+    pub address: IpAddr,
+    /// Who has it.
+    pub station: Option<MacAddress>,
+    /// Why it was said.
+    pub occasion: Occasion,
+}
+
+/// What there is to do about something that was heard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learnt {
+    /// For the table of neighbours.
+    pub claim: Option<Claim>,
+    /// To be said.
+    pub answer: Option<Saying>,
 }
 
 impl Station {
     /// How to ask who has an address; None if there is no address to ask from.
-    pub(super) fn ask(&self, Question { address, station }: Question) -> Option<Saying> {
+    pub fn ask(&self, Question { address, station }: Question) -> Option<Saying> {
         match (address, self.subnets.source_for(address)?) {
             (IpAddr::V4(target), IpAddr::V4(sender)) => {
                 let message = Message::Arp(arp::Packet {
@@ -65,13 +79,50 @@ impl Station {
         }
     }
 
-    /// What is to be learnt from what was said, and answered.
-    pub(super) fn hear(&self, heard: Heard) -> (Option<Claim>, Option<Saying>) {
+    /// How to tell all stations, unasked, that an address is ours: a gratuitous request (RFC 5227, section 3) or an
+    /// unsolicited advertisement (RFC 4861, section 7.2.6).
+    pub fn announce(&self, address: IpAddr) -> Saying {
+        match address {
+            IpAddr::V4(address) => {
+                let message = Message::Arp(arp::Packet {
+                    operation: Operation::Request,
+                    sender_mac: self.mac,
+                    sender: address,
+                    target_mac: MacAddress::default(),
+                    target: address,
+                });
+                Saying { to: MacAddress::BROADCAST, message }
+            }
+            IpAddr::V6(address) => self.advertise(address, None),
+        }
+    }
+
+    /// Says that an address is ours: to who asked, or to all nodes.
+    fn advertise(&self, address: Ipv6Addr, to: Option<(Ipv6Addr, MacAddress)>) -> Saying {
+        let all = (ALL_NODES, MacAddress::of_group(ALL_NODES.into()));
+        let (destination, station) = to.unwrap_or(all);
+        let message = Message::Ndp(ndp::Packet {
+            source: address,
+            destination,
+            // A router, always. If the host is none, that makes nobody use it as one: it takes a router
+            // advertisement, and the flag only keeps what that has made. But stations forget the router that they
+            // had from the host's when the flag is missing once (RFC 4861, section 7.2.5), and that the host
+            // forwards may begin at any time.
+            kind: Kind::Advertisement { router: true, solicited: to.is_some(), overrides: true },
+            target: address,
+            link_layer: Some(self.mac),
+        });
+        Saying { to: station, message }
+    }
+
+    /// What is to be learnt from what was said, and answered. None if it is nothing to us.
+    pub fn hear(&self, heard: Heard) -> Option<Learnt> {
         let (claim, answer) = match heard.message {
             Message::Arp(message) => self.hear_arp(message),
             Message::Ndp(message) => self.hear_ndp(message, heard.from),
         };
-        (claim.filter(|claim| self.subnets.is_neighbour(claim.address)), answer)
+        let claim = claim.filter(|claim| self.subnets.is_neighbour(claim.address));
+        (claim.is_some() || answer.is_some()).then_some(Learnt { claim, answer })
     }
 
     fn hear_arp(&self, message: arp::Packet) -> (Option<Claim>, Option<Saying>) {
@@ -115,20 +166,11 @@ impl Station {
         }
         // Who looks whether an address is free has none yet, and listens to what is for all nodes.
         let is_probe = source.is_unspecified();
-        let (destination, to) = match is_probe {
-            true => (ALL_NODES, MacAddress::of_group(ALL_NODES.into())),
-            false => (source, link_layer.unwrap_or(from)),
-        };
-        let message = Message::Ndp(ndp::Packet {
-            source: target,
-            destination,
-            kind: Kind::Advertisement { router: false, solicited: !is_probe, overrides: true },
-            target,
-            link_layer: Some(self.mac),
-        });
+        let to = link_layer.unwrap_or(from);
+        let answer = self.advertise(target, (!is_probe).then_some((source, to)));
         let occasion = Occasion::Request;
         let claim = Claim { address: source.into(), station: link_layer, occasion };
         let is_answered = is_probe || !to.is_multicast();
-        (Some(claim), is_answered.then_some(Saying { to, message }))
+        (Some(claim), is_answered.then_some(answer))
     }
 }

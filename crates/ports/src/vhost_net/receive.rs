@@ -103,7 +103,7 @@ impl Receive {
             places: Vec::new(),
             turn: 0,
             frames: Vec::with_capacity(BURST),
-            used: Vec::with_capacity(RING.into()),
+            used: Vec::new(),
             backlog: Backlog::default(),
             listened: true,
             moved: false,
@@ -116,6 +116,8 @@ impl Receive {
         (0..RING).for_each(|buffer| place.post(buffer));
         place.ring.publish();
         self.places.push(place);
+        // All buffers of all rings may be used at once.
+        self.used.reserve(usize::from(RING) * self.places.len());
     }
 
     /// Takes frames into the burst: held ones first, then new ones. Returns whether there was anything to
@@ -268,6 +270,12 @@ impl Receive {
     /// Frames that are held.
     pub(super) fn held(&self) -> u64 {
         self.frames.len() as u64
+    }
+
+    /// Buffers that there is room for in the list of used ones.
+    #[cfg(test)]
+    pub(super) fn used_capacity(&self) -> usize {
+        self.used.capacity()
     }
 
     /// The eventfds by which the kernel calls.

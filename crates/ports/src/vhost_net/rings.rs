@@ -2,11 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
 
 use memory::{FrontEndAddress, GuestAddress, GuestMemory, MapError, RegionRequest, SharedMemory};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 use sys::tun::{Offloads, Queue};
 use sys::vhost::{self, Device, DeviceMemory, VhostError, VhostNet};
 use thiserror::Error;
@@ -39,8 +41,26 @@ pub struct Rings {
     /// By the number of the queue.
     pairs: Vec<Pair>,
     offloads: Offloads,
-    /// The port is down: a fault happened.
-    latched: AtomicBool,
+    /// [`WORKS`], [`LATCHED`], or behind that the number of a ring, when the kernel says that it could not go
+    /// on with it and no part has reported that.
+    state: AtomicU32,
+}
+
+/// Nothing happened yet.
+const WORKS: u32 = 0;
+/// The port is down: a fault happened.
+const LATCHED: u32 = 1;
+
+/// One of the rings: an even number is of one that we receive by, the next one of the same pair's other
+/// ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RingNumber(u32);
+
+impl RingNumber {
+    /// `receive` or `transmit`, and which pair.
+    pub(super) fn parts(self) -> (&'static str, usize) {
+        (if self.0.is_multiple_of(2) { "receive" } else { "transmit" }, self.0 as usize / 2)
+    }
 }
 
 /// A pair of rings.
@@ -48,6 +68,8 @@ struct Pair {
     /// Until the part that receives by it has taken it.
     receive: Mutex<Option<Ring>>,
     transmit: Mutex<Transmit>,
+    /// The eventfds by which the kernel says that it could not go on: receive, transmit.
+    errors: [OwnedFd; 2],
     /// The other side of the rings.
     kernel: Option<Kernel>,
 }
@@ -68,31 +90,89 @@ impl Rings {
         let pairs = queues.into_iter().zip(devices).enumerate().map(|(number, (queue, device))| {
             let features = device.features();
             let rings = rings(&memory, number, features)?;
-            let device =
-                device.start(device_memory(&memory, number)?, describe(number, &rings), &queue)?;
-            Ok(Pair::new(rings, &memory, Some(Kernel { _device: device, queue })))
+            let errors = errors()?;
+            let described = describe(number, &rings, &errors);
+            let device = device.start(device_memory(&memory, number)?, described, &queue)?;
+            Ok(Pair::new(rings, errors, &memory, Some(Kernel { _device: device, queue })))
         });
         let pairs = pairs.collect::<Result<_, OpenError>>()?;
-        Ok(Self::of(memory, pairs, offloads))
+        let rings = Self::of(memory, pairs, offloads);
+        rings.listen().map_err(OpenError::Io)?;
+        Ok(rings)
     }
 
-    /// One pair, and the rings as another side than the kernel's would have them.
+    /// So many pairs, and the rings as another side than the kernel's would have them.
     #[cfg(test)]
     pub(super) fn without_kernel(
         features: Features,
-    ) -> Result<(Arc<Self>, [Layout; 2]), OpenError> {
-        let memory = memory(1)?;
-        let pair = Pair::new(rings(&memory, 0, features)?, &memory, None);
-        let layouts = Region::of(0).areas.map(|area| {
+        pairs: usize,
+    ) -> Result<(Arc<Self>, Vec<[Layout; 2]>), OpenError> {
+        let memory = memory(pairs)?;
+        let layout = |area: Area| {
             let [descriptors, available, used] = area.ring;
             Layout::new(&memory, features, area.size.into(), descriptors, available, used)
-        });
-        let [receive, transmit] = layouts.map(|layout| layout.map_err(OpenError::Layout));
-        Ok((Self::of(memory, vec![pair], Offloads::ALL), [receive?, transmit?]))
+                .map_err(OpenError::Layout)
+        };
+        let (mut made, mut layouts) = (Vec::new(), Vec::new());
+        for number in 0..pairs {
+            made.push(Pair::new(rings(&memory, number, features)?, errors()?, &memory, None));
+            let [receive, transmit] = Region::of(number).areas.map(layout);
+            layouts.push([receive?, transmit?]);
+        }
+        Ok((Self::of(memory, made, Offloads::ALL), layouts))
     }
 
     fn of(memory: Arc<GuestMemory>, pairs: Vec<Pair>, offloads: Offloads) -> Arc<Self> {
-        Arc::new(Self { memory, pairs, offloads, latched: AtomicBool::new(false) })
+        Arc::new(Self { memory, pairs, offloads, state: AtomicU32::new(WORKS) })
+    }
+
+    /// Has a thread wait for what the kernel could not go on with. Workers never look at descriptors, and what is
+    /// only true once in a port's life needs no more than this.
+    pub(super) fn listen(self: &Arc<Self>) -> io::Result<()> {
+        let errors = self.errors()?;
+        let rings = Arc::downgrade(self);
+        let listen = move || {
+            let mut polled: Vec<_> =
+                errors.iter().map(|(_, error)| PollFd::new(error, PollFlags::IN)).collect();
+            while let Err(Errno::INTR) = poll(&mut polled, None) {}
+            let mut errors = errors.iter().zip(&polled);
+            let found = errors.find(|(_, polled)| !polled.revents().is_empty());
+            if let Some(((number, _), _)) = found
+                && let Some(rings) = rings.upgrade()
+            {
+                rings.fail(*number);
+            }
+        };
+        thread::Builder::new().name("ring-errors".to_owned()).spawn(listen)?;
+        Ok(())
+    }
+
+    /// For each ring the descriptor that becomes readable when the kernel could not go on with it, and when the
+    /// rings are gone.
+    pub(super) fn errors(&self) -> io::Result<Vec<(RingNumber, OwnedFd)>> {
+        let errors = (0..).map(RingNumber).zip(self.pairs.iter().flat_map(|pair| &pair.errors));
+        errors.map(|(number, error)| Ok((number, error.try_clone()?))).collect()
+    }
+
+    /// The kernel could not go on with this ring: that is the port's fault, unless it had one.
+    pub(super) fn fail(&self, number: RingNumber) {
+        if self.exchange(WORKS, LATCHED + 1 + number.0)
+            && let Some(transmit) = self.transmit(0)
+        {
+            // The part that this wakes has the first pair. Only a full counter is refused, which wakes too.
+            let _ = notify(transmit.call());
+        }
+    }
+
+    /// What [`Self::fail`] was told of, for the first part that asks. The port is down already.
+    pub(super) fn take_failed(&self) -> Option<RingNumber> {
+        let state = self.state.load(Ordering::Acquire);
+        let number = RingNumber(state.checked_sub(LATCHED + 1)?);
+        self.exchange(state, LATCHED).then_some(number)
+    }
+
+    fn exchange(&self, from: u32, to: u32) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 
     /// How many pairs there are.
@@ -128,23 +208,33 @@ impl Rings {
 
     /// Whether nothing is to be received or transmitted any more.
     pub(super) fn is_latched(&self) -> bool {
-        self.latched.load(Ordering::Acquire)
+        self.state.load(Ordering::Acquire) != WORKS
     }
 
     /// Has it be so. True the first time.
     pub(super) fn latch(&self) -> bool {
-        !self.latched.swap(true, Ordering::AcqRel)
+        self.exchange(WORKS, LATCHED)
+    }
+}
+
+/// Whoever waits for errors has nothing to wait for any more.
+impl Drop for Rings {
+    fn drop(&mut self) {
+        for error in self.pairs.iter().flat_map(|pair| &pair.errors) {
+            let _ = notify(error);
+        }
     }
 }
 
 impl Pair {
     fn new(
         [receive, transmit]: [Ring; 2],
+        errors: [OwnedFd; 2],
         memory: &Arc<GuestMemory>,
         kernel: Option<Kernel>,
     ) -> Self {
         let transmit = Mutex::new(Transmit::new(transmit, memory.clone()));
-        Self { receive: Mutex::new(Some(receive)), transmit, kernel }
+        Self { receive: Mutex::new(Some(receive)), transmit, errors, kernel }
     }
 }
 
@@ -221,7 +311,7 @@ impl Ring {
     pub(super) fn publish(&mut self) {
         if self.queue.publish() {
             // Nobody reads the counter, and it takes half an eternity to fill it.
-            let _ = rustix::io::write(&self.kick, &1u64.to_ne_bytes());
+            let _ = notify(&self.kick);
         }
     }
 
@@ -231,11 +321,22 @@ impl Ring {
             .map_err(OpenError::Layout)?;
         let mut queue = DriverQueue::new(layout, features, None);
         queue.disable_calls();
-        let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let [kick, call] = [event(), event()];
-        let io = |error: rustix::io::Errno| OpenError::Io(error.into());
-        Ok(Self { queue, buffers, kick: kick.map_err(io)?, call: call.map_err(io)? })
+        Ok(Self { queue, buffers, kick: event()?, call: event()? })
     }
+}
+
+fn event() -> Result<OwnedFd, OpenError> {
+    let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+    event.map_err(|error| OpenError::Io(error.into()))
+}
+
+fn notify(event: &OwnedFd) -> rustix::io::Result<usize> {
+    rustix::io::write(event, &1u64.to_ne_bytes())
+}
+
+/// For the errors of a pair.
+fn errors() -> Result<[OwnedFd; 2], OpenError> {
+    Ok([event()?, event()?])
 }
 
 /// The rings of pair `number`: to receive by, and to transmit by.
@@ -245,14 +346,17 @@ fn rings(memory: &GuestMemory, number: usize, features: Features) -> Result<[Rin
 }
 
 /// What the kernel has to know of them.
-fn describe(number: usize, rings: &[Ring; 2]) -> [vhost::Ring<'_>; 2] {
-    let [receive, transmit] = rings;
-    let areas = Region::of(number).areas;
-    let [of_receive, of_transmit] = areas;
-    [(receive, of_receive), (transmit, of_transmit)].map(|(ring, area)| {
+fn describe<'d>(
+    number: usize,
+    [receive, transmit]: &'d [Ring; 2],
+    [of_receive, of_transmit]: &'d [OwnedFd; 2],
+) -> [vhost::Ring<'d>; 2] {
+    let [to_receive, to_transmit] = Region::of(number).areas;
+    let all = [(receive, of_receive, to_receive), (transmit, of_transmit, to_transmit)];
+    all.map(|(ring, error, area)| {
         let [descriptors, available, used] = area.ring;
-        let (kick, call) = (ring.kick.as_fd(), ring.call.as_fd());
-        vhost::Ring { size: area.size, descriptors, available, used, kick, call }
+        let (kick, call, error) = (ring.kick.as_fd(), ring.call.as_fd(), error.as_fd());
+        vhost::Ring { size: area.size, descriptors, available, used, kick, call, error }
     })
 }
 

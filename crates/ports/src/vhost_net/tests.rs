@@ -68,14 +68,14 @@ impl App for Peer {
     }
 }
 
-/// A port, a peer of it, and the kernel's side of the one pair.
+/// A port, a peer of it, and the kernel's side of the pairs.
 struct World {
     graph: Graph,
     port: AppId,
     peer: AppId,
     rings: Arc<Rings>,
-    receive: DeviceQueue,
-    transmit: DeviceQueue,
+    /// The kernel's side of each pair.
+    pairs: Vec<[DeviceQueue; 2]>,
     now: u64,
 }
 
@@ -84,14 +84,24 @@ const FEATURES: Features =
 
 impl World {
     fn new() -> Self {
-        let (rings, layouts) = Rings::without_kernel(FEATURES).unwrap();
-        let [receive, transmit] = layouts.map(|layout| DeviceQueue::new(layout, FEATURES, 0));
+        Self::with_pairs(1)
+    }
+
+    fn with_pairs(pairs: usize) -> Self {
+        let (rings, layouts) = Rings::without_kernel(FEATURES, pairs).unwrap();
+        let pairs = layouts.into_iter().map(|pair| {
+            let mut queues = pair.map(|layout| DeviceQueue::new(layout, FEATURES, 0));
+            // As long as it has nothing to do, the kernel asks to be kicked.
+            queues.iter_mut().for_each(|queue| _ = queue.enable_kicks().unwrap());
+            queues
+        });
+        let pairs = pairs.collect();
         let mut graph = Graph::new();
         let port = graph.add("port", VhostNetPort::parts(&rings, 1).remove(0));
         let peer = graph.add("peer", Peer { room: usize::MAX, ..Peer::default() });
         graph.link((port, 0), (peer, 0)).unwrap();
         graph.link((peer, 0), (port, 0)).unwrap();
-        Self { graph, port, peer, rings, receive, transmit, now: 0 }
+        Self { graph, port, peer, rings, pairs, now: 0 }
     }
 
     /// Breathes, and returns what the port is said to have done wrong.
@@ -104,12 +114,26 @@ impl World {
         faults
     }
 
+    /// The same, and whether anybody had anything to do.
+    fn is_busy(&mut self) -> bool {
+        self.graph.breathe(self.now, |_| panic!("something happened"))
+    }
+
+    fn port<R>(&mut self, call: impl FnOnce(&mut VhostNetPort) -> R) -> R {
+        call(self.graph.get(self.port).unwrap())
+    }
+
     fn peer<R>(&mut self, call: impl FnOnce(&mut Peer) -> R) -> R {
         call(self.graph.get(self.peer).unwrap())
     }
 
     /// The kernel delivers a frame, and says that it fills so many buffers, if not as many as it does.
     fn deliver(&mut self, frame: &[u8], said: Option<u16>) {
+        self.deliver_by(0, frame, said);
+    }
+
+    /// The same, by this pair. Returns whether it calls the port.
+    fn deliver_by(&mut self, pair: usize, frame: &[u8], said: Option<u16>) -> bool {
         let memory = self.rings.memory();
         let mut translator = memory.translator();
         let bytes = NetHeader::SIZE + frame.len();
@@ -118,7 +142,7 @@ impl World {
         let mut slices: Vec<WriteSlice<'_>> = Vec::new();
         for _ in 0..count {
             let before = slices.len();
-            let chain = self.receive.take_writable(&mut translator, u32::MAX, &mut slices);
+            let chain = self.pairs[pair][0].take_writable(&mut translator, u32::MAX, &mut slices);
             chains.push((chain.unwrap().expect("a buffer was posted"), slices[before].len()));
         }
         let num_buffers = said.unwrap_or(count as u16);
@@ -127,20 +151,30 @@ impl World {
         cursor.write(frame.into());
         let mut left = bytes;
         for (chain, room) in chains {
-            self.receive.give_back(chain, left.min(room) as u32);
+            self.pairs[pair][0].give_back(chain, left.min(room) as u32);
             left -= left.min(room);
         }
-        let _ = self.receive.publish();
+        self.pairs[pair][0].publish()
     }
 
     /// The kernel takes up to so many frames, headers and all.
     fn take(&mut self, most: usize) -> Vec<Vec<u8>> {
+        self.take_all(most).0
+    }
+
+    /// The same. Returns how many, and whether it calls the port.
+    fn take_and_call(&mut self, most: usize) -> (usize, bool) {
+        let (frames, calls) = self.take_all(most);
+        (frames.len(), calls)
+    }
+
+    fn take_all(&mut self, most: usize) -> (Vec<Vec<u8>>, bool) {
         let memory = self.rings.memory();
         let mut frames = Vec::new();
         while frames.len() < most {
             let mut slices: Vec<ReadSlice<'_>> = Vec::new();
             let taken =
-                self.transmit.take_readable(&mut memory.translator(), u32::MAX, &mut slices);
+                self.pairs[0][1].take_readable(&mut memory.translator(), u32::MAX, &mut slices);
             let Some(chain) = taken.unwrap() else { break };
             let mut frame = Vec::new();
             for slice in slices {
@@ -149,10 +183,10 @@ impl World {
                 slice.copy_to(&mut frame[start..]);
             }
             frames.push(frame);
-            self.transmit.give_back(chain, 0);
+            self.pairs[0][1].give_back(chain, 0);
         }
-        let _ = self.transmit.publish();
-        frames
+        let calls = self.pairs[0][1].publish();
+        (frames, calls)
     }
 }
 
@@ -283,17 +317,22 @@ fn a_kernel_that_breaks_the_rules_costs_the_port_and_is_named_once() {
 impl World {
     /// The kernel uses a buffer, and says that there are so many bytes in it.
     fn use_buffer(&mut self, written: u32) {
+        self.use_buffer_of(0, written);
+    }
+
+    fn use_buffer_of(&mut self, pair: usize, written: u32) {
         let memory = self.rings.memory();
-        let chain = self.receive.take_writable(&mut memory.translator(), u32::MAX, &mut Vec::new());
-        self.receive.give_back(chain.unwrap().unwrap(), written);
-        let _ = self.receive.publish();
+        let chain =
+            self.pairs[pair][0].take_writable(&mut memory.translator(), u32::MAX, &mut Vec::new());
+        self.pairs[pair][0].give_back(chain.unwrap().unwrap(), written);
+        let _ = self.pairs[pair][0].publish();
     }
 }
 
 #[test]
 fn a_part_has_its_own_rings_or_transmits_by_anothers() {
     let pairs = |number, workers| {
-        let (rings, _) = Rings::without_kernel(FEATURES).unwrap();
+        let (rings, _) = Rings::without_kernel(FEATURES, 1).unwrap();
         let share = Share::new(rings, number, workers).unwrap();
         let outlets: Vec<usize> = share.outlets.iter().map(|outlet| outlet.pair).collect();
         (share.receive.calls().count(), outlets)
@@ -301,4 +340,145 @@ fn a_part_has_its_own_rings_or_transmits_by_anothers() {
     assert_eq!(pairs(0, 1), (1, vec![0]));
     assert_eq!(pairs(1, 2), (0, vec![0]));
     assert_eq!(pairs(5, 7), (0, vec![0]));
+}
+
+#[test]
+fn a_ring_that_is_armed_is_looked_at_once_more() {
+    let mut world = World::new();
+    // A device's first call may be one too many.
+    world.deliver(&frame(0, 60), None);
+    while world.is_busy() {}
+    world.peer(|peer| peer.taken.clear());
+    // Between the last look and the sleep.
+    assert!(!world.deliver_by(0, &frame(0, 60), None), "a call while the port polls");
+    assert!(world.port(VhostNetPort::arm));
+    world.port(VhostNetPort::disarm);
+    while world.is_busy() {}
+    assert_eq!(world.peer(|peer| peer.taken.len()), 1);
+    // Behind it.
+    assert!(!world.port(VhostNetPort::arm));
+    assert!(world.deliver_by(0, &frame(1, 60), None), "no call while the port sleeps");
+    world.port(VhostNetPort::disarm);
+    while world.is_busy() {}
+    assert_eq!(world.peer(|peer| peer.taken.len()), 2);
+    assert!(!world.deliver_by(0, &frame(2, 60), None), "a call while the port polls again");
+}
+
+/// A port with frames that wait for room sleeps until there is some.
+#[test]
+fn a_full_ring_that_is_armed_is_looked_at_once_more() {
+    let full = || {
+        let mut world = World::new();
+        // A device's first call may be one too many.
+        world.peer(|peer| peer.sends = vec![frame(0, 64)]);
+        world.breathe();
+        world.take(1);
+        let count = usize::from(transmit::RING) + 40;
+        world.peer(|peer| peer.sends = (0..count).map(|number| frame(number, 64)).collect());
+        (0..8).for_each(|_| drop(world.breathe()));
+        assert_eq!(world.peer(|peer| peer.sends.len()), 40, "held");
+        world
+    };
+    // Between the last look and the sleep.
+    let mut world = full();
+    assert_eq!(world.take_and_call(1), (1, false), "a call while the port polls");
+    assert!(world.port(VhostNetPort::arm));
+    world.port(VhostNetPort::disarm);
+    world.breathe();
+    assert_eq!(world.peer(|peer| peer.sends.len()), 39);
+    // Behind it.
+    assert!(!world.port(VhostNetPort::arm));
+    assert_eq!(world.take_and_call(1), (1, true), "no call while the port sleeps");
+    world.port(VhostNetPort::disarm);
+    world.breathe();
+    assert_eq!(world.peer(|peer| peer.sends.len()), 38);
+
+    // Another part has made room, which this one could not know of.
+    let mut world = full();
+    world.take_and_call(1);
+    world.rings.transmit(0).unwrap().reap().unwrap();
+    assert!(world.port(VhostNetPort::arm));
+
+    // Nothing is held: nobody needs to call.
+    let mut world = World::new();
+    for is_called in [None, Some(false)] {
+        world.peer(|peer| peer.sends = vec![frame(0, 64)]);
+        world.breathe();
+        assert!(!world.port(VhostNetPort::arm));
+        let (_, calls) = world.take_and_call(1);
+        assert!(is_called.is_none_or(|is_called| is_called == calls));
+    }
+}
+
+#[test]
+fn what_the_kernel_could_not_go_on_with_is_said_once() {
+    for (ring, says) in [(1, "transmit ring 0"), (2, "receive ring 1")] {
+        let mut world = World::with_pairs(2);
+        while world.is_busy() {}
+        assert!(!world.port(VhostNetPort::arm));
+        let numbers: Vec<_> =
+            world.rings.errors().unwrap().into_iter().map(|(number, _)| number).collect();
+        assert_eq!(numbers.len(), 4);
+        world.rings.fail(numbers[ring]);
+        // Of what is broken more than one thing may be found.
+        world.rings.fail(numbers[0]);
+        assert!(world.port(VhostNetPort::arm), "it was not looked at once more");
+        let faults = world.breathe();
+        assert!(faults.len() == 1 && faults[0].contains(says), "{faults:?}");
+        world.peer(|peer| peer.sends = vec![frame(0, 60)]);
+        assert_eq!(world.breathe(), [""; 0], "{says}");
+        assert!(!world.port(VhostNetPort::arm));
+        assert_eq!(world.graph.counters(world.port)[DropReason::ReceiverDown], 1);
+    }
+}
+
+/// The thread that waits for errors hears of one, and ends when the rings are gone.
+#[test]
+fn an_error_takes_the_port_down() {
+    let mut world = World::new();
+    world.rings.listen().unwrap();
+    let (_, error) = world.rings.errors().unwrap().pop().unwrap();
+    assert_eq!(world.breathe(), [""; 0]);
+    rustix::io::write(&error, &1u64.to_ne_bytes()).unwrap();
+    let start = std::time::Instant::now();
+    let mut faults = world.breathe();
+    while faults.is_empty() {
+        assert!(start.elapsed() < std::time::Duration::from_secs(10), "nobody heard of it");
+        std::thread::yield_now();
+        faults = world.breathe();
+    }
+    assert!(faults.len() == 1 && faults[0].contains("transmit ring 0"), "{faults:?}");
+}
+
+#[test]
+fn whoever_waits_for_errors_hears_when_the_rings_are_gone() {
+    let (rings, _) = Rings::without_kernel(FEATURES, 1).unwrap();
+    let errors = rings.errors().unwrap();
+    let read = || -> Vec<_> {
+        errors.iter().map(|(_, error)| rustix::io::read(error, &mut [0; 8])).collect()
+    };
+    assert_eq!(read(), [Err(rustix::io::Errno::AGAIN); 2]);
+    drop(rings);
+    assert_eq!(read(), [Ok(8); 2]);
+}
+
+/// The buffers of one burst may be all those of all rings, if the kernel fills none of them.
+#[test]
+fn nothing_is_allocated_when_all_buffers_are_used() {
+    /// In each of two rings.
+    const FRAMES: usize = engine::BURST / 2;
+    let mut world = World::with_pairs(2);
+    let capacity =
+        |world: &mut World| world.port(|port| port.share.as_ref().unwrap().receive.used_capacity());
+    let before = capacity(&mut world);
+    for pair in 0..2 {
+        for number in 0..FRAMES {
+            let buffers = usize::from(receive::RING) / FRAMES;
+            world.deliver_by(pair, &frame(number, 60), Some(buffers as u16));
+            (1..buffers).for_each(|_| world.use_buffer_of(pair, 0));
+        }
+    }
+    world.breathe();
+    assert_eq!(world.peer(|peer| peer.taken.len()), 2 * FRAMES);
+    assert_eq!(capacity(&mut world), before);
 }

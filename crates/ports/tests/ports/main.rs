@@ -17,6 +17,7 @@ mod hostile;
 mod hostile_pairs;
 mod live;
 mod model;
+mod network;
 mod oddities;
 mod offload;
 mod pairs;

@@ -1,16 +1,22 @@
 //! Capture files as ports: replayed into guests and into other files, by a clock of the test's own.
 
-use std::fs;
-use std::path::Path;
+use std::cell::RefCell;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use allocation_counter::measure;
 use engine::{AppId, DropReason, Graph};
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
-use ringway_ports::pcap::{Capture, PcapSink, PcapSource, ReadError, Replay, Report, Times};
+use ringway_ports::pcap::{
+    Capture, Capturing, PcapSink, PcapSource, ReadError, Replay, Report, Times, WriteError,
+};
+use rustix::fs::{FileType, Mode};
 use tempfile::TempDir;
-use wire::pcap::{Direction, Interface, Packet, PacketHeader, Reader, Section, Step, packet_size};
+use wire::pcap::{Interface, Packet, PacketHeader, Reader, Section, Step, packet_size};
 
 use crate::guest::{CUTS, Cut, Guest};
 use crate::segments::{self, SENDS_ALL};
@@ -32,8 +38,7 @@ fn capture(frames: &[(u64, Vec<u8>, u32)]) -> Vec<u8> {
         packet.bytes()[..bytes.len()].copy_from_slice(bytes);
         let captured = bytes.len() as u32;
         let original = captured + more;
-        let direction = Direction::Inbound;
-        let header = PacketHeader { interface: 0, time: *time, captured, original, direction };
+        let header = PacketHeader { interface: 0, time: *time, captured, original };
         packet.finish(header).unwrap();
         file.extend(room);
     }
@@ -69,15 +74,29 @@ fn with_times(frames: &[Vec<u8>]) -> Vec<(u64, Vec<u8>, u32)> {
 }
 
 /// Where files are.
-struct Files(TempDir);
+struct Files {
+    directory: TempDir,
+    /// What a sink writes.
+    capturing: RefCell<Option<Capturing>>,
+}
 
 impl Files {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self { directory: tempfile::tempdir().unwrap(), capturing: RefCell::default() }
     }
 
-    fn path(&self, name: &str) -> std::path::PathBuf {
-        self.0.path().join(name)
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The frames of the sink's file, when the sink is gone.
+    fn written(&self) -> Vec<(i64, Vec<u8>, u32)> {
+        let capturing = self.capturing.take().expect("a sink");
+        let ended = capturing.end(Instant::now() + LIMIT);
+        let frames = frames_of(&self.path("out.pcapng"));
+        let written = frames.len() as u64;
+        assert!(ended.is_complete && ended.lost == 0 && ended.written == written, "{ended:?}");
+        frames
     }
 
     /// A source of this file, and where it reports.
@@ -94,11 +113,42 @@ impl Files {
 
     /// The parts of a sink, which never fails.
     fn sink(&self, snaplen: u32, workers: usize) -> Vec<PcapSink> {
-        let epoch = Instant::now();
-        let capture = Capture { name: "tap", snaplen, application: "test", epoch };
         let failed = |error| panic!("the file cannot be written: {error}");
-        PcapSink::open(&self.path("out.pcapng"), &capture, workers, failed).unwrap()
+        let sink = open_sink(&self.path("out.pcapng"), snaplen, workers, failed);
+        let (parts, mut capturing) = sink.unwrap();
+        capturing.begin();
+        self.capturing.replace(Some(capturing));
+        parts
     }
+}
+
+/// A sink that has not begun.
+fn open_sink(
+    path: &Path,
+    snaplen: u32,
+    workers: usize,
+    failed: impl FnOnce(io::Error) + Send + 'static,
+) -> Result<(Vec<PcapSink>, Capturing), WriteError> {
+    let capture = Capture { name: "tap", snaplen, application: "test", epoch: Instant::now() };
+    PcapSink::open(path, &capture, workers, failed)
+}
+
+/// A guest that has sent so many frames of 1500 bytes to a sink.
+fn sent_to(sink: PcapSink, count: usize) -> World {
+    let mut world = World::unlinked(vec![modern()]);
+    let sink = world.graph.add("sink", sink);
+    world.graph.link((world.ports[0], 0), (sink, 0)).unwrap();
+    world.ports.push(sink);
+    for seed in 0..count {
+        world.guests[0].send(&frame(0, 1, 1500, seed));
+        world.breathe();
+        world.guests[0].reap();
+    }
+    world
+}
+
+fn make_pipe(path: &Path) {
+    rustix::fs::mknodat(rustix::fs::CWD, path, FileType::Fifo, Mode::RWXU, 0).unwrap();
 }
 
 /// Breathes until the source has said that it is done.
@@ -154,8 +204,7 @@ fn a_file_goes_into_another_in_order_and_as_often_as_it_is_to() {
     assert_eq!(graph.counters(source).received.frames, 2100);
     assert_eq!(graph.counters(sink).sent.frames, 2100);
     drop(graph);
-    let came: Vec<_> =
-        frames_of(&files.path("out.pcapng")).into_iter().map(|frame| frame.1).collect();
+    let came: Vec<_> = files.written().into_iter().map(|frame| frame.1).collect();
     assert!(came == [&frames[..]; 3].concat(), "bytes out are bytes in, {} frames", came.len());
 }
 
@@ -167,17 +216,20 @@ fn a_slow_guest_loses_nothing() {
     let (source, report) = files.source(&capture(&with_times(&frames)), ONCE);
     let mut world = guest_and_source(source.unwrap());
     let mut came = Vec::new();
-    let mut round = 0;
     let report = finish(
         || {
-            round += 1;
-            // Room for a few, now and then, and never for all that the reader's thread may bring at once.
-            if round % 5 == 0 && world.guests[0].receive.outstanding() == 0 {
+            // Room for a few, now and then, and never for all that the reader's thread may bring at once. Who
+            // waits for the guest waits for nobody: only if nothing comes in all of these rounds it is the
+            // thread's turn.
+            if world.guests[0].receive.outstanding() == 0 {
                 (0..7).for_each(|_| _ = world.guests[0].post(2048));
             }
-            let busy = world.breathe();
-            came.extend(world.guests[0].frames());
-            busy
+            let mut is_busy = false;
+            for _ in 0..5 {
+                is_busy |= world.breathe();
+                came.extend(world.guests[0].frames());
+            }
+            is_busy
         },
         &report,
     );
@@ -227,6 +279,38 @@ fn frames_are_as_far_apart_as_they_were() {
     assert_eq!((report.sent, report.rounds), (10, 2));
     let source = world.graph.get::<PcapSource>(source).unwrap();
     assert_eq!(engine::App::deadline(source, 0), None);
+}
+
+/// Times that say nothing of how fast to repeat them: once a second.
+#[test]
+fn rounds_of_one_time_do_not_flood() {
+    const SECOND: u64 = 1_000_000_000;
+    let files = Files::new();
+    for times in [&[7][..], &[7, 7], &[7, 3]] {
+        let frames: Vec<_> = times
+            .iter()
+            .enumerate()
+            .map(|(seed, time)| (*time, frame(1, 0, 60, seed), 0))
+            .collect();
+        let replay = Replay { times: Times::Recorded, rounds: None };
+        let (source, _report) = files.source(&capture(&frames), replay);
+        let mut world = guest_and_source(source.unwrap());
+        world.guests[0].post_many(64);
+        let start = Instant::now();
+        let mut came = world.guests[0].frames().len();
+        while came == 0 {
+            assert!(start.elapsed() < LIMIT, "no frame came within {LIMIT:?}");
+            world.breathe();
+            came = world.guests[0].frames().len();
+        }
+        assert_eq!(came, times.len(), "frames of one time are sent at once");
+        for _ in 0..3 {
+            world.after(SECOND - 1);
+            assert_eq!(world.guests[0].frames().len(), 0, "in less than a second");
+            world.after(1);
+            assert_eq!(world.guests[0].frames().len(), times.len());
+        }
+    }
 }
 
 #[test]
@@ -311,7 +395,7 @@ fn what_is_no_capture_file_is_no_source() {
     let expected =
         "byte 0, before frame 1: this is no capture file: it begins with [6e, 6f, 74, 20]";
     assert_eq!(error, expected);
-    let error = PcapSource::open(files.0.path(), ONCE, |_| ()).err().expect("a directory");
+    let error = PcapSource::open(files.directory.path(), ONCE, |_| ()).err().expect("a directory");
     assert_eq!(error.to_string(), "it is no regular file");
     let error = PcapSource::open(&files.path("none"), ONCE, |_| ()).err().expect("nothing");
     assert_eq!(error.to_string(), "cannot read it: No such file or directory (os error 2)");
@@ -325,11 +409,143 @@ fn a_file_has_one_writer_and_no_reader_beside_it() {
     let path = files.path("out.pcapng");
     let error = PcapSource::open(&path, ONCE, |_| ()).err().expect("it is being written");
     assert_eq!(error.to_string(), "it is being written by a pcap-write port");
-    let capture = Capture { name: "b", snaplen: 1, application: "", epoch: Instant::now() };
-    let error = PcapSink::open(&path, &capture, 1, |_| ()).err().expect("it is being written");
+    let error = open_sink(&path, 1, 1, |_| ()).err().expect("it is being written");
     assert_eq!(error.to_string(), "another port, of this switch or another, reads or writes it");
     drop(parts);
+    files.written();
     assert!(PcapSource::open(&path, ONCE, |_| ()).is_ok(), "the file is free again");
+}
+
+/// A switch that does not start leaves everything as it was.
+#[test]
+fn a_capture_that_does_not_begin_changes_nothing() {
+    let files = Files::new();
+    let (new, old, link) = (files.path("new"), files.path("old"), files.path("link"));
+    fs::write(&old, "what was here before").unwrap();
+    symlink("target", &link).unwrap();
+    for (path, is_there) in [(&new, false), (&old, true)] {
+        let (parts, capturing) = open_sink(path, 1500, 1, |error| panic!("{error}")).unwrap();
+        let error = open_sink(path, 1500, 1, |_| ()).err().expect("two ports with one file");
+        assert!(matches!(error, WriteError::InUse), "{error}");
+        assert!(path.exists());
+        drop(capturing);
+        drop(parts);
+        assert_eq!(path.exists(), is_there);
+    }
+    assert_eq!(fs::read_to_string(&old).unwrap(), "what was here before");
+    // What somebody else has put there meanwhile is not ours.
+    let (_, capturing) = open_sink(&new, 1500, 1, |error| panic!("{error}")).unwrap();
+    fs::remove_file(&new).unwrap();
+    fs::write(&new, "another").unwrap();
+    drop(capturing);
+    assert_eq!(fs::read_to_string(&new).unwrap(), "another");
+    // A link to where nothing is yet.
+    let (parts, mut capturing) = open_sink(&link, 1500, 1, |error| panic!("{error}")).unwrap();
+    capturing.begin();
+    drop(sent_to(parts.into_iter().next().unwrap(), 3));
+    assert!(capturing.end(Instant::now() + LIMIT).is_complete);
+    assert_eq!(frames_of(&files.path("target")).len(), 3);
+}
+
+/// As Wireshark reads a pipe: from when it is there to the end.
+#[test]
+fn a_pipe_is_written_to_whoever_reads_it() {
+    let files = Files::new();
+    let path = files.path("pipe");
+    make_pipe(&path);
+    let (parts, mut capturing) = open_sink(&path, 1500, 1, |error| panic!("{error}")).unwrap();
+    capturing.begin();
+    let world = sent_to(parts.into_iter().next().unwrap(), 200);
+    let out = files.path("out.pcapng");
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        File::open(path).unwrap().read_to_end(&mut bytes).unwrap();
+        fs::write(out, bytes).unwrap();
+    });
+    // Its other end is open when the file has something.
+    let start = Instant::now();
+    drop(world);
+    let ended = loop {
+        if reader.is_finished() {
+            break capturing.end(Instant::now() + LIMIT);
+        }
+        assert!(start.elapsed() < LIMIT, "the pipe did not end within {LIMIT:?}");
+        std::thread::yield_now();
+    };
+    reader.join().unwrap();
+    assert!(ended.is_complete && ended.lost == 0, "{ended:?}");
+    let frames = frames_of(&files.path("out.pcapng"));
+    assert_eq!((frames.len(), ended.written), (200, 200));
+    assert!(frames.iter().enumerate().all(|(seed, sent)| sent.1 == frame(0, 1, 1500, seed)));
+}
+
+#[test]
+fn a_pipe_has_one_writer() {
+    let files = Files::new();
+    let path = files.path("pipe");
+    make_pipe(&path);
+    let (_parts, mut first) = open_sink(&path, 1500, 1, |error| panic!("{error}")).unwrap();
+    first.begin();
+    let mut reader = File::open(&path).unwrap();
+    reader.read_exact(&mut [0; 4]).unwrap();
+    let (failed, failure) = channel();
+    let sink = open_sink(&path, 1500, 1, move |error| failed.send(error).unwrap());
+    let (_parts, mut second) = sink.unwrap();
+    second.begin();
+    let error = failure.recv_timeout(LIMIT).expect("two ports with one pipe");
+    assert_eq!(error.to_string(), "another port, of this switch or another, reads or writes it");
+}
+
+/// Nobody who reads it at all, somebody who has gone, somebody who does not go on: whoever waits for the end
+/// of all of them waits once, and is told what is missing.
+#[test]
+fn pipes_that_nobody_reads_are_given_up_together() {
+    const COUNT: usize = 200;
+    let files = Files::new();
+    let mut captures = Vec::new();
+    let mut readers = Vec::new();
+    for number in 0..4 {
+        let path = files.path(&format!("pipe{number}"));
+        make_pipe(&path);
+        let (failed, failure) = channel();
+        let (parts, mut capturing) =
+            open_sink(&path, 1500, 1, move |error| failed.send(error).unwrap()).unwrap();
+        capturing.begin();
+        let mut world = sent_to(parts.into_iter().next().unwrap(), COUNT);
+        let mut reader = (number > 0).then(|| File::open(&path).unwrap());
+        if let Some(reader) = &mut reader {
+            // From now on it knows that it is read.
+            reader.read_exact(&mut [0; 4]).unwrap();
+        }
+        if number == 1 {
+            drop(reader.take());
+            let error = failure.recv_timeout(LIMIT).expect("the pipe is broken");
+            assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+            let start = Instant::now();
+            while world.graph.counters(world.ports[1]).sent.frames > 0 {
+                assert!(start.elapsed() < LIMIT, "the frames were not counted as lost");
+                world.breathe();
+            }
+            world.assert_drops(1, &[(DropReason::ReceiverDown, COUNT as u64)]);
+        }
+        captures.push(capturing);
+        readers.push((reader, failure));
+    }
+    let limit = Duration::from_millis(300);
+    let start = Instant::now();
+    let deadline = start + limit;
+    let ended: Vec<_> = captures.into_iter().map(|capture| capture.end(deadline)).collect();
+    let took = start.elapsed();
+    assert!(took >= limit, "it was not even waited for those that were read: {took:?}");
+    for (number, ended) in ended.into_iter().enumerate() {
+        assert_eq!(ended.written + ended.dropped + ended.lost, COUNT as u64);
+        let expected = match number {
+            0 => (true, false, false),
+            1 => (false, true, true),
+            _ => (true, false, false),
+        };
+        assert_eq!((ended.lost > 0, ended.dropped > 0, ended.is_complete), expected, "{ended:?}");
+    }
 }
 
 /// What a guest leaves to be done is done for the file, but for the segmentation.
@@ -346,7 +562,7 @@ fn large_packets_have_their_checksums() {
             world.breathe();
         }
         drop(world);
-        let frames = frames_of(&files.path("out.pcapng"));
+        let frames = files.written();
         assert_eq!(frames.len(), packets.len());
         for (packet, (_, bytes, original)) in packets.iter().zip(frames) {
             assert_eq!(original as usize, packet.frame.len());
@@ -402,7 +618,7 @@ fn stamps_are_the_wall_clocks() {
     }
     drop(world);
     let after = wall();
-    let times: Vec<_> = frames_of(&files.path("out.pcapng")).iter().map(|frame| frame.0).collect();
+    let times: Vec<_> = files.written().iter().map(|frame| frame.0).collect();
     assert_eq!(times.len(), 3);
     // The epoch is taken a little after the sink's own.
     let slack = 50_000_000;
@@ -431,7 +647,7 @@ fn several_workers_write_one_file() {
         }
     }
     drop(worlds);
-    let frames = frames_of(&files.path("out.pcapng"));
+    let frames = files.written();
     for number in 0..3 {
         let of_it: Vec<_> =
             frames.iter().filter(|(_, bytes, _)| bytes.len() == 100 + number).collect();
@@ -486,8 +702,7 @@ fn every_way_to_cut_a_frame_is_written_whole() {
             expected.push(frame);
         }
     }
-    let mut came: Vec<_> =
-        frames_of(&files.path("out.pcapng")).into_iter().map(|frame| frame.1).collect();
+    let mut came: Vec<_> = files.written().into_iter().map(|frame| frame.1).collect();
     came.sort();
     expected.sort();
     assert!(came == expected, "{} of {} frames", came.len(), expected.len());

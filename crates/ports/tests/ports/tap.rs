@@ -2,24 +2,21 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use apps::bridge::Bridge;
-use engine::{DropReason, Mode};
-use nix::sched::{CloneFlags, unshare};
+use allocation_counter::measure;
+use engine::{BURST, DropReason, Mode};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
+use sys::testing::{Call, refuse};
 use sys::tun::{Kind, Offloads, Queue, Request};
 use wire::checksum::Sum;
 use wire::virtio::{Features, NetHeader};
 
 use crate::crew::Crew;
 use crate::guest::{Cut, Guest, RECEIVE, Received};
-use crate::world::{MODERN, RING, World, addressed, frame, mac, modern};
-
-/// More than anything here takes, on the slowest machine.
-const LIMIT: Duration = Duration::from_secs(20);
+use crate::network::{self, ip};
+use crate::world::{LIMIT, MODERN, RING, World, frame, mac, modern};
 
 const HOST: [u8; 4] = [10, 9, 0, 1];
 const GUEST: [u8; 4] = [10, 9, 0, 2];
@@ -35,14 +32,6 @@ const OFFLOADS: Features = MODERN
     .union(Features::GUEST_CSUM)
     .union(Features::GUEST_TSO4);
 
-#[track_caller]
-fn ip(arguments: &str) {
-    let result = Command::new("ip").args(arguments.split(' ')).output();
-    let output = result.expect("this test needs iproute2");
-    let problem = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "ip {arguments}: {problem}");
-}
-
 /// Two guests and the host on a bridge. The host knows where guest 0 is.
 fn host(guest: Guest) -> World {
     old_host(guest, Offloads::ALL)
@@ -50,19 +39,11 @@ fn host(guest: Guest) -> World {
 
 /// The same with a kernel that knows no more than these.
 fn old_host(guest: Guest, most: Offloads) -> World {
-    host_with(guest, tap(Request { most, ..request() }))
+    host_with(guest, network::open(Request { most, ..request() }))
 }
 
 fn request() -> Request<'static> {
     Request::new("rw0", Kind::Tap, NetHeader::SIZE)
-}
-
-/// The queues of a tap in a network of its own.
-fn tap(request: Request<'_>) -> Vec<Queue> {
-    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
-    // Nothing but what a test asks for, if the kernel knows IPv6 at all.
-    let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
-    request.open().expect("this test needs CAP_NET_ADMIN")
 }
 
 /// Gives the host an address on the tap. It knows where guest 0 is.
@@ -74,50 +55,12 @@ fn configure() {
 
 fn host_with(guest: Guest, queues: Vec<Queue>) -> World {
     let tap = TapPort::parts(queues, 1).remove(0);
-    let mut world = World::unlinked(vec![guest, modern()]);
-    let tap = world.graph.add("tap", tap);
-    world.ports.push(tap);
-    let bridge = world.graph.add("bridge", Bridge::new(3, [1, 2]));
-    for (index, port) in world.ports.iter().enumerate() {
-        world.graph.link((*port, 0), (bridge, index)).unwrap();
-        world.graph.link((bridge, index), (*port, 0)).unwrap();
-    }
-    for guest in [0, 1] {
-        // Learned from, and not forwarded.
-        world.guests[guest].send(&addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(guest), 60, 0));
-        world.breathe();
-        world.guests[guest].reap();
-    }
+    let world = World::bridged_with(vec![guest, modern()], "tap", tap);
     configure();
     world
 }
 
 const HOST_MAC: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x99];
-
-/// Breathes until the guest has received what is looked for.
-#[track_caller]
-fn until<T>(
-    world: &mut World,
-    what: &str,
-    mut look: impl FnMut(&mut Guest, Received) -> Option<T>,
-) -> T {
-    let start = Instant::now();
-    loop {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
-        while world.guests[0].receive.room() > 100 {
-            world.guests[0].post(2048);
-        }
-        if !world.breathe() {
-            std::thread::yield_now();
-        }
-        world.guests[0].reap();
-        for received in world.guests[0].received() {
-            if let Some(found) = look(&mut world.guests[0], received) {
-                return found;
-            }
-        }
-    }
-}
 
 /// What is behind the IPv4 header, when the frame is of this protocol and to the guest.
 fn ipv4(frame: &[u8], protocol: u8) -> Option<&[u8]> {
@@ -173,7 +116,7 @@ fn the_host_answers_a_guest() {
     let mut request = [&[0xff; 6][..], &mac(0), &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1]].concat();
     request.extend([&mac(0)[..], &GUEST, &[0; 6], &HOST].concat());
     world.guests[0].send(&request);
-    let answer = until(&mut world, "an answer to an ARP request", |_, received| {
+    let answer = world.until("an answer to an ARP request", |_, received| {
         (received.frame[12..14] == [8, 6]).then_some(received.frame)
     });
     assert_eq!(answer[..12], [mac(0), HOST_MAC].concat());
@@ -192,7 +135,7 @@ fn checksums_left_undone_pass_both_ways() {
             socket.send_to(&[number; 333], "10.9.0.2:900").unwrap();
         }
         let mut number = 0;
-        until(&mut world, "all datagrams", |_, received| {
+        world.until("all datagrams", |_, received| {
             let datagram = ipv4(&received.frame, UDP)?;
             assert!(datagram[8..] == [number; 333], "{number}");
             if features.contains(Features::GUEST_CSUM) {
@@ -269,7 +212,7 @@ fn segmentations_left_undone_pass_both_ways() {
         stream.read_exact(&mut received).map(|()| received)
     });
 
-    let mut connection = until(&mut world, "a connection", |_, received| {
+    let mut connection = world.until("a connection", |_, received| {
         let segment = ipv4(&received.frame, TCP)?;
         let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
         let port = u16::from_be_bytes([segment[0], segment[1]]);
@@ -280,7 +223,7 @@ fn segmentations_left_undone_pass_both_ways() {
 
     let mut stream = Vec::new();
     let mut largest = 0;
-    until(&mut world, "the host's stream", |guest, received| {
+    world.until("the host's stream", |guest, received| {
         let segment = ipv4(&received.frame, TCP)?;
         let sequence = u32::from_be_bytes(segment[4..8].try_into().unwrap());
         let payload = &segment[usize::from(segment[12] >> 4) * 4..];
@@ -390,7 +333,7 @@ fn datagrams_left_together_pass_both_ways_and_an_old_kernel_gets_and_sends_each(
             let (header, frame) = together([OTHER, GUEST], &payload, SIZE);
             world.guests[0].send_with(header, &frame);
             let mut parts = Vec::new();
-            until(&mut world, "all datagrams", |guest, Received { header, frame, .. }| {
+            world.until("all datagrams", |guest, Received { header, frame, .. }| {
                 let datagram = ipv4(&frame, UDP)?;
                 if header.gso_type == NetHeader::GSO_UDP_L4 {
                     assert!(guest.features.contains(Features::GUEST_USO4), "{name}");
@@ -429,7 +372,7 @@ fn a_kernel_that_takes_nothing_gets_all_frames_complete() {
         assert!(buffer[..len] == *part);
     }
     socket.send_to(&payload[..99], "10.9.0.2:900").unwrap();
-    let header = until(&mut world, "a datagram", |_, received| {
+    let header = world.until("a datagram", |_, received| {
         ipv4(&received.frame, UDP).map(|datagram| {
             assert_eq!(checksum(HOST, GUEST, UDP, datagram), 0);
             received.header
@@ -585,6 +528,128 @@ fn frames_from_the_host_pass_by_those_that_wait() {
     assert!(!waited.is_empty() && waited.is_sorted(), "{waited:?}");
 }
 
+/// Bursts of frames of many sizes, some of which the kernel does not take as they are: the host has to
+/// receive each, and in order, however they are written.
+fn all_kinds_arrive_in_order(world: &mut World) {
+    let socket = socket();
+    let mut sent = Vec::new();
+    for round in 0..3 {
+        let before = world.counters(TAP).sent.frames;
+        let mut pieces = 0;
+        for number in 0..BURST {
+            let payload = noise(20 + 23 * number + round);
+            if number % 9 == 7 {
+                // Segmented for it.
+                let (header, frame) = together([GUEST, HOST], &payload, u16::MAX);
+                world.guests[0].send_with(header, &frame);
+            } else if number % 9 == 4 {
+                let (header, frame) = together([GUEST, HOST], &payload, 100);
+                world.guests[0].send_with(header, &frame);
+                pieces += payload.len().div_ceil(100);
+                sent.extend(payload.chunks(100).map(<[u8]>::to_vec));
+                continue;
+            } else {
+                let mut datagram = udp(900, 700, &payload);
+                let sum = checksum(GUEST, HOST, UDP, &datagram);
+                datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+                world.guests[0].send(&to_host(UDP, &datagram));
+            }
+            pieces += 1;
+            sent.push(payload);
+        }
+        world.breathe();
+        assert_eq!(world.guests[0].reap(), BURST);
+        assert!(world.counters(TAP).sent.frames - before <= pieces as u64);
+        let mut buffer = [0; 4000];
+        for payload in sent.drain(..) {
+            let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+            assert!(buffer[..len] == payload, "{round}: {len} of {}", payload.len());
+        }
+    }
+    world.assert_drops(TAP, &[]);
+}
+
+/// A guest with all of them, beside the host.
+fn guest_of_all_kinds() -> Guest {
+    Guest::new(OFFLOADS | USO, Cut::Crumbs, 4096)
+}
+
+#[test]
+fn a_burst_to_the_host_arrives_in_order() {
+    let mut world = host(guest_of_all_kinds());
+    assert!(is_by_bursts(&mut world));
+    all_kinds_arrive_in_order(&mut world);
+}
+
+/// As in a container whose seccomp profile leaves io_uring out: from the start, or from some moment on.
+#[test]
+fn a_burst_to_the_host_arrives_in_order_without_io_uring() {
+    refuse(Call::Setup).unwrap();
+    let mut world = host(guest_of_all_kinds());
+    assert!(!is_by_bursts(&mut world));
+    all_kinds_arrive_in_order(&mut world);
+}
+
+#[test]
+fn a_burst_to_the_host_arrives_in_order_when_io_uring_fails() {
+    let mut world = host(guest_of_all_kinds());
+    assert!(is_by_bursts(&mut world));
+    refuse(Call::Enter).unwrap();
+    all_kinds_arrive_in_order(&mut world);
+    assert!(!is_by_bursts(&mut world));
+}
+
+#[test]
+fn a_breath_to_the_host_does_not_allocate() {
+    let mut world = host(guest_of_all_kinds());
+    let mut counts = Vec::new();
+    for round in 0..5 {
+        for number in 0..BURST {
+            let payload = noise(20 + 15 * number);
+            world.guests[0].send(&to_host(UDP, &udp(900, 700, &payload)));
+        }
+        counts.push(measure(|| assert!(world.breathe())).count_total);
+        assert_eq!(world.guests[0].reap(), BURST);
+        assert_eq!(world.counters(TAP).sent.frames, (round + 1) * BURST as u64);
+    }
+    assert!(counts[0] > 0, "nothing is counted at all");
+    assert_eq!(counts[1..], [0; 4]);
+    world.assert_drops(TAP, &[]);
+}
+
+fn is_by_bursts(world: &mut World) -> bool {
+    let tap: &mut TapPort = world.graph.get(world.ports[TAP]).expect("the port is alive");
+    tap.one_by_one().is_none()
+}
+
+/// A frame that goes to everybody goes to each as it came.
+#[test]
+fn a_burst_to_everybody_arrives_at_the_host_and_at_guests() {
+    let mut world = host(modern());
+    let socket = UdpSocket::bind("0.0.0.0:700").unwrap();
+    socket.set_read_timeout(Some(LIMIT)).unwrap();
+    world.guests[1].post_many(BURST);
+    let frames: Vec<Vec<u8>> = (0..BURST)
+        .map(|number| {
+            let mut datagram = udp(900, 700, &noise(8 + number));
+            let sum = checksum(GUEST, HOST, UDP, &datagram);
+            datagram[6..8].copy_from_slice(&sum.to_be_bytes());
+            let mut frame = to_host(UDP, &datagram);
+            frame[..6].copy_from_slice(&[0xff; 6]);
+            frame
+        })
+        .collect();
+    frames.iter().for_each(|frame| world.guests[0].send(frame));
+    world.breathe();
+    assert_eq!(world.guests[1].frames(), frames);
+    for number in 0..BURST {
+        let mut buffer = [0; 2000];
+        let len = socket.recv(&mut buffer).expect("the datagram arrives in time");
+        assert!(buffer[..len] == noise(8 + number));
+    }
+    world.assert_drops(TAP, &[]);
+}
+
 #[test]
 fn an_interface_that_is_down_takes_nothing_until_it_is_up() {
     let mut world = host(modern());
@@ -594,12 +659,13 @@ fn an_interface_that_is_down_takes_nothing_until_it_is_up() {
     let sum = checksum(GUEST, HOST, UDP, &datagram);
     datagram[6..8].copy_from_slice(&sum.to_be_bytes());
     ip("link set rw0 down");
-    for _ in 0..3 {
-        world.guests[0].send(&to_host(UDP, &datagram));
+    // Each by itself, and all together.
+    for (count, dropped) in [(3, 3), (BURST, 3 + BURST)] {
+        (0..count).for_each(|_| world.guests[0].send(&to_host(UDP, &datagram)));
+        world.breathe();
+        assert_eq!(world.guests[0].reap(), count);
+        world.assert_drops(TAP, &[(DropReason::ReceiverDown, dropped as u64)]);
     }
-    world.breathe();
-    assert_eq!(world.guests[0].reap(), 3);
-    world.assert_drops(TAP, &[(DropReason::ReceiverDown, 3)]);
     ip("link set rw0 up");
     world.guests[0].send(&to_host(UDP, &datagram));
     world.breathe();
@@ -616,7 +682,9 @@ fn an_interface_that_is_deleted_is_reported_once_and_the_others_go_on() {
     for seed in 0..4 {
         world.guests[1].post_many(1);
         world.guests[0].send(&frame(0, 1, 60, seed));
-        world.guests[0].send(&[&HOST_MAC[..], &mac(0), &[8, 0, 1, 2, 3]].concat());
+        // The first of them are how it is found out, if they are sooner than a read.
+        let to_host = [&HOST_MAC[..], &mac(0), &[8, 0, 1, 2, 3]].concat();
+        (0..8).for_each(|_| world.guests[0].send(&to_host));
         world.breathe();
         assert_eq!(world.guests[1].frames()[0], frame(0, 1, 60, seed));
         world.guests[1].send(&frame(1, 0, 60, seed));
@@ -624,13 +692,12 @@ fn an_interface_that_is_deleted_is_reported_once_and_the_others_go_on() {
     }
     let fault = world.fault(TAP);
     assert!(fault.starts_with("the interface is gone: "), "{fault}");
-    assert!(world.counters(TAP)[DropReason::ReceiverDown] > 0);
-    assert_eq!(world.counters(TAP)[DropReason::Refused], 0);
+    world.assert_drops(TAP, &[(DropReason::ReceiverDown, 32)]);
 }
 
 #[test]
 fn all_workers_write_to_the_host_and_one_reads() {
-    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(tap(request())));
+    let mut crew = Crew::with_tap(2, vec![modern(), modern()], Some(network::open(request())));
     configure();
     let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
     socket.set_read_timeout(Some(LIMIT)).unwrap();
@@ -676,7 +743,7 @@ fn all_workers_write_to_the_host_and_one_reads() {
 
 /// A tap with so many queues, in a network of its own, which knows where both guests are.
 fn crew_with_queues(workers: usize, queues: u16) -> Crew {
-    let queues = tap(Request { queues, ..request() });
+    let queues = network::open(Request { queues, ..request() });
     let crew = Crew::with_tap(workers, vec![modern(), modern()], Some(queues));
     configure();
     ip("neighbour add 10.9.0.3 lladdr 52:54:00:00:00:01 dev rw0");

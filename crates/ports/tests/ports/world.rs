@@ -1,6 +1,7 @@
 //! A switch without a thread and without a clock.
 
 use std::sync::mpsc::sync_channel;
+use std::time::{Duration, Instant};
 
 use apps::bridge::Bridge;
 use engine::{
@@ -12,10 +13,13 @@ use vhost_user::Device;
 use wire::ethernet::{EtherType, Ethernet, MacAddress};
 use wire::virtio::Features;
 
-use crate::guest::{Cut, Guest};
+use crate::guest::{Cut, Guest, Received};
 
 /// Entries in a guest's rings.
 pub const RING: u16 = 256;
+
+/// More than anything here takes, on the slowest machine.
+pub const LIMIT: Duration = Duration::from_secs(20);
 
 /// Time from breath to breath, in nanoseconds.
 pub const STEP: u64 = 1_000;
@@ -59,7 +63,19 @@ impl World {
 
     /// Guests on a bridge, which has learned where each of them is.
     pub fn bridged(guests: Vec<Guest>) -> Self {
+        Self::unlinked(guests).on_a_bridge()
+    }
+
+    /// The same, with another port behind those of the guests.
+    pub fn bridged_with(guests: Vec<Guest>, name: &str, other: impl App) -> Self {
         let mut world = Self::unlinked(guests);
+        let other = world.graph.add(name, other);
+        world.ports.push(other);
+        world.on_a_bridge()
+    }
+
+    fn on_a_bridge(self) -> Self {
+        let mut world = self;
         let bridge = Bridge::new(world.ports.len() as u16, [1, 2]);
         let bridge = world.graph.add("bridge", bridge);
         for (index, port) in world.ports.iter().enumerate() {
@@ -107,6 +123,36 @@ impl World {
             }
             Event::Failed { message, .. } => panic!("an app panicked: {message}"),
         })
+    }
+
+    /// Gives guest 0 room to receive in.
+    pub fn post(&mut self) {
+        while self.guests[0].receive.room() > 100 {
+            self.guests[0].post(2048);
+        }
+    }
+
+    /// Breathes until guest 0 has received what is looked for. What comes at once with that is passed over.
+    #[track_caller]
+    pub fn until<T>(
+        &mut self,
+        what: &str,
+        mut look: impl FnMut(&mut Guest, Received) -> Option<T>,
+    ) -> T {
+        let start = Instant::now();
+        loop {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
+            self.post();
+            if !self.breathe() {
+                std::thread::yield_now();
+            }
+            self.guests[0].reap();
+            for received in self.guests[0].received() {
+                if let Some(found) = look(&mut self.guests[0], received) {
+                    return found;
+                }
+            }
+        }
     }
 
     pub fn counters(&self, index: usize) -> Counters {

@@ -117,6 +117,11 @@ pub enum Problem {
     )]
     NoVlan { port: String, other: String, first: Place },
     #[error(
+        "`persistent` with the pattern `{0}`: each start would make one more interface, and leave it; \
+         give the interface a name"
+    )]
+    PersistentPattern(String),
+    #[error(
         "{cpus} of `cpus` for {workers} `workers`: expected at least one CPU for each, or no `cpus` \
          to let the kernel choose"
     )]

@@ -80,7 +80,7 @@ fn flags_and_a_file_say_the_same() {
         type = "tap"
         interface = "tap%d"
         queue-pairs = 2
-        persistent = true
+        persistent = false
         owner = "libvirt-qemu"
         group = 107
         mtu = 9000
@@ -115,7 +115,7 @@ fn flags_and_a_file_say_the_same() {
         ("port", "host=tap:rw0"),
         (
             "port",
-            "lan=tap:tap%d,queue-pairs=2,persistent=on,owner=libvirt-qemu,group=107,mtu=9000,\
+            "lan=tap:tap%d,queue-pairs=2,persistent=off,owner=libvirt-qemu,group=107,mtu=9000,\
              mac=52:54:00:12:34:56,up=off,bridge=br0",
         ),
         ("port", "given=tap:,fd=3+4"),
@@ -155,7 +155,7 @@ fn flags_and_a_file_say_the_same() {
                 "lan",
                 PortKind::Tap(Tap {
                     queue_pairs: 2,
-                    persistent: Some(true),
+                    persistent: Some(false),
                     owner: Some("libvirt-qemu".to_owned()),
                     group: Some("107".to_owned()),
                     setup: Setup {
@@ -163,6 +163,7 @@ fn flags_and_a_file_say_the_same() {
                         mac: Some(MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56])),
                         up: Some(false),
                         bridge: Some("br0".to_owned()),
+                        addresses: Vec::new(),
                     },
                     ..Tap::new("tap%d".to_owned())
                 }),
@@ -532,6 +533,11 @@ fn what_a_tap_port_is_told_has_its_form() {
             ),
         );
     }
+    assert_port_fault(
+        "a=tap:tap%d,persistent=on",
+        "`persistent` with the pattern `tap%d`: each start would make one more interface, and leave it; \
+         give the interface a name",
+    );
     let one = "expected the hardware address of one station, as 52:54:00:12:34:56";
     let near = "; did you mean `52:54:00:12:34:ab`?";
     let cases = [("52-54-00-12-34-AB", near), ("01:00:5e:00:00:01", ""), ("00:00:00:00:00:00", "")];

@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::config::DEFAULT_MTU;
+
 /// The ports whose MTU is known. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Mtus(Arc<Mutex<Known>>);
@@ -15,15 +17,24 @@ struct Known {
     is_said: bool,
 }
 
+/// The MTU of a guest that is told none. It may choose another by itself, of which nobody hears.
+const USUAL: u32 = 1500;
+
 impl Mtus {
     /// Takes note of a port's MTU, and warns if it is the first that differs from another's.
     pub fn note(&self, port: &str, mtu: u32) {
         if let Some((other, its)) = self.differs(port, mtu) {
             tracing::warn!(
                 "port `{port}` has an MTU of {mtu}, and port `{other}` one of {its}: what is too long \
-                 for a port is dropped there, and counted (over_mtu); give them the same"
+                 for a port is dropped there, and counted (over_mtu), or by its guest, which has {USUAL} \
+                 if it is told nothing; give them the same (`mtu`)"
             );
         }
+    }
+
+    /// The same of a guest's: what it was told, if anything.
+    pub fn note_guest(&self, port: &str, told: u16) {
+        self.note(port, if told == DEFAULT_MTU { USUAL } else { told.into() });
     }
 
     /// A port whose MTU is another, if that is news.
@@ -52,5 +63,10 @@ mod tests {
         assert_eq!(mtus.differs("host", 9000), None, "they are the same");
         let next = Some(("host".to_owned(), 9000));
         assert_eq!(mtus.differs("vm1", 1500), next, "and differ anew");
+        mtus.note_guest("vm1", 9000);
+        mtus.note_guest("vm2", DEFAULT_MTU);
+        let others = [("vm1", 9000), ("vm2", 1500)].map(|(name, mtu)| (name.to_owned(), mtu));
+        let known = mtus.0.lock().unwrap().ports.clone();
+        assert!(others.iter().all(|(name, mtu)| known.get(name) == Some(mtu)), "{known:?}");
     }
 }

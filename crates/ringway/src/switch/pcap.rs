@@ -1,10 +1,11 @@
 //! Ports of capture files. What has to be said of them while the switch runs is said by their threads.
 
-use std::time::Instant;
+use std::io;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use engine::DropReason;
-use ports::pcap::{Capture, PcapSink, PcapSource, Report};
+use ports::pcap::{Capture, Capturing, Ended, PcapSink, PcapSource, Report};
 
 use super::{Graphs, Opened, parts};
 use crate::config::{PcapRead, PcapWrite};
@@ -47,8 +48,43 @@ fn say(port: &str, file: &str, report: &Report) {
     }
 }
 
+/// How long the end of the switch may take because of its captures: a disk that hangs, or a pipe that nobody
+/// reads, is not to keep it from ending.
+const END_LIMIT: Duration = Duration::from_millis(800);
+
+/// The captures of a switch: they begin together, when nothing can keep it from starting any more, and end
+/// together.
+#[derive(Default)]
+pub(super) struct Captures(Vec<(String, String, Capturing)>);
+
+impl Captures {
+    /// Empties the files, and has them written.
+    pub(super) fn begin(&mut self) {
+        self.0.iter_mut().for_each(|(_, _, capturing)| capturing.begin());
+    }
+
+    /// Waits for the files to be complete, once the workers are gone, and says what is in each and what is not.
+    pub(super) fn end(self) {
+        let limit = Instant::now() + END_LIMIT;
+        for (port, file, capturing) in self.0 {
+            let Ended { written, dropped, lost, is_complete } = capturing.end(limit);
+            if is_complete && dropped == 0 {
+                tracing::info!(port, "{file} is complete: {written} frames");
+                continue;
+            }
+            let end = if is_complete { "" } else { ". It lacks its end" };
+            tracing::warn!(
+                port,
+                "{file} has {written} frames: {dropped} were dropped, and {lost} were not written yet when the \
+                 switch had to end{end}"
+            );
+        }
+    }
+}
+
 pub(super) fn open_sink(
     graphs: &mut Graphs,
+    captures: &mut Captures,
     name: &str,
     config: &PcapWrite,
     epoch: Instant,
@@ -56,14 +92,19 @@ pub(super) fn open_sink(
     let PcapWrite { file, snaplen } = config;
     let capture = Capture { name, snaplen: *snaplen, application: APPLICATION, epoch };
     let (port, path) = (name.to_owned(), file.display().to_string());
-    let failed = move |error| {
+    let failed = move |error: io::Error| {
+        let why = match error.kind() {
+            io::ErrorKind::BrokenPipe => format!("whoever read {path} has gone"),
+            _ => format!("cannot write {path}: {error}. It holds what was written before"),
+        };
         tracing::error!(
             port,
-            "the port is down: cannot write {path}: {error}. It holds what was written before; what \
-             is sent to the port is dropped until the switch is started again"
+            "the port is down: {why}; what is sent to the port is dropped until the switch is started \
+             again"
         );
     };
-    let parts = PcapSink::open(file, &capture, graphs.0.len(), failed)
+    let (parts, capturing) = PcapSink::open(file, &capture, graphs.0.len(), failed)
         .with_context(|| format!("port `{name}`: capture file {}", file.display()))?;
+    captures.0.push((name.to_owned(), file.display().to_string(), capturing));
     Ok(Opened { app: graphs.add(name, parts), control: None })
 }

@@ -10,19 +10,20 @@
 //! [`HostPort`].
 
 use std::io;
-use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use engine::{App, Fault, Poller};
+use engine::{App, Fault, Poller, Worker};
 use ports::tap::{Queues, TapPort};
+use ports::tun::Subnet;
 use rustix::io::Errno;
-use sys::tun::{Kind, Offloads, Queue, Request, TunError, adopt};
+use sys::tun::{Kind, Offloads, Persistence, Queue, Request, TunError, adopt};
 use tokio::time::sleep;
 use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
+use super::backoff::Backoff;
 use super::{Graphs, Handle, Opened};
 use crate::account::{group_id, user_id};
 use crate::config::{Setup, Tap};
@@ -33,6 +34,8 @@ use crate::session::Trouble;
 /// slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// What had a fault is attached to again after this time at the latest.
+const PAUSE_LONGEST: Duration = Duration::from_secs(60);
 
 /// A port with an interface of the host behind it, or its part on one of several workers.
 pub(super) trait HostPort: App + Sized {
@@ -41,8 +44,8 @@ pub(super) trait HostPort: App + Sized {
     /// What a part lets go of, to be dropped by control.
     type Detached: Send + 'static;
 
-    /// A port with these queues of one interface, in as many parts as there are workers.
-    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>>;
+    /// What the interface carries.
+    const KIND: Kind = Kind::Tap;
 
     /// Makes what the parts share of another interface.
     fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared>;
@@ -63,6 +66,9 @@ pub(super) trait HostPort: App + Sized {
     /// Says what MTU it has.
     fn set_mtu(&mut self, mtu: u32);
 
+    /// Whether it is still there, wherever that is.
+    fn is_attached(&self) -> bool;
+
     /// Looks whether it is still there, if that does not show by itself.
     fn look(&mut self) {}
 
@@ -76,10 +82,6 @@ pub(super) trait HostPort: App + Sized {
 impl HostPort for TapPort {
     type Shared = Arc<Queues>;
     type Detached = Arc<Queues>;
-
-    fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Self>> {
-        Ok(Self::parts(queues, workers))
-    }
 
     fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared> {
         Ok(Queues::new(queues))
@@ -104,14 +106,30 @@ impl HostPort for TapPort {
     fn set_mtu(&mut self, mtu: u32) {
         self.set_mtu(mtu);
     }
+
+    fn is_attached(&self) -> bool {
+        self.is_attached()
+    }
 }
 
-/// Opens a port of this kind.
+/// A tap port's parts.
+pub(super) fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<TapPort>> {
+    let parts = TapPort::parts(queues, workers);
+    if let Some(why) = parts.first().and_then(TapPort::one_by_one) {
+        tracing::info!(
+            "each frame to a tap takes a system call, without the kernel's io_uring: {why}"
+        );
+    }
+    Ok(parts)
+}
+
+/// Opens a port, which `make` makes of the queues of its interface, in as many parts as there are workers.
 pub(super) async fn open<P: HostPort>(
     graphs: &mut Graphs,
     links: &mut Option<Links>,
     name: &str,
     config: &Tap,
+    make: impl Fn(Vec<Queue>, usize) -> anyhow::Result<Vec<P>> + Send + Sync + 'static,
 ) -> anyhow::Result<Opened> {
     let links = match links {
         Some(links) => links,
@@ -121,21 +139,25 @@ pub(super) async fn open<P: HostPort>(
     let watch = links.watch();
     let what = || match config.interface.as_str() {
         "" => format!("port `{name}`"),
-        interface => format!("port `{name}`: tap interface `{interface}`"),
+        interface => format!("port `{name}`: {} interface `{interface}`", P::KIND),
     };
     let opened = match config.descriptors.as_slice() {
-        [] => attach(config, links, None).await.map(|Attached { queues, link, is_new }| {
-            let did = if is_new { "created" } else { "attached to" };
-            (queues, Some(link), did)
-        }),
+        [] => attach::<P>(config, links, false, None).await.map(
+            |Attached { queues, link, is_new }| {
+                let did = if is_new { "created" } else { "attached to" };
+                (queues, Some(link), did)
+            },
+        ),
         _ => inherit(config, links).await.map(|(queues, link)| (queues, link, "inherited")),
     };
     let (queues, link, did) = opened.with_context(what)?;
     let interface = name_of(&queues);
     tracing::info!(port = name, interface, queues = queues.len(), "{did} the interface");
-    let again = again(config, &queues, did == "created");
+    let again = again(config, &queues, did == "created").with_context(what)?;
+    // When the switch runs, so that one that is new goes if it never does.
+    let persistence = config.persistent.zip(queues.first().map(Queue::persistence));
     let state = link.as_ref().map_or(State::UNSEEN, State::of);
-    let mut parts = P::parts(queues, graphs.0.len()).with_context(what)?;
+    let mut parts = make(queues, graphs.0.len()).with_context(what)?;
     parts.iter_mut().for_each(|part| state.apply(part));
     let app = graphs.add(name, parts);
     let links = links.clone();
@@ -150,9 +172,13 @@ pub(super) async fn open<P: HostPort>(
             place,
             state,
             retry: None,
+            pause: RETRY_SLOWEST,
             complaint: String::new(),
-            kind: PhantomData,
+            make: Box::new(make),
+            has_failed: false,
+            backoff: Backoff::of_app(Instant::now()),
         };
+        control.stay(persistence);
         control.say();
         Box::pin(control.follow())
     };
@@ -168,8 +194,14 @@ struct Attached {
 }
 
 /// Attaches to the interface that a port is configured with, and sets it up. One that does not exist is
-/// created, unless it is `known`. When this fails, what it created is gone.
-async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Result<Attached> {
+/// created, unless it is `known`. When this fails, what it created is gone; and so it is when the queues are
+/// dropped.
+async fn attach<P: HostPort>(
+    config: &Tap,
+    links: &Links,
+    several: bool,
+    known: Option<Link>,
+) -> anyhow::Result<Attached> {
     // Before anything is created.
     let bridge = find_bridge(links, &config.setup).await?;
     let is_known = known.is_some();
@@ -177,7 +209,9 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
         None if config.is_named() => links.find(&config.interface).await?,
         known => known,
     };
-    let queues = request(config)?.open().map_err(|error| explain(error, before.is_some()))?;
+    let queues = request(config, several, P::KIND)?
+        .open()
+        .map_err(|error| explain(error, before.is_some()))?;
     let link = links.find(&name_of(&queues)).await?.context(DELETED)?;
     let is_new = before.is_none_or(|before| before.index != link.index);
     // Then it goes with its queues.
@@ -186,17 +220,8 @@ async fn attach(config: &Tap, links: &Links, known: Option<Link>) -> anyhow::Res
     if is_new {
         setup.up.get_or_insert(true);
     }
-    let index = link.index;
-    match set_up(links, link, &setup, bridge).await {
-        Ok(link) => Ok(Attached { queues, link, is_new }),
-        Err(error) => {
-            if is_new && config.persistent == Some(true) {
-                // That it could not be set up is what there is to say.
-                let _ = links.remove(index).await;
-            }
-            Err(error)
-        }
-    }
+    let link = set_up(links, link, &setup, bridge).await?;
+    Ok(Attached { queues, link, is_new })
 }
 
 const DELETED: &str = "it was deleted again at once";
@@ -218,10 +243,10 @@ async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Opt
         config.interface.is_empty() || config.interface == found,
         "the descriptors are those of another interface, `{found}`"
     );
+    let queue = queues.first().context("no descriptors")?;
+    let link = links.find(&found).await?;
     // There may be another one of its name here.
-    let address = queues.first().context("no descriptors")?.host_address();
-    let address = MacAddress(address.context("cannot read its hardware address")?);
-    let link = links.find(&found).await?.filter(|link| link.mac == Some(address));
+    let link = link.filter(|link| is_it(queue, link));
     let bridge = find_bridge(links, &config.setup).await?;
     let link = match link {
         Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
@@ -231,15 +256,33 @@ async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Opt
     Ok((queues, link))
 }
 
+/// Whether an interface of this network namespace is the one that a queue of the same name belongs to.
+fn is_it(queue: &Queue, link: &Link) -> bool {
+    queue.is_here().unwrap_or_else(|_| {
+        // Who may not ask where it is may still ask for its address, and two are rarely of the same.
+        queue.host_address().is_ok_and(|address| link.mac == Some(MacAddress(address)))
+    })
+}
+
 fn name_of(queues: &[Queue]) -> String {
     queues.first().map_or_else(String::new, |queue| queue.name().to_owned())
 }
 
-/// How an interface is attached to that is there again. Whether it stays, and whose it is, was decided by
-/// whoever made it; what was done when we created it is done again.
-fn again(config: &Tap, queues: &[Queue], is_new: bool) -> Tap {
+/// How an interface is attached to that is there again.
+#[derive(Clone)]
+struct Again {
+    /// As the port is configured, but for its name.
+    config: Tap,
+    /// It was one for several queues, however many of them we had.
+    several: bool,
+}
+
+/// Whether it stays, and whose it is, was decided by whoever made it; what was done when we created it is
+/// done again.
+fn again(config: &Tap, queues: &[Queue], is_new: bool) -> anyhow::Result<Again> {
     let up = config.setup.up.or(is_new.then_some(true));
-    Tap {
+    let several = queues.first().map_or(Ok(false), Queue::is_of_several);
+    let config = Tap {
         descriptors: Vec::new(),
         queue_pairs: u16::try_from(queues.len()).unwrap_or(config.queue_pairs),
         persistent: None,
@@ -247,16 +290,17 @@ fn again(config: &Tap, queues: &[Queue], is_new: bool) -> Tap {
         group: None,
         setup: Setup { up, ..config.setup.clone() },
         ..config.clone()
-    }
+    };
+    Ok(Again { config, several: several.context(DELETED)? })
 }
 
-fn request(config: &Tap) -> anyhow::Result<Request<'_>> {
+fn request(config: &Tap, several: bool, kind: Kind) -> anyhow::Result<Request<'_>> {
     Ok(Request {
         queues: config.queue_pairs,
-        persistent: config.persistent,
+        several,
         owner: config.owner.as_deref().map(user_id).transpose()?,
         group: config.group.as_deref().map(group_id).transpose()?,
-        ..Request::new(&config.interface, Kind::Tap, NetHeader::SIZE)
+        ..Request::new(&config.interface, kind, NetHeader::SIZE)
     })
 }
 
@@ -268,9 +312,10 @@ fn explain(error: TunError, exists: bool) -> anyhow::Error {
     } else {
         "there is none, and to create one"
     };
+    let or_else = if kind == Kind::Tap { ", or passes the descriptor of one (`fd`)" } else { "" };
     anyhow::anyhow!(
         "{what} needs CAP_NET_ADMIN. Without, somebody who has it makes one for this user (ip tuntap add \
-         dev NAME mode {kind} vnet_hdr user USER), or passes the descriptor of one (`fd`)"
+         dev NAME mode {kind} vnet_hdr user USER){or_else}"
     )
 }
 
@@ -291,7 +336,7 @@ async fn set_up(
     setup: &Setup,
     bridge: Option<u32>,
 ) -> anyhow::Result<Link> {
-    let Setup { mtu, mac, up, bridge: name } = setup;
+    let Setup { mtu, mac, up, bridge: name, addresses } = setup;
     let mtu = mtu.map(u32::from).filter(|mtu| *mtu != link.mtu);
     let mac = mac.filter(|mac| Some(*mac) != link.mac);
     let bridge = bridge.filter(|bridge| Some(*bridge) != link.master);
@@ -304,18 +349,44 @@ async fn set_up(
         up.map(|up| (Setting::Up(up), if up { "up" } else { "down" }.to_owned())),
     ];
     for (setting, words) in settings.into_iter().flatten() {
-        links.set(link.index, setting).await.map_err(|error| {
-            let what = format!("ip link set dev {} {words}", link.name);
-            match error {
-                LinksError::Refused(Errno::PERM) => anyhow::anyhow!(
-                    "cannot set it up: that needs CAP_NET_ADMIN. Without, somebody who has it does it \
-                     before ({what})"
-                ),
-                error => anyhow::anyhow!("cannot set it up as by `{what}`: {error}"),
-            }
-        })?;
+        let result = links.set(link.index, setting).await;
+        result
+            .map_err(|error| refused(error, &format!("ip link set dev {} {words}", link.name)))?;
     }
+    // Last: an interface that is put up has no IPv6 before.
+    add_addresses(links, &link, addresses).await?;
     links.at(link.index).await?.context(DELETED)
+}
+
+/// Gives an interface those of these addresses that it does not have. Says which.
+async fn add_addresses<'a>(
+    links: &Links,
+    link: &Link,
+    wanted: &'a [Subnet],
+) -> anyhow::Result<Vec<&'a Subnet>> {
+    if wanted.is_empty() {
+        return Ok(Vec::new());
+    }
+    let there = links.addresses(link.index).await?;
+    let is_missing = |subnet: &&Subnet| !there.contains(&(subnet.address, subnet.prefix_len));
+    let missing: Vec<&Subnet> = wanted.iter().filter(is_missing).collect();
+    for subnet in &missing {
+        let result = links.add_address(link.index, subnet.address, subnet.prefix_len).await;
+        let what = format!("ip addr add {subnet} dev {}", link.name);
+        result.map_err(|error| refused(error, &what))?;
+    }
+    Ok(missing)
+}
+
+/// Why an interface could not be set up.
+fn refused(error: LinksError, what: &str) -> anyhow::Error {
+    match error {
+        LinksError::Refused(Errno::PERM) => anyhow::anyhow!(
+            "cannot set it up: that needs CAP_NET_ADMIN. Without, somebody who has it does it before \
+             ({what})"
+        ),
+        error => anyhow::anyhow!("cannot set it up as by `{what}`: {error}"),
+    }
 }
 
 /// What the workers have to know of an interface.
@@ -350,14 +421,21 @@ enum Place {
     Gone,
 }
 
-/// The workers have stopped, or a bug of ours took the port down: there is nothing left to be done.
+/// The workers have stopped, or the port is out of service for good: there is nothing left to be done.
 struct Over;
 
+/// What the workers get when an interface is there again.
+enum Fresh<P: HostPort> {
+    /// The interface, for the parts that are there.
+    Shared(P::Shared),
+    /// Parts that have it.
+    Parts(Vec<P>),
+}
+
 /// What goes on behind a port.
-struct Control<P> {
+struct Control<P: HostPort> {
     handle: Handle,
-    /// How the interface is attached to when it is there again, but for its name.
-    again: Tap,
+    again: Again,
     links: Links,
     watch: Watch,
     /// The name that the interface has, or had last.
@@ -367,10 +445,19 @@ struct Control<P> {
     state: State,
     /// An interface that is back could not be attached to: when it is tried again.
     retry: Option<Duration>,
+    /// How long to wait after the next fault.
+    pause: Duration,
     /// What was said of that last.
     complaint: String,
-    kind: PhantomData<fn(P)>,
+    /// Makes the port anew.
+    make: Box<Make<P>>,
+    /// A bug of ours took the port down: it is to be made anew.
+    has_failed: bool,
+    backoff: Backoff,
 }
+
+/// Makes a port of the queues of its interface, in as many parts as there are workers.
+type Make<P> = dyn Fn(Vec<Queue>, usize) -> anyhow::Result<Vec<P>> + Send + Sync;
 
 impl<P: HostPort> Control<P> {
     async fn follow(mut self) {
@@ -385,22 +472,15 @@ impl<P: HostPort> Control<P> {
         tokio::select! {
             trouble = self.handle.troubles.recv() => match trouble {
                 Some(Trouble::Guest(fault)) if P::is_gone(&fault) => self.leave().await,
-                Some(Trouble::Guest(fault)) => {
-                    let (port, interface) = (&self.handle.name, &self.interface);
-                    tracing::error!(port, interface, "the port is out of service: {fault}");
-                    Err(Over)
-                }
-                Some(Trouble::Failed) | None => Err(Over),
+                Some(Trouble::Guest(fault)) => self.fail(&fault).await,
+                Some(Trouble::Failed) => self.clear().await,
+                None => Err(Over),
             },
             heard = self.watch.of(index, &self.interface), if listens => {
                 match (heard, index) {
                     (Heard::Look, Some(index)) => self.look(index).await,
                     (Heard::Look, None) => self.come_back().await,
-                    (Heard::Moved, _) => {
-                        self.place = Place::Elsewhere;
-                        self.say();
-                        self.learn(State::UNSEEN).await
-                    }
+                    (Heard::Moved, _) => self.follow_no_more().await,
                 }
             }
             () = sleep(retry.unwrap_or_default()), if retry.is_some() => self.come_back().await,
@@ -425,11 +505,40 @@ impl<P: HostPort> Control<P> {
         }
     }
 
+    /// Decides whether the interface stays.
+    fn stay(&self, persistence: Option<(bool, io::Result<Persistence>)>) {
+        let Some((stays, persistence)) = persistence else { return };
+        if let Err(error) = persistence.and_then(|persistence| persistence.set(stays)) {
+            let (port, interface) = (&self.handle.name, &self.interface);
+            let what = if stays { "stays" } else { "goes" };
+            tracing::error!(port, interface, "cannot decide that the interface {what}: {error}");
+        }
+    }
+
+    /// The interface is in another network namespace now.
+    async fn follow_no_more(&mut self) -> Result<(), Over> {
+        self.place = Place::Elsewhere;
+        self.say();
+        self.learn(State::UNSEEN).await
+    }
+
     /// Looks what an interface is now.
     async fn look(&mut self, index: u32) -> Result<(), Over> {
-        // If it is not there, the workers say so, or it was moved and we are told.
-        let Ok(Some(link)) = self.links.at(index).await else {
-            return self.on_port(|port, _| port.look()).await.map(drop);
+        let link = match self.links.at(index).await {
+            Ok(Some(link)) => link,
+            not_here => {
+                let look = |port: &mut P, _: &Poller| {
+                    port.look();
+                    port.is_attached()
+                };
+                let is_attached = self.on_port(look).await?.contains(&true);
+                // If it was moved, we may have been told, and not have heard it. If it was deleted, the
+                // workers say so.
+                if is_attached && not_here.is_ok() {
+                    return self.follow_no_more().await;
+                }
+                return Ok(());
+            }
         };
         if link.name != self.interface {
             let port = &self.handle.name;
@@ -441,7 +550,32 @@ impl<P: HostPort> Control<P> {
             );
             self.interface.clone_from(&link.name);
         }
+        if link.is_up {
+            self.restore(&link).await;
+        }
         self.learn(State::of(&link)).await
+    }
+
+    /// Gives an interface back the addresses that the kernel takes from one that is put down. That it was down
+    /// may be over when it is looked at.
+    async fn restore(&mut self, link: &Link) {
+        let (port, interface) = (&self.handle.name, &self.interface);
+        match add_addresses(&self.links, link, &self.again.config.setup.addresses).await {
+            Ok(added) => {
+                self.complaint.clear();
+                for address in added {
+                    tracing::info!(port, interface, %address, "the interface has its address again");
+                }
+            }
+            Err(error) => {
+                let text = format!("{error:#}");
+                // Once, and not with each look.
+                if self.complaint != text {
+                    tracing::error!(port, interface, "{text}");
+                    self.complaint = text;
+                }
+            }
+        }
     }
 
     /// Has the workers know a change.
@@ -474,15 +608,10 @@ impl<P: HostPort> Control<P> {
 
     /// Lets go of an interface that was deleted.
     async fn leave(&mut self) -> Result<(), Over> {
-        // The last part's is the one that closes the queues: here.
-        drop(self.on_port(|port, poller| port.detach(poller)).await?);
-        // What more was found of it was said before they let go.
-        while let Ok(trouble) = self.handle.troubles.try_recv() {
-            if let Trouble::Failed = trouble {
-                return Err(Over);
-            }
+        self.let_go().await?;
+        if self.has_failed {
+            return Ok(());
         }
-        self.forget();
         if self.place == Place::Elsewhere {
             // One of its name that is here is somebody else's.
             let (port, interface) = (&self.handle.name, &self.interface);
@@ -500,39 +629,99 @@ impl<P: HostPort> Control<P> {
         self.come_back().await
     }
 
+    /// Lets go of an interface because of a fault that is not its own. If that does not delete it, it is attached to
+    /// again after a while: a longer one each time.
+    async fn fail(&mut self, fault: &Fault) -> Result<(), Over> {
+        let (port, interface) = (&self.handle.name, &self.interface);
+        if self.place == Place::Elsewhere {
+            tracing::error!(port, interface, "the port is out of service: {fault}");
+            self.let_go().await?;
+            return Err(Over);
+        }
+        tracing::error!(port, interface, "the port is down: {fault}");
+        self.let_go().await?;
+        if self.has_failed {
+            return Ok(());
+        }
+        self.place = Place::Gone;
+        if let Ok(None) = self.links.find(&self.interface).await {
+            self.say();
+            return Ok(());
+        }
+        self.retry = Some(self.pause);
+        self.pause = (2 * self.pause).min(PAUSE_LONGEST);
+        Ok(())
+    }
+
+    /// Has the workers let go of the interface, and the bridge forget what was behind it.
+    async fn let_go(&mut self) -> Result<(), Over> {
+        // The last part's is the one that closes the queues: here.
+        drop(self.on_port(|port, poller| port.detach(poller)).await?);
+        // What more was found of it was said before they let go.
+        while let Ok(trouble) = self.handle.troubles.try_recv() {
+            if let Trouble::Failed = trouble {
+                return self.clear().await;
+            }
+        }
+        self.forget();
+        Ok(())
+    }
+
+    /// Clears away what is left of a port that a bug of ours took down. It is made anew after a while: a longer one each
+    /// time.
+    async fn clear(&mut self) -> Result<(), Over> {
+        let app = self.handle.app;
+        let detach = move |worker: &mut Worker| {
+            worker.with(app, |port: &mut P, poller| port.detach(poller)).flatten()
+        };
+        drop(self.handle.workers.on_each(detach).await.map_err(|_| Over)?);
+        while self.handle.troubles.try_recv().is_ok() {}
+        self.forget();
+        let (port, interface) = (&self.handle.name, &self.interface);
+        if self.place == Place::Elsewhere {
+            tracing::error!(port, interface, "the port is out of service");
+            return Err(Over);
+        }
+        let wait = self.backoff.wait(Instant::now());
+        tracing::error!(port, interface, "the port is out of service for {wait:?}");
+        (self.place, self.retry, self.has_failed) = (Place::Gone, Some(wait), true);
+        Ok(())
+    }
+
     /// Attaches to the interface of this name, if there is one again.
     async fn come_back(&mut self) -> Result<(), Over> {
         let retried = self.retry.take();
         let link = match self.links.find(&self.interface).await {
-            Ok(Some(link)) => link,
+            Ok(Some(link)) => Some(link),
+            // One that we made is gone with the port that had it.
+            Ok(None) if self.has_failed => None,
             Ok(None) => return Ok(()),
             Err(_) => {
                 self.retry = Some(RETRY_SLOWEST);
                 return Ok(());
             }
         };
-        let config = Tap { interface: self.interface.clone(), ..self.again.clone() };
+        let Again { config, several } = self.again.clone();
+        let config = Tap { interface: self.interface.clone(), ..config };
         let (port, interface) = (&self.handle.name, &self.interface);
-        let attached = attach(&config, &self.links, Some(link)).await;
-        let shared =
-            attached.and_then(|Attached { queues, link, .. }| Ok((P::share(queues)?, link)));
-        match shared {
-            Ok((shared, link)) => {
-                self.complaint.clear();
-                self.place = Place::Here(link.index);
-                self.state = State::of(&link);
-                let state = self.state;
-                let attached = self.on_port(move |port, poller| {
-                    state.apply(port);
-                    port.attach(shared.clone(), poller)
-                });
-                for part in attached.await? {
-                    if let Err(error) = part {
-                        tracing::error!(port, interface, "the port is out of service: {error}");
-                        return Err(Over);
-                    }
+        let attached = attach::<P>(&config, &self.links, several, link).await;
+        let share = |Attached { queues, link, .. }| {
+            let fresh = match self.has_failed {
+                true => Fresh::Parts((self.make)(queues, self.handle.workers.len())?),
+                false => Fresh::Shared(P::share(queues)?),
+            };
+            Ok((fresh, State::of(&link), link.index))
+        };
+        match attached.and_then(share) {
+            Ok((fresh, state, index)) => {
+                if let Err(error) = self.install(fresh, state).await? {
+                    tracing::error!(port, interface, "the port is out of service: {error:#}");
+                    return Err(Over);
                 }
-                tracing::info!(port, interface, "attached to the interface again");
+                let how = if self.has_failed { "started again on" } else { "attached to" };
+                tracing::info!(port, interface, "{how} the interface again");
+                self.complaint.clear();
+                (self.place, self.state, self.has_failed) = (Place::Here(index), state, false);
                 self.say();
             }
             Err(error) => {
@@ -549,7 +738,27 @@ impl<P: HostPort> Control<P> {
         Ok(())
     }
 
-    /// Runs `command` on all parts of this port, each between two breaths of its worker.
+    /// Gives the workers an interface, or a port that has one.
+    async fn install(&self, fresh: Fresh<P>, state: State) -> Result<anyhow::Result<()>, Over> {
+        let Handle { app, workers, .. } = &self.handle;
+        match fresh {
+            Fresh::Parts(mut parts) => {
+                parts.iter_mut().for_each(|part| state.apply(part));
+                Ok(workers.replace(*app, parts).await)
+            }
+            Fresh::Shared(shared) => {
+                let attach = move |port: &mut P, poller: &Poller| {
+                    state.apply(port);
+                    port.attach(shared.clone(), poller)
+                };
+                let parts = self.on_port(attach).await?;
+                Ok(parts.into_iter().try_for_each(|part| Ok(drop(part?))))
+            }
+        }
+    }
+
+    /// Runs `command` on all parts of this port, each between two breaths of its worker. A part that has failed is left out: we are
+    /// told of it.
     async fn on_port<R: Send + 'static>(
         &self,
         command: impl Fn(&mut P, &Poller) -> R + Clone + Send + 'static,
@@ -557,6 +766,6 @@ impl<P: HostPort> Control<P> {
         let Handle { app, workers, .. } = &self.handle;
         let app = *app;
         let parts = workers.on_each(move |worker| worker.with(app, command.clone())).await;
-        parts.ok().and_then(|parts| parts.into_iter().collect()).ok_or(Over)
+        Ok(parts.map_err(|_| Over)?.into_iter().flatten().collect())
     }
 }

@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
 use engine::Mode;
+use guest::{Guest, Options};
+use ports::tap::TapPort;
+use ports::vhost_user::VhostUserPort;
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use tokio::task::spawn_blocking;
+use wire::virtio::NetHeader;
 
 use super::*;
 use crate::config::{DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
@@ -149,4 +153,160 @@ async fn a_port_whose_last_front_end_holds_us_up_waits_and_no_other() {
     drop(last);
     switch.stop().await.unwrap();
     assert!(stop.elapsed() < LIMIT, "the end waited for the peer: {:?}", stop.elapsed());
+}
+
+/// Sends frames from one guest to all until the other has got one. False when none came within the limit.
+fn reaches(from: &mut Guest, to: &mut Guest, limit: Duration) -> bool {
+    let start = Instant::now();
+    let mut frame = [[0xff; 6], [0x52, 0x54, 0, 0, 0, 1], [0x88, 0xb5, 0, 0, 0, 0]].concat();
+    frame.resize(60, 0);
+    while start.elapsed() < limit {
+        from.driver().reclaim().unwrap();
+        if from.driver().send(NetHeader::default(), &frame).unwrap() {
+            from.flush();
+        }
+        let is_ours = |frame: &[u8]| frame.get(12..14) == Some(&[0x88, 0xb5]);
+        let came = to.driver().receive(|received| is_ours(received.frame)).unwrap();
+        to.flush();
+        if came == Some(true) {
+            // Those that were sent meanwhile.
+            while to.driver().receive(|_| ()).unwrap().is_some() {}
+            to.flush();
+            return true;
+        }
+        to.wait(Duration::from_millis(20)).unwrap();
+    }
+    false
+}
+
+/// Two guests at two ports, on one worker.
+async fn two_guests(directory: &Path) -> (Switch, [Guest; 2]) {
+    let paths = ["one.sock", "two.sock"].map(|name| directory.join(name));
+    let mut config = config(&paths[0], Vec::new());
+    config.ports.extend(self::config(&paths[1], Vec::new()).ports);
+    config.ports[1].name = "other".to_owned();
+    let switch = Switch::start(&config).await.unwrap();
+    let connect = move || paths.map(|path| Guest::connect(&path, &Options::default()).unwrap());
+    let guests = spawn_blocking(connect).await.unwrap();
+    (switch, guests)
+}
+
+/// Whether the first of two guests reaches the second, on a thread of its own.
+async fn reach(mut guests: [Guest; 2], limit: Duration) -> (bool, [Guest; 2]) {
+    let reach = move || {
+        let [one, two] = &mut guests;
+        (reaches(one, two, limit), guests)
+    };
+    spawn_blocking(reach).await.unwrap()
+}
+
+/// Long enough for what passes at once, and shorter than an app is away.
+const SOON: Duration = Duration::from_millis(500);
+
+#[tokio::test]
+async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection() {
+    let directory = tempfile::tempdir().unwrap();
+    let (switch, guests) = two_guests(directory.path()).await;
+    let (reached, guests) = reach(guests, LIMIT).await;
+    assert!(reached);
+    let bridge = switch.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
+    let start = Instant::now();
+    let fail = move |worker: &mut Worker| {
+        worker.with(bridge, |_: &mut Bridge, _| -> () { panic!("deliberate") })
+    };
+    switch.workers.on_each(fail).await.unwrap();
+    let (reached, guests) = reach(guests, SOON).await;
+    assert!(!reached, "without a bridge");
+    // By the connections that they had all the time.
+    let (reached, _guests) = reach(guests, LIMIT).await;
+    assert!(reached, "not started again within {LIMIT:?}");
+    assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
+    let report = switch.report().await.unwrap();
+    let (_, counters) = report.counters.iter().find(|(name, _)| name == "bridge").unwrap();
+    assert!(counters[engine::DropReason::AppFailed] > 0, "what came meanwhile is counted");
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (switch, guests) = two_guests(directory.path()).await;
+    let (reached, [_lost, mut other]) = reach(guests, LIMIT).await;
+    assert!(reached);
+    let port = switch.names.iter().find(|(_, name)| name == "vm").unwrap().0;
+    let fail = move |worker: &mut Worker| {
+        worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
+    };
+    let start = Instant::now();
+    // On one worker, which is enough.
+    switch.workers.on_first(fail).await.unwrap();
+    let path = directory.path().join("one.sock");
+    let again = move || {
+        while start.elapsed() < LIMIT {
+            let Ok(mut guest) = Guest::connect(&path, &Options::default()) else {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            };
+            return reaches(&mut guest, &mut other, LIMIT)
+                && reaches(&mut other, &mut guest, LIMIT);
+        }
+        false
+    };
+    assert!(spawn_blocking(again).await.unwrap(), "not started again within {LIMIT:?}");
+    assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
+    switch.stop().await.unwrap();
+}
+
+/// What an interface of the host counted, if it is there.
+fn received_by(interface: &str) -> Option<u64> {
+    let path = format!("/sys/class/net/{interface}/statistics/rx_packets");
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[tokio::test]
+async fn a_host_port_that_failed_is_started_again_on_its_interface() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let interface = format!("rwf{}", std::process::id());
+    let mut config = config(&path, Vec::new());
+    let tap = PortKind::Tap(crate::config::Tap::new(interface.clone()));
+    config.ports.push(PortConfig::new("host", tap));
+    let switch = Switch::start(&config).await.unwrap();
+    let connect = move || Guest::connect(&path, &Options::default()).unwrap();
+    let mut guest = spawn_blocking(connect).await.unwrap();
+    let host = switch.names.iter().find(|(_, name)| name == "host").unwrap().0;
+    let mut seen = 0;
+    for failures in 0..2 {
+        if failures > 0 {
+            let fail = move |worker: &mut Worker| {
+                worker.with(host, |_: &mut TapPort, _| -> () { panic!("deliberate") })
+            };
+            switch.workers.on_first(fail).await.unwrap();
+            // One that a port has made goes with it.
+            let start = Instant::now();
+            while received_by(&interface).is_some() {
+                assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {interface} to go");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            seen = 0;
+        }
+        // Until a frame arrives at the host.
+        let start = Instant::now();
+        while received_by(&interface).is_none_or(|count| count <= seen) {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for a frame, {failures} failures");
+            let send = move || {
+                let frame = [vec![0xff; 6], vec![0x52; 6], vec![0; 48]].concat();
+                guest.driver().reclaim().unwrap();
+                guest.driver().send(NetHeader::default(), &frame).unwrap();
+                guest.flush();
+                guest
+            };
+            guest = spawn_blocking(send).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        seen = received_by(&interface).unwrap();
+    }
+    assert!(seen > 0);
+    switch.stop().await.unwrap();
+    assert_eq!(received_by(&interface), None);
 }

@@ -14,8 +14,9 @@ use tokio::time::timeout;
 use vhost_user::back_end::Offer;
 use vhost_user::{Closer, Connection, ConnectionError};
 
+use super::backoff::Backoff;
 use super::{Graphs, Handle, Opened};
-use crate::config::{DEFAULT_MTU, SocketRole, VhostUser};
+use crate::config::{SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
 
@@ -53,15 +54,17 @@ pub(super) fn open(
         SocketRole::Connect => Source::Connect(path),
     };
     let offer = Offer { features, protocol: Offer::PROTOCOL, queue_pairs, max_mtu: mtu };
-    let mut parts = VhostUserPort::parts(graphs.0.len(), number.into());
-    parts.iter_mut().for_each(|part| part.set_mtu(mtu));
-    let app = graphs.add(name, parts);
+    let remake = move |workers: usize| {
+        let mut parts = VhostUserPort::parts(workers, number.into());
+        parts.iter_mut().for_each(|part| part.set_mtu(mtu));
+        parts
+    };
+    let app = graphs.add(name, remake(graphs.0.len()));
     let control = move |handle: Handle| -> super::Running {
         let Handle { name, app, bridge, workers, mtus, troubles } = handle;
-        if mtu != DEFAULT_MTU {
-            mtus.note(&name, mtu.into());
-        }
-        let port = Port { name, app, bridge, offer, workers, troubles };
+        mtus.note_guest(&name, mtu);
+        let remake = Box::new(remake);
+        let port = Port { name, app, bridge, offer, workers, mtus, troubles, remake };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),
@@ -123,11 +126,20 @@ async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Li
             never = queue.refuse("one is connected") => match never {},
         };
         let Some(wait) = penalty.after(&port.name, &ended) else { return };
+        let why = match ended {
+            Ended::Failed => "the port is being started again",
+            _ => "the last one broke the rules",
+        };
         if !wait.is_zero() {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                never = queue.refuse("the last one broke the rules") => match never {},
+                never = queue.refuse(why) => match never {},
             }
+        }
+        if let Ended::Failed = ended
+            && !port.restart().await
+        {
+            return;
         }
     }
 }
@@ -204,6 +216,11 @@ async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
                 let ended = serve(&mut port, connection).await;
                 let Some(wait) = penalty.after(&port.name, &ended) else { return };
                 tokio::time::sleep(wait).await;
+                if let Ended::Failed = ended
+                    && !port.restart().await
+                {
+                    return;
+                }
             }
             Err(error) => {
                 if retry == RETRY_FIRST {
@@ -221,40 +238,35 @@ async fn serve(port: &mut Port, connection: Connection) -> Ended {
     port.serve(connection).await
 }
 
-/// The wait of a peer that broke the rules: longer each time, until it has behaved for a while.
+/// How long nobody is served after a peer broke the rules, or we did.
 struct Penalty {
+    /// If a peer has to wait at all.
     wanted: bool,
-    next: Duration,
-    since: Instant,
+    of_peer: Backoff,
+    of_app: Backoff,
 }
 
 impl Penalty {
-    /// If there is one at all.
     fn new(wanted: bool) -> Self {
-        Self { wanted, next: PENALTY_FIRST, since: Instant::now() }
+        let now = Instant::now();
+        let of_peer = Backoff::new(PENALTY_FIRST, PENALTY_MOST, now);
+        Self { wanted, of_peer, of_app: Backoff::of_app(now) }
     }
 
-    /// Says how a connection ended, and how long its peer has to wait now. None: nobody will be
+    /// Says how a connection ended, and how long the next one has to wait now. None: nobody will be
     /// served any more.
     fn after(&mut self, port: &str, ended: &Ended) -> Option<Duration> {
-        if self.since.elapsed() > PENALTY_MOST {
-            self.next = PENALTY_FIRST;
-        }
-        self.since = Instant::now();
+        let now = Instant::now();
         match ended {
             Ended::Stopped(_) => None,
             Ended::Failed => {
-                tracing::error!(port, "the port is out of service");
-                None
+                let wait = self.of_app.wait(now);
+                tracing::error!(port, "the port is out of service for {wait:?}");
+                Some(wait)
             }
             ended if ended.is_fault() => {
                 tracing::error!(port, "disconnected the front end: {ended}");
-                if !self.wanted {
-                    return Some(Duration::ZERO);
-                }
-                let wait = self.next;
-                self.next = (2 * self.next).min(PENALTY_MOST);
-                Some(wait)
+                Some(if self.wanted { self.of_peer.wait(now) } else { Duration::ZERO })
             }
             ended => {
                 tracing::info!(port, "front end {ended}");

@@ -77,6 +77,11 @@ fn one_queue_and_several_are_different_things() {
     assert!(matches!(single, Err(TunError::SingleQueue(Kind::Tap))), "{single:?}");
     assert!(matches!(tap("several").open(), Err(TunError::MultiQueue(Kind::Tap))));
     assert_eq!(two("several").open().unwrap().len(), 2);
+    // One of several, by itself.
+    let one = Request { several: true, ..tap("several") };
+    let [queue] = &one.open().unwrap()[..] else { panic!("not one queue") };
+    assert!(queue.is_of_several().unwrap());
+    assert!(!tap("single").open().unwrap()[0].is_of_several().unwrap());
     let many = Request { queues: 257, ..tap("several") };
     assert!(matches!(many.open(), Err(TunError::TooManyQueues)));
 }
@@ -84,9 +89,9 @@ fn one_queue_and_several_are_different_things() {
 #[test]
 fn it_stays_and_belongs_to_whom_it_should() {
     empty_network();
-    let request =
-        Request { persistent: Some(true), owner: Some(77777), group: Some(88888), ..tap("rw0") };
-    drop(request.open().unwrap());
+    let request = Request { owner: Some(77777), group: Some(88888), ..tap("rw0") };
+    let open = |request: Request<'_>| request.open().unwrap().remove(0);
+    open(request).persistence().unwrap().set(true).unwrap();
     let shown = ip("-details link show rw0");
     assert!(shown.contains("persist on"), "{shown}");
     // Numbers that no system has a name for.
@@ -94,8 +99,17 @@ fn it_stays_and_belongs_to_whom_it_should() {
     // As it is.
     drop(tap("rw0").open().unwrap());
     assert!(ip("-brief link").contains("rw0"));
-    drop(Request { persistent: Some(false), ..tap("rw0") }.open().unwrap());
+    open(tap("rw0")).persistence().unwrap().set(false).unwrap();
     assert!(!ip("-brief link").contains("rw0"));
+}
+
+#[test]
+fn it_is_known_where_an_interface_is() {
+    empty_network();
+    let queues = tap("rw0").open().unwrap();
+    assert!(queues[0].is_here().unwrap());
+    empty_network();
+    assert!(!queues[0].is_here().unwrap());
 }
 
 #[test]

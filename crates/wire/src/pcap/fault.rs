@@ -116,12 +116,12 @@ pub enum Problem {
     #[error("the section's byte order is {0:02x?}, which is none")]
     ByteOrder([u8; 4]),
     /// An option that goes beyond its block, or has another length than it has to.
-    #[error("option {code} of the interface cannot be {length} bytes long")]
+    #[error("option {code} cannot be {length} bytes long")]
     OptionLength {
         /// Its code.
         code: u16,
         /// As in the file.
-        length: u16,
+        length: usize,
     },
     /// A frame of an interface that was not described.
     #[error("it is of interface {interface}, and {described} are described before it")]

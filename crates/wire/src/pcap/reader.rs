@@ -32,10 +32,11 @@ enum Format {
         unit: u32,
     },
     Pcapng,
-    /// Of a pcapng block of no interest all but the length behind it was passed over. It began there.
-    PassedOver {
+    /// In a pcapng block of no interest, with so many bytes to come before the length behind it.
+    PassingOver {
         start: u64,
         length: u32,
+        left: u32,
     },
 }
 
@@ -54,7 +55,7 @@ pub(super) struct Described {
 pub enum Step<'a> {
     /// The window has to have so many bytes, or to be the rest of the file.
     More(usize),
-    /// So many bytes are done with: there may be more of them than the window has.
+    /// So many bytes of the window are done with.
     Skip(u64),
     /// So many bytes are done with, and held this frame.
     Frame(u64, Captured<'a>),
@@ -96,7 +97,10 @@ impl Reader {
             Format::Unknown => self.magic(window),
             Format::Pcap { unit } => self.record(window, unit),
             Format::Pcapng => self.block(window),
-            Format::PassedOver { start, length } => self.trailer(window, start, length),
+            Format::PassingOver { start, length, left: 0 } => self.trailer(window, start, length),
+            Format::PassingOver { start, length, left } => {
+                Ok(self.pass_over(window, start, length, left))
+            }
         }?;
         if let Step::Skip(bytes) | Step::Frame(bytes, _) = step {
             self.offset = self.offset.saturating_add(bytes);
@@ -111,7 +115,7 @@ impl Reader {
         let found = window.len() as u64;
         match self.format {
             Format::Unknown if window.is_empty() => Err(self.fault(false, Problem::Empty)),
-            Format::PassedOver { start, length } => {
+            Format::PassingOver { start, length, .. } => {
                 let found = self.offset.saturating_sub(start).saturating_add(found);
                 let place = Place { offset: start, ..self.place(false) };
                 Err(Fault { place, problem: Problem::Truncated { needed: length.into(), found } })
@@ -123,7 +127,7 @@ impl Reader {
                 let is_frame = match format {
                     Format::Pcap { .. } => true,
                     Format::Pcapng => self.u32(window, 0).is_some_and(is_packet),
-                    Format::Unknown | Format::PassedOver { .. } => false,
+                    Format::Unknown | Format::PassingOver { .. } => false,
                 };
                 Err(self.fault(is_frame, Problem::Truncated { needed: needed as u64, found }))
             }
@@ -237,8 +241,7 @@ impl Reader {
             return Err(self.fault(is_packet, Problem::BlockLength { kind, length }));
         }
         if !is_read {
-            self.format = Format::PassedOver { start: self.offset, length };
-            return Ok(Step::Skip(u64::from(length) - 4));
+            return Ok(self.pass_over(window, self.offset, length, length - 4));
         }
         let end = length as usize;
         let Some(block) = window.get(..end) else { return Ok(Step::More(end)) };
@@ -263,6 +266,14 @@ impl Reader {
             _ => self.packet(kind, body),
         };
         Ok(Step::Frame(length.into(), captured.ok_or_else(|| too_short(self))??))
+    }
+
+    /// Goes on in a block of no interest, as far as the window has it: so that what is missed of it in
+    /// the end is known to the byte.
+    fn pass_over<'a>(&mut self, window: &'a [u8], start: u64, length: u32, left: u32) -> Step<'a> {
+        let here = left.min(u32::try_from(window.len()).unwrap_or(u32::MAX));
+        self.format = Format::PassingOver { start, length, left: left - here };
+        if here == 0 { Step::More(1) } else { Step::Skip(here.into()) }
     }
 
     /// The length behind a block that was passed over.
@@ -307,21 +318,15 @@ impl Reader {
         }))
     }
 
-    /// What an interface's options say of the times of its frames.
+    /// What an interface's options say of its frames and their times.
     fn options(&self, snaplen: u32, mut options: &[u8]) -> Result<Described, Fault> {
         let mut described = Described { snaplen, resolution: 6, offset: 0 };
-        while let (Some(code), Some(length)) = (self.u16(options, 0), self.u16(options, 2)) {
-            if code == OPTION_END {
-                break;
-            }
-            let wrong = || self.fault(false, Problem::OptionLength { code, length });
-            let padded = 4 + usize::from(length).next_multiple_of(4);
-            let (option, rest) = options.split_at_checked(padded).ok_or_else(wrong)?;
-            let value = option.get(4..4 + usize::from(length)).unwrap_or_default();
+        while let Some((code, value)) = self.option(&mut options, false)? {
             match (code, value) {
                 (IF_TSRESOL, [resolution]) => described.resolution = *resolution,
                 (IF_TSOFFSET, value) => {
-                    let bytes = <[u8; 8]>::try_from(value).map_err(|_| wrong())?;
+                    let bytes = <[u8; 8]>::try_from(value)
+                        .map_err(|_| self.option_length(false, code, value.len()))?;
                     described.offset = match self.is_big_endian {
                         true => i64::from_be_bytes(bytes),
                         false => i64::from_le_bytes(bytes),
@@ -329,12 +334,36 @@ impl Reader {
                 }
                 (IF_FCSLEN, [0]) => {}
                 (IF_FCSLEN, [_]) => return Err(self.fault(false, Problem::FrameCheckSequence)),
-                (IF_TSRESOL | IF_FCSLEN, _) => return Err(wrong()),
+                (IF_TSRESOL | IF_FCSLEN, _) => {
+                    return Err(self.option_length(false, code, value.len()));
+                }
                 _ => {}
             }
-            options = rest;
         }
         Ok(described)
+    }
+
+    /// Takes the next of a list of options, which may end without saying so.
+    fn option<'a>(
+        &self,
+        options: &mut &'a [u8],
+        is_frame: bool,
+    ) -> Result<Option<(u16, &'a [u8])>, Fault> {
+        let (Some(code), Some(length)) = (self.u16(options, 0), self.u16(options, 2)) else {
+            return Ok(None);
+        };
+        if code == OPTION_END {
+            return Ok(None);
+        }
+        let length = usize::from(length);
+        let option = options.split_at_checked(4 + length.next_multiple_of(4));
+        let (option, rest) = option.ok_or_else(|| self.option_length(is_frame, code, length))?;
+        *options = rest;
+        Ok(Some((code, option.get(4..4 + length).unwrap_or_default())))
+    }
+
+    fn option_length(&self, is_frame: bool, code: u16, length: usize) -> Fault {
+        self.fault(is_frame, Problem::OptionLength { code, length })
     }
 
     /// An enhanced packet, or an obsolete one.
@@ -348,10 +377,29 @@ impl Reader {
         let (high, low, captured, original) = (word(4)?, word(8)?, word(12)?, word(16)?);
         let described = self.interface(interface);
         Some(described.and_then(|described| {
-            let bytes = self.bytes(body.get(20..).unwrap_or_default(), captured, original)?;
+            let data = body.get(20..).unwrap_or_default();
+            let bytes = self.bytes(data, captured, original)?;
+            let options = data.get(bytes.len().next_multiple_of(4)..).unwrap_or_default();
+            self.packet_options(options)?;
             let time = described.time(u64::from(high) << 32 | u64::from(low));
             Ok(Captured { time: Some(time), bytes, original })
         }))
+    }
+
+    /// What a packet's options say of its bytes: that there is a checksum among them, which may be said of
+    /// each frame instead of the interface.
+    fn packet_options(&self, mut options: &[u8]) -> Result<(), Fault> {
+        const FCS_LENGTH: u32 = 0xF << 5;
+        while let Some((code, value)) = self.option(&mut options, true)? {
+            if code == EPB_FLAGS {
+                let flags = self.u32(value, 0).filter(|_| value.len() == 4);
+                let flags = flags.ok_or_else(|| self.option_length(true, code, value.len()))?;
+                if flags & FCS_LENGTH != 0 {
+                    return Err(self.fault(true, Problem::FrameCheckSequence));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn simple_packet<'a>(&self, body: &'a [u8]) -> Option<Result<Captured<'a>, Fault>> {

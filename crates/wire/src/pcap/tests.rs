@@ -30,7 +30,8 @@ fn read(file: &[u8], slack: usize) -> Read {
                 needed = more;
             }
             Ok(Step::Skip(bytes)) => {
-                (at, needed) = ((at + bytes as usize).min(file.len()), 0);
+                assert!(bytes as usize <= window.len(), "{bytes} bytes are not there");
+                (at, needed) = (at + bytes as usize, 0);
             }
             Ok(Step::Frame(bytes, frame)) => {
                 frames.push((frame.time, frame.bytes.to_vec(), frame.original));
@@ -128,9 +129,22 @@ impl Order {
     }
 
     fn packet(self, interface: u32, time: u64, original: u32, bytes: &[u8]) -> Vec<u8> {
+        self.packet_with(interface, time, original, bytes, &[])
+    }
+
+    fn packet_with(
+        self,
+        interface: u32,
+        time: u64,
+        original: u32,
+        bytes: &[u8],
+        options: &[u8],
+    ) -> Vec<u8> {
         let mut body = self.words(&[interface, (time >> 32) as u32, time as u32]);
         body.extend(self.words(&[bytes.len() as u32, original]));
         body.extend(bytes);
+        body.resize(body.len().next_multiple_of(4), 0);
+        body.extend(options);
         self.block(ENHANCED_PACKET, &body)
     }
 }
@@ -284,10 +298,10 @@ fn faults_say_where_and_what() {
     }
     let text = "frame 1 at byte 48: a block of type 0x6 cannot be 24 bytes long";
     assert_fault(&pcapng(&[order.block(ENHANCED_PACKET, &[0; 12])]), 0, text);
-    let text = "byte 48, before frame 1: option 9 of the interface cannot be 400 bytes long";
+    let text = "byte 48, before frame 1: option 9 cannot be 400 bytes long";
     let option = [order.u16(IF_TSRESOL), order.u16(400)].concat();
     assert_fault(&pcapng(&[order.interface(ETHERNET, 0, &option)]), 0, text);
-    let text = "byte 48, before frame 1: option 14 of the interface cannot be 4 bytes long";
+    let text = "byte 48, before frame 1: option 14 cannot be 4 bytes long";
     let option = order.option(IF_TSOFFSET, &[0; 4]);
     assert_fault(&pcapng(&[order.interface(ETHERNET, 0, &option)]), 0, text);
     let fcs = order.option(IF_FCSLEN, &[4]);
@@ -305,19 +319,233 @@ fn faults_say_where_and_what() {
     assert_fault(&section, 0, text);
 }
 
+/// The start of a pcapng file, whose frames have nanoseconds, and these blocks.
+fn pcapng(order: Order, blocks: &[Vec<u8>]) -> Vec<u8> {
+    let nanoseconds = order.option(IF_TSRESOL, &[9]);
+    [order.section(), order.interface(ETHERNET, 0, &nanoseconds), blocks.concat()].concat()
+}
+
+/// What is behind blocks that nobody reads is where it is, and so are they when the file ends in one.
+#[test]
+fn blocks_that_are_passed_over_are_counted_to_the_byte() {
+    for order in ORDERS {
+        let packet = order.packet(0, 1, LEN, FRAME);
+        let unknown = order.block(0x0BAD, &[7; 400]);
+        let empty = order.block(0x8000_0001, &[]);
+        let statistics = order.block(INTERFACE_STATISTICS, &[0; 12]);
+        let mut blocks = vec![unknown.clone(), packet.clone(), empty, statistics, packet.clone()];
+        let start = pcapng(order, &blocks).len();
+        blocks.push(order.packet(3, 1, LEN, FRAME));
+        let text =
+            format!("frame 3 at byte {start}: it is of interface 3, and 1 are described before it");
+        assert_fault(&pcapng(order, &blocks), 2, &text);
+        blocks.pop();
+        // Cut off anywhere in it, whatever the windows.
+        for found in [12, 13, 14, 100, 407, 408, 409, 411] {
+            let mut file = pcapng(order, &blocks);
+            file.extend(&unknown[..found]);
+            let text = format!(
+                "byte {start}, before frame 3: the file ends after {found} of its 412 bytes"
+            );
+            assert_fault(&file, 2, &text);
+        }
+        // As long as a block can say that it is.
+        let mut file = pcapng(order, &blocks);
+        file.extend(order.words(&[0x0BAD, 0xFFFF_FFFC, 7, 7, 7]));
+        let text =
+            format!("byte {start}, before frame 3: the file ends after 20 of its 4294967292 bytes");
+        assert_fault(&file, 2, &text);
+        let mut file = pcapng(order, &blocks);
+        file.extend(order.words(&[0x0BAD, 0xFFFF_FFFF, 7, 7, 7]));
+        let text = format!(
+            "byte {start}, before frame 3: a block of type 0xbad cannot be 4294967295 bytes long"
+        );
+        assert_fault(&file, 2, &text);
+    }
+}
+
+/// A block of 4 GiB that is there, too: the bytes are only counted.
+#[test]
+fn the_longest_block_is_passed_over() {
+    let order = LITTLE;
+    let mut reader = Reader::new();
+    let start = pcapng(order, &[]);
+    let mut rest = &start[..];
+    while let Step::Skip(bytes) = reader.step(rest).unwrap() {
+        rest = &rest[bytes as usize..];
+    }
+    let length = 0xFFFF_FFFCu32;
+    let mut window = order.words(&[0x0BAD, length]);
+    window.resize(1 << 20, 7);
+    let mut left = u64::from(length) - 4;
+    while left > 0 {
+        let Ok(Step::Skip(bytes)) = reader.step(&window) else { panic!("{left} bytes are left") };
+        left -= bytes;
+    }
+    assert_eq!(reader.step(&order.u32(length)), Ok(Step::Skip(4)));
+    let fault = reader.step(&order.words(&[ENHANCED_PACKET, 7, 0])).unwrap_err();
+    assert_eq!(fault.place.offset, start.len() as u64 + u64::from(length));
+}
+
+/// Everything begins anew: order, interfaces, their times.
+#[test]
+fn a_section_in_the_middle_has_its_own_order_and_interfaces() {
+    let [little, big] = ORDERS;
+    let first = pcapng(little, &[little.packet(0, 7, LEN, FRAME)]);
+    let seconds = big.option(IF_TSRESOL, &[0]);
+    let second =
+        [big.section(), big.interface(ETHERNET, 0, &seconds), big.packet(0, 7, LEN, FRAME)]
+            .concat();
+    let expected = [(Some(7), FRAME.to_vec(), LEN), (Some(7_000_000_000), FRAME.to_vec(), LEN)];
+    let file = [first.clone(), second].concat();
+    assert_eq!(read_whole(&file), (expected.to_vec(), None));
+    // What the section before has described is nobody's here.
+    let file = [first.clone(), big.section(), big.packet(0, 7, LEN, FRAME)].concat();
+    let text = format!(
+        "frame 2 at byte {}: it is of interface 0, and 0 are described before it",
+        first.len() + 28
+    );
+    assert_fault(&file, 1, &text);
+    // A section's own length, which may be unknown or wrong, is not what ends it.
+    let mut file = pcapng(little, &[little.packet(0, 7, LEN, FRAME)]);
+    file[16..24].copy_from_slice(&4u64.to_le_bytes());
+    assert_eq!(read_whole(&file).0.len(), 1);
+    // pcap has no sections.
+    let file = [little.pcap(0xA1B2_C3D4, 1), little.section()].concat();
+    assert!(read_whole(&file).1.is_some());
+}
+
+#[test]
+fn lists_of_options_in_every_form() {
+    for order in ORDERS {
+        let one = |options: &[u8]| {
+            let interface = order.interface(ETHERNET, 0, options);
+            let file = [order.section(), interface, order.packet(0, 2, LEN, FRAME)].concat();
+            let (frames, fault) = read_whole(&file);
+            assert_eq!(fault, None);
+            frames[0].0.unwrap()
+        };
+        let end = order.option(OPTION_END, &[]);
+        let seconds = order.option(IF_TSRESOL, &[0]);
+        let halves = order.option(IF_TSRESOL, &[0x81]);
+        assert_eq!(one(&[]), 2_000);
+        assert_eq!(one(&end), 2_000);
+        // Without an end, and with something behind it.
+        assert_eq!(one(&seconds), 2_000_000_000);
+        assert_eq!(one(&[end.clone(), seconds.clone()].concat()), 2_000);
+        assert_eq!(one(&[halves.clone(), end.clone()].concat()), 1_000_000_000);
+        let before_1970 = order.option(IF_TSOFFSET, &order.u64(-3i64 as u64));
+        assert_eq!(one(&[seconds.clone(), before_1970].concat()), -1_000_000_000);
+        // Many that say nothing, and one that nobody knows.
+        assert_eq!(
+            one(&[order.option(1, &[]).repeat(5_000), seconds.clone()].concat()),
+            2_000_000_000
+        );
+        assert_eq!(one(&[order.option(0x8BAD, &[1; 65535]), seconds].concat()), 2_000_000_000);
+        // The longest that can be said, in a block that ends before.
+        let option = [order.u16(1), order.u16(u16::MAX)].concat();
+        let file = [order.section(), order.interface(ETHERNET, 0, &option)].concat();
+        let text = "byte 28, before frame 1: option 1 cannot be 65535 bytes long";
+        assert_fault(&file, 0, text);
+    }
+}
+
+/// A packet may say of itself what is said of an interface.
+#[test]
+fn frames_with_a_checksum_at_their_end_are_found_by_their_flags() {
+    for order in ORDERS {
+        let packet = |options: &[u8]| order.packet_with(0, 1, LEN, FRAME, options);
+        let flags = |flags: u32| order.option(EPB_FLAGS, &order.u32(flags));
+        let comment = order.option(1, b"a comment");
+        // Which way it went, how it was cast, and errors of its link.
+        let plain = packet(&[comment.clone(), flags(0xFF00_001D)].concat());
+        let frame = (Some(1), FRAME.to_vec(), LEN);
+        assert_eq!(read_whole(&pcapng(order, std::slice::from_ref(&plain))), (vec![frame], None));
+        let at = pcapng(order, std::slice::from_ref(&plain)).len();
+        let fault = |options: &[u8], text: &str| {
+            let file = pcapng(order, &[plain.clone(), packet(options)]);
+            assert_fault(&file, 1, &format!("frame 2 at byte {at}: {text}"));
+        };
+        let text = "its frames end with Ethernet's checksum (FCS): capture without it, or cut it off \
+                    with editcap -C -4 -L";
+        fault(&[comment, flags(4 << 5)].concat(), text);
+        fault(&order.option(EPB_FLAGS, &[0; 8]), "option 2 cannot be 8 bytes long");
+        let beyond = [order.u16(1), order.u16(5)].concat();
+        fault(&beyond, "option 1 cannot be 5 bytes long");
+    }
+}
+
+/// The longest that a frame can be, in every kind of packet, and a byte more.
+#[test]
+fn lengths_at_their_limits() {
+    for order in ORDERS {
+        let long = vec![7; MAX_CAPTURED as usize];
+        let frame = |time| (time, long.clone(), MAX_CAPTURED);
+        let record = order.record(0, 1, MAX_CAPTURED, &long);
+        let file = [order.pcap(0xA1B2_3C4D, 1), record].concat();
+        assert_eq!(read_whole(&file), (vec![frame(Some(1))], None));
+        let simple = [&order.u32(MAX_CAPTURED)[..], &long].concat();
+        let blocks = [order.packet(0, 1, MAX_CAPTURED, &long), order.block(SIMPLE_PACKET, &simple)];
+        let file = pcapng(order, &blocks);
+        assert_eq!(read_whole(&file), (vec![frame(Some(1)), frame(None)], None));
+        // An interface without a limit does not make a simple packet longer than its block, or than any.
+        let file = pcapng(order, &[order.block(SIMPLE_PACKET, &order.words(&[90, 1, 2]))]);
+        let text =
+            "frame 1 at byte 56: its captured length 90 is larger than its block has room for, 8";
+        assert_fault(&file, 0, text);
+        let file = pcapng(order, &[order.block(SIMPLE_PACKET, &order.words(&[u32::MAX, 1, 2]))]);
+        let text = "frame 1 at byte 56: its captured length 4294967295 is larger than 262144, the most \
+                    that there can be";
+        assert_fault(&file, 0, text);
+        // In no window has there to be more than a block can have.
+        let file = [order.pcap(0xA1B2_C3D4, 1), order.words(&[0, 0, u32::MAX, u32::MAX])].concat();
+        assert_fault(&file, 0, &text.replace("56", "24"));
+        let mut packet = order.packet(0, 1, LEN, FRAME);
+        packet[4..8].copy_from_slice(&order.u32(0xFFFF_FFFC));
+        let text = "frame 1 at byte 56: a block of type 0x6 cannot be 4294967292 bytes long";
+        assert_fault(&pcapng(order, &[packet]), 0, text);
+    }
+}
+
+/// The last frame, cut off anywhere, in every format: what is there of it, and where it begins.
+#[test]
+fn a_truncated_last_frame_is_named() {
+    for order in ORDERS {
+        let record = order.record(0, 1, LEN, FRAME);
+        let packet = order.packet(0, 1, LEN, FRAME);
+        let formats = [
+            ([order.pcap(0xA1B2_C3D4, 1), record.clone()].concat(), record, 16),
+            (pcapng(order, std::slice::from_ref(&packet)), packet, 12),
+        ];
+        for (start, last, header) in formats {
+            for found in 1..last.len() {
+                let file = [&start[..], &last[..found]].concat();
+                let (frames, fault) = read_whole(&file);
+                assert_eq!(frames.len(), 1);
+                let needed = if found < header { header } else { last.len() } as u64;
+                let problem = Problem::Truncated { needed, found: found as u64 };
+                // Of a block of which not even the type is there, nobody knows what it is.
+                let is_frame = header == 16 || found >= 4;
+                let place = Place { offset: start.len() as u64, frame: 2, is_frame };
+                assert_eq!(fault, Some(Fault { place, problem }));
+            }
+        }
+    }
+}
+
 /// Frames as a capture port writes them.
-fn written(frames: &[(u64, Vec<u8>, u32, Direction)]) -> Vec<u8> {
+fn written(frames: &[(u64, Vec<u8>, u32)]) -> Vec<u8> {
     let mut file = Vec::new();
     Section { hardware: "x86_64", os: "Linux", application: "ringway" }.write(&mut file);
     let description = "a port";
     Interface { name: "port-7", description, snaplen: MAX_CAPTURED }.write(&mut file);
-    for (time, bytes, more, direction) in frames {
+    for (time, bytes, more) in frames {
         let mut room = vec![0xEE; packet_size(bytes.len())];
         let mut packet = Packet::new(&mut room);
         packet.bytes()[..bytes.len()].copy_from_slice(bytes);
         let captured = bytes.len() as u32;
-        let (time, direction, original) = (*time, *direction, captured + more);
-        let header = PacketHeader { interface: 0, time, captured, original, direction };
+        let original = captured + more;
+        let header = PacketHeader { interface: 0, time: *time, captured, original };
         assert_eq!(packet.finish(header), Some(room.len()));
         file.extend(room);
     }
@@ -328,31 +556,24 @@ fn written(frames: &[(u64, Vec<u8>, u32, Direction)]) -> Vec<u8> {
 
 #[test]
 fn a_packet_needs_its_room() {
-    let header = PacketHeader {
-        interface: 0,
-        time: 0,
-        captured: 5,
-        original: 5,
-        direction: Direction::Inbound,
-    };
+    let header = PacketHeader { interface: 0, time: 0, captured: 5, original: 5 };
     let mut room = [0; packet_size(5)];
     assert_eq!(Packet::new(&mut room[..packet_size(5) - 1]).finish(header), None);
     assert_eq!(Packet::new(&mut room[..3]).bytes().len(), 0);
     assert_eq!(Packet::new(&mut room).finish(header), Some(packet_size(5)));
 }
 
-/// A time, bytes, how many more there were, and which way they went.
-fn frame() -> impl Strategy<Value = (u64, Vec<u8>, u32, Direction)> {
-    let direction = prop_oneof![Just(Direction::Inbound), Just(Direction::Outbound)];
+/// A time, bytes, and how many more there were.
+fn frame() -> impl Strategy<Value = (u64, Vec<u8>, u32)> {
     let bytes = proptest::collection::vec(any::<u8>(), 0..300);
-    (0..i64::MAX as u64 / 2, bytes, 0..5u32, direction)
+    (0..i64::MAX as u64 / 2, bytes, 0..5u32)
 }
 
 proptest! {
     #[test]
     fn what_is_written_is_read(frames in proptest::collection::vec(frame(), 0..20), shift in 0..i64::MAX as u64 / 2) {
         let mut file = written(&frames);
-        let expected = |shift| frames.iter().map(move |(time, bytes, more, _)| {
+        let expected = |shift| frames.iter().map(move |(time, bytes, more)| {
             (Some((time + shift) as i64), bytes.clone(), bytes.len() as u32 + more)
         });
         prop_assert_eq!(read(&file, 100), (expected(0).collect(), None));
@@ -365,14 +586,12 @@ proptest! {
                 Ok((length, pcap_parser::PcapBlockOwned::NG(block))) => {
                     match block {
                         Block::EnhancedPacket(packet) => {
-                            let (time, bytes, more, direction) = &frames[index];
+                            let (time, bytes, more) = &frames[index];
                             let stamp = u64::from(packet.ts_high) << 32 | u64::from(packet.ts_low);
                             prop_assert_eq!(stamp, *time);
                             prop_assert_eq!(packet.packet_data(), &bytes[..]);
                             prop_assert_eq!(packet.orig_len(), bytes.len() as u32 + more);
-                            let flags = if *direction == Direction::Inbound { 1u8 } else { 2 };
-                            let option = option_of(&packet.options, 2);
-                            prop_assert_eq!(option, Some([flags, 0, 0, 0].to_vec()));
+                            prop_assert!(packet.options.is_empty());
                             index += 1;
                         }
                         Block::InterfaceDescription(interface) => {

@@ -10,14 +10,13 @@ use super::*;
 /// Bytes of a packet's block in front of the frame.
 const PACKET_HEADER_SIZE: usize = 28;
 
-/// The flags of a packet behind the frame and its padding, the end of options, the length.
-const PACKET_TRAILER: usize = 8 + 4 + 4;
+/// Behind the frame and its padding: no options, the length.
+const PACKET_TRAILER: usize = 4;
 
 /// `if_tsresol`: nanoseconds.
 const NANOSECONDS: u8 = 9;
 
-/// The options of a packet and of statistics.
-const EPB_FLAGS: u16 = 2;
+/// The options of statistics.
 const ISB_STARTTIME: u16 = 2;
 const ISB_ENDTIME: u16 = 3;
 const ISB_IFRECV: u16 = 4;
@@ -144,15 +143,6 @@ fn time(nanoseconds: u64) -> [u8; 8] {
     nanoseconds.rotate_left(32).to_le_bytes()
 }
 
-/// Which way a frame went.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
-    /// It came in by the interface.
-    Inbound,
-    /// It went out by it.
-    Outbound,
-}
-
 /// What is written in front of a frame.
 #[derive(Clone, Copy, Debug)]
 pub struct PacketHeader {
@@ -164,8 +154,6 @@ pub struct PacketHeader {
     pub captured: u32,
     /// Bytes that it had.
     pub original: u32,
-    /// Which way it went.
-    pub direction: Direction,
 }
 
 /// Bytes of the block of a packet of which so many bytes are captured. A multiple of 4, and never less for
@@ -193,7 +181,7 @@ impl<'a> Packet<'a> {
     /// Completes the block around the first [`PacketHeader::captured`] bytes. Returns its size, or None if there
     /// is not so much room.
     pub fn finish(self, header: PacketHeader) -> Option<usize> {
-        let PacketHeader { interface, time: at, captured, original, direction } = header;
+        let PacketHeader { interface, time: at, captured, original } = header;
         let size = packet_size(captured as usize);
         let block = self.room.get_mut(..size)?;
         let length = (size as u32).to_le_bytes();
@@ -206,13 +194,7 @@ impl<'a> Packet<'a> {
         let behind = rest.get_mut(captured as usize..)?;
         let (padding, behind) = behind.split_at_mut(behind.len() - PACKET_TRAILER);
         padding.fill(0);
-        let flags: u32 = match direction {
-            Direction::Inbound => 1,
-            Direction::Outbound => 2,
-        };
-        let [low, high] = EPB_FLAGS.to_le_bytes();
-        let words = [[low, high, 4, 0], flags.to_le_bytes(), [0; 4], length];
-        behind.copy_from_slice(words.as_flattened());
+        behind.copy_from_slice(&length);
         Some(size)
     }
 }

@@ -54,7 +54,7 @@ fn packets_to_the_host_are_taken() {
         (group, EtherType::IPV4, ipv4([224, 0, 0, 251])),
         (MacAddress([0x33, 0x33, 0, 0, 0, 1]), EtherType::IPV6, ipv6("ff02::1")),
     ] {
-        assert_eq!(sorted(&frame(to, ethertype, &packet)), Ok(Arrival::Packet), "{packet:?}");
+        assert_eq!(sorted(&frame(to, ethertype, &packet)), Ok(Arrival::Packet(14)), "{packet:?}");
     }
 }
 
@@ -83,6 +83,36 @@ fn each_frame_that_is_dropped_has_its_reason() {
         (frame(HOST, EtherType::ARP, &[0; 28]), DropReason::BadNeighbourMessage),
     ] {
         assert_eq!(sorted(&bytes), Err(reason), "{bytes:?}");
+    }
+}
+
+/// IEEE 802.1Q: a tag without a VLAN is a priority, and nothing else.
+#[test]
+fn a_tag_that_has_only_a_priority_is_passed_over() {
+    let host = ipv4([10, 0, 0, 254]);
+    let tagged = |control: [u8; 2], ethertype: u16, packet: &[u8]| {
+        let tag = [control, ethertype.to_be_bytes()].concat();
+        frame(HOST, EtherType::VLAN, &[&tag, packet].concat())
+    };
+    for control in [[0, 0], [0xe0, 0], [0xf0, 0]] {
+        assert_eq!(sorted(&tagged(control, 0x0800, &host)), Ok(Arrival::Packet(18)));
+    }
+    let asked = arp::Packet {
+        operation: arp::Operation::Request,
+        sender_mac: GUEST,
+        sender: [10, 0, 0, 1].into(),
+        target_mac: MacAddress::default(),
+        target: [10, 0, 0, 254].into(),
+    };
+    let message = &asked.frame(HOST)[HEADER_SIZE..];
+    let heard = Heard { from: GUEST, message: Message::Arp(asked) };
+    assert_eq!(sorted(&tagged([0x20, 0], 0x0806, message)), Ok(Arrival::Heard(heard)));
+    // Of a VLAN, of a provider's, and of a VLAN behind a priority.
+    let mut provider = tagged([0, 0], 0x0800, &host);
+    provider[12..14].copy_from_slice(&EtherType::SERVICE_VLAN.0.to_be_bytes());
+    let inner = [&[0, 7, 8, 0][..], &host].concat();
+    for bytes in [tagged([0, 7], 0x0800, &host), provider, tagged([0, 0], 0x8100, &inner)] {
+        assert_eq!(sorted(&bytes), Err(DropReason::Tagged), "{bytes:?}");
     }
 }
 
@@ -121,8 +151,10 @@ proptest! {
             header[..6].copy_from_slice(&HOST.0);
             header[12..].copy_from_slice(&kinds[ethertype].0.to_be_bytes());
         }
-        let is_packet = sorted(&bytes) == Ok(Arrival::Packet);
-        // What the kernel gets is whole headers, of the version that was looked at.
-        prop_assert!(!is_packet || bytes.len() >= HEADER_SIZE + 20);
+        if let Ok(Arrival::Packet(start)) = sorted(&bytes) {
+            // What the kernel gets is whole headers, of the version that was looked at.
+            prop_assert!(bytes.len() >= start + 20);
+            prop_assert!([4, 6].contains(&(bytes[start] >> 4)));
+        }
     }
 }

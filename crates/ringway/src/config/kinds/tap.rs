@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 
+use ports::tun::Subnet;
 use wire::ethernet::MacAddress;
 
 use crate::config::fault::{Fault, Problem};
@@ -93,6 +94,8 @@ pub struct Setup {
     pub up: Option<bool>,
     /// The bridge of the host that it belongs to.
     pub bridge: Option<String>,
+    /// IP addresses of the host's that it has, besides others: those of a tun port.
+    pub addresses: Vec<Subnet>,
 }
 
 impl Tap {
@@ -156,5 +159,12 @@ pub fn read_as(
         }
     }
     port.interface = interface?;
+    if port.persistent == Some(true)
+        && port.interface.contains('%')
+        && let Some(entry) = written.entry("persistent")
+    {
+        let problem = Problem::PersistentPattern(port.interface.clone());
+        faults.push(Fault { place: entry.place.clone(), problem });
+    }
     (faults.len() == before).then_some(port)
 }

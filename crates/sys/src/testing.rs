@@ -1,0 +1,54 @@
+//! For tests: a kernel that refuses, or does not answer.
+
+use std::io;
+
+/// A system call that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// The one that opens an io_uring, with EPERM.
+    Setup,
+    /// The one that has it do something, with EPERM.
+    Enter,
+    /// The one that receives a message and asks where it is from, as if there were none.
+    Hear,
+}
+
+/// From now on, a system call fails when this thread makes it, or a thread or program that it starts, as
+/// it does in a container whose seccomp profile leaves it out.
+pub fn refuse(call: Call) -> io::Result<()> {
+    /// Where a filter sees the call's number, and the low half of its fifth argument.
+    const NUMBER: u32 = 0;
+    const FIFTH: u32 = if cfg!(target_endian = "little") { 48 } else { 52 };
+    let (number, error) = match call {
+        Call::Setup => (libc::SYS_io_uring_setup, libc::EPERM),
+        Call::Enter => (libc::SYS_io_uring_enter, libc::EPERM),
+        Call::Hear => (libc::SYS_recvfrom, libc::EAGAIN),
+    };
+    let statement =
+        |code: u32, value: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k: value };
+    let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
+    let equals = |value| statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value);
+    let end = |value| statement(libc::BPF_RET | libc::BPF_K, value);
+    // Where the argument does not matter, it is whatever the processor had there.
+    let skips = if call == Call::Hear { 0 } else { 2 };
+    let mut filter = [
+        load(NUMBER),
+        libc::sock_filter { jt: skips, jf: 3, ..equals(number as u32) },
+        load(FIFTH),
+        libc::sock_filter { jt: 1, ..equals(0) },
+        end(libc::SECCOMP_RET_ERRNO | error as u32),
+        end(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program =
+        libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_mut_ptr() };
+    // SAFETY: it takes numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    // SAFETY: it takes a program, which outlives the call.
+    check(unsafe {
+        libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
+    })
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}

@@ -1,0 +1,107 @@
+use std::fs::OpenOptions;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+
+use memory::WRITE_SLICES_MAX;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::*;
+use crate::testing::{Call, refuse};
+
+fn pipe() -> (OwnedFd, OwnedFd) {
+    pipe_with(PipeFlags::NONBLOCK | PipeFlags::CLOEXEC).unwrap()
+}
+
+/// All that waits in a pipe.
+fn text(reader: OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    let end = std::fs::File::from(reader).read_to_end(&mut bytes);
+    assert!(end.is_ok() || end.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock));
+    String::from_utf8(bytes).unwrap()
+}
+
+fn slices<const N: usize>(parts: [&str; N]) -> [ReadSlice<'_>; N] {
+    parts.map(|part| part.as_bytes().into())
+}
+
+type Results = Vec<Result<usize, Errno>>;
+
+#[test]
+fn each_write_arrives_in_order_or_says_why_not() {
+    let ((reader, writer), (other, to_other)) = (pipe(), pipe());
+    let (closed, to_closed) = pipe();
+    drop(closed);
+    let mut uring = Uring::open(writer.as_fd()).unwrap();
+    let (one, two, three) = (slices(["one ", "", "and "]), slices(["two "]), slices(["three"]));
+    let many = vec![ReadSlice::EMPTY; WRITE_SLICES_MAX + 1];
+    for round in 0..3 {
+        let writes: [(_, &[ReadSlice<'_>]); 6] = [
+            (writer.as_fd(), &one),
+            // What the kernel does not even begin does not keep it from those behind.
+            (writer.as_fd(), &many),
+            (to_other.as_fd(), &two),
+            (to_closed.as_fd(), &two),
+            (writer.as_fd(), &[]),
+            (writer.as_fd(), &three),
+        ];
+        let results: Results = uring.write(writes.into_iter()).collect();
+        let (invalid, broken) = (Err(Errno::INVAL), Err(Errno::PIPE));
+        assert_eq!(results, [Ok(8), invalid, Ok(4), broken, Ok(0), Ok(5)], "{round}");
+    }
+    assert_eq!(uring.write([].into_iter()).count(), 0);
+    assert_eq!((text(reader), text(other)), ("one and three".repeat(3), "two ".repeat(3)));
+}
+
+#[test]
+fn a_write_that_would_wait_fails_and_no_more_are_done_than_fit() {
+    let (reader, writer) = pipe();
+    let mut uring = Uring::open(writer.as_fd()).unwrap();
+    let block = "x".repeat(4096);
+    let block = slices([&block]);
+    let writes = || std::iter::repeat_with(|| (writer.as_fd(), &block[..]));
+    let results: Results = uring.write(writes().take(DEPTH + 1)).collect();
+    // As many as a pipe holds.
+    let fits = [Ok(4096); 16].into_iter();
+    let expected: Results = fits.chain([Err(Errno::AGAIN); DEPTH - 16]).collect();
+    assert_eq!(results, expected);
+    assert_eq!(text(reader).len(), 16 * 4096);
+}
+
+/// Nobody but this thread's.
+fn refusing<R: Send>(run: impl FnOnce() -> R + Send) -> R {
+    std::thread::scope(|scope| scope.spawn(run).join().unwrap())
+}
+
+#[test]
+fn where_the_kernel_refuses_there_is_none() {
+    let (_reader, writer) = pipe();
+    for (call, error) in [(Call::Setup, Errno::PERM), (Call::Enter, Errno::NOSYS)] {
+        let opened = refusing(|| {
+            refuse(call).unwrap();
+            Uring::open(writer.as_fd()).map(drop)
+        });
+        assert_eq!(Errno::from_io_error(&opened.unwrap_err()), Some(error), "{call:?}");
+    }
+    // A file that cannot say that it would have to wait.
+    let file = OpenOptions::new().write(true).open("/proc/self/comm").unwrap();
+    let error = Uring::open(file.as_fd()).map(drop).unwrap_err();
+    assert_eq!(Errno::from_io_error(&error), Some(Errno::OPNOTSUPP));
+}
+
+#[test]
+fn one_that_the_kernel_refuses_later_is_not_used_again() {
+    let (reader, writer) = pipe();
+    let mut uring = Uring::open(writer.as_fd()).unwrap();
+    let used = &mut uring;
+    refusing(|| {
+        let (uring, word) = (used, slices(["word"]));
+        let writes = [(writer.as_fd(), &word[..]); 3];
+        assert_eq!(uring.write(writes.into_iter()).count(), 3);
+        refuse(Call::Enter).unwrap();
+        assert_eq!(uring.write(writes.into_iter()).count(), 0);
+    });
+    // What it was given then it does not do, though now it could.
+    let word = slices(["word"]);
+    assert_eq!(uring.write([(writer.as_fd(), &word[..])].into_iter()).count(), 0);
+    assert_eq!(text(reader), "word".repeat(3));
+}
