@@ -4,7 +4,10 @@
 pub mod anti_spoof;
 pub mod bridge;
 pub mod bucket;
+mod eviction;
+pub mod filter;
 pub mod impair;
+mod keyed;
 pub mod mirror;
 pub mod police;
 pub mod sides;

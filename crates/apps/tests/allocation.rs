@@ -8,9 +8,11 @@ use engine::{
 use ringway_apps::anti_spoof::{self, AntiSpoof};
 use ringway_apps::bridge::Bridge;
 use ringway_apps::bucket::Limit;
+use ringway_apps::filter::{self, Direction, Filter, compile};
 use ringway_apps::impair::{self, Impair, Impairment};
 use ringway_apps::mirror::{self, Mirror};
 use ringway_apps::police::{self, BitLimit, FrameLimit, Limits, Police};
+use ringway_apps::sides::{NETWORK, PORT};
 use ringway_apps::sink::Sink;
 use ringway_apps::source::{self, Source};
 use ringway_apps::storm::{self, Storm};
@@ -201,4 +203,61 @@ fn no_app_allocates_on_the_busy_path() {
     let settings = impair::Settings { from_port: all, to_port: all, ..impair::Settings::default() };
     let app = Impair::new(settings).unwrap();
     does_not_allocate("impair", app, Some(DropReason::Impaired));
+}
+
+/// As many questions as a burst has, or answers to them, each of another conversation.
+fn datagrams(is_answer: bool) -> Vec<u8> {
+    let mut frames = vec![0; BURST * FRAME];
+    for (number, frame) in frames.chunks_mut(FRAME).enumerate() {
+        frame[12..15].copy_from_slice(&[8, 0, 0x45]);
+        frame[23] = 17;
+        let (mut ends, mut ports) = ([[10, 0, 0, 1], [10, 0, 0, 2]], [[3, number as u8], [0, 53]]);
+        if is_answer {
+            ends.reverse();
+            ports.reverse();
+        }
+        frame[26..34].copy_from_slice(&ends.concat());
+        frame[34..38].copy_from_slice(&ports.concat());
+        // What the filter looks at behind the head.
+        frame[200] = (number % 5 == 0).into();
+    }
+    frames
+}
+
+#[test]
+fn a_filter_does_not_allocate() {
+    let direction = |expression: &str, allow_replies| Direction {
+        accept: Some(compile(expression).unwrap()),
+        allow_replies,
+    };
+    let settings = filter::Settings {
+        from_port: direction("udp and ether[200] = 0", true),
+        to_port: direction("udp and ether[200] = 1 and ether[2000] = 7", false),
+    };
+    let mut graph = Graph::new();
+    let app = graph.add("filter", Filter::new(settings, [1, 2]));
+    let stations = [PORT, NETWORK].map(|side| {
+        let station = graph.add("station", Station::new(datagrams(side == NETWORK)));
+        graph.link((station, 0), (app, side)).unwrap();
+        graph.link((app, side), (station, 0)).unwrap();
+        station
+    });
+    // Conversations age from one breath to the next, and begin anew.
+    let mut breathe = |breaths: u64| {
+        for breath in 0..breaths {
+            graph.breathe(breath * 400_000_000_000, |_| panic!("an app failed"));
+        }
+    };
+    let first = measure(|| breathe(1));
+    assert!(first.count_total > 0, "nothing is counted at all");
+    let others = measure(|| breathe(1000));
+    assert_eq!(others.count_total, 0, "{others:?}");
+
+    // 13 of 64 are not accepted, and so their answers are none; nor are answers that come in a breath before
+    // their questions.
+    let [answers, questions] = stations.map(|station| graph.counters(station).sent.frames);
+    assert_eq!(questions, 1001 * 51);
+    assert!(answers > 400 * 51 && answers < questions && answers.is_multiple_of(51), "{answers}");
+    let dropped = graph.counters(app)[DropReason::Filtered];
+    assert_eq!(questions + answers + dropped, 1001 * 128);
 }

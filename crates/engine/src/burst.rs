@@ -28,6 +28,13 @@ pub const HELD: usize = BURST / 2;
 /// TCP with all options.
 pub const HEAD: usize = 128;
 
+/// Bytes of a frame that can be made private on request, the head among them: see
+/// [`Burst::make_private`].
+pub const PRIVATE: usize = 1024;
+
+/// Bytes behind heads that can be made private in one burst: those of each frame, for two apps.
+const PRIVATE_ROOM: usize = 2 * BURST * PRIVATE;
+
 /// Tags that can be put into a frame beyond those that it came with: a service's around a customer's.
 pub const TAGS: usize = 2;
 
@@ -111,6 +118,8 @@ impl Record {
 pub(crate) struct Storage {
     records: Box<[Record]>,
     segments: Vec<ReadSlice<'static>>,
+    /// For what is behind heads.
+    private: Box<[u8]>,
 }
 
 impl Default for Storage {
@@ -125,15 +134,23 @@ impl Default for Storage {
             body_end: 0,
             offload: Offload::NONE,
         };
-        Self { records: (0..BURST).map(|_| record()).collect(), segments: Vec::new() }
+        Self {
+            records: (0..BURST).map(|_| record()).collect(),
+            segments: Vec::new(),
+            private: vec![0; PRIVATE_ROOM].into(),
+        }
     }
 }
 
 impl Storage {
     /// Takes the memory out, for a breath.
     pub(crate) fn take(&mut self) -> Self {
-        let Self { records, segments } = self;
-        Self { records: std::mem::take(records), segments: std::mem::take(segments) }
+        let Self { records, segments, private } = self;
+        Self {
+            records: std::mem::take(records),
+            segments: std::mem::take(segments),
+            private: std::mem::take(private),
+        }
     }
 
     /// An empty burst, which has this memory until it is kept again.
@@ -143,6 +160,7 @@ impl Storage {
             records: &mut self.records,
             len: 0,
             segments: std::mem::take(&mut self.segments),
+            private: &mut self.private,
             now,
             breath,
             held: 0,
@@ -190,6 +208,8 @@ pub struct Burst<'b> {
     records: &'b mut [Record],
     len: usize,
     segments: Vec<ReadSlice<'b>>,
+    /// What is left of the room for what is behind heads.
+    private: &'b mut [u8],
     now: u64,
     breath: u32,
     /// Frames that are to be pulled again.
@@ -347,6 +367,13 @@ impl<'b> Burst<'b> {
         self.records.get(index).map(Record::head).unwrap_or_default()
     }
 
+    /// The head of frame `index`, and the bytes that the frame has in all; nothing when there is no such frame.
+    #[inline(always)]
+    pub fn head_and_len(&self, index: usize) -> (&[u8], usize) {
+        let Some(record) = self.records.get(index) else { return (&[], 0) };
+        (record.head(), record.len as usize)
+    }
+
     /// A look at frame `index`, which must be one of this burst's.
     #[inline(always)]
     pub fn frame(&self, index: usize) -> Frame<'_> {
@@ -357,6 +384,45 @@ impl<'b> Burst<'b> {
             len: record.len as usize,
             offload: record.offload,
         }
+    }
+
+    /// Makes the first [`PRIVATE`] bytes of frame `index` private, for decisions that the head is not enough
+    /// for. From then on the frame is its head, these bytes, and what the sender's memory has behind
+    /// them. Returns those behind the head: all of them, of a shorter frame. `None` when there is no room
+    /// for that any more in this burst, or no such frame: then nothing has changed.
+    #[cold]
+    pub fn make_private(&mut self, index: usize) -> Option<&'b [u8]> {
+        let Self { records, segments, private, .. } = self;
+        let record = records.get_mut(index)?;
+        let body = record.body_start as usize..record.body_end as usize;
+        let body_len = segments.get(body.clone())?.iter().map(ReadSlice::len).sum::<usize>();
+        let count = body_len.min(PRIVATE - usize::from(record.head_len));
+        if count == 0 {
+            return Some(&[]);
+        }
+        if count > private.len() {
+            return None;
+        }
+        let (copy, rest) = std::mem::take(private).split_at_mut(count);
+        *private = rest;
+        // A new list of segments, behind those of all frames: the copy, and what it does not have.
+        let start = segments.len();
+        segments.push(ReadSlice::EMPTY);
+        let mut copied = 0;
+        for at in body {
+            let segment = segments[at];
+            let room = copy.get_mut(copied..).unwrap_or_default();
+            let count = segment.copy_to(room);
+            copied += count;
+            if count < segment.len() {
+                segments.push(segment.skip(count));
+            }
+        }
+        let copy: &'b [u8] = copy;
+        segments[start] = copy.into();
+        record.body_start = start as u32;
+        record.body_end = segments.len() as u32;
+        Some(copy)
     }
 
     /// What is known of frame `index`, which must be one of this burst's, and the room for a header of

@@ -111,6 +111,10 @@ drop_reasons! {
     DelayFull = "delay_full",
     /// It came from where a mirror's copies go, which is not there to send.
     FromMirror = "from_mirror",
+    /// A filter does not accept it.
+    Filtered = "filtered",
+    /// A filter needs to see more of the frame than is ever private.
+    FilterTooDeep = "filter_too_deep",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
 }

@@ -46,7 +46,7 @@ pub use app::{App, Fault};
 pub use breath::Event;
 pub use burst::{
     Arrival, BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
-    Outcomes, Outline, Selection, TAGS,
+    Outcomes, Outline, PRIVATE, Selection, TAGS,
 };
 pub use counters::{Counters, DropReason, Traffic};
 pub use graph::{AppId, Graph, LinkError, Outputs};

@@ -14,12 +14,14 @@
 //! | `memory` | region tables, and accesses through them | front end |
 //! | `formats` | what the parsers read | everybody |
 //! | `capture` | a capture file | whoever wrote it |
+//! | `bpf` | a filter's program, and a packet | whoever wrote either |
 //! | `neighbours` | frames about who has which address, packets of the host's, and time | stations |
 //! | `canary` | a word that must be found | nobody |
 //!
 //! What a case reached is returned so that a corpus can be held to what it once found: inputs go
 //! stale without a word when the code that reads them changes.
 
+mod bpf;
 mod capture;
 mod device;
 mod driver;
@@ -33,6 +35,7 @@ mod regions;
 mod ring_memory;
 mod session;
 
+pub use bpf::bpf;
 pub use capture::capture;
 pub use device::device;
 pub use driver::driver;
@@ -55,6 +58,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("memory", memory),
     ("formats", formats),
     ("capture", capture),
+    ("bpf", bpf),
     ("neighbours", neighbours),
     ("canary", canary),
 ];

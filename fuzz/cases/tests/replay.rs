@@ -264,6 +264,35 @@ fn capture() {
 }
 
 #[test]
+fn bpf() {
+    passes(
+        "bpf",
+        &[
+            "Accept",
+            "Reject",
+            "NotGiven",
+            // Programs as text.
+            "text",
+            "Count",
+            "Missing",
+            "NotAnInstruction",
+            // Programs that are not valid.
+            "Empty",
+            "TooLong",
+            "DivisionByZero",
+            "JumpBack",
+            "JumpOutside",
+            "KernelOffset",
+            "MemoryOutside",
+            "MemoryUnwritten",
+            "NoReturn",
+            "ShiftTooFar",
+            "UnknownCode",
+        ],
+    );
+}
+
+#[test]
 fn neighbours() {
     passes(
         "neighbours",

@@ -6,10 +6,8 @@
 //! keyed anew for each bridge, so that nobody outside knows which addresses share a bucket. A new
 //! address takes an empty or aged entry, or else the one of its bucket that was seen least recently.
 //!
-//! A port that floods the table with forged addresses could push everybody's out that way. So a port
-//! that holds half of a bucket replaces its own entries there, and no others; and one that got hold
-//! of more than half, while there was room, gives way first. So the flood has one half, and what the
-//! other ports learn in the other half stays.
+//! A port that floods the table with forged addresses could push everybody's out that way. So it
+//! has half of a bucket, as long as others need the rest: see [`eviction`](crate::eviction).
 //!
 //! The same address may be in several VLANs, at other ports. So each VLAN has a mask that is worked out of the key
 //! ([`Domain`]), and an address is known by what it is behind that mask: one number, as without VLANs. Two stations of
@@ -24,11 +22,14 @@
 //! pair it with the other's time. All of that is mended when the station is heard again, and until
 //! then costs no more than a flood or a detour, as an evicted entry does.
 
+use std::array::from_fn;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use wire::ethernet::MacAddress;
 
 use super::AGEING_SECONDS;
+use crate::eviction::victim;
+use crate::keyed::fold;
 
 /// The number of a port on its bridge, counted from 0. [`PortNumber::MAX`] is none.
 pub type PortNumber = u16;
@@ -37,8 +38,6 @@ pub type PortNumber = u16;
 const WAYS: usize = 2 * LINE;
 /// Entries in a cache line.
 const LINE: usize = 4;
-/// Entries that one port may hold in a bucket before it replaces its own.
-const SHARE: usize = WAYS / 2;
 /// Enough that of 10000 addresses hardly any find their bucket full, and few enough for a second-level
 /// cache.
 const BUCKETS: usize = 4096;
@@ -130,21 +129,13 @@ impl Bucket {
     /// The entry that a new address of `port` takes.
     #[cold]
     fn victim(&self, port: PortNumber, now: u32) -> usize {
-        if let Some(way) = (0..WAYS).find(|way| self.is_aged(*way, now)) {
-            return way;
-        }
-        let port_of = |way: usize| self.entry(way).port();
-        let held_by = |port| (0..WAYS).filter(|way| port_of(*way) == port).count();
-        let oldest = |of: Option<PortNumber>| {
-            (0..WAYS)
-                .filter(|way| of.is_none_or(|port| port_of(*way) == port))
-                .max_by_key(|way| self.age(*way, now))
-                .unwrap_or(0)
-        };
-        if held_by(port) >= SHARE {
-            return oldest(Some(port));
-        }
-        oldest((0..WAYS).map(port_of).find(|port| held_by(*port) > SHARE))
+        victim(
+            port,
+            from_fn::<_, WAYS, _>(|way| {
+                let is_fresh = !self.is_aged(way, now);
+                is_fresh.then(|| (self.entry(way).port(), self.age(way, now)))
+            }),
+        )
     }
 }
 
@@ -279,12 +270,6 @@ impl Table {
         let mixed = fold(word ^ first, second | 1);
         fold(mixed ^ second, first | 1)
     }
-}
-
-#[inline]
-fn fold(a: u64, b: u64) -> u64 {
-    let product = u128::from(a) * u128::from(b);
-    product as u64 ^ (product >> 64) as u64
 }
 
 #[cfg(test)]

@@ -81,6 +81,7 @@ fn check_pushed(pieces: &[&[u8]], skip: usize, is_single: bool) {
     let frame = burst.frame(index);
     assert_eq!(frame.head, head);
     assert_eq!(burst.head(index), head);
+    assert_eq!(burst.head_and_len(index), (head, expected.len()));
     assert_eq!(body(&frame), rest);
     assert_eq!(frame.len, expected.len());
     let before = burst.frame(0);
@@ -147,8 +148,7 @@ proptest! {
     }
 }
 
-#[test]
-fn the_head_does_not_change_any_more() {
+fn guest() -> Arc<GuestMemory> {
     let memory = memory::SharedMemory::create("burst", 4096).unwrap();
     let request = memory::RegionRequest {
         guest: memory::GuestAddress(0),
@@ -157,7 +157,12 @@ fn the_head_does_not_change_any_more() {
         offset: 0,
         file: memory.as_fd().try_clone_to_owned().unwrap(),
     };
-    let guest = Arc::new(GuestMemory::map([request]).unwrap());
+    Arc::new(GuestMemory::map([request]).unwrap())
+}
+
+#[test]
+fn the_head_does_not_change_any_more() {
+    let guest = guest();
     let write = |byte: u8| {
         let mut slices = Vec::new();
         let mut translator = guest.translator();
@@ -176,6 +181,88 @@ fn the_head_does_not_change_any_more() {
     assert_eq!(burst.frame(0).head, [1; HEAD]);
     // The rest is the sender's to change.
     assert_eq!(body(&burst.frame(0)), [2; 200 - HEAD]);
+}
+
+/// The head of a frame and what was made private behind it; and what is left behind that.
+fn make_private(burst: &mut Burst<'_>, index: usize) -> (Vec<u8>, Vec<u8>) {
+    let before = [burst.head(index), &body(&burst.frame(index))].concat();
+    let len = burst.frame(index).len;
+    let more = burst.make_private(index).expect("there is room");
+    let private = [burst.head(index), more].concat();
+    let body = body(&burst.frame(index));
+    assert_eq!([burst.head(index), &body].concat(), before);
+    assert_eq!(burst.outline(index, 0).has_body, len > HEAD);
+    assert_eq!(burst.frame(index).len, len);
+    (private, body[more.len()..].to_vec())
+}
+
+#[test]
+fn more_than_the_head_can_be_made_private() {
+    for len in [0, 1, HEAD - 1, HEAD, HEAD + 1, 500, PRIVATE - 1, PRIVATE, PRIVATE + 1, 9000] {
+        for cut in [1, 3, 127, 128, 129, 1000, 9000] {
+            let whole = bytes(len);
+            let mut storage = Storage::default();
+            let mut burst = storage.begin(0, 0);
+            push(&mut burst, &[&[1; 300]], 0);
+            push(&mut burst, &whole.chunks(cut).collect::<Vec<_>>(), 0);
+            push(&mut burst, &[&[2; 300]], 0);
+            // Again, for another app.
+            for _ in 0..2 {
+                let (private, rest) = make_private(&mut burst, 1);
+                assert_eq!(private, whole[..len.min(PRIVATE)], "{len} bytes by {cut}");
+                assert_eq!(rest, whole[len.min(PRIVATE)..], "{len} bytes by {cut}");
+            }
+            assert_eq!(body(&burst.frame(0)), [1; 300 - HEAD]);
+            assert_eq!(body(&burst.frame(2)), [2; 300 - HEAD]);
+        }
+    }
+}
+
+#[test]
+fn what_was_made_private_does_not_change_under_us() {
+    let guest = guest();
+    let write = |byte: u8| {
+        let mut slices = Vec::new();
+        guest.translator().write(memory::GuestAddress(0), 2000, &mut slices).unwrap();
+        slices[0].copy_from((&[byte; 2000][..]).into());
+    };
+    write(1);
+    let mut lease = Lease::Empty;
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
+    let mut translator = lease.guest(guest.clone()).translator();
+    translator.read(memory::GuestAddress(0), 2000, burst.segments()).unwrap();
+    burst.push::<()>(0..1, 0, |_, _| Ok(Offload::NONE)).unwrap();
+    assert_eq!(burst.make_private(0), Some(&[1; PRIVATE - HEAD][..]));
+    write(2);
+    let expected = [&[1; PRIVATE - HEAD][..], &[2; 2000 - PRIVATE]].concat();
+    assert_eq!(body(&burst.frame(0)), expected);
+    // It is from the copy that it is copied again.
+    assert_eq!(burst.make_private(0), Some(&[1; PRIVATE - HEAD][..]));
+    assert_eq!(body(&burst.frame(0)), expected);
+}
+
+#[test]
+fn there_is_room_to_make_a_full_burst_private_twice() {
+    let whole = bytes(1500);
+    let mut storage = Storage::default();
+    for _ in 0..2 {
+        let mut burst = storage.begin(0, 0);
+        for _ in 0..BURST {
+            push(&mut burst, &[&whole], 0).unwrap();
+        }
+        for _ in 0..2 {
+            (0..BURST).for_each(|index| assert!(burst.make_private(index).is_some()));
+        }
+        let before = body(&burst.frame(5));
+        // Enough is enough.
+        let more = (0..BURST).take_while(|_| burst.make_private(5).is_some()).count();
+        assert!(more < BURST);
+        assert_eq!(body(&burst.frame(5)), before);
+        assert_eq!(burst.make_private(BURST), None, "no such frame");
+        let finished = burst.finish();
+        storage.keep(finished);
+    }
 }
 
 #[test]

@@ -4,6 +4,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Entries that a flood has of a bucket, when others need the rest.
+const SHARE: usize = WAYS / 2;
+
 const KEY: [u64; 2] = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
 
 fn mac(number: u64) -> MacAddress {

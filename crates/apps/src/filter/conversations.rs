@@ -1,0 +1,335 @@
+//! The conversations that a filter lets answers through to: a bounded table that a hostile sender can
+//! neither grow nor aim at.
+//!
+//! # How it works
+//!
+//! Set-associative, as the bridge's: a conversation belongs to one bucket of [`WAYS`] entries. A new
+//! one takes an empty or aged entry, or else the one that was seen least recently; but those that were begun
+//! in one direction have half of a bucket, as long as the others need the rest: see
+//! [`eviction`](crate::eviction).
+//!
+//! An entry does not hold addresses and ports, but 64 bits that stand for them: of NH (Black et al., "UMAC",
+//! 1999), a universal hash over all of them, with a key that nobody outside knows. What decides on
+//! the bucket is mixed from it apart from that. Two conversations are taken for one with a chance of about one in 2^64;
+//! so a frame that belongs to none of a full table passes for an answer with one of about one in 2^49.
+//!
+//! # How long
+//!
+//! A conversation ages from when it was seen last, in either direction, and ageing is decided when an entry
+//! is looked at. UDP and SCTP have 5 minutes (RFC 4787, REQ-5), echoes 60 seconds (RFC 5508, REQ-1). TCP has 2
+//! hours and 4 minutes once it was answered (RFC 5382, REQ-5), and 4 minutes before that, and after the
+//! FIN of one side; 10 seconds after both, for what has to be sent again; and 2 seconds after a RST: not none, because
+//! that may be held by a receiver that is full, and comes by once more. Sequence numbers are not
+//! followed: who can send in the name of a conversation can also end it.
+//!
+//! # Who writes what
+//!
+//! All workers, at any time, without a lock. The word that says what conversation it is, and who began it, is one
+//! atomic word: what may pass is never mixed up. Times and flags are another: workers that write to one
+//! bucket at once may lose an entry, or have it live for longer or shorter, within the times above.
+
+use std::array::from_fn;
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use wire::conversation::{Message, Step};
+
+use crate::eviction::victim;
+use crate::keyed::fold;
+use crate::sides::PORT;
+
+/// Entries in a bucket: two cache lines.
+const WAYS: usize = 8;
+/// Buckets of a table.
+const BUCKETS: usize = 4096;
+
+/// Conversations that are remembered at most.
+pub const CAPACITY: usize = WAYS * BUCKETS;
+
+/// How long a conversation of TCP is remembered that was answered, in seconds.
+pub const OPEN_SECONDS: u32 = 7440;
+/// One of TCP that was not answered yet, or that one side has closed.
+pub const TRANSITORY_SECONDS: u32 = 240;
+/// One of TCP that both sides have closed.
+pub const CLOSED_SECONDS: u32 = 10;
+/// One of TCP that one side has reset.
+pub const RESET_SECONDS: u32 = 2;
+/// One of UDP or SCTP.
+pub const DATAGRAM_SECONDS: u32 = 300;
+/// One of echoes.
+pub const ECHO_SECONDS: u32 = 60;
+
+/// When a conversation was seen last, and what is known of it, in one word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct State(u64);
+
+impl State {
+    const TCP: u64 = 1 << 32;
+    const ECHO: u64 = 1 << 33;
+    const ANSWERED: u64 = 1 << 34;
+    /// A FIN of who began it, and of the other.
+    const FINS: [u64; 2] = [1 << 35, 1 << 36];
+    const RESET: u64 = 1 << 37;
+
+    fn new(step: Step, now: u32) -> Self {
+        let flags = match step {
+            Step::Tcp(_) => Self::TCP,
+            Step::Datagram => 0,
+            Step::EchoRequest | Step::EchoReply => Self::ECHO,
+        };
+        Self(flags | u64::from(now)).after(step, 0, now)
+    }
+
+    /// What it is after a message `by` who began it (0) or the other (1).
+    fn after(self, step: Step, by: usize, now: u32) -> Self {
+        let mut flags = self.0 & !u64::from(u32::MAX);
+        if by == 1 {
+            flags |= Self::ANSWERED;
+        }
+        if let Step::Tcp(segment) = step {
+            if segment.fin() {
+                flags |= Self::FINS[by];
+            }
+            if segment.rst() {
+                flags |= Self::RESET;
+            }
+        }
+        Self(flags | u64::from(now))
+    }
+
+    /// Seconds since it was seen. Another worker's clock may be a little ahead.
+    fn age(self, now: u32) -> u32 {
+        now.saturating_sub(self.0 as u32)
+    }
+
+    fn lifetime(self) -> u32 {
+        let has = |flag| self.0 & flag != 0;
+        let [first, second] = Self::FINS.map(has);
+        if has(Self::ECHO) {
+            ECHO_SECONDS
+        } else if !has(Self::TCP) {
+            DATAGRAM_SECONDS
+        } else if has(Self::RESET) {
+            RESET_SECONDS
+        } else if first && second {
+            CLOSED_SECONDS
+        } else if first || second || !has(Self::ANSWERED) {
+            TRANSITORY_SECONDS
+        } else {
+            OPEN_SECONDS
+        }
+    }
+
+    fn is_aged(self, now: u32) -> bool {
+        self.age(now) >= self.lifetime()
+    }
+}
+
+/// What an entry is of: a conversation, and the side that began it. 0 is an empty entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Tag(u64);
+
+impl Tag {
+    const EMPTY: Self = Self(0);
+
+    fn began_by(self) -> usize {
+        (self.0 & 1) as usize
+    }
+}
+
+/// A cache line: entries.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line {
+    tags: [AtomicU64; WAYS / 2],
+    states: [AtomicU64; WAYS / 2],
+}
+
+#[derive(Default)]
+struct Bucket {
+    lines: [Line; 2],
+}
+
+impl Bucket {
+    #[inline]
+    fn tag(&self, way: usize) -> &AtomicU64 {
+        &self.lines[way / 4].tags[way % 4]
+    }
+
+    #[inline]
+    fn state(&self, way: usize) -> &AtomicU64 {
+        &self.lines[way / 4].states[way % 4]
+    }
+
+    /// Where an entry is, and what is known of it, unless it is too old.
+    #[inline]
+    fn find(&self, tag: Tag, now: u32) -> Option<(usize, State)> {
+        let way = (0..WAYS).find(|way| self.tag(*way).load(Acquire) == tag.0)?;
+        let state = State(self.state(way).load(Relaxed));
+        (!state.is_aged(now)).then_some((way, state))
+    }
+
+    /// Where a new entry goes: where an aged one of the same is, or one that gives way.
+    #[cold]
+    fn room(&self, tag: Tag, now: u32) -> usize {
+        let tag_at = |way| Tag(self.tag(way).load(Relaxed));
+        let entries: [_; WAYS] = from_fn(|way| {
+            let state = State(self.state(way).load(Relaxed));
+            let is_fresh = tag_at(way) != Tag::EMPTY && !state.is_aged(now);
+            is_fresh.then(|| (tag_at(way).began_by(), state.age(now)))
+        });
+        (0..WAYS).find(|way| tag_at(*way) == tag).unwrap_or_else(|| victim(tag.began_by(), entries))
+    }
+
+    /// Writes only what changes: mostly nothing does within a second.
+    #[inline]
+    fn note(&self, way: usize, before: State, after: State) {
+        if before != after {
+            self.state(way).store(after.0, Relaxed);
+        }
+    }
+}
+
+/// A message, and where its conversation belongs in the table.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    bucket: u32,
+    step: Step,
+    /// Without the bit that says who began it.
+    tag: u64,
+}
+
+/// The table.
+pub(super) struct Conversations {
+    buckets: Box<[Bucket; BUCKETS]>,
+    key: [u64; KEY_WORDS],
+}
+
+/// Words of a conversation.
+const WORDS: usize = 6;
+/// One for each word of a conversation, and four to mix what comes of them.
+const KEY_WORDS: usize = WORDS + 4;
+
+impl Conversations {
+    /// An empty table, keyed by something that no guest can guess.
+    pub(super) fn new(key: [u64; 2]) -> Self {
+        let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
+        let buckets = buckets.try_into().unwrap_or_else(|_| unreachable!("that many were made"));
+        let [first, second] = key;
+        let word = |number: usize| {
+            // Odd numbers, each another one, which no multiplication loses.
+            let number = (2 * number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            fold(fold(first ^ number, second | 1) ^ second, number | 1)
+        };
+        Self { buckets, key: from_fn(word) }
+    }
+
+    /// Where the conversation of a message belongs, which came in by side `input`. That is on its way to the
+    /// processor then, while other things are done.
+    #[inline]
+    pub(super) fn place(&self, message: &Message, input: usize) -> Place {
+        // Both directions of a conversation have the same words.
+        let Message { source, destination, protocol, vlan, step } = message;
+        let [port, network] =
+            if input == PORT { [source, destination] } else { [destination, source] };
+        let rest = u64::from(port.port) << 48
+            | u64::from(network.port) << 32
+            | u64::from(protocol.number) << 8
+            | u64::from(protocol.ip_version);
+        let words: [u64; WORDS] = [
+            port.address as u64,
+            network.address as u64,
+            (port.address >> 64) as u64,
+            (network.address >> 64) as u64,
+            rest,
+            (*vlan).into(),
+        ];
+        // NH: pairs of words, each word with a key of its own, multiplied and added.
+        let [keys @ .., a, b, c, d] = &self.key;
+        let mut sum = 0u128;
+        for pair in 0..WORDS / 2 {
+            let word = |at: usize| u128::from(words[at].wrapping_add(keys[at]));
+            sum = sum.wrapping_add(word(2 * pair) * word(2 * pair + 1));
+        }
+        let (low, high) = (sum as u64, (sum >> 64) as u64);
+        let bucket = fold(low ^ a, high ^ b) as usize % BUCKETS;
+        memory::prefetch(&self.buckets[bucket].lines[0]);
+        // Never 0, which is an empty entry.
+        let tag = (fold(low ^ c, high ^ d) | 2) & !1;
+        Place { bucket: bucket as u32, step: *step, tag }
+    }
+
+    #[inline]
+    fn bucket(&self, place: Place) -> &Bucket {
+        &self.buckets[place.bucket as usize % BUCKETS]
+    }
+
+    /// Whether a message belongs to a conversation that side `began_by` began, being the other's. It is
+    /// remembered for longer then, or shorter.
+    #[inline]
+    pub(super) fn answer(&self, place: Place, began_by: usize, now: u32) -> bool {
+        if place.step == Step::EchoRequest {
+            return false;
+        }
+        let bucket = self.bucket(place);
+        let tag = Tag(place.tag | (began_by & 1) as u64);
+        let Some((way, state)) = bucket.find(tag, now) else { return false };
+        bucket.note(way, state, state.after(place.step, 1, now));
+        true
+    }
+
+    /// Remembers the conversation of a message that was accepted from side `began_by`.
+    #[inline]
+    pub(super) fn begin(&self, place: Place, began_by: usize, now: u32) {
+        if place.step == Step::EchoReply {
+            return;
+        }
+        let bucket = self.bucket(place);
+        let tag = Tag(place.tag | (began_by & 1) as u64);
+        match bucket.find(tag, now) {
+            // A new one, with the addresses and ports of an old one.
+            Some((way, state)) if is_first(place.step) => {
+                bucket.note(way, state, State::new(place.step, now));
+            }
+            Some((way, state)) => bucket.note(way, state, state.after(place.step, 0, now)),
+            // Nothing begins with its end.
+            None if matches!(place.step, Step::Tcp(segment) if segment.rst()) => {}
+            None => {
+                let way = bucket.room(tag, now);
+                // The state first: whoever finds the tag finds no old state.
+                bucket.state(way).store(State::new(place.step, now).0, Relaxed);
+                bucket.tag(way).store(tag.0, Release);
+            }
+        }
+    }
+
+    /// Forgets the conversations that side `began_by` began.
+    pub(super) fn forget(&self, began_by: usize) {
+        for bucket in &*self.buckets {
+            for tag in bucket.lines.iter().flat_map(|line| &line.tags) {
+                if Tag(tag.load(Relaxed)).began_by() == began_by {
+                    tag.store(Tag::EMPTY.0, Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Conversations that are remembered.
+    pub(super) fn len(&self, now: u32) -> usize {
+        let is_fresh = |bucket: &Bucket, way| {
+            let state = State(bucket.state(way).load(Relaxed));
+            bucket.tag(way).load(Relaxed) != Tag::EMPTY.0 && !state.is_aged(now)
+        };
+        let fresh = |bucket| (0..WAYS).filter(|way| is_fresh(bucket, *way)).count();
+        self.buckets.iter().map(fresh).sum()
+    }
+}
+
+fn is_first(step: Step) -> bool {
+    matches!(step, Step::Tcp(segment) if segment.syn() && !segment.ack())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,398 @@
+use engine::BURST;
+use proptest::prelude::*;
+use wire::bpf::Instruction;
+
+use super::*;
+use crate::testing::Net;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn settings(from_port: Direction, to_port: Direction) -> Settings {
+    Settings { from_port, to_port }
+}
+
+fn accept(expression: &str) -> Direction {
+    let program = compile(expression).unwrap_or_else(|error| panic!("{error}"));
+    Direction { accept: Some(program), allow_replies: false }
+}
+
+fn allow_replies(direction: Direction) -> Direction {
+    Direction { allow_replies: true, ..direction }
+}
+
+fn net(settings: Settings) -> Net {
+    Net::new(Filter::new(settings, [1, 2]), 2)
+}
+
+/// A frame of `protocol` between two hosts and ports, with `rest` behind the ports.
+fn packet(protocol: u8, hosts: [u8; 2], ports: [u16; 2], rest: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x52, 0x54, 0, 0, 0, hosts[1], 0x52, 0x54, 0, 0, 0, hosts[0], 8, 0];
+    frame.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0]);
+    frame.extend([10, 0, 0, hosts[0], 10, 0, 0, hosts[1]]);
+    frame.extend(ports.map(u16::to_be_bytes).concat());
+    frame.extend(rest);
+    frame
+}
+
+fn udp(hosts: [u8; 2], ports: [u16; 2]) -> Vec<u8> {
+    packet(17, hosts, ports, &[0; 30])
+}
+
+fn tcp(hosts: [u8; 2], ports: [u16; 2], flags: u8) -> Vec<u8> {
+    packet(6, hosts, ports, &[0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 1, 1, 0, 0, 0, 0])
+}
+
+/// Sends one frame, and says whether it passed, unchanged.
+#[track_caller]
+fn passes(net: &mut Net, side: usize, frame: &[u8]) -> bool {
+    let dropped = net.drops(DropReason::Filtered);
+    net.send(side, [frame.to_vec()]);
+    assert_eq!(net.received(side), [] as [Vec<u8>; 0], "it came back");
+    match &net.received(sides::opposite(side))[..] {
+        [] => {
+            assert_eq!(net.drops(DropReason::Filtered), dropped + 1);
+            false
+        }
+        [only] => {
+            assert_eq!(only, frame);
+            assert_eq!(net.drops(DropReason::Filtered), dropped);
+            true
+        }
+        more => panic!("{} frames", more.len()),
+    }
+}
+
+#[test]
+fn without_programs_everything_passes() {
+    for replies in [false, true] {
+        let direction = Direction { accept: None, allow_replies: replies };
+        let mut net = net(settings(direction.clone(), direction));
+        for frame in [udp([1, 2], [3, 4]), vec![1; 5], vec![7; 3000]] {
+            assert!(passes(&mut net, PORT, &frame));
+            assert!(passes(&mut net, NETWORK, &frame));
+        }
+    }
+}
+
+#[test]
+fn each_direction_has_a_program_of_its_own() {
+    let mut net = net(settings(accept("udp port 53"), accept("tcp")));
+    let (dns, other) = (udp([1, 2], [1000, 53]), tcp([1, 2], [1000, 53], 2));
+    assert!(passes(&mut net, PORT, &dns));
+    assert!(!passes(&mut net, PORT, &other));
+    assert!(!passes(&mut net, NETWORK, &dns));
+    assert!(passes(&mut net, NETWORK, &other));
+    // Only one of them.
+    let mut net = self::net(settings(accept("arp"), Direction::default()));
+    assert!(!passes(&mut net, PORT, &dns));
+    assert!(passes(&mut net, NETWORK, &dns));
+}
+
+#[test]
+fn those_that_pass_stay_in_order() {
+    let mut net = net(settings(accept("udp"), Direction::default()));
+    let frames: Vec<Vec<u8>> = (0..200)
+        .map(|at| packet(if at % 3 == 0 { 6 } else { 17 }, [1, 2], [at, 53], &[0; 100]))
+        .collect();
+    net.send(PORT, frames.clone());
+    let expected: Vec<Vec<u8>> = frames.into_iter().filter(|frame| frame[23] == 17).collect();
+    assert_eq!(net.received(NETWORK), expected);
+    assert_eq!(net.drops(DropReason::Filtered), 67);
+}
+
+#[test]
+fn vlan_tags_are_in_the_frame() {
+    let mut net = net(settings(accept("vlan 7 and udp"), Direction::default()));
+    let plain = udp([1, 2], [3, 4]);
+    let tagged = [&plain[..12], &[0x81, 0, 0xe0, 7], &plain[12..]].concat();
+    assert!(!passes(&mut net, PORT, &plain));
+    assert!(passes(&mut net, PORT, &tagged));
+}
+
+/// A byte far behind the head decides.
+#[test]
+fn what_is_behind_the_head_is_looked_at() {
+    for at in [HEAD - 1, HEAD, 300, PRIVATE - 1] {
+        let mut net = net(settings(accept(&format!("ether[{at}] = 42")), Direction::default()));
+        let mut frame = vec![0; 1500];
+        assert!(!passes(&mut net, PORT, &frame));
+        frame[at] = 42;
+        assert!(passes(&mut net, PORT, &frame));
+        // A load from outside.
+        assert!(!passes(&mut net, PORT, &frame[..at]));
+        assert!(passes(&mut net, PORT, &frame[..=at]));
+    }
+    // Over a word that is half in the head.
+    let expression = format!("ether[{}:4] = 0x01020304", HEAD - 2);
+    let mut net = net(settings(accept(&expression), Direction::default()));
+    let mut frame = vec![0; 500];
+    frame[HEAD - 2..HEAD + 2].copy_from_slice(&[1, 2, 3, 4]);
+    assert!(passes(&mut net, PORT, &frame));
+    // All of a full burst, in both directions.
+    let mut net = self::net(settings(accept("ether[700] = 7"), accept("ether[800] = 7")));
+    for side in [PORT, NETWORK] {
+        net.send(side, vec![vec![7; 1500]; BURST]);
+        assert_eq!(net.received(sides::opposite(side)).len(), BURST);
+    }
+}
+
+#[test]
+fn what_would_be_too_far_behind_it_is_dropped() {
+    let expression = format!("ether[{PRIVATE}] = 42 or udp");
+    let mut net = net(settings(accept(&expression), Direction::default()));
+    net.send(PORT, [vec![42; 1500]]);
+    assert_eq!(net.received(NETWORK), [] as [Vec<u8>; 0]);
+    assert_eq!(net.drops(DropReason::FilterTooDeep), 1);
+    assert_eq!(net.drops(DropReason::Filtered), 0);
+    // A shorter frame has no such byte.
+    assert!(!passes(&mut net, PORT, &[42; PRIVATE]));
+}
+
+#[test]
+fn the_length_is_that_of_the_whole_frame() {
+    let mut net = net(settings(accept("len = 3000"), Direction::default()));
+    assert!(passes(&mut net, PORT, &[1; 3000]));
+    assert!(!passes(&mut net, PORT, &[1; 2999]));
+    assert!(!passes(&mut net, PORT, &[1; 100]));
+}
+
+#[test]
+fn replies_pass_to_those_who_asked() {
+    let from_port = allow_replies(accept("udp or tcp or icmp"));
+    let mut net = net(settings(from_port, accept("arp")));
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    assert!(!passes(&mut net, NETWORK, &answer), "nobody asked");
+    assert!(passes(&mut net, PORT, &question));
+    assert!(passes(&mut net, NETWORK, &answer));
+    for other in [
+        udp([2, 1], [53, 1001]),
+        udp([2, 1], [54, 1000]),
+        udp([3, 1], [53, 1000]),
+        udp([1, 2], [1000, 53]),
+        tcp([2, 1], [53, 1000], 0x10),
+    ] {
+        assert!(!passes(&mut net, NETWORK, &other));
+    }
+    // And a ping.
+    let ping = |kind: u8, hosts| packet(1, hosts, [u16::from(kind) << 8, 0], &[0, 9, 0, 1]);
+    assert!(!passes(&mut net, NETWORK, &ping(0, [2, 1])));
+    assert!(passes(&mut net, PORT, &ping(8, [1, 2])));
+    assert!(passes(&mut net, NETWORK, &ping(0, [2, 1])));
+    assert!(!passes(&mut net, NETWORK, &ping(8, [2, 1])));
+    let filter: &mut Filter = net.app();
+    assert_eq!(filter.conversations(0), 2);
+    assert_eq!(filter.conversations(61 * SECOND), 1);
+}
+
+#[test]
+fn a_port_that_is_not_filtered_gets_replies_as_well() {
+    let mut net = net(settings(allow_replies(Direction::default()), accept("arp")));
+    assert!(passes(&mut net, PORT, &udp([1, 2], [1000, 53])));
+    assert!(passes(&mut net, NETWORK, &udp([2, 1], [53, 1000])));
+    assert!(!passes(&mut net, NETWORK, &udp([2, 1], [53, 1001])));
+}
+
+#[test]
+fn only_what_was_accepted_is_replied_to() {
+    let mut net = net(settings(allow_replies(accept("udp port 53")), accept("arp")));
+    assert!(!passes(&mut net, PORT, &udp([1, 2], [1000, 54])));
+    assert!(!passes(&mut net, NETWORK, &udp([2, 1], [54, 1000])));
+    // And nothing is, without being told to.
+    let mut net = self::net(settings(accept("udp"), accept("arp")));
+    assert!(passes(&mut net, PORT, &udp([1, 2], [1000, 53])));
+    assert!(!passes(&mut net, NETWORK, &udp([2, 1], [53, 1000])));
+}
+
+#[test]
+fn either_side_may_begin_where_it_is_let() {
+    let mut net = net(settings(accept("arp"), allow_replies(accept("tcp dst port 22"))));
+    let (syn, answer) = (tcp([9, 1], [1000, 22], 2), tcp([1, 9], [22, 1000], 0x12));
+    assert!(!passes(&mut net, PORT, &answer));
+    assert!(passes(&mut net, NETWORK, &syn));
+    assert!(passes(&mut net, PORT, &answer));
+    // The reply is no beginning: with that, the network's frames would pass without their filter.
+    let allowed = allow_replies(accept("tcp dst port 22"));
+    let mut net = self::net(settings(allow_replies(accept("tcp")), allowed.clone()));
+    assert!(passes(&mut net, NETWORK, &syn));
+    assert!(passes(&mut net, PORT, &answer));
+    let closed = settings(allow_replies(accept("tcp")), accept("arp"));
+    net.app::<Filter>().set(closed);
+    assert!(!passes(&mut net, NETWORK, &syn));
+}
+
+#[test]
+fn later_fragments_are_no_replies() {
+    let mut net = net(settings(allow_replies(accept("ip")), accept("arp")));
+    let (mut question, mut answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    question[21] = 5;
+    assert!(passes(&mut net, PORT, &question));
+    assert!(!passes(&mut net, NETWORK, &answer), "that was none to a fragment");
+    question[21] = 0;
+    assert!(passes(&mut net, PORT, &question));
+    answer[20] = 0x20;
+    assert!(passes(&mut net, NETWORK, &answer), "the first");
+    answer[21] = 100;
+    assert!(!passes(&mut net, NETWORK, &answer), "another");
+}
+
+#[test]
+fn time_is_that_of_the_breath() {
+    let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
+    net.now = 1000 * SECOND;
+    assert!(passes(&mut net, PORT, &udp([1, 2], [1000, 53])));
+    net.now += 300 * SECOND - 1;
+    assert!(passes(&mut net, NETWORK, &udp([2, 1], [53, 1000])));
+    net.now += 300 * SECOND;
+    assert!(!passes(&mut net, NETWORK, &udp([2, 1], [53, 1000])));
+}
+
+#[test]
+fn questions_and_answers_of_one_burst() {
+    let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
+    let questions = (0..BURST as u16).map(|port| udp([1, 2], [port, 53]));
+    net.send(PORT, questions);
+    assert_eq!(net.received(NETWORK).len(), BURST);
+    // Every other one was asked for.
+    let answers = (0..BURST as u16).map(|port| udp([2, 1], [53, port + 1000 * (port % 2)]));
+    net.send(NETWORK, answers);
+    assert_eq!(net.received(PORT).len(), BURST / 2);
+    assert_eq!(net.drops(DropReason::Filtered), BURST as u64 / 2);
+}
+
+#[test]
+fn settings_change_and_what_they_allowed_no_more_is_forgotten() {
+    let open = settings(allow_replies(accept("udp")), accept("arp"));
+    let mut net = net(open.clone());
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    assert!(passes(&mut net, PORT, &question));
+    // The same: conversations go on.
+    net.app::<Filter>().set(open.clone());
+    assert!(passes(&mut net, NETWORK, &answer));
+    // The other direction's: they go on too.
+    net.app::<Filter>().set(settings(open.from_port.clone(), accept("icmp")));
+    assert!(passes(&mut net, NETWORK, &answer));
+    net.app::<Filter>().set(settings(allow_replies(accept("udp port 99")), accept("arp")));
+    assert!(!passes(&mut net, PORT, &question));
+    assert!(!passes(&mut net, NETWORK, &answer));
+    net.app::<Filter>().set(open);
+    assert!(passes(&mut net, PORT, &question));
+    assert!(passes(&mut net, NETWORK, &answer));
+    net.app::<Filter>().set(Settings::default());
+    assert!(passes(&mut net, NETWORK, &udp([7, 1], [7, 7])));
+}
+
+#[test]
+fn parts_share_what_they_know() {
+    let open = settings(allow_replies(accept("udp")), accept("arp"));
+    let filter = Filter::new(open.clone(), [1, 2]);
+    let mut nets = [Net::new(filter.part(), 2), Net::new(filter, 2)];
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    assert!(passes(&mut nets[0], PORT, &question));
+    assert!(passes(&mut nets[1], NETWORK, &answer));
+    // What one is told is not what the other one is told; but it has no answers to it either.
+    nets[0].app::<Filter>().set(settings(accept("arp"), accept("arp")));
+    assert!(!passes(&mut nets[1], NETWORK, &answer));
+    assert!(passes(&mut nets[1], PORT, &question));
+
+    // From a filter that had no table when the part was made.
+    let mut filter = Filter::new(Settings::default(), [1, 2]);
+    let mut part = filter.part();
+    part.set(open.clone());
+    filter.set(open);
+    let mut nets = [Net::new(part, 2), Net::new(filter, 2)];
+    assert!(passes(&mut nets[0], PORT, &question));
+    assert!(passes(&mut nets[1], NETWORK, &answer));
+}
+
+#[test]
+fn parts_on_two_threads() {
+    let filter = Filter::new(settings(allow_replies(accept("udp")), accept("arp")), [1, 2]);
+    std::thread::scope(|scope| {
+        for worker in 0..2u8 {
+            let part = filter.part();
+            scope.spawn(move || {
+                let mut net = Net::new(part, 2);
+                for round in 0..50u16 {
+                    let ports = round * 64..round * 64 + 64;
+                    net.send(PORT, ports.clone().map(|port| udp([worker, 99], [port, 53])));
+                    net.send(NETWORK, ports.clone().map(|port| udp([99, worker], [53, port])));
+                    // Nobody asked for these.
+                    net.send(NETWORK, ports.map(|port| udp([99, worker], [54, port])));
+                    assert_eq!(net.received(NETWORK).len(), 64);
+                    assert_eq!(net.received(PORT).len(), 64);
+                }
+                assert_eq!(net.drops(DropReason::Filtered), 50 * 64);
+            });
+        }
+    });
+    assert_eq!(filter.conversations(0), 2 * 50 * 64);
+}
+
+#[test]
+fn a_receiver_that_is_full_holds_what_passed() {
+    let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
+    net.station(NETWORK).room = Some(0);
+    net.send(PORT, [udp([1, 2], [3, 4]), tcp([1, 2], [3, 4], 2)]);
+    assert_eq!(net.received(NETWORK), [] as [Vec<u8>; 0]);
+    assert_eq!(net.drops(DropReason::Filtered), 1);
+    net.station(NETWORK).room = None;
+    net.breathe();
+    assert_eq!(net.received(NETWORK), [udp([1, 2], [3, 4])]);
+    assert_eq!(net.drops(DropReason::Filtered), 1);
+}
+
+#[test]
+fn a_reset_that_is_held_passes_when_it_comes_again() {
+    let mut net = net(settings(allow_replies(accept("tcp")), accept("arp")));
+    assert!(passes(&mut net, PORT, &tcp([1, 2], [1000, 80], 0x02)));
+    net.station(PORT).room = Some(0);
+    let reset = tcp([2, 1], [80, 1000], 0x14);
+    net.send(NETWORK, [reset.clone()]);
+    assert_eq!(net.received(PORT), [] as [Vec<u8>; 0]);
+    net.station(PORT).room = None;
+    net.breathe();
+    assert_eq!(net.received(PORT), [reset]);
+}
+
+proptest! {
+    /// Whatever a program looks at, what passes is what was sent, and it is what should.
+    #[test]
+    fn frames_pass_as_they_are(
+        loads in prop::collection::vec((0u32..1200, any::<bool>()), 1..5),
+        frames in prop::collection::vec((prop::sample::select(vec![14usize, 128, 129, 900, 1024, 1025, 1500]), 0u8..3), 1..20),
+    ) {
+        // Accepts what has no 1 at any of the offsets; the index is 0 or the offset.
+        let mut program = Vec::new();
+        for (at, indexed) in &loads {
+            let (x, k) = if *indexed { (*at, 0) } else { (0, *at) };
+            let left = (loads.len() * 3 - program.len() - 2) as u8;
+            program.extend([
+                Instruction { code: 0x01, jt: 0, jf: 0, k: x },
+                Instruction { code: if *indexed { 0x50 } else { 0x30 }, jt: 0, jf: 0, k },
+                Instruction { code: 0x15, jt: left, jf: 0, k: 1 },
+            ]);
+        }
+        program.push(Instruction { code: 6, jt: 0, jf: 0, k: 1 });
+        program.push(Instruction { code: 6, jt: 0, jf: 0, k: 0 });
+        let direction =
+            Direction { accept: Some(Program::new(&program).unwrap()), allow_replies: false };
+        let mut net = net(settings(direction, Direction::default()));
+        let frames: Vec<Vec<u8>> = frames.into_iter().map(|(len, byte)| vec![byte; len]).collect();
+        net.send(PORT, frames.clone());
+        let (mut expected, mut too_deep) = (Vec::new(), 0);
+        for frame in frames {
+            // In order: the first load decides that says no, or cannot be made.
+            let verdict = loads.iter().find_map(|(at, _)| match frame.get(*at as usize) {
+                Some(_) if *at as usize >= PRIVATE => Some(true),
+                Some(1) | None => Some(false),
+                Some(_) => None,
+            });
+            match verdict {
+                None => expected.push(frame),
+                Some(is_too_deep) => too_deep += u64::from(is_too_deep),
+            }
+        }
+        prop_assert_eq!(net.received(NETWORK), expected);
+        prop_assert_eq!(net.drops(DropReason::FilterTooDeep), too_deep);
+    }
+}
