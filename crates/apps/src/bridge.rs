@@ -16,7 +16,7 @@ pub mod vlan;
 use std::sync::Arc;
 
 use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
-use wire::ethernet::{Addresses, HEADER_SIZE, VlanTag};
+use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE, VlanTag};
 
 use table::{Domain, Place, PortNumber, Table};
 use vlan::{Membership, Tagging};
@@ -134,17 +134,23 @@ impl Sorted {
     }
 }
 
-/// The part of a header that decides where a frame goes, to be compared at once: `LEN` bytes, which are the addresses, or the
-/// addresses and a tag. None when there is not all of it.
+/// The part of a header that decides where a frame goes, to be compared at once, without VLANs: the addresses. None when there is
+/// no whole header.
 #[inline]
-fn deciding_bytes<const LEN: usize>(head: &[u8]) -> Option<&[u8; LEN]> {
+fn addresses(head: &[u8]) -> Option<&[u8; 12]> {
     if head.len() < HEADER_SIZE { None } else { head.first_chunk() }
 }
 
-/// The addresses.
-const WITHOUT_TAG: usize = 12;
-/// The addresses and a tag, or what is in its place.
-const WITH_TAG: usize = 16;
+/// The same with VLANs: up to the type behind the tags that are looked at, which are two.
+#[inline]
+fn addresses_and_tags(head: &[u8]) -> Option<&[u8]> {
+    let is_tag = |at: usize| {
+        let kind = head.get(at..).and_then(<[u8]>::first_chunk);
+        kind.is_some_and(|kind| EtherType(u16::from_be_bytes(*kind)).is_tag())
+    };
+    let tags = if !is_tag(12) { 0 } else { 1 + usize::from(is_tag(12 + TAG_SIZE)) };
+    head.get(..HEADER_SIZE + tags * TAG_SIZE)
+}
 
 /// Frames one behind the other with the same addresses, in the same VLAN: those of one conversation come together.
 struct Run {
@@ -194,21 +200,22 @@ enum Decision {
     Drop(DropReason),
 }
 
-/// Divides frames into runs. What the table knows of each is on its way before the first is decided on. `look` says which VLAN
-/// a frame is in that a run begins with.
+/// Divides frames into runs, of which `deciding` gives the same. What the table knows of each is on its way before the first is decided
+/// on. `look` says which VLAN a frame is in that a run begins with.
 #[inline]
-fn divide<const LEN: usize>(
+fn divide<'h, T: PartialEq + Copy>(
     runs: &mut Vec<Run>,
     table: &Table,
-    burst: &Burst<'_>,
+    burst: &'h Burst<'_>,
     selection: &Selection,
+    deciding: impl Fn(&'h [u8]) -> Option<T>,
     mut look: impl FnMut(&[u8]) -> Result<Domain, DropReason>,
 ) {
     runs.clear();
     let mut last = None;
     for index in selection.iter() {
         let head = burst.head(index);
-        let bytes = deciding_bytes::<LEN>(head);
+        let bytes = deciding(head);
         if bytes.is_some()
             && bytes == last
             && let Some(run) = runs.last_mut()
@@ -276,7 +283,7 @@ impl Bridge {
             return;
         };
         taggings.clear();
-        divide::<WITH_TAG>(runs, table, burst, selection, |head| {
+        divide(runs, table, burst, selection, addresses_and_tags, |head| {
             let tagging = membership.arrive(head);
             taggings.push(tagging.unwrap_or_default());
             Ok(table.domain(tagging?.vlan))
@@ -336,7 +343,7 @@ impl App for Bridge {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
         let Self { table, sorted, runs, counters, .. } = self;
-        divide::<WITHOUT_TAG>(runs, table, burst, selection, |_| Ok(Domain::NONE));
+        divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
         let now = (burst.now() / NANOSECONDS) as u32;
         let mut indices = selection.iter();
         for run in &*runs {

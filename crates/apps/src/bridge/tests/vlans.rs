@@ -156,6 +156,32 @@ fn two_tags_lead_into_no_other_vlan() {
     }
 }
 
+/// Frames one behind the other that differ in what is behind their outer tag alone are not treated alike.
+#[test]
+fn frames_of_a_burst_differ_by_their_inner_tag() {
+    let frames = [
+        (
+            tagged(2, 1, &[(CUSTOMER, 10), (CUSTOMER, 3)]),
+            tagged(2, 1, &[(CUSTOMER, 10), (CUSTOMER, 3)]),
+        ),
+        (tagged(2, 1, &[(CUSTOMER, 10)]), tagged(2, 1, &[])),
+        (
+            tagged(2, 1, &[(CUSTOMER, 10), (SERVICE, 3)]),
+            tagged(2, 1, &[(CUSTOMER, 10), (SERVICE, 3)]),
+        ),
+    ];
+    let mut net = net(vec![trunk(None, &[10]), trunk(Some(10), &[])]);
+    let [cut, mut whole] = [frames[0].0[..20].to_vec(), frames[0].0.clone()];
+    // It ends inside of its inner tag.
+    net.station(0).to_send.extend([cut.clone(), whole.clone(), cut]);
+    net.station(0).to_send.extend(frames.iter().map(|(frame, _)| frame.clone()));
+    net.breathe();
+    let mut expected = vec![std::mem::take(&mut whole)];
+    expected.extend(frames.map(|(_, frame)| frame));
+    assert_eq!(take(&mut net.station(1).received), expected);
+    assert_eq!(net.drops(DropReason::TooShort), 2);
+}
+
 #[test]
 fn a_frame_that_is_held_comes_again_as_it_was() {
     let mut net = net(vec![Membership::Access(10), trunk(None, &[10])]);
