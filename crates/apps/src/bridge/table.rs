@@ -215,7 +215,7 @@ impl Table {
 
     /// Remembers that the address of `place`, which is one of this domain, was seen on `port`, moving it there if it was
     /// elsewhere.
-    #[inline]
+    #[inline(always)]
     pub fn learn(&self, place: Place, domain: Domain, port: PortNumber, now: u32) {
         let (bucket, station) = (self.at(place), Masked::new(place.address, domain));
         let way = bucket.way(station).unwrap_or_else(|| bucket.victim(port, now));
