@@ -35,12 +35,15 @@
 //! judged in the first. What is inside of something else (a tunnel, PPPoE, MPLS) is that one's payload, and not
 //! looked into.
 //!
+//! A checksum that is left to be completed elsewhere than in its own field, or behind the headers, would change what was judged: such a
+//! frame is dropped (`checksum_misplaced`).
+//!
 //! A router's advertisements are judged by their link-layer address alone: whether the port may be a router is
 //! not a question of addresses. Those with more options than the private head has room for are dropped.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
+use engine::{App, Burst, Counters, DropReason, Frame, Outputs, Selection};
 use wire::ethernet::{Addresses, EtherType, MacAddress};
 use wire::prefix::Prefix;
 
@@ -109,7 +112,12 @@ impl App for AntiSpoof {
         }
         let mut honest = Selection::default();
         for index in selection.iter() {
-            match self.rules.judge(burst.head(index)) {
+            let Frame { head, offload, .. } = burst.frame(index);
+            match self.rules.judge(head) {
+                // Or completing it would put what it likes into an address.
+                Ok(()) if offload.checksum.is_some_and(|sum| !sum.spares_headers(head)) => {
+                    self.counters.drop(DropReason::ChecksumMisplaced);
+                }
                 Ok(()) => honest.push(index),
                 Err(reason) => self.counters.drop(reason),
             }

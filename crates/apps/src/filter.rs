@@ -13,6 +13,10 @@
 //! the frame are made private, and it runs over those: what was looked at is what is sent. A frame of which a
 //! program wants to see more than that is dropped, and counted as `filter_too_deep`.
 //!
+//! A frame whose checksum is left to be completed elsewhere than in its own field, or behind the headers, is dropped
+//! (`checksum_misplaced`): that would change what was looked at. What a program reads behind the headers may be changed by the checksum
+//! of a packet inside of it.
+//!
 //! # Answers
 //!
 //! With [`Direction::allow_replies`], frames that are accepted in one direction begin a conversation, and what
@@ -145,6 +149,10 @@ impl Window {
         index: usize,
     ) -> Result<(), DropReason> {
         let (head, len) = burst.head_and_len(index);
+        // Or completing it would change what the program has seen.
+        if burst.checksum(index).is_some_and(|sum| !sum.spares_headers(head)) {
+            return Err(DropReason::ChecksumMisplaced);
+        }
         match program.run(head, len) {
             Verdict::Accept => Ok(()),
             Verdict::Reject => Err(DropReason::Filtered),

@@ -13,6 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use memory::{GuestMemory, ReadSlice, recycle};
+use wire::checksum::PartialChecksum;
 use wire::ethernet::{TAG_SIZE, VlanTag};
 use wire::virtio::Offload;
 
@@ -372,6 +373,12 @@ impl<'b> Burst<'b> {
     pub fn head_and_len(&self, index: usize) -> (&[u8], usize) {
         let Some(record) = self.records.get(index) else { return (&[], 0) };
         (record.head(), record.len as usize)
+    }
+
+    /// The checksum that is left to be completed in frame `index`.
+    #[inline(always)]
+    pub fn checksum(&self, index: usize) -> Option<PartialChecksum> {
+        self.records.get(index)?.offload.checksum
     }
 
     /// A look at frame `index`, which must be one of this burst's.

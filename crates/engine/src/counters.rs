@@ -56,7 +56,7 @@ drop_reasons! {
     SegmentationMismatch = "segmentation_mismatch",
     /// To be segmented, but a fragment of an IP packet.
     SegmentationOfFragment = "segmentation_of_fragment",
-    /// To be segmented, but the checksum's place is not that of the frame's own headers.
+    /// The checksum's place is not that of the frame's own headers, and it is to be segmented, or was judged by those.
     ChecksumMisplaced = "checksum_misplaced",
     /// To be segmented, but the frame's own headers are cut off, too long, or contradict their
     /// lengths.

@@ -1,5 +1,7 @@
 //! The Internet checksum (RFC 1071), over pieces, and the completion of a partial checksum.
 
+use crate::ethernet::{EtherType, TAG_SIZE};
+
 /// A ones-complement sum that is fed piece by piece, as if the pieces were one run of bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum {
@@ -104,6 +106,72 @@ impl PartialChecksum {
     pub const fn end(&self) -> usize {
         self.start as usize + self.offset as usize + 2
     }
+
+    /// Whether completing this changes nothing in the headers of a frame that begins with `head` but the checksum of its own TCP,
+    /// UDP or ICMPv6: what was decided by those headers holds afterwards. A packet inside of another may have its own behind
+    /// the outer headers.
+    ///
+    /// False, too, where that cannot be known: of what is not IP behind two VLAN tags at most, and of headers that are not
+    /// all in `head`.
+    pub fn spares_headers(&self, head: &[u8]) -> bool {
+        let start = usize::from(self.start);
+        transport(head).is_some_and(|Transport { at, field, len }| {
+            if start == at { field == Some(self.offset) } else { start >= at + len }
+        })
+    }
+}
+
+/// The header behind those of IP.
+struct Transport {
+    /// Where it is in the frame.
+    at: usize,
+    /// Where its checksum is in it, if it has one that may be left to others.
+    field: Option<u16>,
+    /// Bytes of it that somebody may decide by.
+    len: usize,
+}
+
+/// Extension headers of IPv6 that are passed over. No driver that means well leaves a checksum behind more.
+const EXTENSIONS: usize = 4;
+
+fn transport(head: &[u8]) -> Option<Transport> {
+    let word = |at: usize| head.get(at..)?.first_chunk().map(|bytes| u16::from_be_bytes(*bytes));
+    let byte = |at: usize| head.get(at).copied();
+    let mut at = 12;
+    for _ in 0..2 {
+        if EtherType(word(at)?).is_tag() {
+            at += TAG_SIZE;
+        }
+    }
+    let ethertype = EtherType(word(at)?);
+    at += 2;
+    let protocol = match (ethertype, byte(at)? >> 4) {
+        (EtherType::IPV4, 4) => {
+            let protocol = byte(at + 9)?;
+            at += usize::from(byte(at)? & 0xf) * 4;
+            protocol
+        }
+        (EtherType::IPV6, 6) => {
+            let mut next = byte(at + 6)?;
+            at += 40;
+            for _ in 0..EXTENSIONS {
+                // Hop-by-hop options, routing, destination options (RFC 8200, section 4).
+                if matches!(next, 0 | 43 | 60) {
+                    next = byte(at)?;
+                    at += (usize::from(byte(at + 1)?) + 1) * 8;
+                }
+            }
+            next
+        }
+        _ => return None,
+    };
+    Some(match protocol {
+        6 => Transport { at, field: Some(16), len: 20 },
+        17 => Transport { at, field: Some(6), len: 8 },
+        // All of it may say who has which address.
+        58 => Transport { at, field: Some(2), len: usize::from(u16::MAX) },
+        _ => Transport { at, field: None, len: 40 },
+    })
 }
 
 /// Completes the checksum of a whole frame in place. False, and nothing changed, when the field
@@ -138,6 +206,68 @@ pub fn field_value(sum: &Sum) -> u16 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// A frame with these tags, an IP header and so on.
+    fn headers(tags: usize, ethertype: u16, ip: &[u8]) -> Vec<u8> {
+        let tag = [0x81, 0, 0, 7].repeat(tags);
+        [&[0x52; 12][..], &tag, &ethertype.to_be_bytes(), ip, &[0; 60]].concat()
+    }
+
+    fn ipv4(words: u8, protocol: u8) -> Vec<u8> {
+        let mut header = vec![0; usize::from(words) * 4];
+        (header[0], header[9]) = (0x40 | words, protocol);
+        header
+    }
+
+    fn ipv6(next: u8, extensions: &[u8]) -> Vec<u8> {
+        let mut header = vec![0; 40];
+        (header[0], header[6]) = (0x60, next);
+        [header, extensions.to_vec()].concat()
+    }
+
+    /// Each place in which a checksum would change a header, and each in which it does not.
+    #[test]
+    fn a_checksum_in_its_own_field_or_behind_the_headers_spares_them() {
+        let options = [6, 0, 0, 0, 0, 0, 0, 0];
+        for (name, head, at, field, len) in [
+            ("TCP", headers(0, 0x0800, &ipv4(5, 6)), 34, Some(16), 20),
+            ("UDP in a VLAN", headers(1, 0x0800, &ipv4(5, 17)), 38, Some(6), 8),
+            ("TCP behind options, in two VLANs", headers(2, 0x0800, &ipv4(7, 6)), 50, Some(16), 20),
+            ("TCP over IPv6", headers(0, 0x86dd, &ipv6(6, &[])), 54, Some(16), 20),
+            ("TCP behind an extension", headers(0, 0x86dd, &ipv6(60, &options)), 62, Some(16), 20),
+            ("ICMPv6", headers(0, 0x86dd, &ipv6(58, &[])), 54, Some(2), usize::from(u16::MAX)),
+            ("another protocol", headers(0, 0x0800, &ipv4(5, 47)), 34, None, 40),
+        ] {
+            for start in 0..150u16 {
+                for offset in 0..40 {
+                    let partial = PartialChecksum { start, offset };
+                    let is_own = usize::from(start) == at && field == Some(offset);
+                    let is_behind = usize::from(start) >= at + len;
+                    let spares = partial.spares_headers(&head);
+                    assert_eq!(spares, is_own || is_behind, "{name}: {start} and {offset}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn of_what_has_no_known_headers_nothing_is_spared() {
+        let partial = PartialChecksum { start: 300, offset: 0 };
+        let whole = headers(0, 0x86dd, &ipv6(6, &[]));
+        assert!(partial.spares_headers(&whole));
+        for len in 0..21 {
+            assert!(!partial.spares_headers(&whole[..len]), "{len} bytes");
+        }
+        for frame in [
+            headers(3, 0x0800, &ipv4(5, 6)),
+            headers(0, 0x0806, &ipv4(5, 6)),
+            headers(0, 0x0800, &ipv6(6, &[])),
+            headers(0, 0x86dd, &ipv4(5, 6)),
+            headers(0, 0x86dd, &ipv6(60, &[60, 255])),
+        ] {
+            assert!(!partial.spares_headers(&frame), "{frame:02x?}");
+        }
+    }
 
     fn checksum(bytes: &[u8]) -> u16 {
         let mut sum = Sum::new();

@@ -1,6 +1,8 @@
 use proptest::prelude::*;
+use wire::checksum::PartialChecksum;
 use wire::ethernet::{Ethernet, VlanTag};
 use wire::ndp;
+use wire::virtio::Offload;
 
 use super::*;
 use crate::sides::NETWORK;
@@ -445,4 +447,22 @@ proptest! {
             prop_assert!(is_own);
         }
     }
+}
+
+#[test]
+fn a_checksum_is_not_completed_in_an_address() {
+    let mut packet = vec![0x45, 0, 0, 40, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 5, 10, 0, 0, 9];
+    packet.extend([0; 40]);
+    let frame = ethernet(EtherType::IPV4, &packet);
+    let mut net = Net::new(AntiSpoof::new(&settings()), 2);
+    let own = PartialChecksum { start: 34, offset: 16 };
+    // The source's address; its lower half from further away; and a port.
+    let bad = [(18, 8), (20, 8), (34, 0)].map(|(start, offset)| PartialChecksum { start, offset });
+    for checksum in bad.into_iter().chain([own]) {
+        let offload = Offload { checksum: Some(checksum), segmentation: None };
+        net.station(PORT).to_send.push_back((frame.clone(), offload));
+    }
+    net.breathe();
+    assert_eq!(net.received(NETWORK), [frame]);
+    assert_eq!(net.drops(DropReason::ChecksumMisplaced), 3);
 }

@@ -396,3 +396,18 @@ proptest! {
         prop_assert_eq!(net.drops(DropReason::FilterTooDeep), too_deep);
     }
 }
+
+#[test]
+fn a_checksum_is_not_completed_where_a_program_has_looked() {
+    let mut net = net(settings(accept("tcp port 80"), Direction::default()));
+    let frame = tcp([1, 2], [1000, 80], 0x10);
+    for (start, offset, passes) in [(34, 16, true), (34, 2, false), (30, 0, false), (20, 4, false)]
+    {
+        let checksum = Some(wire::checksum::PartialChecksum { start, offset });
+        let offload = wire::virtio::Offload { checksum, segmentation: None };
+        net.station(PORT).to_send.push_back((frame.clone(), offload));
+        net.breathe();
+        assert_eq!(net.received(NETWORK).len(), usize::from(passes), "{start} and {offset}");
+    }
+    assert_eq!(net.drops(DropReason::ChecksumMisplaced), 3);
+}
