@@ -7,6 +7,7 @@ mod tap;
 mod tun;
 mod vhost_net;
 mod vhost_user;
+mod watchdog;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -118,6 +119,8 @@ impl Switch {
         captures.begin();
         let mut switch = Self { workers, names, tasks: Vec::new(), events, captures };
 
+        let names = switch.names.iter().cloned().collect();
+        switch.tasks.push(tokio::spawn(watchdog::watch(switch.workers.pulses(), names)));
         let mtus = Mtus::default();
         for ((name, app, number, control), troubles) in controls {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
