@@ -140,6 +140,13 @@ fn seconds(now: u64) -> u32 {
 struct Window(Box<[u8; PRIVATE]>);
 
 impl Window {
+    /// Whether what is looked at is what will be sent: completing the checksum changes none of it.
+    #[inline(always)]
+    fn is_sound(&self, burst: &Burst<'_>, index: usize) -> bool {
+        let (head, _) = burst.head_and_len(index);
+        burst.checksum(index).is_none_or(|sum| sum.spares_headers(head))
+    }
+
     /// Why a frame does not pass, if it does not.
     #[inline(always)]
     fn judge(
@@ -148,11 +155,10 @@ impl Window {
         burst: &mut Burst<'_>,
         index: usize,
     ) -> Result<(), DropReason> {
-        let (head, len) = burst.head_and_len(index);
-        // Or completing it would change what the program has seen.
-        if burst.checksum(index).is_some_and(|sum| !sum.spares_headers(head)) {
+        if !self.is_sound(burst, index) {
             return Err(DropReason::ChecksumMisplaced);
         }
+        let (head, len) = burst.head_and_len(index);
         match program.run(head, len) {
             Verdict::Accept => Ok(()),
             Verdict::Reject => Err(DropReason::Filtered),
@@ -230,7 +236,9 @@ impl App for Filter {
             note_places(places, table, burst, selection, input);
             let now = seconds(burst.now());
             for (index, place) in selection.iter().zip(places.drain(..)) {
-                if answers && place.is_some_and(|place| table.answer(place, other, now)) {
+                let is_sound = window.is_sound(burst, index);
+                if is_sound && answers && place.is_some_and(|place| table.answer(place, other, now))
+                {
                     pass(index, Ok(()));
                     continue;
                 }

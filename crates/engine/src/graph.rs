@@ -193,6 +193,7 @@ impl Graph {
         let Some(slot) = self.slots.get_mut(id.0) else { return Some(app) };
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
+        slot.failure = None;
         slot.idle = 0;
         let old = slot.app.replace(app);
         if let Some(old) = &old {

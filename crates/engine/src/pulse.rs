@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use crate::AppId;
 
-/// What a worker says of itself while it runs.
+/// What a worker says of itself while it runs, in cache lines of its own.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Pulse {
     breaths: AtomicU64,
     is_asleep: AtomicBool,

@@ -4,8 +4,8 @@
 //! or taken out on the way out, in its private head.
 //!
 //! A tag behind the one that says which VLAN a frame is in is payload. It never gets to be the outer one where somebody
-//! takes that for the VLAN: on a trunk such a frame keeps its VLAN's tag, though the VLAN be the native one. So nobody
-//! gets into another VLAN by tagging twice.
+//! takes that for the VLAN: on a trunk such a frame keeps its VLAN's tag, though the VLAN be the native one, and a station that
+//! knows nothing of VLANs neither sends nor gets it. So nobody gets into another VLAN by tagging twice.
 
 use std::ops::BitOr;
 use std::sync::Arc;
@@ -21,11 +21,11 @@ pub const LAST_VLAN: u16 = 4094;
 /// What a port has to do with VLANs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Membership {
-    /// A station that knows nothing of VLANs, in this one. Frames with tags of VLANs are not taken; a tag of a priority alone
-    /// is none.
+    /// A station that knows nothing of VLANs, in this one. It neither sends nor gets frames with tags of VLANs; a tag of a
+    /// priority alone is none.
     Access(u16),
     /// A customer with VLANs of its own, all of them inside of this one: frames are taken with any tags or none, and come
-    /// out as they were. On trunks they have a service tag (802.1ad).
+    /// out as they were.
     Tunnel(u16),
     /// Frames have the tag of their VLAN.
     Trunk {
@@ -33,6 +33,8 @@ pub enum Membership {
         native: Option<u16>,
         /// The VLANs of frames with one.
         allowed: Arc<VlanSet>,
+        /// The tags are a service's (802.1ad), and not a customer's: those of the other kind say nothing of the VLAN.
+        is_service: bool,
     },
 }
 
@@ -98,8 +100,8 @@ pub(super) struct Tagging {
     pub(super) vlan: u16,
     /// The tag that it came with, and that says so; or says a priority alone.
     pub(super) came: Option<VlanTag>,
-    /// The tag that it has on a trunk.
-    on_trunk: Option<VlanTag>,
+    /// Its priority, and its VLAN, as in a tag.
+    control: u16,
     /// There is a tag behind that one.
     has_inner: bool,
 }
@@ -108,43 +110,53 @@ impl Membership {
     /// What a frame is that comes in by this port.
     pub(super) fn arrive(&self, head: &[u8]) -> Result<Tagging, DropReason> {
         let outer = tag_at(head, 0)?;
-        let (tag, is_inner_tag) = match self {
-            Self::Tunnel(_) => (None, outer.is_some()),
-            _ if outer.is_some() => (outer, tag_at(head, TAG_SIZE)?.is_some()),
-            _ => (None, false),
+        let is_ours = outer.is_some_and(|tag| Some(tag.protocol) == self.protocol());
+        let (tag, has_inner) = match outer {
+            Some(tag) if is_ours => (Some(tag), tag_at(head, TAG_SIZE)?.is_some()),
+            outer => (None, outer.is_some()),
         };
         let vlan_of_tag = tag.map(VlanTag::id).filter(|vlan| *vlan != 0);
         let vlan = match (self, vlan_of_tag) {
+            (Self::Access(_), _) if has_inner => return Err(DropReason::Tagged),
             (Self::Access(vlan) | Self::Tunnel(vlan), None) => *vlan,
             (Self::Access(_) | Self::Tunnel(_), Some(_)) => return Err(DropReason::Tagged),
+            // A tag of the other kind, which would be the only one where this is native.
+            (Self::Trunk { .. }, None) if tag.is_none() && has_inner => {
+                return Err(DropReason::Tagged);
+            }
             (Self::Trunk { native, .. }, None) => native.ok_or(DropReason::VlanNotAllowed)?,
-            (Self::Trunk { native, allowed }, Some(vlan)) => {
+            (Self::Trunk { native, allowed, .. }, Some(vlan)) => {
                 let is_member = allowed.contains(vlan) || *native == Some(vlan);
                 is_member.then_some(vlan).ok_or(DropReason::VlanNotAllowed)?
             }
         };
-        let protocol = match (self, tag) {
-            (_, Some(tag)) => tag.protocol,
-            (Self::Tunnel(_), None) => EtherType::SERVICE_VLAN,
-            (_, None) => EtherType::VLAN,
-        };
         // The priority goes with the frame.
         let control = tag.map_or(0, |tag| tag.control & !0xfff) | vlan;
-        let on_trunk = Some(VlanTag { protocol, control });
-        Ok(Tagging { vlan, came: tag, on_trunk, has_inner: is_inner_tag })
+        Ok(Tagging { vlan, came: tag, control, has_inner })
     }
 
-    /// The tag with which a frame goes out by this port, if it has one there; and `None` when the port does not belong to
-    /// the frame's VLAN.
+    /// The kind of the tags that say which VLAN a frame is in.
+    fn protocol(&self) -> Option<EtherType> {
+        match self {
+            Self::Access(_) | Self::Trunk { is_service: false, .. } => Some(EtherType::VLAN),
+            Self::Trunk { is_service: true, .. } => Some(EtherType::SERVICE_VLAN),
+            Self::Tunnel(_) => None,
+        }
+    }
+
+    /// The tag with which a frame goes out by this port, if it has one there; and `None` when it does not go out here.
     #[inline]
     pub(super) fn leave(&self, tagging: &Tagging) -> Option<Option<VlanTag>> {
+        let Tagging { vlan, control, has_inner, .. } = *tagging;
         match self {
-            Self::Access(vlan) | Self::Tunnel(vlan) => (*vlan == tagging.vlan).then_some(None),
-            Self::Trunk { native, .. } if *native == Some(tagging.vlan) => {
-                Some(tagging.on_trunk.filter(|_| tagging.has_inner))
-            }
-            Self::Trunk { allowed, .. } => {
-                allowed.contains(tagging.vlan).then_some(tagging.on_trunk)
+            // Whoever is there would take what is inside for the VLAN.
+            Self::Access(own) => (*own == vlan && !has_inner).then_some(None),
+            Self::Tunnel(own) => (*own == vlan).then_some(None),
+            Self::Trunk { native, .. } if *native == Some(vlan) && !has_inner => Some(None),
+            Self::Trunk { native, allowed, .. } => {
+                let protocol = self.protocol()?;
+                let is_member = allowed.contains(vlan) || *native == Some(vlan);
+                is_member.then_some(Some(VlanTag { protocol, control }))
             }
         }
     }

@@ -411,3 +411,19 @@ fn a_checksum_is_not_completed_where_a_program_has_looked() {
     }
     assert_eq!(net.drops(DropReason::ChecksumMisplaced), 3);
 }
+
+#[test]
+fn an_answer_is_not_one_whose_checksum_changes_who_it_is_for() {
+    let nothing = Direction { accept: compile("less 0").ok(), allow_replies: false };
+    let mut net = net(settings(nothing, allow_replies(accept("tcp"))));
+    assert!(passes(&mut net, NETWORK, &tcp([9, 1], [80, 1000], 2)));
+    let answer = tcp([1, 9], [1000, 80], 0x12);
+    for (start, offset, passes) in [(34, 16, true), (18, 12, false), (34, 2, false)] {
+        let checksum = Some(wire::checksum::PartialChecksum { start, offset });
+        let offload = wire::virtio::Offload { checksum, segmentation: None };
+        net.station(PORT).to_send.push_back((answer.clone(), offload));
+        net.breathe();
+        assert_eq!(net.received(NETWORK).len(), usize::from(passes), "{start} and {offset}");
+    }
+    assert_eq!(net.drops(DropReason::ChecksumMisplaced), 2);
+}

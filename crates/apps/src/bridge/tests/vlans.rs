@@ -4,7 +4,14 @@ use super::*;
 use crate::bridge::vlan::VlanSet;
 
 fn trunk(native: Option<u16>, allowed: &[u16]) -> Membership {
-    Membership::Trunk { native, allowed: Arc::new(allowed.iter().copied().collect()) }
+    let allowed = Arc::new(allowed.iter().copied().collect());
+    Membership::Trunk { native, allowed, is_service: false }
+}
+
+/// A trunk whose tags are a service's.
+fn service_trunk(native: Option<u16>, allowed: &[u16]) -> Membership {
+    let allowed = Arc::new(allowed.iter().copied().collect());
+    Membership::Trunk { native, allowed, is_service: true }
 }
 
 fn net(memberships: Vec<Membership>) -> Net {
@@ -116,16 +123,37 @@ fn a_priority_alone_is_no_vlan_and_stays() {
 
 #[test]
 fn a_customers_tags_pass_inside_of_the_services() {
-    let mut net = net(vec![Membership::Tunnel(100), trunk(None, &[100]), Membership::Tunnel(100)]);
+    let mut net = net(vec![
+        Membership::Tunnel(100),
+        service_trunk(None, &[100]),
+        Membership::Tunnel(100),
+        trunk(None, &[100]),
+    ]);
     for tags in
         [vec![], vec![(CUSTOMER, 7)], vec![(CUSTOMER, 7), (CUSTOMER, 8)], vec![(SERVICE, 5)]]
     {
         let plain = tagged(2, 1, &tags);
-        let on_trunk = with_tags(&plain, &[(SERVICE, 100)]);
-        assert_eq!(net.pass(0, &plain), [(1, on_trunk.clone()), (2, plain.clone())], "{tags:x?}");
-        assert_eq!(net.pass(1, &on_trunk), [(0, plain.clone()), (2, plain)], "{tags:x?}");
+        let by_service = with_tags(&plain, &[(SERVICE, 100)]);
+        let by_customer = with_tags(&plain, &[(CUSTOMER, 100)]);
+        let all = [plain.clone(), by_service.clone(), plain.clone(), by_customer.clone()];
+        for (port, frame) in all.iter().enumerate() {
+            let expected: Vec<_> =
+                all.iter().cloned().enumerate().filter(|(other, _)| *other != port).collect();
+            assert_eq!(net.pass(port, frame), expected, "from port {port}, {tags:x?}");
+        }
     }
     assert_eq!(net.all_drops(), 0);
+}
+
+#[test]
+fn a_tag_of_the_other_kind_says_nothing_of_the_vlan_and_is_not_taken() {
+    let mut net =
+        net(vec![trunk(Some(1), &[10]), service_trunk(Some(1), &[10]), trunk(None, &[10])]);
+    for (port, kind) in [(0, SERVICE), (1, CUSTOMER)] {
+        assert_eq!(net.pass(port, &tagged(2, 1, &[(kind, 10)])), []);
+        assert_eq!(net.pass(port, &tagged(2, 1, &[(kind, 0)])), []);
+    }
+    assert_eq!(net.drops(DropReason::Tagged), 4);
 }
 
 /// The attack: an outer tag that is taken off, and an inner one that would then say another VLAN.
@@ -137,20 +165,24 @@ fn two_tags_lead_into_no_other_vlan() {
         Membership::Tunnel(10),
         trunk(Some(10), &[20]),
         Membership::Access(20),
+        Membership::Access(10),
     ];
-    for (port, tags) in [
-        (0, vec![(CUSTOMER, 0), (CUSTOMER, 20)]),
-        (1, vec![(CUSTOMER, 10), (CUSTOMER, 20)]),
-        (1, vec![(CUSTOMER, 0), (SERVICE, 20)]),
-        (2, vec![(CUSTOMER, 20)]),
-        (2, vec![(SERVICE, 20)]),
+    // By how many ports the frame comes out: trunks, with the tag of its VLAN, and tunnels.
+    for (port, tags, comes_out) in [
+        (0, vec![(CUSTOMER, 0), (CUSTOMER, 20)], 0),
+        (1, vec![(CUSTOMER, 10), (CUSTOMER, 20)], 2),
+        (1, vec![(CUSTOMER, 0), (SERVICE, 20)], 2),
+        (2, vec![(CUSTOMER, 20)], 2),
+        (2, vec![(SERVICE, 20)], 2),
     ] {
         let mut net = net(memberships.clone());
-        for (to, came) in net.pass(port, &tagged(2, 1, &tags)) {
-            assert_ne!(to, 4, "from port {port}, {tags:x?}");
-            if to == 1 || to == 3 {
-                let control = u16::from_be_bytes([came[14], came[15]]);
-                assert_eq!(control, 10, "from port {port} to {to}, {tags:x?}");
+        let came = net.pass(port, &tagged(2, 1, &tags));
+        assert_eq!(came.len(), comes_out, "from port {port}, {tags:x?}");
+        for (to, came) in came {
+            assert!([1, 2, 3].contains(&to), "from port {port} to {to}, {tags:x?}");
+            if to != 2 {
+                let outer = [&came[12..14], &[came[14] & 0xf, came[15]]].concat();
+                assert_eq!(outer, [0x81, 0, 0, 10], "from port {port} to {to}, {tags:x?}");
             }
         }
     }
@@ -241,7 +273,7 @@ fn frames_are_left_as_they_came() {
         tagged(2, 1, &[(CUSTOMER, 10)]),
         tagged(2, 1, &[]),
         tagged(2, 1, &[(CUSTOMER, 0x2000)]),
-        tagged(2, 1, &[(SERVICE, 10), (CUSTOMER, 3)]),
+        tagged(2, 1, &[(CUSTOMER, 10), (CUSTOMER, 3)]),
     ];
     graph.get::<Station>(source).unwrap().to_send.extend(frames);
     graph.breathe(0, |_| panic!("an app failed"));
@@ -257,42 +289,54 @@ fn membership() -> impl Strategy<Value = Membership> {
     prop_oneof![
         vlan().prop_map(Membership::Access),
         vlan().prop_map(Membership::Tunnel),
-        (prop::option::of(vlan()), prop::collection::vec(vlan(), 0..3))
-            .prop_map(|(native, allowed)| trunk(native, &allowed)),
+        (prop::option::of(vlan()), prop::collection::vec(vlan(), 0..3), any::<bool>()).prop_map(
+            |(native, allowed, is_service)| match is_service {
+                true => service_trunk(native, &allowed),
+                false => trunk(native, &allowed),
+            }
+        ),
     ]
 }
 
-/// The VLAN that a frame is in, its priority and the kind of its tag, and the tags behind that one.
-type Class = (u16, u16, u16, Vec<(u16, u16)>);
+/// The VLAN that a frame is in, its priority, and the tags behind the one that says so.
+type Class = (u16, u16, Vec<(u16, u16)>);
 
 /// What a frame is, by the standard's words.
 fn classify(port: &Membership, tags: &[(u16, u16)]) -> Option<Class> {
-    match (port, tags) {
-        (Membership::Tunnel(vlan), tags) => Some((*vlan, 0, SERVICE, tags.to_vec())),
-        (Membership::Access(vlan), []) => Some((*vlan, 0, CUSTOMER, vec![])),
-        (Membership::Access(vlan), [(kind, control), inner @ ..]) if control & 0xfff == 0 => {
-            Some((*vlan, control & 0xf000, *kind, inner.to_vec()))
-        }
-        (Membership::Access(_), _) => None,
-        (Membership::Trunk { native, .. }, []) => Some(((*native)?, 0, CUSTOMER, vec![])),
-        (Membership::Trunk { native, allowed }, [(kind, control), inner @ ..]) => {
-            let vlan = if control & 0xfff == 0 { (*native)? } else { control & 0xfff };
+    let ours = match port {
+        Membership::Tunnel(vlan) => return Some((*vlan, 0, tags.to_vec())),
+        Membership::Trunk { is_service: true, .. } => SERVICE,
+        _ => CUSTOMER,
+    };
+    let (tag, inner) = match tags {
+        [] => (None, vec![]),
+        [(kind, control), inner @ ..] if *kind == ours => (Some(*control), inner.to_vec()),
+        _ => return None,
+    };
+    let (priority, vlan) = tag.map_or((0, 0), |control| (control & 0xf000, control & 0xfff));
+    match port {
+        Membership::Access(own) => (vlan == 0 && inner.is_empty()).then(|| (*own, priority, inner)),
+        Membership::Trunk { native, allowed, .. } => {
+            let vlan = if vlan == 0 { (*native)? } else { vlan };
             let is_member = *native == Some(vlan) || allowed.contains(vlan);
-            is_member.then(|| (vlan, control & 0xf000, *kind, inner.to_vec()))
+            is_member.then_some((vlan, priority, inner))
         }
+        Membership::Tunnel(_) => unreachable!("was looked at"),
     }
 }
 
 /// The tags with which a frame leaves, if it may.
-fn leave(port: &Membership, (vlan, priority, kind, inner): &Class) -> Option<Vec<(u16, u16)>> {
-    let with_tag = || [&[(*kind, priority | vlan)], &inner[..]].concat();
+fn leave(port: &Membership, (vlan, priority, inner): &Class) -> Option<Vec<(u16, u16)>> {
     match port {
-        Membership::Access(own) | Membership::Tunnel(own) => (own == vlan).then(|| inner.clone()),
+        Membership::Access(own) => (own == vlan && inner.is_empty()).then(Vec::new),
+        Membership::Tunnel(own) => (own == vlan).then(|| inner.clone()),
         Membership::Trunk { native, .. } if *native == Some(*vlan) && inner.is_empty() => {
             Some(vec![])
         }
-        Membership::Trunk { native, allowed } => {
-            (*native == Some(*vlan) || allowed.contains(*vlan)).then(with_tag)
+        Membership::Trunk { native, allowed, is_service } => {
+            let kind = if *is_service { SERVICE } else { CUSTOMER };
+            let is_member = *native == Some(*vlan) || allowed.contains(*vlan);
+            is_member.then(|| [&[(kind, priority | vlan)], &inner[..]].concat())
         }
     }
 }
