@@ -23,7 +23,8 @@ impl Histogram {
         }
     }
 
-    /// The buckets that have something: nanoseconds that all of it took less than, and how often.
+    /// The buckets that have something: nanoseconds that all of it took less than, and how often. What is in the last one may have
+    /// taken longer.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64)> {
         let counts = self.0.iter().enumerate().map(|(bucket, count)| (1 << bucket, *count));
         counts.filter(|(_, count)| *count > 0)

@@ -82,7 +82,8 @@ pub struct Load {
     pub cpu: Duration,
     /// Frames that its apps pulled.
     pub frames: u64,
-    /// How long breaths took in which there was something to do, and what control asked for before them.
+    /// How long breaths took in which there was something to do, with what control asked for before them, and with the idle ones since
+    /// the clock was last looked at: eight at most.
     pub times: Histogram,
 }
 

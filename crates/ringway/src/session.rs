@@ -45,13 +45,13 @@ impl Port {
     /// Starts the port again after a bug of ours took it down: a new app on all workers, whatever the old one left. False when
     /// that cannot be.
     pub async fn restart(&mut self) -> bool {
+        // What was said of the old one.
+        while self.troubles.try_recv().is_ok() {}
         let parts = (self.remake)(self.workers.len());
         if let Err(error) = self.workers.replace(self.app, parts).await {
             tracing::error!(port = self.name, "not started again: {error:#}");
             return false;
         }
-        // What was said of the old one.
-        while self.troubles.try_recv().is_ok() {}
         tracing::warn!(port = self.name, "started again");
         true
     }

@@ -12,7 +12,7 @@ mod watchdog;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
@@ -27,6 +27,9 @@ use crate::session::Trouble;
 use crate::workers::Workers;
 use backoff::Backoff;
 pub(crate) use mtus::Mtus;
+
+/// All workers answer within this time, unless one stands still.
+const REPORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -160,7 +163,8 @@ impl Switch {
 
     /// Stops: disconnects the guests, removes the sockets, ends the workers.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        if let Ok(report) = self.report().await {
+        let report = tokio::time::timeout(REPORT_LIMIT, self.report()).await;
+        if let Ok(Ok(report)) = &report {
             report.log();
         }
         for task in self.tasks.drain(..) {
@@ -169,6 +173,10 @@ impl Switch {
             let _ = task.await;
         }
         self.events.shutdown().await;
+        if report.is_err() {
+            // To wait for it would be to wait for ever. It ends with the process.
+            anyhow::bail!("a worker stands still, and was not waited for: a bug of ours");
+        }
         let workers = Arc::into_inner(self.workers).context("somebody still uses the workers")?;
         let stopped = workers.stop();
         self.captures.end();

@@ -108,7 +108,7 @@ pub enum Problem {
     )]
     NotWithFd(String),
     #[error(
-        "`qinq` is for a port with one VLAN, which all of its frames are put into: expected `vlan`, and no `trunk`"
+        "`qinq` is for a port with one VLAN, which all of its frames are put into, or for a trunk: expected `vlan` or `trunk`"
     )]
     QinqAlone,
     #[error(

@@ -810,7 +810,8 @@ fn memberships(file: &str) -> Result<Vec<Option<Membership>>, String> {
 }
 
 fn trunk(native: Option<u16>, allowed: impl IntoIterator<Item = u16>) -> Membership {
-    Membership::Trunk { native, allowed: Arc::new(allowed.into_iter().collect()) }
+    let allowed = Arc::new(allowed.into_iter().collect());
+    Membership::Trunk { native, allowed, is_service: false }
 }
 
 #[test]
@@ -881,12 +882,14 @@ fn numbers_that_are_no_vlans() {
 
 #[test]
 fn what_does_not_go_together_with_vlans() {
-    for port in ["a=tap:a,qinq=on", "a=tap:a,vlan=1,trunk=2,qinq=on", "a=tap:a,trunk=2,qinq=on"] {
-        assert_port_fault(
-            port,
-            "`qinq` is for a port with one VLAN, which all of its frames are put into: expected `vlan`, and no `trunk`",
-        );
-    }
+    assert_port_fault(
+        "a=tap:a,qinq=on",
+        "`qinq` is for a port with one VLAN, which all of its frames are put into, or for a trunk: expected `vlan` or `trunk`",
+    );
+    let service = read("", &[("port", "a=tap:a,vlan=1,trunk=2,qinq=on")]).unwrap();
+    let allowed = Arc::new([2].into_iter().collect());
+    let expected = Membership::Trunk { native: Some(1), allowed, is_service: true };
+    assert_eq!(service.ports[0].vlan, Some(expected));
     let ports = ["vm1=tap:a,vlan=10", "vm2=tap:b", "vm3=tap:c,trunk=all", "vm4=tap:d"];
     let says = |port: &str| {
         format!(

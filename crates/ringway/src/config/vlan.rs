@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use apps::bridge::vlan::{Membership, VlanSet};
+use apps::bridge::vlan::Membership;
 
 use super::fault::{Fault, Problem};
 use super::keys::Key;
@@ -24,7 +24,7 @@ pub const KEYS: [Key; 3] = [
     Key {
         name: "qinq",
         form: "on|off",
-        about: "take frames with tags too, all of them into its VLAN (802.1ad) [off]",
+        about: "802.1ad: take any tags into its VLAN; of a trunk, its tags are a service's [off]",
     },
 ];
 
@@ -33,20 +33,19 @@ pub fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<Membership
     let vlan = written.entry("vlan").and_then(|entry| entry.read(faults, value::vlan));
     let allowed = written.entry("trunk").and_then(|entry| entry.read(faults, value::vlans));
     let qinq = written.entry("qinq");
-    let is_tunnel = qinq.and_then(|entry| entry.read(faults, value::switch)).unwrap_or(false);
-    if let Some(entry) = qinq.filter(|_| is_tunnel)
-        && (written.entry("vlan").is_none() || written.entry("trunk").is_some())
+    let is_qinq = qinq.and_then(|entry| entry.read(faults, value::switch)).unwrap_or(false);
+    if let Some(entry) = qinq.filter(|_| is_qinq)
+        && written.entry("vlan").is_none()
+        && written.entry("trunk").is_none()
     {
         faults.push(Fault { place: entry.place.clone(), problem: Problem::QinqAlone });
     }
     match (vlan, allowed) {
-        (native, Some(allowed)) => Some(trunk(native, allowed)),
-        (Some(vlan), None) if is_tunnel => Some(Membership::Tunnel(vlan)),
+        (native, Some(allowed)) => {
+            Some(Membership::Trunk { native, allowed: Arc::new(allowed), is_service: is_qinq })
+        }
+        (Some(vlan), None) if is_qinq => Some(Membership::Tunnel(vlan)),
         (Some(vlan), None) => Some(Membership::Access(vlan)),
         (None, None) => None,
     }
-}
-
-fn trunk(native: Option<u16>, allowed: VlanSet) -> Membership {
-    Membership::Trunk { native, allowed: Arc::new(allowed) }
 }

@@ -3,8 +3,8 @@
 //! An interface that is deleted takes its queues with it. The workers find them dead, and that is how
 //! control hears of it: what rtnetlink says of an interface that has gone, it says also of one that was
 //! moved into another network namespace, which goes on working. The port is down until there is an
-//! interface of that name again. The switch never makes it again by itself, also if it has made it first:
-//! somebody deleted it on purpose.
+//! interface of that name again. The switch does not make it again by itself, also if it has made it first:
+//! somebody deleted it on purpose. One that went because a bug of ours took its port down is made again with that.
 //!
 //! How frames get to the interface is nothing to control: all of this is done to any port that is a
 //! [`HostPort`].
@@ -715,8 +715,16 @@ impl<P: HostPort> Control<P> {
         match attached.and_then(share) {
             Ok((fresh, state, index)) => {
                 if let Err(error) = self.install(fresh, state).await? {
-                    tracing::error!(port, interface, "the port is out of service: {error:#}");
-                    return Err(Over);
+                    let wait = self.backoff.wait(Instant::now());
+                    tracing::error!(
+                        port,
+                        interface,
+                        "the port is out of service for {wait:?}: {error:#}"
+                    );
+                    // Some workers may have it.
+                    self.let_go().await?;
+                    (self.place, self.retry, self.has_failed) = (Place::Gone, Some(wait), true);
+                    return Ok(());
                 }
                 let how = if self.has_failed { "started again on" } else { "attached to" };
                 tracing::info!(port, interface, "{how} the interface again");

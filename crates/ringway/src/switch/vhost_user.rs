@@ -136,10 +136,8 @@ async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Li
                 never = queue.refuse(why) => match never {},
             }
         }
-        if let Ended::Failed = ended
-            && !port.restart().await
-        {
-            return;
+        if let Ended::Failed = ended {
+            penalty.restart(&mut port).await;
         }
     }
 }
@@ -216,10 +214,8 @@ async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
                 let ended = serve(&mut port, connection).await;
                 let Some(wait) = penalty.after(&port.name, &ended) else { return };
                 tokio::time::sleep(wait).await;
-                if let Ended::Failed = ended
-                    && !port.restart().await
-                {
-                    return;
+                if let Ended::Failed = ended {
+                    penalty.restart(&mut port).await;
                 }
             }
             Err(error) => {
@@ -251,6 +247,13 @@ impl Penalty {
         let now = Instant::now();
         let of_peer = Backoff::new(PENALTY_FIRST, PENALTY_MOST, now);
         Self { wanted, of_peer, of_app: Backoff::of_app(now) }
+    }
+
+    /// Starts the port again that a bug of ours took down, however often that has to be tried.
+    async fn restart(&mut self, port: &mut Port) {
+        while !port.restart().await {
+            tokio::time::sleep(self.of_app.wait(Instant::now())).await;
+        }
     }
 
     /// Says how a connection ended, and how long the next one has to wait now. None: nobody will be
