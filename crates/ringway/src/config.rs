@@ -14,7 +14,9 @@ mod features;
 mod file;
 mod keys;
 mod kinds;
+mod network;
 mod port;
+mod show;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -42,6 +44,7 @@ pub use kinds::vhost_net::VhostNet;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
+pub use network::BRIDGE;
 use port::{Entry, WrittenPort};
 use value::{Scalar, Value};
 

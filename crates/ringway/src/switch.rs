@@ -17,12 +17,11 @@ use std::time::Instant;
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
-use apps::sides;
 use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::{Config, PortConfig, PortKind};
+use crate::config::{BRIDGE, Config, PortConfig, PortKind};
 use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
@@ -57,9 +56,9 @@ impl Switch {
             false => Bridge::with_vlans(memberships, random_key()?),
         };
         let table = bridge.table().clone();
-        let (bridge, remake) = graphs.add_with_remake("bridge", bridge, Bridge::part);
+        let (bridge, remake) = graphs.add_with_remake(BRIDGE, bridge, Bridge::part);
         let mut remakes = HashMap::from([(bridge, remake)]);
-        let mut names = vec![(bridge, "bridge".to_owned())];
+        let mut names = vec![(bridge, BRIDGE.to_owned())];
         let mut controls = Vec::new();
         let mut links = None;
         let mut captures = pcap::Captures::default();
@@ -67,15 +66,20 @@ impl Switch {
             let Opened { app, control } =
                 open(&mut graphs, &mut links, &mut captures, epoch, number, port).await?;
             names.push((app, port.name.clone()));
-            let mut end = (app, 0);
             for Added { app, name, remake } in between::add(&mut graphs, port)? {
-                graphs.join(end, (app, sides::PORT))?;
-                end = (app, sides::NETWORK);
                 names.push((app, name));
                 remakes.insert(app, remake);
             }
-            graphs.join(end, (bridge, number.into()))?;
             controls.extend(control.map(|control| (port.name.clone(), app, number, control)));
+        }
+        let network = config.network();
+        // The same apps, in the same order.
+        debug_assert!(
+            network.apps.iter().map(|app| &app.name).eq(names.iter().map(|(_, name)| name))
+        );
+        for join in network.joins {
+            let [one, other] = join.map(|side| (names[side.app].0, side.number));
+            graphs.join(one, other)?;
         }
 
         let mut troubles = Troubles::new();

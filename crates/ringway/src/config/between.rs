@@ -45,11 +45,7 @@ pub static KEYS: [Key; 11] = [
         form: "SIZE+...",
         about: "what it may send at once, as 256KiB or 1MB+1000frames [0.1s]",
     },
-    Key {
-        name: "burst-to",
-        form: "SIZE+...",
-        about: "what may be sent to it at once [0.1s]",
-    },
+    Key { name: "burst-to", form: "SIZE+...", about: "what may be sent to it at once [0.1s]" },
     Key {
         name: "filter-from",
         form: "FILTER",

@@ -191,6 +191,46 @@ fn flags_and_a_file_say_the_same() {
     assert_eq!(read("", &flags).as_ref(), Ok(&expected));
 }
 
+/// What is shown of a configuration is one that says the same, and is shown as itself.
+#[test]
+fn what_is_shown_can_be_read() {
+    let file = r#"
+        mode = "poll"
+        workers = 2
+        cpus = "0-1"
+        [port.vm1]
+        type = "vhost-user"
+        path = 'a "b"\ c	d'
+        socket-mode = 0o600
+        mtu = 0x2000
+        penalty = false
+        features = ["-ring_packed"]
+        filter-from = """2
+        48 0 0 0
+        6 0 0 1"""
+        vlan = 1
+        trunk = [10, "20-29"]
+        ["port"."host.1"]
+        type = "tap"
+        interface = "rwé"
+        vlan = 3
+    "#;
+    let draft = |file: &str| {
+        let mut draft = Draft::default();
+        draft.add_file(Path::new("ringway.toml"), file);
+        draft.add_flag("mode", "interrupt");
+        draft.add_port("vm2=vhost-user:b.sock,vlan=2,rate-to=1Gbit+9frames");
+        draft
+    };
+    let shown = draft(file).to_toml();
+    let mut again = Draft::default();
+    again.add_file(Path::new("shown.toml"), &shown);
+    assert_eq!(again.to_toml(), shown);
+    let config = again.finish().unwrap_or_else(|faults| panic!("{faults}\n{shown}"));
+    assert_eq!(config, draft(file).finish().unwrap());
+    assert_eq!((config.mode, config.ports.len()), (Mode::Interrupt, 3));
+}
+
 #[test]
 fn what_is_not_said_has_a_default() {
     let config = read("", &[("port", "vm1=vhost-user:/run/vm1.sock")]);
