@@ -74,7 +74,7 @@ fn udp(from: u8, to: u8, ports: [u16; 2], number: u8) -> Vec<u8> {
     frame
 }
 
-/// Frames that come by, with this marker behind them which has to.
+/// These frames, and behind them one that has to arrive.
 fn and_then(frames: impl Iterator<Item = Vec<u8>>, marker: Vec<u8>) -> Vec<Vec<u8>> {
     frames.chain([marker]).collect()
 }

@@ -1026,7 +1026,7 @@ fn what_may_pass_at_once_if_nothing_is_said_of_it() {
 fn amounts_that_are_none() {
     let rates = "a rate of at most 1000Gbit or 1000000000frames, or one of each, as 10Gbit or 1Gbit+100000frames \
                  (units: bit, kbit, Mbit, Gbit, frames)";
-    let bursts = "a size of at most 1GiB or 1000000000frames, or one of each, as 256KiB or 1MB+1000frames \
+    let bursts = "a size of at most 1024MiB or 1000000000frames, or one of each, as 256KiB or 1MB+1000frames \
                   (units: bytes, kB, MB, KiB, MiB, frames)";
     let storms = "a rate of at most 1000000000frames, as 1000frames";
     for (key, value, expected) in [

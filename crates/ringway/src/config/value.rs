@@ -386,7 +386,7 @@ pub fn rates(scalar: &Scalar) -> Result<Amounts, Misfit> {
 
 /// `burst-from` and `burst-to`.
 pub fn bursts(scalar: &Scalar) -> Result<Amounts, Misfit> {
-    let expected = "a size of at most 1GiB or 1000000000frames, or one of each, as 256KiB or \
+    let expected = "a size of at most 1024MiB or 1000000000frames, or one of each, as 256KiB or \
                     1MB+1000frames (units: bytes, kB, MB, KiB, MiB, frames)";
     amounts(scalar, &BYTES, Amounts::MOST_BYTES, expected)
 }
