@@ -125,7 +125,8 @@ impl Case {
         let guest = |_| Guest::new(BASE | self.features, self.queue_pairs);
         let guests = (0..2 + self.idle_ports).map(guest).collect();
         let allowed = Arc::new([VLAN].into_iter().collect());
-        let memberships = [Membership::Access(VLAN), Membership::Trunk { native: None, allowed }];
+        let trunk = Membership::Trunk { native: None, allowed, is_service: false };
+        let memberships = [Membership::Access(VLAN), trunk];
         let memberships = if self.has_trunk { &memberships[..] } else { &[] };
         let mut part = Part::all(1, guests, self.between, memberships).remove(0);
         let frame = |to, from, station| {

@@ -62,6 +62,9 @@ pub struct Cli {
 pub enum Command {
     /// Run a switch with the given ports until SIGTERM or SIGINT
     Run(Run),
+    /// Look at a configuration without running it
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Watch two embedded guests talk through a real switch, without a virtual machine
     Demo(Demo),
     /// The reference pair: the smallest back end and the smallest front end, to try others with
@@ -106,6 +109,11 @@ pub struct Run {
 impl Run {
     /// The configuration that these flags and their file describe, or everything wrong with it.
     pub fn config(&self) -> Result<Config, Faults> {
+        self.draft().finish()
+    }
+
+    /// What these flags and their file say.
+    fn draft(&self) -> Draft {
         let mut draft = Draft::default();
         if let Some(path) = &self.config {
             draft.read_file(path);
@@ -125,7 +133,42 @@ impl Run {
         for port in &self.ports {
             draft.add_port(port);
         }
-        draft.finish()
+        draft
+    }
+}
+
+/// What can be done with a configuration.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check a configuration, and print it as one file
+    Show(Show),
+}
+
+/// The flags of `ringway config show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Print the apps and links that its ports make instead, as TOML
+    #[arg(long)]
+    pub expanded: bool,
+    /// The same for Graphviz, as for `| dot -Tsvg`
+    #[arg(long, conflicts_with = "expanded")]
+    pub dot: bool,
+    /// What to run
+    #[command(flatten)]
+    pub run: Run,
+}
+
+impl Show {
+    /// What to print, or everything that is wrong with the configuration.
+    pub fn text(&self) -> Result<String, Faults> {
+        let draft = self.run.draft();
+        let written = draft.to_toml();
+        let config = draft.finish()?;
+        Ok(match (self.expanded, self.dot) {
+            (true, _) => config.network().to_toml(),
+            (_, true) => config.network().to_dot(),
+            _ => written,
+        })
     }
 }
 
@@ -188,6 +231,45 @@ mod tests {
         };
         let faults = run.config().expect_err("there is no such file");
         assert!(faults.to_string().starts_with("/nonexistent/ringway.toml: cannot read"));
+    }
+
+    fn show(line: &str) -> String {
+        let Command::Config(ConfigCommand::Show(show)) = parse(line).command else {
+            panic!("`config show` is parsed as Show");
+        };
+        show.text().unwrap_or_else(|faults| panic!("{line}: {faults}"))
+    }
+
+    #[test]
+    fn a_configuration_is_shown_as_a_file_as_apps_and_as_a_drawing() {
+        let ports = "--mode poll --workers 2 \
+                     --port vm1=vhost-user:/run/vm1.sock,mtu=9000,rate-to=1Gbit,allow-ips=10.0.0.1 \
+                     --port host.1=tap:rw0";
+        assert_eq!(
+            show(&format!("ringway config show {ports}")),
+            "mode = \"poll\"\nworkers = \"2\"\n\n[port.vm1]\ntype = \"vhost-user\"\npath = \"/run/vm1.sock\"\n\
+             mtu = \"9000\"\nrate-to = \"1Gbit\"\nallow-ips = \"10.0.0.1\"\n\n[port.\"host.1\"]\ntype = \"tap\"\n\
+             interface = \"rw0\"\n"
+        );
+        assert_eq!(
+            show(&format!("ringway config show --expanded {ports}")),
+            "links = [\n    \"vm1.tx -> vm1.anti-spoof.port\",\n    \"vm1.anti-spoof.port -> vm1.rx\",\n    \
+             \"vm1.anti-spoof.network -> vm1.police.port\",\n    \"vm1.police.port -> vm1.anti-spoof.network\",\n    \
+             \"vm1.police.network -> bridge.vm1\",\n    \"bridge.vm1 -> vm1.police.network\",\n    \
+             \"host.1.tx -> bridge.host.1\",\n    \"bridge.host.1 -> host.1.rx\",\n]\n\n\
+             [app.\"bridge\"]\ntype = \"bridge\"\n\n[app.\"vm1\"]\ntype = \"vhost-user\"\n\n\
+             [app.\"vm1.anti-spoof\"]\ntype = \"anti-spoof\"\n\n[app.\"vm1.police\"]\ntype = \"police\"\n\n\
+             [app.\"host.1\"]\ntype = \"tap\"\n"
+        );
+        assert_eq!(
+            show(&format!("ringway config show --dot {ports}")),
+            "graph ringway {\n    rankdir = LR;\n    node [shape = box];\n    \"bridge\" [label = \"bridge\"];\n    \
+             \"vm1\" [label = \"vm1\\nvhost-user\"];\n    \
+             \"vm1.anti-spoof\" [label = \"vm1.anti-spoof\\nanti-spoof\"];\n    \
+             \"vm1.police\" [label = \"vm1.police\\npolice\"];\n    \"host.1\" [label = \"host.1\\ntap\"];\n    \
+             \"vm1\" -- \"vm1.anti-spoof\";\n    \"vm1.anti-spoof\" -- \"vm1.police\";\n    \
+             \"vm1.police\" -- \"bridge\";\n    \"host.1\" -- \"bridge\";\n}\n"
+        );
     }
 
     #[test]

@@ -8,12 +8,15 @@
 //! A setting given by a flag replaces the file's. Ports are added together: a name, a socket or
 //! an interface given twice is a fault, wherever the two are.
 
+pub mod between;
 mod fault;
 mod features;
 mod file;
 mod keys;
 mod kinds;
+mod network;
 mod port;
+mod show;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -28,6 +31,7 @@ use apps::bridge::vlan::Membership;
 use engine::Mode;
 use tracing::level_filters::LevelFilter;
 
+pub use between::Between;
 pub use fault::Faults;
 use fault::{Fault, Place, Problem};
 use file::WrittenFile;
@@ -40,6 +44,7 @@ pub use kinds::vhost_net::VhostNet;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
+pub use network::BRIDGE;
 use port::{Entry, WrittenPort};
 use value::{Scalar, Value};
 
@@ -76,12 +81,14 @@ pub struct PortConfig {
     pub kind: PortKind,
     /// What it has to do with VLANs. All ports have something, or none has.
     pub vlan: Option<Membership>,
+    /// What lies between it and the bridge.
+    pub between: Between,
 }
 
 impl PortConfig {
-    /// A port that has nothing to do with VLANs.
+    /// A port that has nothing to do with VLANs, and nothing between it and the bridge.
     pub fn new(name: &str, kind: PortKind) -> Self {
-        Self { name: name.to_owned(), kind, vlan: None }
+        Self { name: name.to_owned(), kind, vlan: None, between: Between::default() }
     }
 }
 
@@ -260,7 +267,21 @@ fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfi
             faults.push(Fault { place: (*at).clone(), problem });
         }
     }
+    for (port, _) in &ports {
+        let names = port.between.names().map(|what| app_name(&port.name, what));
+        for name in names {
+            if let Some((_, place)) = ports.iter().find(|(other, _)| other.name == name) {
+                let problem = Problem::NameOfApp { name, port: port.name.clone() };
+                faults.push(Fault { place: (*place).clone(), problem });
+            }
+        }
+    }
     ports.into_iter().map(|(config, _)| config).collect()
+}
+
+/// The name of the app that does this for a port.
+pub fn app_name(port: &str, what: &str) -> String {
+    format!("{port}.{what}")
 }
 
 /// The key and the value of the target, or of what else only one can have, if two ports have the same.

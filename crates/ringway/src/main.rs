@@ -22,7 +22,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::level_filters::LevelFilter;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, ConfigCommand};
 use config::{Config, DEFAULT_LOG};
 use switch::Switch;
 
@@ -32,6 +32,9 @@ fn main() -> ExitCode {
             Ok(config) => run(&config),
             Err(faults) => Err(faults.into()),
         },
+        Command::Config(ConfigCommand::Show(flags)) => {
+            flags.text().map_err(Into::into).and_then(|text| Ok(write!(io::stdout(), "{text}")?))
+        }
         Command::Demo(demo) => show(demo.seconds),
         Command::Vapp(flags) => on_runtime(async { vapp::vapp(flags, &mut Stop::new()?).await }),
         Command::Bench(options) => load(options),

@@ -1,6 +1,7 @@
 //! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
 
 mod backoff;
+mod between;
 mod mtus;
 mod pcap;
 mod tap;
@@ -21,11 +22,12 @@ use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settin
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::{Config, PortConfig, PortKind};
+use crate::config::{BRIDGE, Config, PortConfig, PortKind};
 use crate::links::Links;
 use crate::session::Trouble;
 use crate::workers::Workers;
 use backoff::Backoff;
+use between::Added;
 pub(crate) use mtus::Mtus;
 
 /// All workers answer within this time, unless one stands still.
@@ -58,21 +60,30 @@ impl Switch {
             false => Bridge::with_vlans(memberships, random_key()?),
         };
         let table = bridge.table().clone();
-        let spare = bridge.part();
-        let remake: Remake = Arc::new(move || Box::new(spare.part()));
-        let bridge = graphs.add("bridge", parts(bridge, config.workers, Bridge::part));
-        let remakes = HashMap::from([(bridge, remake)]);
-        let mut names = vec![(bridge, "bridge".to_owned())];
+        let (bridge, remake) = graphs.add_with_remake(BRIDGE, bridge, Bridge::part);
+        let mut remakes = HashMap::from([(bridge, remake)]);
+        let mut names = vec![(bridge, BRIDGE.to_owned())];
         let mut controls = Vec::new();
         let mut links = None;
         let mut captures = pcap::Captures::default();
         for (number, port) in (0..ports).zip(&config.ports) {
             let Opened { app, control } =
                 open(&mut graphs, &mut links, &mut captures, epoch, number, port).await?;
-            graphs.link((app, 0), (bridge, number.into()))?;
-            graphs.link((bridge, number.into()), (app, 0))?;
             names.push((app, port.name.clone()));
+            for Added { app, name, remake } in between::add(&mut graphs, port)? {
+                names.push((app, name));
+                remakes.insert(app, remake);
+            }
             controls.extend(control.map(|control| (port.name.clone(), app, number, control)));
+        }
+        let network = config.network();
+        // The same apps, in the same order.
+        debug_assert!(
+            network.apps.iter().map(|app| &app.name).eq(names.iter().map(|(_, name)| name))
+        );
+        for join in network.joins {
+            let [one, other] = join.map(|side| (names[side.app].0, side.number));
+            graphs.join(one, other)?;
         }
 
         let mut troubles = Troubles::new();
@@ -194,8 +205,27 @@ impl Graphs {
         ids.last().expect("there is a worker")
     }
 
+    /// The same for an app that the supervisors start again when it has failed.
+    fn add_with_remake<A: App + Sync>(
+        &mut self,
+        name: &str,
+        app: A,
+        part: fn(&A) -> A,
+    ) -> (AppId, Remake) {
+        let spare = part(&app);
+        let remake: Remake = Arc::new(move || Box::new(part(&spare)));
+        let workers = self.0.len();
+        (self.add(name, parts(app, workers, part)), remake)
+    }
+
     fn link(&mut self, from: (AppId, usize), to: (AppId, usize)) -> Result<(), LinkError> {
         self.0.iter_mut().try_for_each(|graph| graph.link(from, to))
+    }
+
+    /// Links two apps both ways: output and input of the same number are one side of an app.
+    fn join(&mut self, one: (AppId, usize), other: (AppId, usize)) -> Result<(), LinkError> {
+        self.link(one, other)?;
+        self.link(other, one)
     }
 }
 
@@ -225,7 +255,7 @@ fn pass_on(troubles: Troubles, others: mpsc::UnboundedSender<Event>) -> Events {
 
 /// A look at a running switch.
 pub struct Report {
-    /// By the names of the ports, and `bridge`.
+    /// By the names of the ports, of what lies between them and the bridge, and `bridge`.
     pub counters: Vec<(String, Counters)>,
     /// How busy each was.
     pub workers: Vec<Load>,
@@ -372,7 +402,7 @@ impl Supervisor {
     }
 }
 
-/// A key for the bridge's table that nobody can guess.
+/// A key for a table that nobody can guess.
 fn random_key() -> anyhow::Result<[u64; 2]> {
     let mut bytes = [0; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;

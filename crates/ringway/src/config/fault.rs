@@ -87,12 +87,16 @@ pub enum Problem {
     )]
     PortShape(String),
     #[error(
-        "`{0}` is not KEY=VALUE: expected a key of the port after each comma (a path that has a \
-         comma can only be given in a file)"
+        "`{0}` is not KEY=VALUE: expected a key of the port after each comma (a path or a filter \
+         that has a comma can only be given in a file)"
     )]
     NotKeyValue(String),
     #[error("`{0}` is not a port name: expected 1 to 32 characters out of A-Z, a-z, 0-9, . _ -")]
     PortName(String),
+    #[error(
+        "`{name}` is the name of what lies between port `{port}` and the bridge: expected another name"
+    )]
+    NameOfApp { name: String, port: String },
     #[error("port `{name}` is defined twice, first in {first}")]
     PortTwice { name: String, first: Place },
     #[error("port `{port}` has the same {key} `{target}` as port `{other}`, defined in {first}")]
@@ -116,6 +120,16 @@ pub enum Problem {
          or for none"
     )]
     NoVlan { port: String, other: String, first: Place },
+    #[error(
+        "a burst has no effect without a rate of its kind: expected `{rate}` with one in {unit}"
+    )]
+    BurstAlone { rate: &'static str, unit: &'static str },
+    #[error(
+        "`allow-replies` has no effect without a filter: expected `filter-from`, `filter-to` or both"
+    )]
+    RepliesAlone,
+    #[error("wrong value for `{key}`: {error}")]
+    Filter { key: String, error: String },
     #[error(
         "`persistent` with the pattern `{0}`: each start would make one more interface, and leave it; \
          give the interface a name"

@@ -2,7 +2,7 @@
 
 use super::fault::Fault;
 use super::port::WrittenPort;
-use super::{PortKind, kinds, vlan};
+use super::{PortKind, between, kinds, vlan};
 
 /// One key and what it may hold.
 #[derive(Clone, Copy)]
@@ -35,9 +35,14 @@ impl PortType {
     /// The keys that a port may have. A flag gives the type and the target by position instead.
     pub fn valid_keys(&self, in_flag: bool) -> Vec<&'static str> {
         let positional = (!in_flag).then_some([TYPE, self.target.name]);
-        let keys = self.keys.iter().chain(&vlan::KEYS).map(|key| key.name);
+        let keys = self.keys.iter().chain(common_keys()).map(|key| key.name);
         positional.into_iter().flatten().chain(keys).collect()
     }
+}
+
+/// The keys that ports of all types have.
+fn common_keys() -> impl Iterator<Item = &'static Key> {
+    vlan::KEYS.iter().chain(&between::KEYS)
 }
 
 /// Which type of port a port is.
@@ -76,7 +81,7 @@ pub fn help() -> String {
         }
     }
     text += "  and for all of these\n";
-    for key in vlan::KEYS {
+    for key in common_keys() {
         let setting = format!("{}={}", key.name, key.form);
         text += &format!("      {setting:<21}  {}\n", key.about);
     }

@@ -3,7 +3,7 @@
 use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Misfit, Scalar, Value};
-use super::{PortConfig, vlan};
+use super::{PortConfig, between, vlan};
 
 /// A key and its value as they were written.
 pub struct Entry {
@@ -118,7 +118,8 @@ impl WrittenPort {
         let port_type = type_entry.read(faults, value::port_type)?;
         let kind = (port_type.read)(self, faults);
         let vlan = vlan::read(self, faults);
-        Some(PortConfig { vlan, ..PortConfig::new(&self.name, kind?) })
+        let between = between::read(self, faults);
+        Some(PortConfig { vlan, between, ..PortConfig::new(&self.name, kind?) })
     }
 
     /// The entries whose keys a port of this type has. The others, and a target that is not

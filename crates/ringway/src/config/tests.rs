@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use apps::bridge::vlan::Membership;
+use apps::bucket::Limit;
+use apps::{anti_spoof, filter, police, storm};
 use ports::pcap::{Replay, Times};
 use ports::tun::Subnets;
 use ports::vhost_user::SUPPORTED;
@@ -13,8 +15,8 @@ use wire::ethernet::MacAddress;
 use wire::virtio::Features;
 
 use super::{
-    Config, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig, PortKind, Setup,
-    SocketRole, Tap, Tun, VhostNet, VhostUser, features, keys,
+    Between, Config, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig, PortKind,
+    Setup, SocketRole, Tap, Tun, VhostNet, VhostUser, features, keys,
 };
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
@@ -189,6 +191,46 @@ fn flags_and_a_file_say_the_same() {
     assert_eq!(read("", &flags).as_ref(), Ok(&expected));
 }
 
+/// What is shown of a configuration is one that says the same, and is shown as itself.
+#[test]
+fn what_is_shown_can_be_read() {
+    let file = r#"
+        mode = "poll"
+        workers = 2
+        cpus = "0-1"
+        [port.vm1]
+        type = "vhost-user"
+        path = 'a "b"\ c	d'
+        socket-mode = 0o600
+        mtu = 0x2000
+        penalty = false
+        features = ["-ring_packed"]
+        filter-from = """2
+        48 0 0 0
+        6 0 0 1"""
+        vlan = 1
+        trunk = [10, "20-29"]
+        ["port"."host.1"]
+        type = "tap"
+        interface = "rwé"
+        vlan = 3
+    "#;
+    let draft = |file: &str| {
+        let mut draft = Draft::default();
+        draft.add_file(Path::new("ringway.toml"), file);
+        draft.add_flag("mode", "interrupt");
+        draft.add_port("vm2=vhost-user:b.sock,vlan=2,rate-to=1Gbit+9frames");
+        draft
+    };
+    let shown = draft(file).to_toml();
+    let mut again = Draft::default();
+    again.add_file(Path::new("shown.toml"), &shown);
+    assert_eq!(again.to_toml(), shown);
+    let config = again.finish().unwrap_or_else(|faults| panic!("{faults}\n{shown}"));
+    assert_eq!(config, draft(file).finish().unwrap());
+    assert_eq!((config.mode, config.ports.len()), (Mode::Interrupt, 3));
+}
+
 #[test]
 fn what_is_not_said_has_a_default() {
     let config = read("", &[("port", "vm1=vhost-user:/run/vm1.sock")]);
@@ -251,7 +293,7 @@ ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, worke
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
-socket-mode, socket-group, mtu, queue-pairs, penalty, features, vlan, trunk or qinq; did you mean `connect`?
+socket-mode, socket-group, mtu, queue-pairs, penalty, features, vlan, trunk, qinq, allow-macs, allow-ips, storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies; did you mean `connect`?
 --port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0 or \
 tap%d: 1 to 15 bytes, not . or .., without space / : or another %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
@@ -391,7 +433,7 @@ fn a_flag_that_does_not_describe_a_port() {
     }
     assert_port_fault(
         "a=vhost-user:/run/a,b.sock",
-        "`b.sock` is not KEY=VALUE: expected a key of the port after each comma (a path that has \
+        "`b.sock` is not KEY=VALUE: expected a key of the port after each comma (a path or a filter that has \
          a comma can only be given in a file)",
     );
 }
@@ -437,12 +479,14 @@ fn an_unknown_type_or_key() {
     assert_port_fault(
         "a=vhost-user:/run/a.sock,socket_mode=0660",
         "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
-         socket-group, mtu, queue-pairs, penalty, features, vlan, trunk or qinq; did you mean `socket-mode`?",
+         socket-group, mtu, queue-pairs, penalty, features, vlan, trunk, qinq, allow-macs, allow-ips, \
+         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies; did you mean `socket-mode`?",
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",
         "unknown key `colour` of a tap port: expected fd, queue-pairs, persistent, owner, group, mtu, \
-         mac, up, bridge, vlan, trunk or qinq",
+         mac, up, bridge, vlan, trunk, qinq, allow-macs, allow-ips, \
+         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies",
     );
 }
 
@@ -560,7 +604,8 @@ fn what_a_tap_port_is_told_has_its_form() {
     assert_port_fault(
         "a=tap:rw0,persistant=on",
         "unknown key `persistant` of a tap port: expected fd, queue-pairs, persistent, owner, group, \
-         mtu, mac, up, bridge, vlan, trunk or qinq; did you mean `persistent`?",
+         mtu, mac, up, bridge, vlan, trunk, qinq, allow-macs, allow-ips, \
+         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies; did you mean `persistent`?",
     );
 }
 
@@ -900,4 +945,197 @@ fn what_does_not_go_together_with_vlans() {
     };
     let expected = [ports[1], ports[3]].map(says).join("\n");
     assert_eq!(read("", &ports.map(|port| ("port", port))), Err(expected));
+}
+
+/// What lies between the bridge and the only port of a file.
+fn between(keys: &str) -> Result<Between, String> {
+    let file = format!("[port.a]\ntype = 'tap'\ninterface = 'a'\n{keys}");
+    Ok(read(&file, &[])?.ports.remove(0).between)
+}
+
+#[test]
+fn what_lies_between_a_port_and_the_bridge() {
+    assert_eq!(between(""), Ok(Between::default()));
+    let file = "
+        allow-macs = ['52:54:00:00:00:01', '52:54:00:00:00:02']
+        allow-ips = ['10.0.0.1', 'fd00::/64']
+        storm-broadcast = '100frames'
+        storm-multicast = '200frames'
+        rate-from = '10Gbit'
+        rate-to = ['2500Mbit', '100000frames']
+        burst-to = ['1MiB', '500frames']
+        filter-from = 'tcp port 80'
+        filter-to = '1,6 0 0 65535'
+        allow-replies = true
+    ";
+    let bits = |rate, burst| Some(police::BitLimit { rate, burst });
+    let accept = |filter| Some(apps::filter::compile(filter).unwrap());
+    let direction = |accept| apps::filter::Direction { accept, allow_replies: true };
+    let expected = Between {
+        anti_spoof: Some(anti_spoof::Settings {
+            macs: vec![MacAddress([0x52, 0x54, 0, 0, 0, 1]), MacAddress([0x52, 0x54, 0, 0, 0, 2])],
+            prefixes: vec!["10.0.0.1/32".parse().unwrap(), "fd00::/64".parse().unwrap()],
+            link_local: anti_spoof::LinkLocal::Any,
+        }),
+        storm: Some(storm::Settings {
+            broadcast: Some(Limit { rate: 100, burst: 100 }),
+            multicast: Some(Limit { rate: 200, burst: 200 }),
+        }),
+        police: Some(police::Settings {
+            from_port: police::Limits { bits: bits(10_000_000_000, 125_000_000), frames: None },
+            to_port: police::Limits {
+                bits: bits(2_500_000_000, 1 << 20),
+                frames: Some(police::FrameLimit { rate: 100_000, burst: 500 }),
+            },
+        }),
+        filter: Some(filter::Settings {
+            from_port: direction(accept("tcp port 80")),
+            to_port: direction(accept("1,6 0 0 65535")),
+        }),
+    };
+    assert_eq!(between(file), Ok(expected.clone()));
+    // What has a comma is for a file.
+    let flag = "a=tap:a,allow-macs=52:54:00:00:00:01+52:54:00:00:00:02,allow-ips=10.0.0.1+fd00::/64,\
+                storm-broadcast=100frames,storm-multicast=200frames,rate-from=10Gbit,rate-to=2500Mbit+100000frames,\
+                burst-to=1MiB+500frames,filter-from=tcp port 80,allow-replies=on";
+    let mut without = expected;
+    without.filter.as_mut().unwrap().to_port.accept = None;
+    assert_eq!(read("", &[("port", flag)]).unwrap().ports.remove(0).between, without);
+}
+
+#[test]
+fn what_may_pass_at_once_if_nothing_is_said_of_it() {
+    for (rate, burst) in
+        [("1bit", 131_072), ("10Mbit", 131_072), ("1Gbit", 12_500_000), ("1000Gbit", 1_125_000_000)]
+    {
+        let police = between(&format!("rate-from = '{rate}'")).unwrap().police.unwrap();
+        assert_eq!(police.from_port.bits.unwrap().burst, burst, "{rate}");
+        // Whatever can be said, the apps take.
+        apps::police::Police::new(&police).unwrap();
+    }
+    for (rate, burst) in [("1frames", 64), ("10000frames", 1000), ("1000000000frames", 100_000_000)]
+    {
+        let police = between(&format!("rate-to = '{rate}'")).unwrap().police.unwrap();
+        assert_eq!(police.to_port.frames.unwrap().burst, burst, "{rate}");
+        apps::police::Police::new(&police).unwrap();
+    }
+    let most = "rate-to = '1bit+1frames'\nburst-to = '1024MiB+1000000000frames'\nstorm-broadcast = '1000000000frames'";
+    let Between { police, storm, .. } = between(most).unwrap();
+    apps::police::Police::new(&police.unwrap()).unwrap();
+    apps::storm::Storm::new(&storm.unwrap()).unwrap();
+}
+
+#[test]
+fn amounts_that_are_none() {
+    let rates = "a rate of at most 1000Gbit or 1000000000frames, or one of each, as 10Gbit or 1Gbit+100000frames \
+                 (units: bit, kbit, Mbit, Gbit, frames)";
+    let bursts = "a size of at most 1024MiB or 1000000000frames, or one of each, as 256KiB or 1MB+1000frames \
+                  (units: bytes, kB, MB, KiB, MiB, frames)";
+    let storms = "a rate of at most 1000000000frames, as 1000frames";
+    for (key, value, expected) in [
+        ("rate-from", "0bit", rates),
+        ("rate-from", "1001Gbit", rates),
+        ("rate-from", "99999999999Gbit", rates),
+        ("rate-from", "10", rates),
+        ("rate-from", "1.5Gbit", rates),
+        ("rate-from", "1Gbit+2Gbit", rates),
+        ("rate-from", "1frames+2frames", rates),
+        ("rate-from", "1Gbit+", rates),
+        ("rate-to", "1MB", rates),
+        ("rate-to", "10gbit", &format!("{rates}; did you mean `10Gbit`?")),
+        ("burst-from", "1Gbit", bursts),
+        ("burst-to", "0frames", bursts),
+        ("burst-to", "1025MiB", bursts),
+        ("burst-to", "64kib", &format!("{bursts}; did you mean `64KiB`?")),
+        ("storm-broadcast", "1Gbit", storms),
+        ("storm-multicast", "100", storms),
+        ("storm-multicast", "100Frames", &format!("{storms}; did you mean `100frames`?")),
+    ] {
+        let port = format!("a=tap:a,{key}={value}");
+        assert_port_fault(
+            &port,
+            &format!("wrong value `{value}` for `{key}`: expected {expected}"),
+        );
+    }
+}
+
+#[test]
+fn what_has_no_effect_between_a_port_and_the_bridge() {
+    for (keys, expected) in [
+        (
+            "burst-from=1MB",
+            "a burst has no effect without a rate of its kind: expected `rate-from` with one in bit/s",
+        ),
+        (
+            "rate-to=1Gbit,burst-to=1MB+9frames",
+            "a burst has no effect without a rate of its kind: expected `rate-to` with one in frames/s",
+        ),
+        (
+            "allow-replies=on",
+            "`allow-replies` has no effect without a filter: expected `filter-from`, `filter-to` or both",
+        ),
+    ] {
+        assert_port_fault(&format!("a=tap:a,{keys}"), expected);
+    }
+    assert_eq!(between("allow-replies = false"), Ok(Between::default()));
+}
+
+#[test]
+fn filters_that_are_none() {
+    let port = "a=tap:a,filter-from=tcp prot 80";
+    assert_port_fault(
+        port,
+        "wrong value for `filter-from`: the filter \"tcp prot 80\" does not compile: can't parse filter expression: \
+         syntax error",
+    );
+    assert_file_fault(
+        "[port.a]\ntype = 'tap'\ninterface = 'a'\nfilter-to = '1,0 0 0 1'",
+        "ringway.toml:4:1: wrong value for `filter-to`: the filter's program is not valid: instruction 0 (0 0 0 1): \
+         the last instruction must be a return",
+    );
+    assert_port_fault(
+        "a=tap:a,filter-from=",
+        "wrong value `` for `filter-from`: expected an expression of pcap-filter(7), as \"tcp port 80\", or the \
+         numbers of `tcpdump -ddd`",
+    );
+    // A comma ends the filter.
+    assert_port_fault(
+        "a=tap:a,filter-from=1,6 0 0 1",
+        "`6 0 0 1` is not KEY=VALUE: expected a key of the port after each comma (a path or a filter that has a comma \
+         can only be given in a file)\n--port a=tap:a,filter-from=1,6 0 0 1: wrong value for `filter-from`: the filter \
+         \"1\" does not compile: can't parse filter expression: syntax error",
+    );
+}
+
+#[test]
+fn addresses_that_are_none() {
+    for macs in ["", "ff:ff:ff:ff:ff:ff", "52:54:00:00:00:01+x"] {
+        assert_port_fault(
+            &format!("a=tap:a,allow-macs={macs}"),
+            &format!(
+                "wrong value `{macs}` for `allow-macs`: expected hardware addresses of single stations, as \
+                 52:54:00:12:34:56 or 52:54:00:12:34:56+52:54:00:12:34:57"
+            ),
+        );
+    }
+    for ips in ["", "10.0.0.1/33", "10.0.0.1+x"] {
+        assert_port_fault(
+            &format!("a=tap:a,allow-ips={ips}"),
+            &format!(
+                "wrong value `{ips}` for `allow-ips`: expected IP addresses and prefixes of networks, as 10.0.0.1 or \
+                 10.0.0.0/24+fd00::/64"
+            ),
+        );
+    }
+}
+
+#[test]
+fn a_port_named_as_an_app_is() {
+    let ports = ["vm1=tap:a,rate-to=1Gbit", "vm1.police=tap:b", "vm1.filter=tap:c"];
+    assert_eq!(
+        read("", &ports.map(|port| ("port", port))),
+        Err("--port vm1.police=tap:b: `vm1.police` is the name of what lies between port `vm1` and the bridge: \
+             expected another name"
+            .to_owned())
+    );
 }

@@ -13,6 +13,7 @@ use ports::tun::Subnet;
 use tracing::level_filters::LevelFilter;
 use wire::ethernet::MacAddress;
 use wire::pcap::MAX_CAPTURED;
+use wire::prefix::Prefix;
 
 use super::Mode;
 use super::fault::Place;
@@ -328,6 +329,126 @@ pub fn vlans(scalar: &Scalar) -> Result<VlanSet, Misfit> {
         scalar => items(scalar, range)
             .map(|ranges| ranges.into_iter().flatten().collect())
             .ok_or_else(misfit),
+    }
+}
+
+/// `allow-macs`: addresses of single stations.
+pub fn macs(scalar: &Scalar) -> Result<Vec<MacAddress>, Misfit> {
+    let one = |text: &str| mac(&Scalar::Text(text.to_owned())).ok();
+    items(scalar, one).ok_or_else(|| {
+        Misfit::expected(
+            "hardware addresses of single stations, as 52:54:00:12:34:56 or 52:54:00:12:34:56+52:54:00:12:34:57",
+        )
+    })
+}
+
+/// `allow-ips`: addresses, and prefixes of networks.
+pub fn prefixes(scalar: &Scalar) -> Result<Vec<Prefix>, Misfit> {
+    items(scalar, |text| text.parse().ok()).ok_or_else(|| {
+        Misfit::expected(
+            "IP addresses and prefixes of networks, as 10.0.0.1 or 10.0.0.0/24+fd00::/64",
+        )
+    })
+}
+
+/// How much of something: of bits or bytes, and of frames.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// Bits of a rate, bytes of a burst.
+    pub bulk: Option<u64>,
+    /// Frames.
+    pub frames: Option<u64>,
+}
+
+impl Amounts {
+    /// The most frames that can be said, and more than any wire carries in a second.
+    pub const MOST_FRAMES: u64 = 1_000_000_000;
+    /// The most bytes that can be said.
+    pub const MOST_BYTES: u64 = 1 << 30;
+    /// The most bits a second that can be said.
+    const MOST_BITS: u64 = 1_000_000_000_000;
+}
+
+/// A unit, and what one of it is worth.
+type Unit = (&'static str, u64);
+
+const FRAMES: [Unit; 1] = [("frames", 1)];
+const BITS: [Unit; 4] = [("bit", 1), ("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000)];
+const BYTES: [Unit; 5] =
+    [("bytes", 1), ("kB", 1_000), ("MB", 1_000_000), ("KiB", 1 << 10), ("MiB", 1 << 20)];
+
+/// `rate-from` and `rate-to`.
+pub fn rates(scalar: &Scalar) -> Result<Amounts, Misfit> {
+    let expected = "a rate of at most 1000Gbit or 1000000000frames, or one of each, as 10Gbit or \
+                    1Gbit+100000frames (units: bit, kbit, Mbit, Gbit, frames)";
+    amounts(scalar, &BITS, Amounts::MOST_BITS, expected)
+}
+
+/// `burst-from` and `burst-to`.
+pub fn bursts(scalar: &Scalar) -> Result<Amounts, Misfit> {
+    let expected = "a size of at most 1024MiB or 1000000000frames, or one of each, as 256KiB or \
+                    1MB+1000frames (units: bytes, kB, MB, KiB, MiB, frames)";
+    amounts(scalar, &BYTES, Amounts::MOST_BYTES, expected)
+}
+
+/// `storm-broadcast` and `storm-multicast`: frames.
+pub fn frame_rate(scalar: &Scalar) -> Result<u64, Misfit> {
+    let expected = "a rate of at most 1000000000frames, as 1000frames";
+    let Amounts { frames, .. } = amounts(scalar, &[], 0, expected)?;
+    frames.ok_or_else(|| Misfit::expected(expected))
+}
+
+/// Amounts of something that has these units, and at most `most` of it, and of frames: one of each at most.
+fn amounts(scalar: &Scalar, units: &[Unit], most: u64, expected: &str) -> Result<Amounts, Misfit> {
+    let bulk = |text: &str| quantity(text, units, most).map(|bulk| (Some(bulk), None));
+    let frames = |text: &str| {
+        quantity(text, &FRAMES, Amounts::MOST_FRAMES).map(|frames| (None, Some(frames)))
+    };
+    let all = items(scalar, |text| bulk(text).or_else(|| frames(text)));
+    let sum = all.and_then(|all| {
+        all.into_iter().try_fold(Amounts::default(), |sum, (bulk, frames)| {
+            let is_new = sum.bulk.and(bulk).is_none() && sum.frames.and(frames).is_none();
+            let sum = Amounts { bulk: sum.bulk.or(bulk), frames: sum.frames.or(frames) };
+            is_new.then_some(sum)
+        })
+    });
+    sum.ok_or_else(|| {
+        let near = match scalar {
+            Scalar::Text(text) => respelt(text, units),
+            _ => None,
+        };
+        Misfit { nearest: near, ..Misfit::expected(expected) }
+    })
+}
+
+/// A whole number, at least 1, and a unit.
+fn quantity(text: &str, units: &[Unit], most: u64) -> Option<u64> {
+    let (number, unit) = split_unit(text)?;
+    let (_, worth) = units.iter().find(|(name, _)| *name == unit)?;
+    number.checked_mul(*worth).filter(|amount| (1..=most).contains(amount))
+}
+
+fn split_unit(text: &str) -> Option<(u64, &str)> {
+    let end = text.find(|character: char| !character.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    Some((digits.parse().ok()?, unit))
+}
+
+/// The same with a unit that there is, if it was only spelt in another way.
+fn respelt(text: &str, units: &[Unit]) -> Option<String> {
+    let (number, unit) = split_unit(text)?;
+    let is_it = |name: &str| name.eq_ignore_ascii_case(unit) && name != unit;
+    let (unit, _) = units.iter().chain(&FRAMES).find(|(name, _)| is_it(name))?;
+    Some(format!("{number}{unit}"))
+}
+
+/// `filter-from` and `filter-to`, as text.
+pub fn filter(scalar: &Scalar) -> Result<String, Misfit> {
+    match scalar {
+        Scalar::Text(text) if !text.trim().is_empty() => Ok(text.clone()),
+        _ => Err(Misfit::expected(
+            "an expression of pcap-filter(7), as \"tcp port 80\", or the numbers of `tcpdump -ddd`",
+        )),
     }
 }
 

@@ -10,7 +10,7 @@ use super::port::WrittenPort;
 use super::value;
 
 /// The keys.
-pub const KEYS: [Key; 3] = [
+pub static KEYS: [Key; 3] = [
     Key {
         name: "vlan",
         form: "1..4094",

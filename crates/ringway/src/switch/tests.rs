@@ -5,10 +5,15 @@ use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Raw;
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
+use apps::anti_spoof::{self, AntiSpoof};
+use apps::bucket::Limit;
+use apps::filter::{self, Filter};
+use apps::police::{self, Police};
+use apps::storm::{self, Storm};
 use engine::Mode;
 use guest::{Guest, Options};
 use ports::tap::TapPort;
@@ -20,7 +25,7 @@ use tokio::task::spawn_blocking;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
+use crate::config::{Between, DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -156,19 +161,20 @@ async fn a_port_whose_last_front_end_holds_us_up_waits_and_no_other() {
     assert!(stop.elapsed() < LIMIT, "the end waited for the peer: {:?}", stop.elapsed());
 }
 
-/// Sends frames from one guest to all until the other has got one of them. False when none came within the limit.
+/// Sends frames from one guest to all until the other has got one. False when none came within the limit. What an earlier
+/// call has sent does not count.
 fn reaches(from: &mut Guest, to: &mut Guest, limit: Duration) -> bool {
-    static MARK: AtomicU8 = AtomicU8::new(0);
-    let mark = MARK.fetch_add(1, Relaxed);
     let start = Instant::now();
-    let mut frame = [[0xff; 6], [0x52, 0x54, 0, 0, 0, 1], [0x88, 0xb5, mark, 0, 0, 0]].concat();
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let mark = [&[0x88, 0xb5][..], &CALLS.fetch_add(1, Relaxed).to_be_bytes()].concat();
+    let mut frame = [&[0xff; 6], &[0x52, 0x54, 0, 0, 0, 1], &mark[..]].concat();
     frame.resize(60, 0);
     while start.elapsed() < limit {
         from.driver().reclaim().unwrap();
         if from.driver().send(NetHeader::default(), &frame).unwrap() {
             from.flush();
         }
-        let is_ours = |frame: &[u8]| frame.get(12..15) == Some(&[0x88, 0xb5, mark]);
+        let is_ours = |frame: &[u8]| frame.get(12..18) == Some(&mark);
         let came = to.driver().receive(|received| is_ours(received.frame)).unwrap();
         to.flush();
         if came == Some(true) {
@@ -184,8 +190,14 @@ fn reaches(from: &mut Guest, to: &mut Guest, limit: Duration) -> bool {
 
 /// Two guests at two ports, on one worker.
 async fn two_guests(directory: &Path) -> (Switch, [Guest; 2]) {
+    two_guests_with(directory, Between::default()).await
+}
+
+/// The same, with this between the first port and the bridge.
+async fn two_guests_with(directory: &Path, between: Between) -> (Switch, [Guest; 2]) {
     let paths = ["one.sock", "two.sock"].map(|name| directory.join(name));
     let mut config = config(&paths[0], Vec::new());
+    config.ports[0].between = between;
     config.ports.extend(self::config(&paths[1], Vec::new()).ports);
     config.ports[1].name = "other".to_owned();
     let switch = Switch::start(&config).await.unwrap();
@@ -219,9 +231,64 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     let (reached, _guests) = reach(guests, LIMIT).await;
     assert!(reached, "not started again within {LIMIT:?}");
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
-    let report = switch.report().await.unwrap();
-    let (_, counters) = report.counters.iter().find(|(name, _)| name == "bridge").unwrap();
+    let counters = counters(&switch, "bridge").await;
     assert!(counters[engine::DropReason::AppFailed] > 0, "what came meanwhile is counted");
+    switch.stop().await.unwrap();
+}
+
+/// A look at what a switch has counted for one app.
+async fn counters(switch: &Switch, name: &str) -> Counters {
+    let report = switch.report().await.unwrap();
+    report.counters.into_iter().find(|(other, _)| other == name).expect("it is there").1
+}
+
+/// One of each lies between the first port and the bridge. Each fails once, and then the next.
+#[tokio::test]
+async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_loses_its_connection()
+ {
+    let directory = tempfile::tempdir().unwrap();
+    let limit = Limit { rate: 1_000_000, burst: 1_000_000 };
+    let frames = police::FrameLimit { rate: limit.rate, burst: limit.burst };
+    let limits = police::Limits { frames: Some(frames), ..Default::default() };
+    // All that the guest sends.
+    let accept = apps::filter::compile("1,6 0 0 1").unwrap();
+    let direction = filter::Direction { accept: Some(accept), allow_replies: true };
+    let between = Between {
+        anti_spoof: Some(anti_spoof::Settings {
+            macs: vec![wire::ethernet::MacAddress([0x52, 0x54, 0, 0, 0, 1])],
+            ..Default::default()
+        }),
+        storm: Some(storm::Settings { broadcast: Some(limit), multicast: None }),
+        police: Some(police::Settings { from_port: limits, to_port: limits }),
+        filter: Some(filter::Settings { from_port: direction.clone(), to_port: direction }),
+    };
+    let (switch, mut guests) = two_guests_with(directory.path(), between).await;
+    let fail = |name: &str, fail: fn(&mut Worker, AppId) -> Option<()>| {
+        let app = switch.names.iter().find(|(_, other)| other == name).unwrap().0;
+        switch.workers.on_each(move |worker| fail(worker, app))
+    };
+    for (name, panic) in [
+        (
+            "vm.anti-spoof",
+            (|worker, app| worker.with(app, |_: &mut AntiSpoof, _| panic!("deliberate")))
+                as fn(&mut Worker, AppId) -> Option<()>,
+        ),
+        ("vm.storm", |worker, app| worker.with(app, |_: &mut Storm, _| panic!("deliberate"))),
+        ("vm.police", |worker, app| worker.with(app, |_: &mut Police, _| panic!("deliberate"))),
+        ("vm.filter", |worker, app| worker.with(app, |_: &mut Filter, _| panic!("deliberate"))),
+    ] {
+        let mut reached;
+        (reached, guests) = reach(guests, LIMIT).await;
+        assert!(reached, "before {name} has failed");
+        let start = Instant::now();
+        fail(name, panic).await.unwrap();
+        // By the connections that they had all the time.
+        (reached, guests) = reach(guests, LIMIT).await;
+        assert!(reached, "{name} was not started again within {LIMIT:?}");
+        assert!(start.elapsed() >= Duration::from_secs(2), "{name} after {:?}", start.elapsed());
+        let counters = counters(&switch, name).await;
+        assert!(counters[engine::DropReason::AppFailed] > 0, "what came meanwhile is counted");
+    }
     switch.stop().await.unwrap();
 }
 
