@@ -14,9 +14,9 @@ use tracing::level_filters::LevelFilter;
 use wire::ethernet::MacAddress;
 use wire::pcap::MAX_CAPTURED;
 
-use super::Mode;
 use super::fault::Place;
 use super::keys::{PORT_TYPES, PortType};
+use super::{ControlSocket, Mode};
 
 /// A value as it was written, before it means anything.
 #[derive(Debug, Clone)]
@@ -469,6 +469,14 @@ pub fn socket_path(scalar: &Scalar) -> Result<PathBuf, Misfit> {
         return Err(misfit);
     }
     Ok(PathBuf::from(text))
+}
+
+/// `control`: the path of a socket, or none.
+pub fn control(scalar: &Scalar) -> Result<ControlSocket, Misfit> {
+    match scalar {
+        Scalar::Text(text) if text == "off" => Ok(ControlSocket::Off),
+        scalar => socket_path(scalar).map(ControlSocket::At),
+    }
 }
 
 /// `file`: a path.

@@ -19,7 +19,7 @@ use tokio::task::spawn_blocking;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
+use crate::config::{ControlSocket, DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -33,6 +33,7 @@ fn config(path: &Path, cpus: Vec<usize>) -> Config {
         workers: 2,
         cpus,
         log: DEFAULT_LOG,
+        control: ControlSocket::Off,
         ports: vec![PortConfig::new("vm", kind)],
     }
 }
@@ -209,7 +210,7 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, guests) = reach(guests, LIMIT).await;
     assert!(reached);
-    let bridge = switch.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
+    let bridge = switch.observer.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
     let start = Instant::now();
     let fail = move |worker: &mut Worker| {
         worker.with(bridge, |_: &mut Bridge, _| -> () { panic!("deliberate") })
@@ -222,8 +223,8 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     assert!(reached, "not started again within {LIMIT:?}");
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
     let report = switch.report().await.unwrap();
-    let (_, counters) = report.counters.iter().find(|(name, _)| name == "bridge").unwrap();
-    assert!(counters[engine::DropReason::AppFailed] > 0, "what came meanwhile is counted");
+    let drops = &report.app("bridge").unwrap().drops;
+    assert!(drops["app_failed"] > 0, "what came meanwhile is counted");
     switch.stop().await.unwrap();
 }
 
@@ -233,7 +234,7 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, [_lost, mut other]) = reach(guests, LIMIT).await;
     assert!(reached);
-    let port = switch.names.iter().find(|(_, name)| name == "vm").unwrap().0;
+    let port = switch.observer.names.iter().find(|(_, name)| name == "vm").unwrap().0;
     let fail = move |worker: &mut Worker| {
         worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
     };
@@ -274,7 +275,7 @@ async fn a_host_port_that_failed_is_started_again_on_its_interface() {
     let switch = Switch::start(&config).await.unwrap();
     let connect = move || Guest::connect(&path, &Options::default()).unwrap();
     let mut guest = spawn_blocking(connect).await.unwrap();
-    let host = switch.names.iter().find(|(_, name)| name == "host").unwrap().0;
+    let host = switch.observer.names.iter().find(|(_, name)| name == "host").unwrap().0;
     let mut seen = 0;
     for failures in 0..2 {
         if failures > 0 {
