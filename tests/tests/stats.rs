@@ -119,6 +119,9 @@ fn what_guests_exchange_is_counted_to_the_frame() -> Result<()> {
         let numbers: Vec<_> = rings.iter().map(|ring| ring["number"].clone()).collect();
         ensure!(numbers == [0, 1], "{port}");
         ensure!(rings.iter().all(|ring| ring["enabled"] == true), "{port}");
+        // Buffers to receive into, and all frames were taken and given back.
+        ensure!(rings[0]["waiting"].as_u64() > Some(0) && rings[1]["waiting"] == 0, "{port}");
+        ensure!(rings.iter().all(|ring| ring["outstanding"] == 0), "{port}");
     }
     let workers = report["workers"].as_array().context("workers")?;
     ensure!(workers.len() == 2, "{report}");

@@ -131,6 +131,9 @@ pub struct Ring {
     pub size: u16,
     /// Whether frames may pass.
     pub enabled: bool,
+    /// Entries that the driver has made available: empty buffers where the guest receives, frames to be taken where it
+    /// transmits. As far as the guest can be believed.
+    pub waiting: u16,
     /// Entries that the switch took and has not given back: frames that wait for a receiver.
     pub outstanding: u16,
 }

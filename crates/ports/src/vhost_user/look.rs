@@ -27,20 +27,28 @@ pub struct RingLook {
     pub size: u16,
     /// Whether frames may pass.
     pub enabled: bool,
+    /// Entries that the driver has made available and that were not taken.
+    pub waiting: u16,
     /// Entries that were taken and not given back.
     pub outstanding: u16,
 }
 
 impl RingLook {
     fn new(number: usize, ring: &Ring) -> Self {
-        let (size, outstanding) = (ring.queue.size(), ring.queue.outstanding());
-        Self { number, size, enabled: ring.setup.enabled, outstanding }
+        let queue = &ring.queue;
+        Self {
+            number,
+            size: queue.size(),
+            enabled: ring.setup.enabled,
+            waiting: queue.waiting(),
+            outstanding: queue.outstanding(),
+        }
     }
 }
 
 impl VhostUserPort {
-    /// What this part knows of the guest; none when there is none, or it broke the rules. Reads nothing that is the
-    /// guest's.
+    /// What this part knows of the guest; none when there is none, or it broke the rules. A guest can only make
+    /// its own numbers wrong.
     pub fn look(&self) -> Option<GuestLook> {
         let active = self.active.as_ref().filter(|_| !self.shared.is_latched())?;
         let mut rings = Vec::new();

@@ -47,8 +47,8 @@ impl Lines {
                 return Ok(Some(line));
             }
             seen = length;
-            let mut chunk = [0; 16 * 1024];
             self.stream.readable().await?;
+            let mut chunk = [0; 16 * 1024];
             match self.stream.try_read(&mut chunk) {
                 Ok(0) => return Ok(None),
                 Ok(length) => self.buffer.extend(chunk.iter().take(length)),

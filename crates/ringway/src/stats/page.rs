@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::report::{App, Link, Port, Report, State, Traffic, Worker};
+use crate::report::{App, Guest, Link, Port, Report, State, Traffic, Worker};
 
 /// What there is to say of a switch: since its start, or since the look before.
 pub fn page(before: Option<&Report>, now: &Report) -> String {
@@ -108,16 +108,18 @@ impl View<'_> {
 
     fn guests(&self) -> String {
         let guests = self.now.ports.iter().filter_map(|port| Some((port, port.guest.as_ref()?)));
-        let line = |(port, guest): (&Port, &crate::report::Guest)| {
-            let sizes: Vec<_> = guest.rings.iter().map(|ring| ring.size.to_string()).collect();
+        let line = |(port, guest): (&Port, &Guest)| {
+            let rings = guest.rings.iter();
+            let fill: Vec<_> =
+                rings.map(|ring| format!("{}/{}", ring.waiting, ring.size)).collect();
             let held: u64 = guest.rings.iter().map(|ring| u64::from(ring.outstanding)).sum();
             let regions = guest.memory_regions;
             let several = if regions == 1 { "" } else { "s" };
             format!(
-                "guest of {}: {} of memory in {regions} region{several}; rings of {} entries, {held} held\n  {}\n",
+                "guest of {}: {} of memory in {regions} region{several}; rings {}, {held} held\n  {}\n",
                 port.name,
                 size(guest.memory_bytes),
-                sizes.join(", "),
+                fill.join(" "),
                 guest.features.join(" "),
             )
         };

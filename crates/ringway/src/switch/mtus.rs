@@ -94,5 +94,17 @@ mod tests {
         let others = [("vm1", 9000), ("vm2", 1500)].map(|(name, mtu)| (name.to_owned(), mtu));
         let known = mtus.0.lock().unwrap().ports.clone();
         assert!(others.iter().all(|(name, mtu)| known.get(name) == Some(mtu)), "{known:?}");
+        assert_eq!((mtus.mtu("vm1"), mtus.mtu("nobody")), (Some(9000), None));
+    }
+
+    #[test]
+    fn a_link_is_known_until_nobody_follows_it() {
+        let mtus = Mtus::default();
+        assert_eq!(mtus.link("host"), None);
+        for is_up in [Some(true), Some(false), None] {
+            mtus.note_link("host", is_up);
+            assert_eq!(mtus.link("host"), is_up);
+            assert_eq!(mtus.link("other"), None);
+        }
     }
 }

@@ -17,8 +17,9 @@ use crate::workers::Workers;
 
 /// A worker answers within this time, unless it hangs: it does so between two breaths.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Looks that a worker has not answered yet, of which more are not added to those: its commands are bounded.
-const PENDING: usize = 16;
+/// Looks that are not answered, of all workers together: beyond that no more are asked for, because one that hangs takes
+/// 1024 commands, and who sends the next waits for it. Eight looks at 64 workers at once are some 520.
+const PENDING: usize = 768;
 
 /// Looks at a running switch. While it looks, it holds the workers.
 #[derive(Clone)]
@@ -45,7 +46,7 @@ impl Observer {
     /// What each app counted so far, how busy the workers were, and what the ports know.
     pub async fn report(&self) -> anyhow::Result<Report> {
         let pending = self.pending.clone();
-        if Arc::strong_count(&pending) > PENDING * self.workers.len() {
+        if Arc::strong_count(&pending) > PENDING {
             bail!("a worker hangs: it has answered none of the last looks");
         }
         let (names, ports) = (self.names.clone(), self.ports.clone());
@@ -122,6 +123,7 @@ fn guest(looks: &[&GuestLook]) -> Option<Guest> {
             number: ring.number,
             size: ring.size,
             enabled: ring.enabled,
+            waiting: ring.waiting,
             outstanding: ring.outstanding,
         })
         .collect();

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::report::{Guest, Ring};
+use crate::report::Ring;
 
 fn traffic(frames: u64, bytes: u64) -> Traffic {
     Traffic { frames, bytes }
@@ -9,7 +9,10 @@ fn traffic(frames: u64, bytes: u64) -> Traffic {
 
 /// A guest that sends to a tap, and a bridge that dropped something.
 fn report() -> Report {
-    let ring = |number| Ring { number, size: 256, enabled: true, outstanding: number as u16 };
+    let ring = |number: usize| {
+        let (waiting, outstanding) = (192 - number as u16, number as u16);
+        Ring { number, size: 256, enabled: true, waiting, outstanding }
+    };
     let features = ["version_1", "mrg_rxbuf"].map(str::to_owned).to_vec();
     let guest = Guest {
         features,
@@ -74,7 +77,7 @@ port  type        link   MTU  received frames    bytes  sent frames    bytes  dr
 vm1   vhost-user  up    1500            12000  1200000            0        0        0
 host  tap         down     -                0        0        11970  1197000        7
 
-guest of vm1: 512 MiB of memory in 2 regions; rings of 256, 256 entries, 1 held
+guest of vm1: 512 MiB of memory in 2 regions; rings 192/256 191/256, 1 held
   version_1 mrg_rxbuf
 
 dropped by  reason      frames
@@ -107,7 +110,7 @@ port  type        link   MTU  received frame/s     bit/s  sent frame/s  bit/s  d
 vm1   vhost-user  up    1500            1.50 M  720.00 M             0      0          0
 host  tap         down     -                 0         0             0      0          0
 
-guest of vm1: 512 MiB of memory in 2 regions; rings of 256, 256 entries, 1 held
+guest of vm1: 512 MiB of memory in 2 regions; rings 192/256 191/256, 1 held
   version_1 mrg_rxbuf
 
 dropped by  reason  frames/s
