@@ -66,6 +66,7 @@ impl Graph {
         while let Some(late) = self.due.late.pop() {
             self.publish(late, &mut report);
         }
+        self.pulse.leave();
         if self.has_failures() {
             self.report_failures(report);
         }
@@ -75,12 +76,14 @@ impl Graph {
     /// Asks an app for frames, sends them on, and has it take them back.
     #[inline]
     fn turn(&mut self, id: AppId, now: u64, storage: &mut Storage) -> Turn {
+        self.pulse.enter(id);
         let mut lease = Lease::Empty;
         let mut burst = storage.begin(now, self.due.breath);
         let was_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
         let had_frames = !burst.is_empty();
         self.note(id, now, was_busy || had_frames);
         if had_frames {
+            self.frames += burst.len() as u64;
             let (all, output) = (burst.all(), burst.output());
             self.send(id, output, &mut burst, &all);
         }
@@ -96,6 +99,7 @@ impl Graph {
     /// Has an app publish.
     fn publish(&mut self, id: AppId, report: &mut impl FnMut(Event)) {
         self.untouch(id);
+        self.pulse.enter(id);
         if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
             report(Event::Fault { app: id, fault });
         }
@@ -114,8 +118,10 @@ impl Graph {
         self.ask_all = true;
         let mut busy = false;
         for id in self.ids() {
+            self.pulse.enter(id);
             busy |= self.call(id, |app| app.arm()).unwrap_or(false);
         }
+        self.pulse.leave();
         busy || self.has_failures()
     }
 

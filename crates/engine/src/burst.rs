@@ -167,6 +167,7 @@ impl Storage {
             held: 0,
             hold_limit: HELD,
             output: 0,
+            total: None,
         }
     }
 
@@ -219,6 +220,8 @@ pub struct Burst<'b> {
     hold_limit: usize,
     /// The output by which they leave the app that pulled them.
     output: usize,
+    /// Bytes of all frames, if somebody has asked and none has changed since.
+    total: Option<u64>,
 }
 
 impl<'b> Burst<'b> {
@@ -250,6 +253,17 @@ impl<'b> Burst<'b> {
     /// All frames, in order.
     pub fn all(&self) -> Selection {
         Selection { len: self.len.min(BURST) as u8, ..Selection::ALL }
+    }
+
+    /// Bytes of the selected frames.
+    #[inline]
+    pub(crate) fn bytes(&mut self, selection: &Selection) -> u64 {
+        let len = |record: &Record| u64::from(record.len);
+        if selection.len() != self.len {
+            return selection.iter().filter_map(|index| self.records.get(index)).map(len).sum();
+        }
+        // As good as always, and on each link that they go by.
+        *self.total.get_or_insert_with(|| self.records.iter().take(self.len).map(len).sum())
     }
 
     /// Where an app that pulls puts the segments of its next frame, behind those of the others. Take
@@ -472,6 +486,7 @@ impl<'b> Burst<'b> {
         record.head_len += TAG_SIZE as u8;
         record.len += TAG_SIZE as u32;
         record.offload = offload;
+        self.total = None;
         Ok(())
     }
 
@@ -487,6 +502,7 @@ impl<'b> Burst<'b> {
         record.bytes.copy_within(at + TAG_SIZE..HEAD_END, at);
         record.head_len -= TAG_SIZE as u8;
         record.len -= TAG_SIZE as u32;
+        self.total = None;
         Ok(tag)
     }
 

@@ -2,11 +2,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 
 use thiserror::Error;
 
 use crate::burst::Storage;
-use crate::{App, Burst, Counters, DropReason, Selection};
+use crate::{App, Burst, Counters, DropReason, Pulse, Selection, Traffic};
 
 /// Which app of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -28,11 +29,23 @@ pub enum LinkError {
     },
 }
 
-/// Where an output leads.
+/// Where an output leads, and what went there.
 #[derive(Clone, Copy)]
 struct Target {
     app: AppId,
     input: usize,
+    traffic: Traffic,
+}
+
+/// A link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The app that it begins at, and by which of its outputs.
+    pub from: (AppId, usize),
+    /// The app that it leads to, and by which of its inputs.
+    pub to: (AppId, usize),
+    /// What went by it.
+    pub traffic: Traffic,
 }
 
 struct Slot {
@@ -105,6 +118,9 @@ pub struct Graph {
     pub(crate) worked: bool,
     /// All apps are to be asked in the next breath: there was a sleep.
     pub(crate) ask_all: bool,
+    /// Frames that were pulled.
+    pub(crate) frames: u64,
+    pub(crate) pulse: Arc<Pulse>,
 }
 
 /// The apps that may have something to publish.
@@ -167,7 +183,7 @@ impl Graph {
         if slot.outputs[output].is_some() {
             return Err(LinkError::Taken { app: slot.name.clone(), output });
         }
-        slot.outputs[output] = Some(Target { app: to, input });
+        slot.outputs[output] = Some(Target { app: to, input, traffic: Traffic::default() });
         Ok(())
     }
 
@@ -202,6 +218,16 @@ impl Graph {
     /// All apps, those that failed included.
     pub fn ids(&self) -> impl Iterator<Item = AppId> + use<> {
         (0..self.slots.len()).map(AppId)
+    }
+
+    /// All links.
+    pub fn links(&self) -> impl Iterator<Item = Link> {
+        self.slots.iter().enumerate().flat_map(|(from, slot)| {
+            slot.outputs.iter().enumerate().filter_map(move |(output, target)| {
+                let Target { app, input, traffic } = (*target)?;
+                Some(Link { from: (AppId(from), output), to: (app, input), traffic })
+            })
+        })
     }
 
     /// An app, by its type. None when it is of another type, or failed.
@@ -308,10 +334,13 @@ impl Graph {
         let Some(slot) = self.slots.get_mut(from.0) else {
             return;
         };
-        let Some(Some(target)) = slot.outputs.get(output).copied() else {
+        let Some(Some(target)) = slot.outputs.get_mut(output) else {
             slot.past[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
+        target.traffic.frames += selection.len() as u64;
+        target.traffic.bytes += burst.bytes(selection);
+        let target = *target;
         let Some(slot) = self.slots.get_mut(target.app.0) else {
             return;
         };
@@ -322,10 +351,12 @@ impl Graph {
             slot.past[reason] += selection.len() as u64;
             return;
         };
+        self.pulse.enter(target.app);
         let pushed = catch_unwind(AssertUnwindSafe(|| {
             let mut outputs = Outputs { graph: self, from: target.app };
             app.push(target.input, burst, selection, &mut outputs);
         }));
+        self.pulse.enter(from);
         let Some(slot) = self.slots.get_mut(target.app.0) else {
             return;
         };

@@ -36,7 +36,9 @@ mod breath;
 mod burst;
 mod counters;
 mod graph;
+mod histogram;
 mod poller;
+mod pulse;
 mod worker;
 
 #[cfg(test)]
@@ -49,6 +51,8 @@ pub use burst::{
     Outcomes, Outline, PRIVATE, Selection, TAGS,
 };
 pub use counters::{Counters, DropReason, Traffic};
-pub use graph::{AppId, Graph, LinkError, Outputs};
+pub use graph::{AppId, Graph, Link, LinkError, Outputs};
+pub use histogram::Histogram;
 pub use poller::Poller;
+pub use pulse::{Beat, Pulse};
 pub use worker::{Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};

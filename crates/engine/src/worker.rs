@@ -20,7 +20,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
-use crate::{App, AppId, Event, Graph, Poller};
+use crate::{App, AppId, Event, Graph, Histogram, Poller, Pulse};
 
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
@@ -80,6 +80,10 @@ pub struct Load {
     pub sleeps: u64,
     /// CPU time of the worker's thread.
     pub cpu: Duration,
+    /// Frames that its apps pulled.
+    pub frames: u64,
+    /// How long breaths took in which there was something to do, and what control asked for before them.
+    pub times: Histogram,
 }
 
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
@@ -105,6 +109,7 @@ pub struct WorkerHandle {
     commands: SyncSender<Command>,
     wake: Arc<OwnedFd>,
     thread: JoinHandle<Graph>,
+    pulse: Arc<Pulse>,
 }
 
 impl WorkerHandle {
@@ -120,6 +125,11 @@ impl WorkerHandle {
         self.commands.send(command).map_err(|_| Stopped)?;
         self.wake();
         Ok(())
+    }
+
+    /// The worker's sign of life.
+    pub fn pulse(&self) -> &Arc<Pulse> {
+        &self.pulse
     }
 
     /// Stops the worker, and returns its apps.
@@ -159,6 +169,7 @@ impl Worker {
             stopping: false,
         };
         let cpus = worker.settings.cpus.clone();
+        let pulse = worker.graph.pulse.clone();
         let (ready, is_ready) = sync_channel(1);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Before there are guests, who could leave us without a way to call them.
@@ -174,7 +185,7 @@ impl Worker {
             let _ = thread.join();
             return Err(error);
         }
-        Ok(WorkerHandle { commands: sender, wake, thread })
+        Ok(WorkerHandle { commands: sender, wake, thread, pulse })
     }
 
     /// Calls an app of this worker, by its type, with where its descriptors are watched. None when
@@ -219,7 +230,7 @@ impl Worker {
         let cpu = clock_gettime(ClockId::ThreadCPUTime);
         let seconds = u64::try_from(cpu.tv_sec).unwrap_or(0);
         let cpu = Duration::new(seconds, u32::try_from(cpu.tv_nsec).unwrap_or(0));
-        Load { cpu, ..self.load }
+        Load { cpu, frames: self.graph.frames, ..self.load }
     }
 
     fn live(mut self) -> Graph {
@@ -241,10 +252,15 @@ impl Worker {
             }
             age += 1;
             if age >= CLOCK_AGE {
-                (now, age) = (self.now(), 0);
+                let before = std::mem::replace(&mut now, self.now());
+                age = 0;
+                if self.graph.worked {
+                    self.load.times.count(now - before);
+                }
             }
             let busy = self.graph.breathe(now, &self.events);
             self.load.breaths += 1;
+            self.graph.pulse.breathe(self.load.breaths);
             self.load.busy_breaths += u64::from(busy);
             if self.graph.worked {
                 age = CLOCK_AGE;
@@ -259,7 +275,9 @@ impl Worker {
                     self.load.sleeps += 1;
                     let deadline = self.graph.deadline(now);
                     let limit = deadline.map(|deadline| deadline.saturating_sub(self.now()));
+                    self.graph.pulse.sleep(true);
                     self.poller.sleep(limit.map(Duration::from_nanos));
+                    self.graph.pulse.sleep(false);
                 }
                 self.graph.disarm();
                 now = self.now();

@@ -20,10 +20,12 @@ mod switch;
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
+use apps::bridge::vlan::Membership;
 use engine::Graph;
 use record::Record;
-use switch::{Between, Frame, Guest, Part, Traffic, address, report};
+use switch::{Between, Frame, Guest, Part, Traffic, VLAN, address, report};
 use wire::virtio::Features;
 
 /// Frames that each guest sends, at least, before instructions are counted: by then all addresses are
@@ -63,6 +65,8 @@ struct Case {
     idle_ports: usize,
     /// The app between each port and the bridge. Each frame passes two of them.
     between: Option<Between>,
+    /// One guest is on a trunk, and the other is not: each frame gets a tag, or loses it.
+    has_trunk: bool,
 }
 
 const SPLIT: Case = Case {
@@ -75,9 +79,10 @@ const SPLIT: Case = Case {
     stations: 1,
     idle_ports: 0,
     between: None,
+    has_trunk: false,
 };
 
-const CASES: [Case; 17] = [
+const CASES: [Case; 18] = [
     SPLIT,
     Case { name: "split-in-order", features: Features::IN_ORDER, ..SPLIT },
     Case { name: "split-event-idx", features: Features::EVENT_IDX, ..SPLIT },
@@ -101,6 +106,7 @@ const CASES: [Case; 17] = [
     Case { name: "addresses-10000", stations: 5000, ..SPLIT },
     Case { name: "idle-ports-64", idle_ports: 64, ..SPLIT },
     Case { name: "queue-pairs-4", queue_pairs: 4, features: Features::MQ, ..SPLIT },
+    Case { name: "vlan", has_trunk: true, ..SPLIT },
     Case { name: "police", between: Some(between::police), ..SPLIT },
     Case { name: "anti-spoof", between: Some(between::anti_spoof), ..SPLIT },
     Case { name: "storm", between: Some(between::storm), ..SPLIT },
@@ -117,15 +123,15 @@ impl Case {
     /// What callgrind watches.
     fn breathe(&self) {
         let guest = |_| Guest::new(BASE | self.features, self.queue_pairs);
-        let mut part =
-            Part::all(1, (0..2 + self.idle_ports).map(guest).collect(), self.between).remove(0);
+        let guests = (0..2 + self.idle_ports).map(guest).collect();
+        let allowed = Arc::new([VLAN].into_iter().collect());
+        let memberships = [Membership::Access(VLAN), Membership::Trunk { native: None, allowed }];
+        let memberships = if self.has_trunk { &memberships[..] } else { &[] };
+        let mut part = Part::all(1, guests, self.between, memberships).remove(0);
         let frame = |to, from, station| {
-            Frame::new(
-                address(to, station),
-                address(from, station),
-                self.size,
-                self.partial_checksum,
-            )
+            let [to_address, from_address] = [to, from].map(|port| address(port, station));
+            let frame = Frame::new(to_address, from_address, self.size, self.partial_checksum);
+            if self.has_trunk { frame.over_trunk(from == 1) } else { frame }
         };
         let frames = |to, from| (0..self.stations).map(|number| frame(to, from, number)).collect();
         let [one, two] = part.ports;

@@ -54,7 +54,7 @@ fn main() {
 
 /// The parts of one switch, with a pair of guests for each.
 fn parts(workers: usize) -> Vec<Part> {
-    Part::all(workers, (0..2 * workers).map(|_| Guest::new(FEATURES, 1)).collect(), None)
+    Part::all(workers, (0..2 * workers).map(|_| Guest::new(FEATURES, 1)).collect(), None, &[])
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -8,6 +8,7 @@ mod tap;
 mod tun;
 mod vhost_net;
 mod vhost_user;
+mod watchdog;
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -133,6 +134,9 @@ impl Switch {
             pending: Arc::default(),
         };
         let mut switch = Self { workers, observer, tasks: Vec::new(), events, captures };
+
+        let names = switch.observer.names.iter().cloned().collect();
+        switch.tasks.push(tokio::spawn(watchdog::watch(switch.workers.pulses(), names)));
         for ((name, app, number, control), troubles) in controls {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
             let mtus = mtus.clone();

@@ -1,6 +1,8 @@
 //! The workers of a switch, as control sees them.
 
-use engine::{App, AppId, Stopped, Worker, WorkerHandle};
+use std::sync::Arc;
+
+use engine::{App, AppId, Pulse, Stopped, Worker, WorkerHandle};
 use tokio::sync::oneshot;
 
 /// All workers. Each has a part of every app, and the same app has the same [`engine::AppId`]
@@ -26,6 +28,11 @@ impl Workers {
             results.push(result.await.map_err(|_| Stopped)?);
         }
         Ok(results)
+    }
+
+    /// The sign of life of each, in their order.
+    pub fn pulses(&self) -> Vec<Arc<Pulse>> {
+        self.0.iter().map(|worker| worker.pulse().clone()).collect()
     }
 
     /// How many there are.

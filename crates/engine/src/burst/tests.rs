@@ -563,3 +563,22 @@ fn a_checksum_stays_where_it_is_in_the_packet() {
     assert_eq!(burst.pop_tag(1), Err(DropReason::ChecksumInEthernetHeader));
     assert_eq!(whole(&burst.frame(1)), frame);
 }
+
+#[test]
+fn bytes_are_those_of_the_frames_as_they_are() {
+    let mut storage = Storage::default();
+    let mut burst = storage.begin(0, 0);
+    let frames = [bytes(60), bytes(1514), bytes(9014)];
+    for frame in &frames {
+        push(&mut burst, &[frame], 0).unwrap();
+    }
+    let all = burst.all();
+    let mut some = Selection::default();
+    some.push(0);
+    some.push(2);
+    assert_eq!((burst.bytes(&all), burst.bytes(&some)), (60 + 1514 + 9014, 60 + 9014));
+    burst.push_tag(2, VlanTag::customer(1)).unwrap();
+    assert_eq!((burst.bytes(&all), burst.bytes(&some)), (60 + 1514 + 9018, 60 + 9018));
+    burst.pop_tag(2).unwrap();
+    assert_eq!((burst.bytes(&all), burst.bytes(&Selection::default())), (60 + 1514 + 9014, 0));
+}

@@ -167,3 +167,24 @@ fn another_app_takes_the_place_of_one_that_failed_or_runs() {
     assert!(graph.replace(nowhere, Box::new(Repeater::new(1))).is_some(), "it comes back");
     assert!(graph.take(nowhere).is_none());
 }
+
+#[test]
+fn links_count_what_goes_by_them() {
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::new([1, 2, 3]));
+    let repeater = graph.add("repeater", Repeater::new(2));
+    let (sink, _) = Sink::new();
+    let sink = graph.add("sink", sink);
+    graph.link((source, 0), (repeater, 4)).unwrap();
+    graph.link((repeater, 1), (sink, 2)).unwrap();
+    breathe(&mut graph);
+    breathe(&mut graph);
+    // Each of the source's frames has one byte. An output that leads nowhere is no link.
+    let traffic = Traffic { frames: 3, bytes: 3 };
+    let expected = [
+        Link { from: (source, 0), to: (repeater, 4), traffic },
+        Link { from: (repeater, 1), to: (sink, 2), traffic },
+    ];
+    assert!(graph.links().eq(expected), "{:?}", graph.links().collect::<Vec<_>>());
+    assert_eq!(graph.frames, 3);
+}

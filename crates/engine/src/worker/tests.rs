@@ -637,3 +637,61 @@ fn an_app_that_failed_is_replaced_and_its_peer_is_served() {
     stop(worker);
     assert!(events.try_recv().is_err(), "once only");
 }
+
+/// Does not come back from its first pull before it is let go.
+struct Stuck {
+    entered: Sender<()>,
+    release: Receiver<()>,
+    counters: Counters,
+}
+
+impl App for Stuck {
+    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+        if self.entered.send(()).is_ok() {
+            // Until the other end is gone.
+            let _ = self.release.recv();
+        }
+        false
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn a_worker_that_hangs_shows_where() {
+    let (entered, was_entered) = channel();
+    let (let_go, release) = channel();
+    let mut graph = Graph::new();
+    graph.add("other", Sink::new().0);
+    let stuck = graph.add("stuck", Stuck { entered, release, counters: Counters::default() });
+    let worker = start(Mode::Adaptive, graph);
+    was_entered.recv_timeout(LIMIT).expect("the app is called");
+    let beat = worker.pulse().look();
+    assert_eq!((beat.app, beat.is_asleep), (Some(stuck), false));
+    assert_eq!(worker.pulse().look(), beat, "nothing moves");
+    drop((let_go, was_entered));
+    wait_for("the worker to fall asleep", || worker.pulse().look().is_asleep);
+    let beat = worker.pulse().look();
+    assert_eq!(beat.app, None);
+    assert!(beat.breaths > 0);
+    stop(worker);
+}
+
+#[test]
+fn busy_breaths_are_timed() {
+    let (worker, ring) = start_with_ring(Mode::Interrupt);
+    for count in 1..=20 {
+        ring.wait_for_sleep();
+        ring.offer();
+        wait_for("the kick to be served", || ring.taken() == count);
+    }
+    ring.wait_for_sleep();
+    let load = ask(&worker, |worker| worker.load());
+    let timed: u64 = load.times.buckets().map(|(_, count)| count).sum();
+    assert!((20..=load.breaths).contains(&timed), "{timed} of {} breaths", load.breaths);
+    stop(worker);
+}

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use apps::bridge::Bridge;
 use apps::bridge::table::Domain;
+use apps::bridge::vlan::Membership;
 use apps::sides::{NETWORK, PORT};
 use engine::{AppId, Event, Graph, Poller};
 use memory::{FrontEndAddress, GuestAddress, GuestMemory, RegionRequest, SharedMemory};
@@ -17,11 +18,14 @@ use ringway_guest::{MemoryLayout, NetDriver, RingLayout};
 use vhost_user::{Device, RingSetup};
 use virtqueue::Layout;
 use wire::checksum::{self, Sum};
-use wire::ethernet::MacAddress;
+use wire::ethernet::{MacAddress, VlanTag};
 use wire::virtio::{Features, NetHeader, PartialChecksum};
 
 /// Entries in each ring.
 const RING_SIZE: u16 = 256;
+/// The VLAN of guests on a bridge that has VLANs.
+pub const VLAN: u16 = 10;
+
 /// The key of the bridge's table, or addresses would lie elsewhere in each run.
 const KEY: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9];
 /// Nanoseconds from one breath to the next.
@@ -127,6 +131,15 @@ impl Frame {
         let header = NetHeader { flags, csum_start, csum_offset, ..NetHeader::default() };
         Self { header, sent, received }
     }
+
+    /// The same frame from somebody on a trunk to somebody who is not; or the other way round.
+    pub fn over_trunk(self, from_trunk: bool) -> Self {
+        let Self { header, sent, .. } = self;
+        let tag = VlanTag::customer(VLAN).to_bytes();
+        let tagged = [&sent[..12], &tag, &sent[12..]].concat();
+        let [sent, received] = if from_trunk { [tagged, sent] } else { [sent, tagged] };
+        Self { header, sent, received }
+    }
 }
 
 /// Adds the app that is to lie between the port of this number and the bridge.
@@ -154,9 +167,17 @@ pub struct Part {
 impl Part {
     /// The parts of one switch with a port for each of these guests. The part of worker `n` of so many
     /// has guests `n` and `n + workers`; those that are left over do nothing. There may be an app between each
-    /// port and the bridge.
-    pub fn all(workers: usize, guests: Vec<Guest>, between: Option<Between>) -> Vec<Self> {
-        let bridge = Bridge::new(guests.len() as u16, KEY);
+    /// port and the bridge, and a membership of VLAN [`VLAN`] for each port.
+    pub fn all(
+        workers: usize,
+        guests: Vec<Guest>,
+        between: Option<Between>,
+        memberships: &[Membership],
+    ) -> Vec<Self> {
+        let bridge = match memberships {
+            [] => Bridge::new(guests.len() as u16, KEY),
+            memberships => Bridge::with_vlans(memberships.into(), KEY),
+        };
         let poller = Poller::new().expect("a poller");
         let (mut ports, mut drivers) = (vec![], vec![]);
         for (number, guest) in guests.into_iter().enumerate() {
@@ -164,8 +185,8 @@ impl Part {
             parts.iter_mut().for_each(|part| drop(part.swap(Some(&guest.device), &poller)));
             // Or the first frames would go to everybody.
             let table = bridge.table();
-            let place = table.place(address(number, 0), Domain::NONE);
-            table.learn(place, Domain::NONE, number as u16, 0);
+            let domain = if memberships.is_empty() { Domain::NONE } else { table.domain(VLAN) };
+            table.learn(table.place(address(number, 0), domain), domain, number as u16, 0);
             ports.push(parts.into_iter());
             drivers.push(Some(guest.drivers));
         }

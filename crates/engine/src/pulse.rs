@@ -1,0 +1,68 @@
+//! The sign of life that a worker gives, for whoever watches over it.
+//!
+//! The worker writes, with plain stores that nobody waits for; anybody may read. What is read together need not have been
+//! so at one moment: a worker that stands still is found by looking twice.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use crate::AppId;
+
+/// What a worker says of itself while it runs.
+#[derive(Debug)]
+pub struct Pulse {
+    breaths: AtomicU64,
+    is_asleep: AtomicBool,
+    /// The number of the app that is being called; [`NOBODY`] when none is.
+    app: AtomicUsize,
+}
+
+const NOBODY: usize = usize::MAX;
+
+impl Default for Pulse {
+    fn default() -> Self {
+        let (breaths, is_asleep) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { breaths, is_asleep, app: AtomicUsize::new(NOBODY) }
+    }
+}
+
+/// A look at a worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Breaths so far.
+    pub breaths: u64,
+    /// It sleeps, until there is something to do.
+    pub is_asleep: bool,
+    /// The app that it is in.
+    pub app: Option<AppId>,
+}
+
+impl Pulse {
+    /// Looks at the worker.
+    pub fn look(&self) -> Beat {
+        let app = self.app.load(Relaxed);
+        Beat {
+            breaths: self.breaths.load(Relaxed),
+            is_asleep: self.is_asleep.load(Relaxed),
+            app: (app != NOBODY).then_some(AppId(app)),
+        }
+    }
+
+    #[inline]
+    pub(crate) fn breathe(&self, breaths: u64) {
+        self.breaths.store(breaths, Relaxed);
+    }
+
+    pub(crate) fn sleep(&self, is_asleep: bool) {
+        self.is_asleep.store(is_asleep, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn enter(&self, AppId(app): AppId) {
+        self.app.store(app, Relaxed);
+    }
+
+    #[inline]
+    pub(crate) fn leave(&self) {
+        self.app.store(NOBODY, Relaxed);
+    }
+}
