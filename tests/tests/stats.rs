@@ -127,6 +127,8 @@ fn what_guests_exchange_is_counted_to_the_frame() -> Result<()> {
     ensure!(workers.len() == 2, "{report}");
     let frames: u64 = workers.iter().filter_map(|worker| worker["frames"].as_u64()).sum();
     ensure!(frames == 3 * FRAMES + 1, "{frames} frames by all workers: {report}");
+    let times = workers.iter().filter_map(|worker| worker["breath_times"].as_array()).flatten();
+    ensure!(times.filter_map(|bucket| bucket[1].as_u64()).sum::<u64>() > 0, "{report}");
     ensure!(workers.iter().any(|worker| worker["cpu_ns"].as_u64() > Some(0)), "{report}");
 
     let page = stats(&["--control", &control])?;

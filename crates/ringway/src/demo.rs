@@ -106,7 +106,7 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
         let before = load(switch).await?;
         let row;
         (one, two, row) = exchange(one, two, size, part).await?;
-        let busy = busy(before, load(switch).await?, part);
+        let busy = busy(&before, &load(switch).await?, part);
         writeln!(out, "{row}       {busy:5.1} %")?;
     }
 
@@ -121,7 +121,7 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
         out,
         "  idle for {:.1} s: worker busy {:.2} %, woken {} times",
         part.as_secs_f64(),
-        busy(before, after, part),
+        busy(&before, &after, part),
         after.sleeps - before.sleeps
     )?;
     drop((one, two));
@@ -130,11 +130,11 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
 
 async fn load(switch: &Switch) -> anyhow::Result<Worker> {
     // There is one worker.
-    Ok(switch.report().await?.workers.first().copied().unwrap_or_default())
+    Ok(switch.report().await?.workers.first().cloned().unwrap_or_default())
 }
 
 /// The worker's CPU time as a share of the time that passed, in percent.
-fn busy(before: Worker, after: Worker, elapsed: Duration) -> f64 {
+fn busy(before: &Worker, after: &Worker, elapsed: Duration) -> f64 {
     (after.cpu_ns - before.cpu_ns) as f64 / elapsed.as_nanos() as f64 * 100.0
 }
 

@@ -26,7 +26,7 @@ pub struct Report {
 }
 
 /// A thread that moves frames.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Worker {
     /// CPU time of its thread, in nanoseconds.
     pub cpu_ns: u64,
@@ -38,6 +38,9 @@ pub struct Worker {
     pub sleeps: u64,
     /// Frames that came in from outside by it.
     pub frames: u64,
+    /// How long breaths took in which there was something to do: nanoseconds that some took less than, by powers of two,
+    /// and how many those were.
+    pub breath_times: Vec<(u64, u64)>,
 }
 
 /// Something that frames go through.

@@ -52,14 +52,14 @@ impl View<'_> {
         });
         let mut rows = vec![head.to_vec()];
         for (number, worker) in self.now.workers.iter().enumerate() {
-            let past = self.past.workers.get(number).copied().unwrap_or_default();
-            rows.push(self.worker(number, past, *worker));
+            let past = self.past.workers.get(number).cloned().unwrap_or_default();
+            rows.push(self.worker(number, &past, worker));
         }
         table(&rows, 1)
     }
 
-    fn worker(&self, number: usize, past: Worker, now: Worker) -> Vec<String> {
-        let grown = |of: fn(&Worker) -> u64| of(&now).saturating_sub(of(&past)) as f64;
+    fn worker(&self, number: usize, past: &Worker, now: &Worker) -> Vec<String> {
+        let grown = |of: fn(&Worker) -> u64| of(now).saturating_sub(of(past)) as f64;
         let busy = grown(|worker| worker.busy_breaths);
         vec![
             number.to_string(),

@@ -147,7 +147,9 @@ fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
         breaths: load.breaths,
         busy_breaths: load.busy_breaths,
         sleeps: load.sleeps,
+        // What waits for a receiver is had anew in each breath, and counted once.
         frames: apps.iter().map(|(counters, _)| counters.received.frames).sum(),
+        breath_times: load.times.buckets().collect(),
     }
 }
 

@@ -42,6 +42,7 @@ fn report() -> Report {
             busy_breaths: 1000,
             sleeps: 10,
             frames: 12_000,
+            breath_times: vec![(1024, 900), (4096, 100)],
         }],
         apps: vec![
             App { drops: drops(&[("storm", 3), ("bad_source", 20)]), ..app("bridge", "bridge") },
