@@ -86,7 +86,12 @@ impl Switch {
         let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
         // Whoever it runs as makes its sockets there.
         fs::set_permissions(directory.path(), Permissions::from_mode(0o777))?;
-        command.args(["run", "--log", "info"]).args(options).current_dir(directory.path());
+        command.args(["run", "--log", "info"]);
+        // Side by side, they would all want the same one.
+        if !options.contains(&"--control") {
+            command.args(["--control", "off"]);
+        }
+        command.args(options).current_dir(directory.path());
         command.args(ports.iter().flat_map(|port| ["--port", port]));
         let what = format!("ringway run {} {}", options.join(" "), ports.join(" "));
         let program = Program::start("host", &what, command)?;

@@ -237,6 +237,11 @@ impl Graph {
         app.downcast_mut()
     }
 
+    /// Whether an app is there, and has not failed.
+    pub fn is_running(&self, id: AppId) -> bool {
+        self.slots.get(id.0).is_some_and(|slot| slot.app.is_some())
+    }
+
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
     pub fn counters(&self, id: AppId) -> Counters {
         let Some(slot) = self.slots.get(id.0) else {

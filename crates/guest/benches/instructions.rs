@@ -26,6 +26,7 @@ use apps::bridge::vlan::Membership;
 use engine::Graph;
 use record::Record;
 use switch::{Between, Frame, Guest, Part, Traffic, VLAN, address, report};
+use wire::ethernet::VlanTag;
 use wire::virtio::Features;
 
 /// Frames that each guest sends, at least, before instructions are counted: by then all addresses are
@@ -132,7 +133,7 @@ impl Case {
         let frame = |to, from, station| {
             let [to_address, from_address] = [to, from].map(|port| address(port, station));
             let frame = Frame::new(to_address, from_address, self.size, self.partial_checksum);
-            if self.has_trunk { frame.over_trunk(from == 1) } else { frame }
+            if self.has_trunk { over_trunk(frame, from == 1) } else { frame }
         };
         let frames = |to, from| (0..self.stations).map(|number| frame(to, from, number)).collect();
         let [one, two] = part.ports;
@@ -166,6 +167,15 @@ impl Case {
             _ => Err(format!("{}: nothing was counted; valgrind said:\n{text}", self.name).into()),
         }
     }
+}
+
+/// The same frame from somebody on a trunk to somebody who is not; or the other way round.
+fn over_trunk(frame: Frame, from_trunk: bool) -> Frame {
+    let Frame { header, sent, .. } = frame;
+    let tag = VlanTag::customer(VLAN).to_bytes();
+    let tagged = [&sent[..12], &tag, &sent[12..]].concat();
+    let [sent, received] = if from_trunk { [tagged, sent] } else { [sent, tagged] };
+    Frame { header, sent, received }
 }
 
 /// What callgrind knows by its name. Nothing else here may have it in its own.

@@ -33,6 +33,7 @@
 //! receiver is down, and the part that noticed reports the violation when it publishes, once.
 
 mod fault;
+mod look;
 mod receive;
 mod ring;
 mod steering;
@@ -51,6 +52,7 @@ use vhost_user::back_end::Offer;
 use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
+pub use look::{GuestLook, RingLook};
 use receive::{Delivered, Found, Receiver, Receivers, Scratch};
 pub use ring::Swapped;
 use ring::{Shape, numbers, setup, unchanged};

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::bench;
 use crate::config::{self, Config, Draft, Faults};
+use crate::stats;
 use crate::vapp::cli::Vapp;
 
 const EXAMPLES: &str = "\
@@ -65,6 +66,8 @@ pub enum Command {
     /// Look at a configuration without running it
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Show what a running switch counts: load, ports, and why frames were dropped
+    Stats(stats::Flags),
     /// Watch two embedded guests talk through a real switch, without a virtual machine
     Demo(Demo),
     /// The reference pair: the smallest back end and the smallest front end, to try others with
@@ -104,6 +107,10 @@ pub struct Run {
     /// How long an adaptive worker polls without work before it sleeps [default: 50us]
     #[arg(long, value_name = "DURATION")]
     pub idle_spin: Option<String>,
+    /// The socket at which `ringway stats` finds this switch, or off
+    /// [default: $XDG_RUNTIME_DIR/ringway.sock or /run/ringway.sock, where it can be made]
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<String>,
 }
 
 impl Run {
@@ -124,6 +131,7 @@ impl Run {
             ("cpus", &self.cpus),
             ("log", &self.log),
             ("idle-spin", &self.idle_spin),
+            ("control", &self.control),
         ];
         for (key, value) in settings {
             if let Some(value) = value {
@@ -207,7 +215,7 @@ mod tests {
     fn every_flag_of_run_reaches_the_configuration() {
         let Command::Run(run) = parse(
             "ringway run --port host=tap:rw0 --mode poll --workers 2 --cpus 1,3 --log info \
-             --idle-spin 1ms --port other=tap:rw1",
+             --idle-spin 1ms --control off --port other=tap:rw1",
         )
         .command
         else {
@@ -218,6 +226,7 @@ mod tests {
         assert_eq!(config.workers, 2);
         assert_eq!(config.cpus, [1, 3]);
         assert_eq!(config.log, tracing::level_filters::LevelFilter::INFO);
+        assert_eq!(config.control, config::ControlSocket::Off);
         assert_eq!(config.idle_spin, std::time::Duration::from_millis(1));
         let names: Vec<&str> = config.ports.iter().map(|port| port.name.as_str()).collect();
         assert_eq!(names, ["host", "other"]);

@@ -34,6 +34,7 @@ use tracing::level_filters::LevelFilter;
 pub use between::Between;
 pub use fault::Faults;
 use fault::{Fault, Place, Problem};
+pub use features::names as feature_names;
 use file::WrittenFile;
 use keys::PortType;
 pub use keys::help;
@@ -68,8 +69,22 @@ pub struct Config {
     pub cpus: Vec<usize>,
     /// The least severe level that is logged.
     pub log: LevelFilter,
+    /// Where it can be asked how it is.
+    pub control: ControlSocket,
     /// At least one. Names, socket paths and interfaces are unique. The file's come first.
     pub ports: Vec<PortConfig>,
+}
+
+/// The socket at which a running switch can be asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum ControlSocket {
+    /// Where one is by default, if it can be made there.
+    #[default]
+    Default,
+    /// There is none.
+    Off,
+    /// At this path.
+    At(PathBuf),
 }
 
 /// One port.
@@ -121,6 +136,11 @@ impl PortKind {
             Self::PcapRead(port) => (&kinds::pcap::READ, port.file.clone()),
             Self::PcapWrite(port) => (&kinds::pcap::WRITE, port.file.clone()),
         }
+    }
+
+    /// The name of its type.
+    pub fn type_name(&self) -> &'static str {
+        self.target().0.name
     }
 
     /// The descriptors that it was given.
@@ -191,6 +211,7 @@ impl Draft {
             workers: 1,
             cpus: Vec::new(),
             log: DEFAULT_LOG,
+            control: ControlSocket::Default,
             ports: read_ports(&ports, &mut faults),
         };
         for entry in &settings {
@@ -201,6 +222,7 @@ impl Draft {
                 "workers" => set(&mut config.workers, entry.read(faults, value::workers)),
                 "cpus" => set(&mut config.cpus, entry.read(faults, value::cpus)),
                 "log" => set(&mut config.log, entry.read(faults, value::log)),
+                "control" => set(&mut config.control, entry.read(faults, value::control)),
                 _ => faults.push(entry.unknown("the file", &keys::TOP_LEVEL)),
             }
         }

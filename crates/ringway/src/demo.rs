@@ -7,14 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use engine::{Load, Mode};
+use engine::Mode;
 use guest::{Guest, GuestError, Options};
 use tokio::task::spawn_blocking;
 use wire::ethernet::{EtherType, HEADER_SIZE, MacAddress};
 use wire::virtio::NetHeader;
 
 use crate::Stop;
-use crate::config::{Config, DEFAULT_IDLE_SPIN, DEFAULT_LOG, PortConfig, PortKind, VhostUser};
+use crate::config::{
+    Config, ControlSocket, DEFAULT_IDLE_SPIN, DEFAULT_LOG, PortConfig, PortKind, VhostUser,
+};
+use crate::report::Worker;
 use crate::switch::Switch;
 
 /// Set when the demonstration is to end at once.
@@ -83,6 +86,7 @@ fn config(sockets: &[PathBuf]) -> Config {
         workers: 1,
         cpus: Vec::new(),
         log: DEFAULT_LOG,
+        control: ControlSocket::Off,
         ports: sockets.iter().zip(1..).map(port).collect(),
     }
 }
@@ -102,7 +106,7 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
         let before = load(switch).await?;
         let row;
         (one, two, row) = exchange(one, two, size, part).await?;
-        let busy = busy(before, load(switch).await?, part);
+        let busy = busy(&before, &load(switch).await?, part);
         writeln!(out, "{row}       {busy:5.1} %")?;
     }
 
@@ -117,21 +121,21 @@ async fn measure(switch: &Switch, sockets: &[PathBuf; 2], total: Duration) -> an
         out,
         "  idle for {:.1} s: worker busy {:.2} %, woken {} times",
         part.as_secs_f64(),
-        busy(before, after, part),
+        busy(&before, &after, part),
         after.sleeps - before.sleeps
     )?;
     drop((one, two));
     Ok(())
 }
 
-async fn load(switch: &Switch) -> anyhow::Result<Load> {
+async fn load(switch: &Switch) -> anyhow::Result<Worker> {
     // There is one worker.
-    Ok(switch.report().await?.workers.first().copied().unwrap_or_default())
+    Ok(switch.report().await?.workers.first().cloned().unwrap_or_default())
 }
 
 /// The worker's CPU time as a share of the time that passed, in percent.
-fn busy(before: Load, after: Load, elapsed: Duration) -> f64 {
-    (after.cpu - before.cpu).as_secs_f64() / elapsed.as_secs_f64() * 100.0
+fn busy(before: &Worker, after: &Worker, elapsed: Duration) -> f64 {
+    (after.cpu_ns - before.cpu_ns) as f64 / elapsed.as_nanos() as f64 * 100.0
 }
 
 /// What one guest saw of an exchange.

@@ -5,10 +5,13 @@ mod bench;
 mod check;
 mod cli;
 mod config;
+mod control;
 mod demo;
 mod links;
+mod report;
 mod session;
 mod socket;
+mod stats;
 mod switch;
 mod vapp;
 mod workers;
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::Config(ConfigCommand::Show(flags)) => {
             flags.text().map_err(Into::into).and_then(|text| Ok(write!(io::stdout(), "{text}")?))
         }
+        Command::Stats(flags) => on_runtime(async { stats::stats(flags, &mut Stop::new()?).await }),
         Command::Demo(demo) => show(demo.seconds),
         Command::Vapp(flags) => on_runtime(async { vapp::vapp(flags, &mut Stop::new()?).await }),
         Command::Bench(options) => load(options),
@@ -80,11 +84,16 @@ fn run(config: &Config) -> anyhow::Result<()> {
     on_runtime(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
+        // Of two switches with one, the second does nothing else.
+        let control = control::open(&config.control)?;
         let mut switch = tokio::select! {
             started = Switch::start(config) => started?,
             // What was made for it goes with it.
             () = stop.asked() => return Ok(()),
         };
+        if let Some(listener) = control {
+            switch.attend(listener);
+        }
         tracing::info!(ports = config.ports.len(), "ready");
         tokio::select! {
             () = stop.asked() => {}

@@ -3,6 +3,7 @@
 mod backoff;
 mod between;
 mod mtus;
+mod observer;
 mod pcap;
 mod tap;
 mod tun;
@@ -18,17 +19,21 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
-use engine::{App, AppId, Counters, Event, Events, Graph, LinkError, Load, Settings, Worker};
+use engine::{App, AppId, Event, Events, Graph, LinkError, Settings, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::{BRIDGE, Config, PortConfig, PortKind};
+use crate::control;
 use crate::links::Links;
+use crate::report::Report;
 use crate::session::Trouble;
+use crate::socket::Listener;
 use crate::workers::Workers;
 use backoff::Backoff;
 use between::Added;
 pub(crate) use mtus::Mtus;
+pub use observer::Observer;
 
 /// All workers answer within this time, unless one stands still.
 const REPORT_LIMIT: Duration = Duration::from_millis(500);
@@ -36,7 +41,7 @@ const REPORT_LIMIT: Duration = Duration::from_millis(500);
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
     workers: Arc<Workers>,
-    names: Vec<(AppId, String)>,
+    observer: Observer,
     tasks: Vec<JoinHandle<()>>,
     /// One for each worker: ends when it does.
     events: JoinSet<()>,
@@ -63,6 +68,7 @@ impl Switch {
         let (bridge, remake) = graphs.add_with_remake(BRIDGE, bridge, Bridge::part);
         let mut remakes = HashMap::from([(bridge, remake)]);
         let mut names = vec![(bridge, BRIDGE.to_owned())];
+        let mut types = Vec::new();
         let mut controls = Vec::new();
         let mut links = None;
         let mut captures = pcap::Captures::default();
@@ -74,6 +80,7 @@ impl Switch {
                 names.push((app, name));
                 remakes.insert(app, remake);
             }
+            types.push((app, port.kind.type_name()));
             controls.extend(control.map(|control| (port.name.clone(), app, number, control)));
         }
         let network = config.network();
@@ -131,11 +138,19 @@ impl Switch {
             events.spawn(supervisor.supervise(incoming));
         }
         captures.begin();
-        let mut switch = Self { workers, names, tasks: Vec::new(), events, captures };
-
-        let names = switch.names.iter().cloned().collect();
-        switch.tasks.push(tokio::spawn(watchdog::watch(switch.workers.pulses(), names)));
         let mtus = Mtus::default();
+        let observer = Observer {
+            workers: workers.clone(),
+            names: names.into(),
+            ports: types.into(),
+            mtus: mtus.clone(),
+            epoch,
+            pending: Arc::default(),
+        };
+        let mut switch = Self { workers, observer, tasks: Vec::new(), events, captures };
+
+        let names = switch.observer.names.iter().cloned().collect();
+        switch.tasks.push(tokio::spawn(watchdog::watch(switch.workers.pulses(), names)));
         for ((name, app, number, control), troubles) in controls {
             let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
             let mtus = mtus.clone();
@@ -151,25 +166,20 @@ impl Switch {
         self.events.join_next().await;
     }
 
-    /// What each app counted so far, and how busy the workers were.
+    /// What each app counted so far, how busy the workers were, and what the ports know.
     pub async fn report(&self) -> anyhow::Result<Report> {
-        let names = self.names.clone();
-        let parts = self.workers.on_each(move |worker| {
-            let counters = names.iter().map(|(id, _)| worker.graph().counters(*id));
-            (counters.collect::<Vec<_>>(), worker.load())
-        });
-        let parts = parts.await?;
-        let counters = self.names.iter().enumerate().map(|(index, (_, name))| {
-            let mut sum = Counters::default();
-            for part in parts.iter().filter_map(|(counters, _)| counters.get(index)) {
-                sum += part;
+        self.observer.report().await
+    }
+
+    /// Answers those who ask at a control socket, until the switch stops.
+    pub fn attend(&mut self, listener: Listener) {
+        let observer = self.observer.clone();
+        self.tasks.push(tokio::spawn(async move {
+            let answer = |request| control::answer(request, &observer);
+            if let Err(error) = control::serve(listener, answer).await {
+                tracing::error!("the control socket is out of service: {error}");
             }
-            (name.clone(), sum)
-        });
-        Ok(Report {
-            counters: counters.collect(),
-            workers: parts.iter().map(|(_, load)| *load).collect(),
-        })
+        }));
     }
 
     /// Stops: disconnects the guests, removes the sockets, ends the workers.
@@ -188,6 +198,7 @@ impl Switch {
             // To wait for it would be to wait for ever. It ends with the process.
             anyhow::bail!("a worker stands still, and was not waited for: a bug of ours");
         }
+        drop(self.observer);
         let workers = Arc::into_inner(self.workers).context("somebody still uses the workers")?;
         let stopped = workers.stop();
         self.captures.end();
@@ -251,33 +262,6 @@ fn pass_on(troubles: Troubles, others: mpsc::UnboundedSender<Event>) -> Events {
         }
         event => drop(others.send(event)),
     })
-}
-
-/// A look at a running switch.
-pub struct Report {
-    /// By the names of the ports, of what lies between them and the bridge, and `bridge`.
-    pub counters: Vec<(String, Counters)>,
-    /// How busy each was.
-    pub workers: Vec<Load>,
-}
-
-impl Report {
-    fn log(&self) {
-        for (name, counters) in &self.counters {
-            let drops: Vec<String> = counters
-                .drops()
-                .map(|(reason, count)| format!("{} {count}", reason.name()))
-                .collect();
-            let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };
-            match (counters.received.frames, counters.sent.frames) {
-                // An app without an outside counts only what it drops.
-                (0, 0) => tracing::info!("{name}: dropped: {drops}"),
-                (received, sent) => tracing::info!(
-                    "{name}: {received} frames received, {sent} sent, dropped: {drops}"
-                ),
-            }
-        }
-    }
 }
 
 /// A port that was opened.

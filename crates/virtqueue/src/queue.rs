@@ -125,6 +125,12 @@ impl DeviceQueue {
         either!(self, queue => queue.available())
     }
 
+    /// Entries of the ring that the driver has made available and that were not taken, as far as it can be believed. For
+    /// reports: it costs more than [`Self::available`].
+    pub fn waiting(&self) -> u16 {
+        either!(self, queue => queue.waiting())
+    }
+
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
     /// bytes; what is beyond is counted, not translated. Writable descriptors are passed over.
     ///

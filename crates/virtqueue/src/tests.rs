@@ -8,3 +8,4 @@ mod recover;
 mod sleepers;
 mod slots;
 mod soak;
+mod waiting;

@@ -18,7 +18,7 @@ use ringway_guest::{MemoryLayout, NetDriver, RingLayout};
 use vhost_user::{Device, RingSetup};
 use virtqueue::Layout;
 use wire::checksum::{self, Sum};
-use wire::ethernet::{MacAddress, VlanTag};
+use wire::ethernet::MacAddress;
 use wire::virtio::{Features, NetHeader, PartialChecksum};
 
 /// Entries in each ring.
@@ -94,9 +94,9 @@ pub fn address(port: usize, station: usize) -> MacAddress {
 
 /// A frame as it is sent, and as it has to arrive.
 pub struct Frame {
-    header: NetHeader,
-    sent: Vec<u8>,
-    received: Vec<u8>,
+    pub header: NetHeader,
+    pub sent: Vec<u8>,
+    pub received: Vec<u8>,
 }
 
 impl Frame {
@@ -129,15 +129,6 @@ impl Frame {
         let PartialChecksum { start: csum_start, offset: csum_offset } = UDP;
         let flags = NetHeader::NEEDS_CSUM;
         let header = NetHeader { flags, csum_start, csum_offset, ..NetHeader::default() };
-        Self { header, sent, received }
-    }
-
-    /// The same frame from somebody on a trunk to somebody who is not; or the other way round.
-    pub fn over_trunk(self, from_trunk: bool) -> Self {
-        let Self { header, sent, .. } = self;
-        let tag = VlanTag::customer(VLAN).to_bytes();
-        let tagged = [&sent[..12], &tag, &sent[12..]].concat();
-        let [sent, received] = if from_trunk { [tagged, sent] } else { [sent, tagged] };
         Self { header, sent, received }
     }
 }

@@ -61,6 +61,12 @@ impl Transmit {
         move |violation| GuestFault::transmit(pair, violation)
     }
 
+    /// The ring of a pair, if it runs and is one of this worker's.
+    pub(super) fn ring(&self, pair: usize) -> Option<&Ring> {
+        let place = self.share.pairs().position(|other| other == pair)?;
+        self.rings.get(place)?.as_ref()
+    }
+
     /// Goes on with the rings of `device`. A ring that stops does so with nothing outstanding: frames
     /// that were held are dropped.
     ///

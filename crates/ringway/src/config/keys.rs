@@ -55,7 +55,7 @@ pub const FEATURES: &str = "features";
 pub const PORT: &str = "port";
 
 /// The keys at the top of a file, each of which is also a flag, and the ports.
-pub const TOP_LEVEL: [&str; 6] = ["mode", "idle-spin", "workers", "cpus", "log", PORT];
+pub const TOP_LEVEL: [&str; 7] = ["mode", "idle-spin", "workers", "cpus", "log", "control", PORT];
 
 /// Every type of port.
 pub const PORT_TYPES: [&PortType; 6] = [

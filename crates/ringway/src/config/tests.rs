@@ -15,8 +15,8 @@ use wire::ethernet::MacAddress;
 use wire::virtio::Features;
 
 use super::{
-    Between, Config, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig, PortKind,
-    Setup, SocketRole, Tap, Tun, VhostNet, VhostUser, features, keys,
+    Between, Config, ControlSocket, DEFAULT_FEATURES, Draft, Mode, PcapRead, PcapWrite, PortConfig,
+    PortKind, Setup, SocketRole, Tap, Tun, VhostNet, VhostUser, features, keys,
 };
 
 /// Reads a file named `ringway.toml`, if there is text for one, and then the flags. The flag
@@ -54,6 +54,7 @@ fn flags_and_a_file_say_the_same() {
     let file = r#"
         mode = "poll"
         idle-spin = "1ms"
+        control = "/run/lab.sock"
         workers = 2
         cpus = "3,0-1"
         log = "debug"
@@ -105,6 +106,7 @@ fn flags_and_a_file_say_the_same() {
     let flags = [
         ("mode", "poll"),
         ("idle-spin", "1ms"),
+        ("control", "/run/lab.sock"),
         ("workers", "2"),
         ("cpus", "3,0-1"),
         ("log", "debug"),
@@ -129,6 +131,7 @@ fn flags_and_a_file_say_the_same() {
         workers: 2,
         cpus: vec![0, 1, 3],
         log: LevelFilter::DEBUG,
+        control: ControlSocket::At("/run/lab.sock".into()),
         ports: vec![
             PortConfig::new(
                 "vm1",
@@ -240,6 +243,7 @@ fn what_is_not_said_has_a_default() {
         workers: 1,
         cpus: vec![],
         log: LevelFilter::WARN,
+        control: ControlSocket::Default,
         ports: vec![PortConfig::new(
             "vm1",
             PortKind::VhostUser(VhostUser {
@@ -289,7 +293,7 @@ conect = true
     let flags = [("port", "vm1=tap:a/b"), ("mode", "pol")];
     let expected = "\
 ringway.toml:1:7: wrong value `loud` for `log`: expected off, error, warn, info, debug or trace
-ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, workers, cpus, log or port; \
+ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, workers, cpus, log, control or port; \
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \

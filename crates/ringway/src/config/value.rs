@@ -15,9 +15,9 @@ use wire::ethernet::MacAddress;
 use wire::pcap::MAX_CAPTURED;
 use wire::prefix::Prefix;
 
-use super::Mode;
 use super::fault::Place;
 use super::keys::{PORT_TYPES, PortType};
+use super::{ControlSocket, Mode};
 
 /// A value as it was written, before it means anything.
 #[derive(Debug, Clone)]
@@ -590,6 +590,14 @@ pub fn socket_path(scalar: &Scalar) -> Result<PathBuf, Misfit> {
         return Err(misfit);
     }
     Ok(PathBuf::from(text))
+}
+
+/// `control`: the path of a socket, or none.
+pub fn control(scalar: &Scalar) -> Result<ControlSocket, Misfit> {
+    match scalar {
+        Scalar::Text(text) if text == "off" => Ok(ControlSocket::Off),
+        scalar => socket_path(scalar).map(ControlSocket::At),
+    }
 }
 
 /// `file`: a path.

@@ -1,8 +1,9 @@
 //! The MTUs of a switch's ports, which had better be the same: a switch neither fragments packets nor says
-//! that they are too long, so what fits one port and not another is lost between them.
+//! that they are too long, so what fits one port and not another is lost between them. And the state of their links, for
+//! reports.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::DEFAULT_MTU;
 
@@ -13,6 +14,8 @@ pub struct Mtus(Arc<Mutex<Known>>);
 #[derive(Default)]
 struct Known {
     ports: BTreeMap<String, u32>,
+    /// The interfaces whose state is known, and whether it is up.
+    links: BTreeMap<String, bool>,
     /// That they differ was said, and they have not been the same since.
     is_said: bool,
 }
@@ -37,10 +40,33 @@ impl Mtus {
         self.note(port, if told == DEFAULT_MTU { USUAL } else { told.into() });
     }
 
+    /// Takes note of whether a port's interface is up. None: nobody knows.
+    pub fn note_link(&self, port: &str, is_up: Option<bool>) {
+        let mut known = self.known();
+        match is_up {
+            Some(is_up) => _ = known.links.insert(port.to_owned(), is_up),
+            None => _ = known.links.remove(port),
+        }
+    }
+
+    /// A port's MTU, if it is known.
+    pub fn mtu(&self, port: &str) -> Option<u32> {
+        self.known().ports.get(port).copied()
+    }
+
+    /// Whether a port's interface is up, if that is known.
+    pub fn link(&self, port: &str) -> Option<bool> {
+        self.known().links.get(port).copied()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // What is in it is as good after a panic as before.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A port whose MTU is another, if that is news.
     fn differs(&self, port: &str, mtu: u32) -> Option<(String, u32)> {
-        // What is in it is as good after a panic as before.
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known();
         known.ports.insert(port.to_owned(), mtu);
         let other = known.ports.iter().find(|(_, its)| **its != mtu);
         let other = other.map(|(name, its)| (name.clone(), *its));
@@ -68,5 +94,17 @@ mod tests {
         let others = [("vm1", 9000), ("vm2", 1500)].map(|(name, mtu)| (name.to_owned(), mtu));
         let known = mtus.0.lock().unwrap().ports.clone();
         assert!(others.iter().all(|(name, mtu)| known.get(name) == Some(mtu)), "{known:?}");
+        assert_eq!((mtus.mtu("vm1"), mtus.mtu("nobody")), (Some(9000), None));
+    }
+
+    #[test]
+    fn a_link_is_known_until_nobody_follows_it() {
+        let mtus = Mtus::default();
+        assert_eq!(mtus.link("host"), None);
+        for is_up in [Some(true), Some(false), None] {
+            mtus.note_link("host", is_up);
+            assert_eq!(mtus.link("host"), is_up);
+            assert_eq!(mtus.link("other"), None);
+        }
     }
 }

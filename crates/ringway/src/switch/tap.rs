@@ -490,6 +490,7 @@ impl<P: HostPort> Control<P> {
     /// Says what an operator has to know of where the interface is.
     fn say(&self) {
         let (port, interface) = (&self.handle.name, &self.interface);
+        self.note_link();
         match self.place {
             Place::Here(_) => self.handle.mtus.note(port, self.state.mtu),
             Place::Elsewhere => tracing::info!(
@@ -503,6 +504,16 @@ impl<P: HostPort> Control<P> {
                 "the interface was deleted: the port is down until there is one of this name again"
             ),
         }
+    }
+
+    /// Tells reports whether the interface is up, as far as that is followed.
+    fn note_link(&self) {
+        let is_up = match self.place {
+            Place::Here(_) => Some(self.state.is_up),
+            Place::Gone => Some(false),
+            Place::Elsewhere => None,
+        };
+        self.handle.mtus.note_link(&self.handle.name, is_up);
     }
 
     /// Decides whether the interface stays.
@@ -585,6 +596,7 @@ impl<P: HostPort> Control<P> {
             return Ok(());
         }
         self.on_port(move |port, _| state.apply(port)).await?;
+        self.note_link();
         if !state.is_up {
             self.forget();
         }

@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
+use crate::config::{Between, ControlSocket, DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -39,6 +39,7 @@ fn config(path: &Path, cpus: Vec<usize>) -> Config {
         workers: 2,
         cpus,
         log: DEFAULT_LOG,
+        control: ControlSocket::Off,
         ports: vec![PortConfig::new("vm", kind)],
     }
 }
@@ -221,7 +222,7 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, guests) = reach(guests, LIMIT).await;
     assert!(reached);
-    let bridge = switch.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
+    let bridge = switch.observer.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
     let start = Instant::now();
     let fail = move |worker: &mut Worker| {
         worker.with(bridge, |_: &mut Bridge, _| -> () { panic!("deliberate") })
@@ -231,15 +232,14 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     let (reached, _guests) = reach(guests, LIMIT).await;
     assert!(reached, "not started again within {LIMIT:?}");
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
-    let counters = counters(&switch, "bridge").await;
-    assert!(counters[engine::DropReason::AppFailed] > 0, "what came meanwhile is counted");
+    assert!(dark(&switch, "bridge").await > 0, "what came meanwhile is counted");
     switch.stop().await.unwrap();
 }
 
-/// A look at what a switch has counted for one app.
-async fn counters(switch: &Switch, name: &str) -> Counters {
+/// How often frames were dropped because this app had failed.
+async fn dark(switch: &Switch, name: &str) -> u64 {
     let report = switch.report().await.unwrap();
-    report.counters.into_iter().find(|(other, _)| other == name).expect("it is there").1
+    report.app(name).expect("it is there").drops.get("app_failed").copied().unwrap_or(0)
 }
 
 /// One of each lies between the first port and the bridge. Each fails once, and then the next.
@@ -264,7 +264,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     };
     let (switch, mut guests) = two_guests_with(directory.path(), between).await;
     let fail = |name: &str, fail: fn(&mut Worker, AppId) -> Option<()>| {
-        let app = switch.names.iter().find(|(_, other)| other == name).unwrap().0;
+        let app = switch.observer.names.iter().find(|(_, other)| other == name).unwrap().0;
         switch.workers.on_each(move |worker| fail(worker, app))
     };
     for (name, panic) in [
@@ -286,8 +286,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
         (reached, guests) = reach(guests, LIMIT).await;
         assert!(reached, "{name} was not started again within {LIMIT:?}");
         assert!(start.elapsed() >= Duration::from_secs(2), "{name} after {:?}", start.elapsed());
-        let counters = counters(&switch, name).await;
-        assert!(counters[engine::DropReason::AppFailed] > 0, "what came meanwhile is counted");
+        assert!(dark(&switch, name).await > 0, "what came meanwhile is counted");
     }
     switch.stop().await.unwrap();
 }
@@ -298,7 +297,7 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, [_lost, mut other]) = reach(guests, LIMIT).await;
     assert!(reached);
-    let port = switch.names.iter().find(|(_, name)| name == "vm").unwrap().0;
+    let port = switch.observer.names.iter().find(|(_, name)| name == "vm").unwrap().0;
     let fail = move |worker: &mut Worker| {
         worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
     };
@@ -339,7 +338,7 @@ async fn a_host_port_that_failed_is_started_again_on_its_interface() {
     let switch = Switch::start(&config).await.unwrap();
     let connect = move || Guest::connect(&path, &Options::default()).unwrap();
     let mut guest = spawn_blocking(connect).await.unwrap();
-    let host = switch.names.iter().find(|(_, name)| name == "host").unwrap().0;
+    let host = switch.observer.names.iter().find(|(_, name)| name == "host").unwrap().0;
     let mut seen = 0;
     for failures in 0..2 {
         if failures > 0 {

@@ -106,6 +106,23 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(self.known)
     }
 
+    /// Descriptors that the driver has made available and that were not taken, as far as it can be believed. For reports:
+    /// nothing is taken note of, and of a large ring few descriptors are read.
+    pub fn waiting(&self) -> u16 {
+        let size = self.size();
+        // They come one behind the other.
+        let (mut available, mut others) = (self.known, size - self.outstanding());
+        while available < others {
+            let middle = available.midpoint(others);
+            let place = self.next_available.advance(middle, size);
+            match place.is_available(self.second_word(place.slot(), Ordering::Relaxed)) {
+                true => available = middle + 1,
+                false => others = middle,
+            }
+        }
+        available
+    }
+
     /// Looks at the first descriptor that is not known to be available.
     #[inline]
     fn look(&mut self) {

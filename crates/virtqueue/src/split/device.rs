@@ -326,6 +326,13 @@ impl<M: RingMemory> DeviceQueue<M> {
         }
     }
 
+    /// Chains that the driver has made available and that were not taken, as far as it can be believed. For reports: nothing
+    /// is taken note of.
+    pub fn waiting(&self) -> u16 {
+        let found = Index::new(self.layout.available_index());
+        found.since(self.next_available).min(self.size() - self.outstanding())
+    }
+
     /// Whether the driver has taken all that was given back, and waits to be called for what comes next.
     /// Only EVENT_IDX tells; without it, and while the driver polls, the answer is no.
     pub fn is_drained(&self) -> bool {
