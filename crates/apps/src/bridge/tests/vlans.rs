@@ -315,7 +315,9 @@ fn classify(port: &Membership, tags: &[(u16, u16)]) -> Option<Class> {
     };
     let (priority, vlan) = tag.map_or((0, 0), |control| (control & 0xf000, control & 0xfff));
     match port {
-        Membership::Access(own) => (vlan == 0 && inner.is_empty()).then(|| (*own, priority, inner)),
+        Membership::Access(own) => {
+            (vlan == 0 && inner.is_empty()).then_some((*own, priority, inner))
+        }
         Membership::Trunk { native, allowed, .. } => {
             let vlan = if vlan == 0 { (*native)? } else { vlan };
             let is_member = *native == Some(vlan) || allowed.contains(vlan);
