@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(60);
 const STREAM: u64 = 20_000_000;
 /// How long each measurement takes, in seconds, and how many of each there are.
 const SECONDS: u32 = 2;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// How long the idle port is watched, and what the guest's kernel may count meanwhile: news of IPv6, and a tick of its
 /// clock.
 const IDLE_TIME: Duration = Duration::from_secs(4);
