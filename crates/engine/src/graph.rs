@@ -54,8 +54,10 @@ struct Slot {
     app: Option<Box<dyn App>>,
     has_failed: bool,
     has_outside: bool,
-    /// Breaths since it had something to do.
+    /// How often it was asked since it had something to do.
     idle: u32,
+    /// Breaths from one in which it is asked to the next, less one: [`pause`] of the above.
+    pause: usize,
     /// The time of the breath in which it was asked last.
     asked: u64,
     /// Something was done, by it or with it, that may have to be published.
@@ -74,7 +76,7 @@ impl Slot {
     /// asking.
     #[inline]
     fn touch(&mut self, id: AppId, due: &mut Due) {
-        self.idle = 0;
+        (self.idle, self.pause) = (0, 0);
         if self.has_outside && !std::mem::replace(&mut self.is_touched, true) {
             let is_late = self.published == due.breath;
             if is_late { &mut due.late } else { &mut due.touched }.push(id);
@@ -135,10 +137,24 @@ pub(crate) struct Due {
     pub(crate) breath: u32,
 }
 
-/// Breaths without anything to do after which an app is not asked each time.
+/// How often an app is asked without having anything to do until it is not asked in each breath any more.
 pub(crate) const IDLE: u32 = 64;
 /// Breaths in which it is asked once then.
 const TURN: usize = 4;
+/// How often until it is asked less often still: so many ports that are hardly used cost a busy pair little.
+pub(crate) const LONG_IDLE: u32 = 512;
+/// Breaths in which it is asked once then. Under load these are some 50 microseconds, as long as a sleeping worker takes to
+/// wake up.
+const LONG_TURN: usize = 16;
+
+/// In how many breaths, less one, an app is asked once that was asked so often in vain. One less than a power of two.
+fn pause(idle: u32) -> usize {
+    match idle {
+        ..IDLE => 0,
+        IDLE..LONG_IDLE => TURN - 1,
+        _ => LONG_TURN - 1,
+    }
+}
 
 impl Graph {
     /// An empty network.
@@ -154,6 +170,7 @@ impl Graph {
             app: Some(Box::new(app)),
             has_failed: false,
             idle: 0,
+            pause: 0,
             asked: 0,
             is_touched: false,
             published: 0,
@@ -194,7 +211,7 @@ impl Graph {
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
-        slot.idle = 0;
+        (slot.idle, slot.pause) = (0, 0);
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
@@ -258,8 +275,8 @@ impl Graph {
     /// a few busy ones down.
     #[inline]
     pub(crate) fn is_asked(&self, id: AppId, all: bool) -> bool {
-        let is_its_turn = || (self.due.breath as usize).wrapping_add(id.0).is_multiple_of(TURN);
-        let is_asked = |slot: &Slot| slot.has_outside && (all || is_its_turn() || slot.idle < IDLE);
+        let turn = (self.due.breath as usize).wrapping_add(id.0);
+        let is_asked = |slot: &Slot| slot.has_outside && (all || turn & slot.pause == 0);
         self.slots.get(id.0).is_some_and(is_asked)
     }
 
@@ -277,6 +294,7 @@ impl Graph {
             slot.touch(id, &mut self.due);
         } else {
             slot.idle = slot.idle.saturating_add(1);
+            slot.pause = pause(slot.idle);
         }
     }
 

@@ -32,6 +32,8 @@ use wire::virtio::Features;
 /// Frames that each guest sends, at least, before instructions are counted: by then all addresses are
 /// known, and every ring has gone around.
 const WARM_UP: usize = 5120;
+/// The same where others are idle: by then they are known to be.
+const WARM_UP_OF_IDLE: usize = 65536;
 /// Frames that each guest sends while instructions are counted.
 const COUNTED: usize = 5120;
 
@@ -142,7 +144,8 @@ impl Case {
             COUNTED.is_multiple_of(self.burst),
             "frames that are counted are so many whole bursts"
         );
-        part.exchange(&traffic, WARM_UP.div_ceil(self.burst), breath);
+        let warm_up = if self.idle_ports == 0 { WARM_UP } else { WARM_UP_OF_IDLE };
+        part.exchange(&traffic, warm_up.div_ceil(self.burst), breath);
         part.exchange(&traffic, COUNTED / self.burst, counted_breath);
     }
 

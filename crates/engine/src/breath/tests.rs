@@ -241,6 +241,15 @@ fn idle_apps_are_asked_less_often_and_each_in_its_turn() {
     // And all are after a sleep: one of them may have ended it.
     assert!(!graph.arm());
     assert_eq!(breathe(&mut graph, 1), [1; 8]);
+
+    // And less often still, if it goes on.
+    breathe(&mut graph, 4 * crate::graph::LONG_IDLE);
+    assert_eq!(breathe(&mut graph, 160), [160, 10, 10, 10, 10, 10, 10, 10]);
+    let asked: Vec<usize> = (0..16).map(|_| breathe(&mut graph, 1).iter().sum()).collect();
+    assert!(asked.iter().all(|asked| *asked <= 2), "they take turns: {asked:?}");
+    graph.get::<Station>(idle[1]).unwrap().is_busy = true;
+    breathe(&mut graph, 16);
+    assert_eq!(breathe(&mut graph, 160)[1], 160);
 }
 
 /// Knows the time.
