@@ -206,12 +206,21 @@ impl Worker {
         id: AppId,
         call: impl FnOnce(&mut A, &Poller) -> R,
     ) -> Option<R> {
-        let poller = &self.poller;
-        let call = |app: &mut dyn App| {
+        self.call(id, |app, poller| {
             let app: &mut dyn Any = app;
             Some(call(app.downcast_mut()?, poller))
-        };
-        self.graph.call(id, call).flatten()
+        })
+        .flatten()
+    }
+
+    /// The same for an app of any type.
+    pub fn call<R>(
+        &mut self,
+        id: AppId,
+        call: impl FnOnce(&mut dyn App, &Poller) -> R,
+    ) -> Option<R> {
+        let poller = &self.poller;
+        self.graph.call(id, |app| call(app, poller))
     }
 
     /// Puts another app in the place of one that failed, or of one that runs: its name and its links stay. Returns the one
