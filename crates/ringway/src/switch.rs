@@ -14,6 +14,7 @@ mod port;
 mod register;
 mod reload;
 mod settings;
+mod stations;
 mod supervisor;
 mod tap;
 mod tun;
@@ -38,9 +39,9 @@ use crate::workers::Workers;
 use fabric::Fabric;
 pub(crate) use mtus::Mtus;
 pub use observer::Observer;
-pub use port::Stations;
 use register::Register;
 pub use reload::{Read, Reloader};
+pub(crate) use stations::Stations;
 use supervisor::{Supervisor, pass_on};
 
 /// All workers answer within this time, unless one stands still.

@@ -2,11 +2,11 @@
 //!
 //! Apps are the same if they have the same name, and links if they join terminals of the same names.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::settings::can_become;
-use crate::config::{End, Network, NetworkApp, NetworkLink, Spec};
+use crate::config::network::{End, Network, NetworkApp, NetworkLink, Spec};
 
 /// What becomes of an app that does not stay as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,10 @@ impl Difference {
                 continue;
             };
             match (&was.spec, &app.spec) {
+                // A tee has no settings but its outputs.
+                (Spec::Tee, Spec::Tee) if was.outputs.len() != app.outputs.len() => {
+                    difference.add(&app.name, Fate::Changes, format!("~ {}", describe(app)));
+                }
                 (one, other) if one == other => {}
                 (Spec::Bridge(one), Spec::Bridge(other)) => {
                     // Those that come and go are told of by what is joined to them.
@@ -75,6 +79,7 @@ impl Difference {
             links.map(|link| name(network, link)).collect::<Vec<String>>()
         });
         let missing = |these: &[String], those: &[String], sign: char| {
+            let those: HashSet<&String> = those.iter().collect();
             let missing = these.iter().filter(|link| !those.contains(link));
             missing.map(|link| format!("{sign} link {link}")).collect::<Vec<_>>()
         };

@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use apps::bridge::Bridge;
 use apps::bridge::sides::{Side, Sides};
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Change, Ids, Worker};
@@ -27,14 +26,15 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::difference::{Difference, Fate};
-use super::make::{self, Made};
+use super::make::{self, Made, Remake};
 use super::numbers::Numbers;
 use super::pcap::{END_LIMIT, FileCapture};
-use super::port::{Control, Handle, Opened, Opener, Stations, has_descriptors, needs_what_has};
-use super::register::{Again, Entry, Listed, Register, Remake};
+use super::port::{Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
+use super::register::{Again, Entry, Listed, Register};
 use super::settings::{self, Adjust};
-use super::{Mtus, random_key};
-use crate::config::{End, Network, NetworkApp, PortKind, Spec};
+use super::{Mtus, Stations};
+use crate::config::PortKind;
+use crate::config::network::{End, Network, NetworkApp, Spec};
 use crate::session::Trouble;
 use crate::workers::Workers;
 
@@ -200,24 +200,12 @@ impl Fabric {
             control: None,
             capture: None,
         };
-        let workers = self.workers.len();
-        Ok(match &app.spec {
-            Spec::Port(kind) => {
-                let Opened { parts, control, capture } = self.opener.open(&app.name, kind).await?;
-                New { parts, control, capture, ..new }
-            }
-            Spec::Bridge(_) => {
-                // It gets its ports with the change.
-                let bridge = Bridge::with_sides(Sides::new([]), random_key()?);
-                let table = bridge.table().clone();
-                let Made { parts, remake } = make::of(bridge, workers, Bridge::part);
-                New { parts, remake: Some(remake), bridge: Some(table), ..new }
-            }
-            spec => {
-                let made = make::make(spec, workers).with_context(|| app.name.clone())?;
-                New { parts: made.parts, remake: Some(made.remake), ..new }
-            }
-        })
+        if let Some(Made { parts, remake, table }) = make::make(app, self.workers.len())? {
+            return Ok(New { parts, remake: Some(remake), bridge: table, ..new });
+        }
+        let Spec::Port(kind) = &app.spec else { bail!("app `{}` is of no known type", app.name) };
+        let Opened { parts, control, capture } = self.opener.open(&app.name, kind).await?;
+        Ok(New { parts, control, capture, ..new })
     }
 
     /// Gives settings to a part of an app that nobody uses: whether they can be had, and so that what they take is there before the
@@ -227,7 +215,7 @@ impl Fabric {
         let Some(again) = running.and_then(|running| running.again.as_ref()) else {
             return Ok(());
         };
-        settings::set(&mut *(again.remake)(), &app.spec)
+        settings::set(&mut *(again.remake)(0), app)
     }
 
     /// Makes a change for which everything is there.
@@ -264,7 +252,7 @@ impl Fabric {
             let Some(made) = new.remove(&app.name) else { continue };
             let New { id, parts, remake, bridge, control, capture } = made;
             added.push((id, app.name.clone(), parts));
-            let adjust = settings::adjust(id, &app.spec);
+            let adjust = settings::adjust(id, app);
             let port = matches!(app.spec, Spec::Port(_)).then(|| {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let troubles = control.is_some().then_some(sender);
@@ -285,7 +273,7 @@ impl Fabric {
         for app in network.apps.iter().filter(changed) {
             let Some(running) = self.apps.get_mut(&app.name) else { continue };
             if let Some(again) = &mut running.again {
-                again.adjust = settings::adjust(running.id, &app.spec);
+                again.adjust = settings::adjust(running.id, app);
                 adjustments.push(again.adjust.clone());
             }
         }
@@ -417,17 +405,17 @@ impl Fabric {
         Some((running.id, number))
     }
 
-    /// Has ports know by which side of a bridge their stations are known.
+    /// Has ports know where their stations are learned.
     fn lead_ports(&self, network: &Network) {
         for (number, app) in network.apps.iter().enumerate() {
             let running = self.apps.get(&app.name).and_then(|running| running.port.as_ref());
             let Some(port) = running else { continue };
-            let side = side_behind(network, End { app: number, number: 0 }).and_then(|end| {
+            let sides = network.learned_at(number).into_iter().filter_map(|end| {
                 let app = &network.apps[end.app];
                 let bridge = self.apps.get(&app.name)?.bridge.as_ref()?;
                 Some((bridge.table.clone(), bridge.numbers.of(app.inputs.get(end.number)?)?))
             });
-            port.stations.lead_to(side);
+            port.stations.learned_at(sides.collect());
         }
     }
 
@@ -519,21 +507,4 @@ fn without(network: &Network, names: &HashSet<String>) -> Network {
         end.app = places[end.app];
     }
     Network { apps, links }
-}
-
-/// The side of a bridge that an output leads to, straight or through apps with two sides.
-fn side_behind(network: &Network, output: End) -> Option<End> {
-    let mut from = output;
-    // A way that comes back to itself ends here.
-    for _ in &network.apps {
-        let to = network.links.iter().find(|link| link.from == from)?.to;
-        from = match network.apps.get(to.app)?.spec {
-            Spec::Bridge(_) => return Some(to),
-            Spec::AntiSpoof(_) | Spec::Storm(_) | Spec::Police(_) | Spec::Filter(_) => {
-                End { app: to.app, number: apps::sides::opposite(to.number) }
-            }
-            Spec::Port(_) => return None,
-        };
-    }
-    None
 }

@@ -2,14 +2,13 @@
 //! switch runs.
 
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
-use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId};
 use tokio::sync::mpsc;
 
-use super::Mtus;
+use super::{Mtus, Stations};
 use super::pcap::{self, FileCapture};
 use super::{tap, tun, vhost_net, vhost_user};
 use crate::config::{PortKind, Tap, VhostNet};
@@ -61,32 +60,6 @@ pub(super) struct Handle {
     pub(super) mtus: Mtus,
     /// What the workers say of this port.
     pub(super) troubles: mpsc::UnboundedReceiver<Trouble>,
-}
-
-/// The stations behind a port, which a bridge knows by one of its sides, if the port leads to one.
-#[derive(Clone, Default)]
-pub struct Stations(Arc<Mutex<Option<Side>>>);
-
-/// What a bridge knows, and the number of a side of it.
-type Side = (Arc<Table>, PortNumber);
-
-impl Stations {
-    /// Has the bridge forget them: they may turn up elsewhere.
-    pub fn forget(&self) {
-        if let Some((table, number)) = &*self.side() {
-            table.forget_port(*number);
-        }
-    }
-
-    /// The port leads there now.
-    pub(super) fn lead_to(&self, side: Option<Side>) {
-        *self.side() = side;
-    }
-
-    fn side(&self) -> MutexGuard<'_, Option<Side>> {
-        // What is in it is as good after a panic as before.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// What ports are opened with.

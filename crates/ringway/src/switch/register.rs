@@ -5,18 +5,16 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use engine::{App, AppId};
+use engine::AppId;
 use tokio::sync::mpsc;
 
+use super::make::Remake;
 use super::settings::Adjust;
 use crate::session::Trouble;
 
 /// The apps that there are, in the order of the configuration. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Register(Arc<Mutex<Vec<Entry>>>);
-
-/// Makes another part of an app, as good as the first.
-pub(super) type Remake = Arc<dyn Fn() -> Box<dyn App> + Send + Sync>;
 
 /// An app.
 #[derive(Clone)]

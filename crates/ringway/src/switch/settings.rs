@@ -7,11 +7,15 @@ use apps::anti_spoof::AntiSpoof;
 use apps::bridge::Bridge;
 use apps::bridge::sides::Sides;
 use apps::filter::Filter;
+use apps::impair::Impair;
+use apps::mirror::Mirror;
 use apps::police::Police;
+use apps::source::Source;
 use apps::storm::Storm;
+use apps::tee::Tee;
 use engine::{App, AppId, Worker};
 
-use crate::config::Spec;
+use crate::config::network::{NetworkApp, Spec};
 
 /// What gives one part of an app its settings, on its worker. Returns what is to be dropped by control.
 pub(super) type Adjustment = Box<dyn FnOnce(&mut Worker) -> Box<dyn Any + Send> + Send>;
@@ -24,31 +28,34 @@ pub(super) fn can_become(one: &Spec, other: &Spec) -> bool {
     !is_port && std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
-/// Gives a part of an app the settings of `spec`. With an error nothing has changed. A bridge gets its ports otherwise:
-/// [`sides`].
-pub(super) fn set(app: &mut dyn App, spec: &Spec) -> anyhow::Result<()> {
+/// Gives a part of an app other settings. With an error nothing has changed. A bridge gets its ports otherwise: [`sides`].
+pub(super) fn set(app: &mut dyn App, new: &NetworkApp) -> anyhow::Result<()> {
     fn typed<A: App>(app: &mut dyn App) -> anyhow::Result<&mut A> {
         let app: &mut dyn Any = app;
         app.downcast_mut().ok_or_else(|| anyhow::anyhow!("it is of another type"))
     }
-    match spec {
+    match &new.spec {
         Spec::Police(settings) => typed::<Police>(app)?.set(settings)?,
         Spec::Storm(settings) => typed::<Storm>(app)?.set(settings)?,
         Spec::AntiSpoof(settings) => typed::<AntiSpoof>(app)?.set(settings),
         Spec::Filter(settings) => typed::<Filter>(app)?.set(settings.clone()),
-        Spec::Bridge(_) | Spec::Port(_) => {}
+        Spec::Mirror(settings) => typed::<Mirror>(app)?.set(settings.clone()),
+        Spec::Tee => typed::<Tee>(app)?.set(new.outputs.len()),
+        Spec::Source(settings) => typed::<Source>(app)?.set(settings.clone())?,
+        Spec::Impair(settings) => typed::<Impair>(app)?.set(settings.clone())?,
+        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => {}
     }
     Ok(())
 }
 
-/// What gives app `id` the settings of `spec`, which another part of it has taken.
-pub(super) fn adjust(id: AppId, spec: &Spec) -> Adjust {
-    let spec = Arc::new(spec.clone());
+/// What gives app `id` settings which another part of it has taken.
+pub(super) fn adjust(id: AppId, new: &NetworkApp) -> Adjust {
+    let new = Arc::new(new.clone());
     Arc::new(move || {
-        let spec = spec.clone();
+        let new = new.clone();
         Box::new(move |worker| {
-            let refused = worker.call(id, |app, _| set(app, &spec)).and_then(Result::err);
-            Box::new((refused, spec))
+            let refused = worker.call(id, |app, _| set(app, &new)).and_then(Result::err);
+            Box::new((refused, new))
         })
     })
 }

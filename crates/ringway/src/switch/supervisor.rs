@@ -95,7 +95,7 @@ impl Supervisor {
             return;
         };
         let (name, worker) = (self.register.name(app), self.worker);
-        match self.workers.replace_part(worker, app, remake(), adjust()).await {
+        match self.workers.replace_part(worker, app, remake(worker), adjust()).await {
             Ok(()) => tracing::warn!(app = name, worker, "started again"),
             Err(error) => tracing::error!(app = name, worker, "not started again: {error:#}"),
         }

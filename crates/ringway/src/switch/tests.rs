@@ -207,6 +207,11 @@ async fn two_guests_with(directory: &Path, between: Between) -> (Switch, [Guest;
     (switch, guests)
 }
 
+/// An app that runs.
+fn app(switch: &Switch, name: &str) -> AppId {
+    switch.observer.register.list().iter().find(|app| app.name == name).expect("it runs").id
+}
+
 /// Whether the first of two guests reaches the second, on a thread of its own.
 async fn reach(mut guests: [Guest; 2], limit: Duration) -> (bool, [Guest; 2]) {
     let reach = move || {
@@ -222,7 +227,7 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, guests) = reach(guests, LIMIT).await;
     assert!(reached);
-    let bridge = switch.observer.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
+    let bridge = app(&switch, "bridge");
     let start = Instant::now();
     let fail = move |worker: &mut Worker| {
         worker.with(bridge, |_: &mut Bridge, _| -> () { panic!("deliberate") })
@@ -264,7 +269,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     };
     let (switch, mut guests) = two_guests_with(directory.path(), between).await;
     let fail = |name: &str, fail: fn(&mut Worker, AppId) -> Option<()>| {
-        let app = switch.observer.names.iter().find(|(_, other)| other == name).unwrap().0;
+        let app = app(&switch, name);
         switch.workers.on_each(move |worker| fail(worker, app))
     };
     for (name, panic) in [
@@ -297,7 +302,7 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, [_lost, mut other]) = reach(guests, LIMIT).await;
     assert!(reached);
-    let port = switch.observer.names.iter().find(|(_, name)| name == "vm").unwrap().0;
+    let port = app(&switch, "vm");
     let fail = move |worker: &mut Worker| {
         worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
     };
@@ -338,7 +343,7 @@ async fn a_host_port_that_failed_is_started_again_on_its_interface() {
     let switch = Switch::start(&config).await.unwrap();
     let connect = move || Guest::connect(&path, &Options::default()).unwrap();
     let mut guest = spawn_blocking(connect).await.unwrap();
-    let host = switch.observer.names.iter().find(|(_, name)| name == "host").unwrap().0;
+    let host = app(&switch, "host");
     let mut seen = 0;
     for failures in 0..2 {
         if failures > 0 {
