@@ -148,10 +148,15 @@ impl Graph {
 
     /// Adds an app.
     pub fn add(&mut self, name: &str, app: impl App) -> AppId {
+        self.add_boxed(name, Box::new(app))
+    }
+
+    /// Adds an app of any type.
+    pub fn add_boxed(&mut self, name: &str, app: Box<dyn App>) -> AppId {
         self.slots.push(Slot {
             name: name.to_owned(),
             has_outside: app.has_outside(),
-            app: Some(Box::new(app)),
+            app: Some(app),
             has_failed: false,
             idle: 0,
             asked: 0,

@@ -1,10 +1,11 @@
-//! The switch: a bridge, its ports, the workers that run them, and the connections of its guests.
+//! The switch: a network of apps, the workers that run them, and the connections of its guests.
 
 mod backoff;
-mod between;
+mod make;
 mod mtus;
 mod observer;
 mod pcap;
+mod stations;
 mod tap;
 mod tun;
 mod vhost_net;
@@ -17,13 +18,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use apps::bridge::Bridge;
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Event, Events, Graph, LinkError, Settings, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::{BRIDGE, Config, PortConfig, PortKind};
+use crate::config::network::{Network, Spec};
+use crate::config::{Config, PortKind};
 use crate::control;
 use crate::links::Links;
 use crate::report::Report;
@@ -31,9 +32,10 @@ use crate::session::Trouble;
 use crate::socket::Listener;
 use crate::workers::Workers;
 use backoff::Backoff;
-use between::Added;
+use make::{Made, Remake};
 pub(crate) use mtus::Mtus;
 pub use observer::Observer;
+pub(crate) use stations::Stations;
 
 /// All workers answer within this time, unless one stands still.
 const REPORT_LIMIT: Duration = Duration::from_millis(500);
@@ -57,46 +59,41 @@ impl Switch {
     pub async fn start(config: &Config) -> anyhow::Result<Self> {
         let epoch = Instant::now();
         let mut graphs = Graphs((0..config.workers).map(|_| Graph::new()).collect());
-        let ports = u16::try_from(config.ports.len()).context("too many ports")?;
-        let memberships: Arc<[_]> =
-            config.ports.iter().flat_map(|port| port.vlan.clone()).collect();
-        let bridge = match memberships.is_empty() {
-            true => Bridge::new(ports, random_key()?),
-            false => Bridge::with_vlans(memberships, random_key()?),
-        };
-        let table = bridge.table().clone();
-        let (bridge, remake) = graphs.add_with_remake(BRIDGE, bridge, Bridge::part);
-        let mut remakes = HashMap::from([(bridge, remake)]);
-        let mut names = vec![(bridge, BRIDGE.to_owned())];
-        let mut types = Vec::new();
+        let network = config.network();
+        let mut apps = Vec::new();
+        let mut kinds = Vec::new();
+        let mut tables = HashMap::new();
+        let mut remakes = HashMap::new();
         let mut controls = Vec::new();
         let mut links = None;
         let mut captures = pcap::Captures::default();
-        for (number, port) in (0..ports).zip(&config.ports) {
-            let Opened { app, control } =
-                open(&mut graphs, &mut links, &mut captures, epoch, number, port).await?;
-            names.push((app, port.name.clone()));
-            for Added { app, name, remake } in between::add(&mut graphs, port)? {
-                names.push((app, name));
-                remakes.insert(app, remake);
+        for (place, app) in network.apps.iter().enumerate() {
+            if let Spec::Port(kind) = &app.spec {
+                let number = kinds.len();
+                let Opened { app: id, control } =
+                    open(&mut graphs, &mut links, &mut captures, epoch, number, &app.name, kind)
+                        .await?;
+                kinds.push((id, kind.type_name()));
+                controls.extend(control.map(|control| (place, id, control)));
+                apps.push(id);
+            } else if let Some(Made { parts, remake, table }) = make::make(app, config.workers)? {
+                let id = graphs.add_boxed(&app.name, parts);
+                remakes.insert(id, remake);
+                tables.extend(table.map(|table| (place, table)));
+                apps.push(id);
             }
-            types.push((app, port.kind.type_name()));
-            controls.extend(control.map(|control| (port.name.clone(), app, number, control)));
         }
-        let network = config.network();
-        // The same apps, in the same order.
-        debug_assert!(
-            network.apps.iter().map(|app| &app.name).eq(names.iter().map(|(_, name)| name))
-        );
-        for join in network.joins {
-            let [one, other] = join.map(|side| (names[side.app].0, side.number));
-            graphs.join(one, other)?;
+        for link in &network.links {
+            let [from, to] = [link.from, link.to].map(|end| (apps[end.app], end.number));
+            graphs.link(from, to)?;
         }
+        let names: Vec<_> =
+            apps.iter().copied().zip(network.apps.iter().map(|app| app.name.clone())).collect();
 
         let mut troubles = Troubles::new();
         let controls = controls.into_iter().map(|control| {
             let (sender, receiver) = mpsc::unbounded_channel();
-            let (_, app, ..) = &control;
+            let (_, app, _) = &control;
             troubles.insert(*app, sender);
             (control, receiver)
         });
@@ -142,7 +139,8 @@ impl Switch {
         let observer = Observer {
             workers: workers.clone(),
             names: names.into(),
-            ports: types.into(),
+            types: network.apps.iter().map(|app| app.spec.type_name()).collect(),
+            ports: kinds.into(),
             mtus: mtus.clone(),
             epoch,
             pending: Arc::default(),
@@ -151,10 +149,11 @@ impl Switch {
 
         let names = switch.observer.names.iter().cloned().collect();
         switch.tasks.push(tokio::spawn(watchdog::watch(switch.workers.pulses(), names)));
-        for ((name, app, number, control), troubles) in controls {
-            let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
-            let mtus = mtus.clone();
-            let handle = Handle { name, app, bridge, workers, mtus, troubles };
+        for ((place, app, control), troubles) in controls {
+            let (workers, mtus) = (switch.workers.clone(), mtus.clone());
+            let name = network.apps[place].name.clone();
+            let stations = stations(&network, place, &tables);
+            let handle = Handle { name, app, stations, workers, mtus, troubles };
             switch.tasks.push(tokio::spawn(control(handle)));
         }
         Ok(switch)
@@ -216,28 +215,24 @@ impl Graphs {
         ids.last().expect("there is a worker")
     }
 
-    /// The same for an app that the supervisors start again when it has failed.
-    fn add_with_remake<A: App + Sync>(
-        &mut self,
-        name: &str,
-        app: A,
-        part: fn(&A) -> A,
-    ) -> (AppId, Remake) {
-        let spare = part(&app);
-        let remake: Remake = Arc::new(move || Box::new(part(&spare)));
-        let workers = self.0.len();
-        (self.add(name, parts(app, workers, part)), remake)
+    /// The same for parts of an app of any type.
+    fn add_boxed(&mut self, name: &str, parts: Vec<Box<dyn App>>) -> AppId {
+        let ids = self.0.iter_mut().zip(parts).map(|(graph, part)| graph.add_boxed(name, part));
+        ids.last().expect("there is a worker")
     }
 
     fn link(&mut self, from: (AppId, usize), to: (AppId, usize)) -> Result<(), LinkError> {
         self.0.iter_mut().try_for_each(|graph| graph.link(from, to))
     }
+}
 
-    /// Links two apps both ways: output and input of the same number are one side of an app.
-    fn join(&mut self, one: (AppId, usize), other: (AppId, usize)) -> Result<(), LinkError> {
-        self.link(one, other)?;
-        self.link(other, one)
-    }
+/// What bridges learn of a port.
+fn stations(network: &Network, port: usize, tables: &HashMap<usize, Arc<Table>>) -> Stations {
+    let sides = network.learned_at(port).into_iter();
+    // Sides of a bridge have numbers of this size.
+    sides
+        .filter_map(|end| Some((tables.get(&end.app)?.clone(), end.number as PortNumber)))
+        .collect()
 }
 
 /// An app in as many parts as there are workers.
@@ -279,8 +274,8 @@ type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Handle {
     name: String,
     app: AppId,
-    /// What the bridge knows, and which of its ports this is.
-    bridge: (Arc<Table>, PortNumber),
+    /// What bridges have learned of it.
+    stations: Stations,
     workers: Arc<Workers>,
     /// Where to say what MTU it has, if it has one.
     mtus: Mtus,
@@ -295,11 +290,11 @@ async fn open(
     links: &mut Option<Links>,
     captures: &mut pcap::Captures,
     epoch: Instant,
-    number: PortNumber,
-    port: &PortConfig,
+    number: usize,
+    name: &str,
+    kind: &PortKind,
 ) -> anyhow::Result<Opened> {
-    let name = &port.name;
-    match &port.kind {
+    match kind {
         PortKind::VhostUser(port) => vhost_user::open(graphs, number, name, port),
         PortKind::Tap(port) => tap::open(graphs, links, name, port, tap::parts).await,
         PortKind::Tun(port) => tun::open(graphs, links, name, port).await,
@@ -308,9 +303,6 @@ async fn open(
         PortKind::PcapWrite(port) => pcap::open_sink(graphs, captures, name, port, epoch),
     }
 }
-
-/// Makes another part of an app, as good as the first.
-type Remake = Arc<dyn Fn() -> Box<dyn App> + Send + Sync>;
 
 /// Who hears what one worker has to say that is no port's control's business, and starts apps again there that failed. A
 /// port is started again by its own control.
@@ -375,7 +367,7 @@ impl Supervisor {
     async fn restart(&self, app: AppId) {
         let Some(remake) = self.remakes.get(&app) else { return };
         let (name, worker) = (self.name(app), self.worker);
-        match self.workers.replace_part(worker, app, remake()).await {
+        match self.workers.replace_part(worker, app, remake(worker)).await {
             Ok(()) => tracing::warn!(app = name, worker, "started again"),
             Err(error) => tracing::error!(app = name, worker, "not started again: {error:#}"),
         }

@@ -1,6 +1,5 @@
 //! Looks at a running switch.
 
-use std::collections::HashMap;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -26,6 +25,8 @@ const PENDING: usize = 768;
 pub struct Observer {
     pub(super) workers: Arc<Workers>,
     pub(super) names: Arc<[(AppId, String)]>,
+    /// The type of each of them.
+    pub(super) types: Arc<[&'static str]>,
     /// The apps that are ports, in the order of the configuration, and their types.
     pub(super) ports: Arc<[(AppId, &'static str)]>,
     pub(super) mtus: Mtus,
@@ -76,26 +77,24 @@ impl Observer {
     }
 
     fn apps(&self, parts: &[Part]) -> Vec<App> {
-        let types: HashMap<_, _> = self.ports.iter().copied().collect();
-        let app = |(index, (id, name)): (usize, &(AppId, String))| {
+        let app = |(index, (name, kind)): (usize, (&String, &&str))| {
             let mut sum = Counters::default();
             let mut runs = true;
             for (counters, is_running) in parts.iter().filter_map(|part| part.apps.get(index)) {
                 sum += counters;
                 runs &= is_running;
             }
-            // What belongs to a port has the port's name, and behind that its own.
-            let own = name.rsplit('.').next().unwrap_or(name);
             App {
                 name: name.clone(),
-                kind: (*types.get(id).unwrap_or(&own)).to_owned(),
+                kind: (*kind).to_owned(),
                 state: if runs { State::Running } else { State::Failed },
                 received: sum.received.into(),
                 sent: sum.sent.into(),
                 drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
             }
         };
-        self.names.iter().enumerate().map(app).collect()
+        let names = self.names.iter().map(|(_, name)| name);
+        names.zip(&*self.types).enumerate().map(app).collect()
     }
 
     fn ports(&self, parts: &[Part]) -> Vec<Port> {

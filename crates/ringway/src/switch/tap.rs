@@ -612,10 +612,9 @@ impl<P: HostPort> Control<P> {
         Ok(())
     }
 
-    /// Has the bridge forget the stations behind this port.
+    /// Has bridges forget the stations behind this port.
     fn forget(&self) {
-        let (table, number) = &self.handle.bridge;
-        table.forget_port(*number);
+        self.handle.stations.forget();
     }
 
     /// Lets go of an interface that was deleted.

@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use apps::bridge::table::PortNumber;
 use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -39,7 +38,7 @@ enum Source {
 
 pub(super) fn open(
     graphs: &mut Graphs,
-    number: PortNumber,
+    number: usize,
     name: &str,
     config: &VhostUser,
 ) -> anyhow::Result<Opened> {
@@ -55,16 +54,16 @@ pub(super) fn open(
     };
     let offer = Offer { features, protocol: Offer::PROTOCOL, queue_pairs, max_mtu: mtu };
     let remake = move |workers: usize| {
-        let mut parts = VhostUserPort::parts(workers, number.into());
+        let mut parts = VhostUserPort::parts(workers, number);
         parts.iter_mut().for_each(|part| part.set_mtu(mtu));
         parts
     };
     let app = graphs.add(name, remake(graphs.0.len()));
     let control = move |handle: Handle| -> super::Running {
-        let Handle { name, app, bridge, workers, mtus, troubles } = handle;
+        let Handle { name, app, stations, workers, mtus, troubles } = handle;
         mtus.note_guest(&name, mtu);
         let remake = Box::new(remake);
-        let port = Port { name, app, bridge, offer, workers, mtus, troubles, remake };
+        let port = Port { name, app, stations, offer, workers, mtus, troubles, remake };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),
