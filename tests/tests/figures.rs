@@ -196,9 +196,8 @@ fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
         format!("[port.{name}]\ntype = \"vhost-user\"\npath = \"{name}.sock\"\n{keys}")
     };
     let few = port("vm1", "") + &port("vm2", "");
-    let many = |keys| {
-        (0..MANY_PORTS).fold(few.clone(), |all, n| all + &port(&format!("more{n}"), keys))
-    };
+    let many =
+        |keys| (0..MANY_PORTS).fold(few.clone(), |all, n| all + &port(&format!("more{n}"), keys));
     fs::write(&file, &few)?;
     let path = file.display().to_string();
     let switch = Switch::start_with(&["--config", &path, "--control", "control.sock"], &[])?;

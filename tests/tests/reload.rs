@@ -72,8 +72,7 @@ impl Reloadable {
     }
 
     fn station(&self, n: u8) -> Result<Station> {
-        let guest =
-            Guest::connect(&self.switch.path(&format!("vm{n}.sock")), &Options::default())?;
+        let guest = Guest::connect(&self.switch.path(&format!("vm{n}.sock")), &Options::default())?;
         Ok(Station { guest, address: [0x52, 0x54, 0, 0, 0, n], sent: 0, received: 0 })
     }
 }
@@ -209,11 +208,7 @@ fn ports_come_and_go_and_those_that_stay_lose_no_frame() -> Result<()> {
             let limited = [TWO, THIRD, "rate-from = \"1Mbit\"\n"].concat();
             reloadable.expect(
                 &limited,
-                &[
-                    "+ vm3.police",
-                    "- link vm3.tx -> bridge.vm3",
-                    "- link bridge.vm3 -> vm3.rx",
-                ],
+                &["+ vm3.police", "- link vm3.tx -> bridge.vm3", "- link bridge.vm3 -> vm3.rx"],
             )?;
             reloadable.expect(&limited.replace("1Mbit", "2Mbit"), &["~ vm3.police"])?;
             reloadable.expect(TWO, &["- port vm3 (vhost-user)", "- vm3.police"])?;
@@ -330,10 +325,7 @@ fn a_port_that_is_made_anew_takes_its_socket_over_and_is_put_back_if_that_fails(
         ensure!(status == 1 && printed.contains("port `vm4`"), "status {status}: {printed}");
         drop(three);
         three = reloadable.station(3)?;
-        reloadable.expect(
-            &renamed,
-            &["- port vm3 (vhost-user)", "+ port other (vhost-user)"],
-        )?;
+        reloadable.expect(&renamed, &["- port vm3 (vhost-user)", "+ port other (vhost-user)"])?;
         drop(three);
         reloadable.station(3)?;
         Ok(())

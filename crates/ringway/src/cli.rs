@@ -179,10 +179,10 @@ pub enum ConfigCommand {
 /// The flags of `ringway config show`.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// Print the apps and links that its ports make instead, as TOML
+    /// Print it with all apps and links written out that its ports and their keys stand for
     #[arg(long)]
     pub expanded: bool,
-    /// The same for Graphviz, as for `| dot -Tsvg`
+    /// Print a drawing of these apps and links for Graphviz, as for `| dot -Tsvg`
     #[arg(long, conflicts_with = "expanded")]
     pub dot: bool,
     /// What to run
@@ -194,12 +194,11 @@ impl Show {
     /// What to print, or everything that is wrong with the configuration.
     pub fn text(&self) -> Result<String, Faults> {
         let draft = self.run.draft();
-        let written = draft.to_toml();
         let config = draft.finish()?;
         Ok(match (self.expanded, self.dot) {
-            (true, _) => config.network().to_toml(),
+            (true, _) => draft.to_expanded_toml(&config),
             (_, true) => config.network().to_dot(),
-            _ => written,
+            _ => draft.to_toml(),
         })
     }
 }

@@ -90,8 +90,7 @@ impl Switch {
         }
         let workers = Arc::new(Workers::new(handles));
         let mtus = Mtus::default();
-        let mut fabric =
-            Fabric::new(workers.clone(), register.clone(), mtus.clone(), epoch);
+        let mut fabric = Fabric::new(workers.clone(), register.clone(), mtus.clone(), epoch);
         if let Err(error) = fabric.become_network(&config.network()).await {
             drop(fabric);
             if let Some(workers) = Arc::into_inner(workers) {

@@ -116,7 +116,12 @@ fn what_stays_goes_on_counting_and_what_led_to_the_gone_leads_nowhere() {
 enum Step {
     /// These apps go, these sources and sinks (with so much room) come, and each source that there is then leads to a sink,
     /// or nowhere.
-    Change { gone: Vec<prop::sample::Index>, sources: u8, sinks: Vec<u8>, led: Vec<Option<u8>> },
+    Change {
+        gone: Vec<prop::sample::Index>,
+        sources: u8,
+        sinks: Vec<u8>,
+        led: Vec<Option<u8>>,
+    },
     /// A source has frames.
     Frames(prop::sample::Index, u8),
     Breathe,
@@ -130,7 +135,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             prop::collection::vec(0..20u8, 0..3),
             prop::collection::vec(prop::option::of(any::<u8>()), 8),
         )
-            .prop_map(|(gone, sources, sinks, led)| Step::Change { gone, sources, sinks, led }),
+            .prop_map(|(gone, sources, sinks, led)| Step::Change {
+                gone,
+                sources,
+                sinks,
+                led
+            }),
         (any::<prop::sample::Index>(), 1..8u8)
             .prop_map(|(source, frames)| Step::Frames(source, frames)),
         Just(Step::Breathe),
@@ -190,9 +200,8 @@ impl History {
         added.into_iter().for_each(|(id, app)| change.add(id, "app", app));
         let sinks: Vec<AppId> = self.sinks.iter().map(|(id, _)| *id).collect();
         for ((source, leads), led) in self.sources.iter_mut().flatten().zip(led) {
-            *leads = led.and_then(|led| {
-                (!sinks.is_empty()).then(|| sinks[usize::from(led) % sinks.len()])
-            });
+            *leads = led
+                .and_then(|led| (!sinks.is_empty()).then(|| sinks[usize::from(led) % sinks.len()]));
             change.lead(*source, &[leads.map(|sink| (sink, 0))]);
         }
         // Those that were not led anew may have lost where they led to.

@@ -192,14 +192,8 @@ impl Fabric {
 
     /// Makes an app, or opens a port.
     async fn make(&mut self, id: AppId, app: &NetworkApp) -> anyhow::Result<New> {
-        let new = New {
-            id,
-            parts: Vec::new(),
-            remake: None,
-            bridge: None,
-            control: None,
-            capture: None,
-        };
+        let new =
+            New { id, parts: Vec::new(), remake: None, bridge: None, control: None, capture: None };
         if let Some(Made { parts, remake, table }) = make::make(app, self.workers.len())? {
             return Ok(New { parts, remake: Some(remake), bridge: table, ..new });
         }
@@ -283,8 +277,7 @@ impl Fabric {
         // Before the workers have something to say of them.
         self.register.set(self.entries(network));
 
-        let mut changes: Vec<Change> =
-            (0..self.workers.len()).map(|_| Change::new(&ids)).collect();
+        let mut changes: Vec<Change> = (0..self.workers.len()).map(|_| Change::new(&ids)).collect();
         for change in &mut changes {
             removed.iter().for_each(|id| change.remove(*id));
             led.iter().for_each(|(id, outputs)| change.lead(*id, outputs));
@@ -438,12 +431,7 @@ impl Fabric {
     }
 
     /// Starts what goes on behind a port.
-    fn start(
-        &mut self,
-        name: &str,
-        control: Control,
-        troubles: mpsc::UnboundedReceiver<Trouble>,
-    ) {
+    fn start(&mut self, name: &str, control: Control, troubles: mpsc::UnboundedReceiver<Trouble>) {
         let Some(running) = self.apps.get_mut(name) else { return };
         let Some(port) = &mut running.port else { return };
         let handle = Handle {

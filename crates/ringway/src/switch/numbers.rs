@@ -53,7 +53,10 @@ mod tests {
         let first = Numbers::default().next(&names(&["a", "b", "c"]));
         assert_eq!(["a", "b", "c"].map(|side| first.of(side)), [Some(0), Some(1), Some(2)]);
         let second = first.next(&names(&["c", "d", "a"]));
-        assert_eq!(["a", "b", "c", "d"].map(|side| second.of(side)), [Some(0), None, Some(2), Some(3)]);
+        assert_eq!(
+            ["a", "b", "c", "d"].map(|side| second.of(side)),
+            [Some(0), None, Some(2), Some(3)]
+        );
         assert!(second.sides().eq([Some("a"), None, Some("c"), Some("d")]));
         let third = second.next(&names(&["e", "d", "c", "a", "f"]));
         assert_eq!(["e", "d", "f"].map(|side| third.of(side)), [Some(1), Some(3), Some(4)]);

@@ -47,7 +47,7 @@ impl Observer {
             bail!("a worker hangs: it has answered none of the last looks");
         }
         let listed: Arc<[Listed]> = self.register.list().into();
-        let apps = listed.clone();
+        let asked = listed.clone();
         let parts = self.workers.on_each(move |worker: &mut Worker| {
             // Until this is done, or will never be.
             let _pending = &pending;
@@ -57,7 +57,7 @@ impl Observer {
                 let graph = worker.graph();
                 (graph.counters(app.id), graph.is_running(app.id), guest)
             };
-            Part { apps: apps.iter().map(app).collect(), load: worker.load() }
+            Part { apps: asked.iter().map(app).collect(), load: worker.load() }
         });
         let parts = timeout(LIMIT, parts).await;
         let parts = parts.ok().context("a worker hangs: it does not answer")??;

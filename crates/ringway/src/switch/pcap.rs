@@ -12,11 +12,7 @@ use crate::config::{PcapRead, PcapWrite};
 
 const APPLICATION: &str = concat!("ringway ", env!("CARGO_PKG_VERSION"));
 
-pub(super) fn open_source(
-    workers: usize,
-    name: &str,
-    config: &PcapRead,
-) -> anyhow::Result<Opened> {
+pub(super) fn open_source(workers: usize, name: &str, config: &PcapRead) -> anyhow::Result<Opened> {
     let PcapRead { file, replay } = config.clone();
     let (port, path) = (name.to_owned(), file.display().to_string());
     let source = PcapSource::open(&file, replay, move |report| say(&port, &path, &report));

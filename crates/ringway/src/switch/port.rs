@@ -8,8 +8,8 @@ use std::time::Instant;
 use engine::{App, AppId};
 use tokio::sync::mpsc;
 
-use super::{Mtus, Stations};
 use super::pcap::{self, FileCapture};
+use super::{Mtus, Stations};
 use super::{tap, tun, vhost_net, vhost_user};
 use crate::config::{PortKind, Tap, VhostNet};
 use crate::links::Links;

@@ -611,7 +611,7 @@ impl<P: HostPort> Control<P> {
         Ok(())
     }
 
-    /// Has the bridge forget the stations behind this port.
+    /// Has bridges forget the stations behind this port.
     fn forget(&self) {
         self.handle.stations.forget();
     }

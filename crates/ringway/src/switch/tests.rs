@@ -25,7 +25,7 @@ use tokio::task::spawn_blocking;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
+use crate::config::{Between, ControlSocket, PortConfig, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -35,12 +35,11 @@ fn config(path: &Path, cpus: Vec<usize>) -> Config {
     let kind = PortKind::VhostUser(VhostUser::new(path.to_owned()));
     Config {
         mode: Mode::Interrupt,
-        idle_spin: DEFAULT_IDLE_SPIN,
         workers: 2,
         cpus,
-        log: DEFAULT_LOG,
         control: ControlSocket::Off,
         ports: vec![PortConfig::new("vm", kind)],
+        ..Config::default()
     }
 }
 
@@ -266,6 +265,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
         storm: Some(storm::Settings { broadcast: Some(limit), multicast: None }),
         police: Some(police::Settings { from_port: limits, to_port: limits }),
         filter: Some(filter::Settings { from_port: direction.clone(), to_port: direction }),
+        ..Between::default()
     };
     let (switch, mut guests) = two_guests_with(directory.path(), between).await;
     let fail = |name: &str, fail: fn(&mut Worker, AppId) -> Option<()>| {

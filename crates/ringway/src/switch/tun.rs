@@ -11,9 +11,9 @@ use ports::tun::{Station, TunPort};
 use sys::tun::{Kind, Queue};
 use wire::ethernet::MacAddress;
 
-use super::tap::{self, HostPort};
 use super::port::Opened;
 use super::random_key;
+use super::tap::{self, HostPort};
 use crate::config::{Setup, Tap, Tun};
 use crate::links::Links;
 

@@ -13,8 +13,8 @@ use ports::vhost_net::{Detached, OpenError, Rings, VhostNetFault, VhostNetPort};
 use sys::tun::Queue;
 use sys::vhost::Device;
 
-use super::tap::{self, HostPort};
 use super::port::Opened;
+use super::tap::{self, HostPort};
 use crate::config::VhostNet;
 use crate::links::Links;
 

@@ -36,10 +36,7 @@ fn ports_come_and_go_with_all_that_is_theirs() {
 #[test]
 fn settings_change_in_place_and_a_port_does_not() {
     let with = |keys| [("vm1", ""), ("vm2", keys)];
-    assert_eq!(
-        lines(&with("rate-to = \"1Gbit\""), &with("rate-to = \"2Gbit\"")),
-        ["~ vm2.police"]
-    );
+    assert_eq!(lines(&with("rate-to = \"1Gbit\""), &with("rate-to = \"2Gbit\"")), ["~ vm2.police"]);
     assert_eq!(
         lines(&with(""), &with("rate-to = \"2Gbit\"")),
         ["+ vm2.police", "- link vm2.tx -> bridge.vm2", "- link bridge.vm2 -> vm2.rx"]
