@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
 use apps::anti_spoof::{self, AntiSpoof};
+use apps::bridge::Bridge;
 use apps::bucket::Limit;
 use apps::filter::{self, Filter};
 use apps::police::{self, Police};
 use apps::storm::{self, Storm};
-use engine::Mode;
+use engine::{AppId, Mode};
 use guest::{Guest, Options};
 use ports::tap::TapPort;
 use ports::vhost_user::VhostUserPort;
@@ -25,7 +26,7 @@ use tokio::task::spawn_blocking;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, PortConfig, VhostUser};
+use crate::config::{Between, ControlSocket, PortConfig, PortKind, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
