@@ -210,7 +210,7 @@ fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
     let is_over = std::sync::atomic::AtomicBool::new(false);
     let (reloads, gaps) = thread::scope(|scope| {
         let pair = scope.spawn(|| back_and_forth(&mut one, &mut two, &is_over));
-        let mut reload = |text: &str| -> Result<Duration> {
+        let reload = |text: &str| -> Result<Duration> {
             fs::write(&file, text)?;
             let start = Instant::now();
             let output = ringway(&[], &["reload", "--control", &control])?;
