@@ -1,11 +1,15 @@
-//! What lies between a port and the bridge, in the program as it runs: what is dropped, and what is said of it.
+//! What lies between a port and the bridge, and networks of apps and links of one's own, in the program as it runs: what
+//! arrives, what is dropped, and what is said of it.
 
+use std::collections::HashSet;
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use guest::{Guest, Options};
 use ringway_tests::*;
+use wire::pcap::{Reader, Step};
 use wire::virtio::NetHeader;
 
 /// Whatever is waited for happens within this time, on a machine that is busy with other tests.
@@ -203,5 +207,156 @@ fn a_storm_is_calmed_and_single_stations_are_reached() -> Result<()> {
     ensure!(arrived == expected, "{} frames arrived", arrived.len());
     let report = switch.stop()?;
     ensure!(report.contains("vm1.storm: dropped: storm 98"), "{report}");
+    Ok(())
+}
+
+/// A network without the bridge that ports are joined to: what vm1 sends goes by a tee to a sink, and by rates to a bridge
+/// of another name; a source fills another sink.
+const NETWORK: &str = r#"
+links = [
+    "vm1.tx -> split.in", "split.count -> seen.in", "split.on -> slow.port",
+    "slow.network -> lab.one", "lab.one -> slow.network", "slow.port -> vm1.rx",
+    "vm2.tx -> lab.two", "lab.two -> vm2.rx",
+    "made.out -> swallowed.in",
+]
+
+[port.vm1]
+type = "vhost-user"
+path = "vm1.sock"
+
+[port.vm2]
+type = "vhost-user"
+path = "vm2.sock"
+
+[app.split]
+type = "tee"
+
+[app.seen]
+type = "sink"
+
+[app.slow]
+type = "police"
+rate-from = "1frames"
+burst-from = "10frames"
+
+[app.lab]
+type = "bridge"
+
+[app.made]
+type = "source"
+rate = "100000frames"
+frames = 50
+
+[app.swallowed]
+type = "sink"
+"#;
+
+/// As it was written, and as `ringway config show --expanded` writes it out.
+#[test]
+fn guests_talk_through_a_network_of_ones_own() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let config = directory.path().join("ringway.toml");
+    let path = config.to_str().context("a path that is not UTF-8")?;
+    fs::write(&config, NETWORK)?;
+    let expanded = ringway(&[], &["config", "show", "--expanded", "--config", path])?;
+    ensure!(expanded.status == 0, "{}", String::from_utf8_lossy(&expanded.bytes));
+    for text in [NETWORK.as_bytes(), &expanded.bytes] {
+        fs::write(&config, text)?;
+        let switch = Switch::start_with(&["--config", path], &[])?;
+        let mut pair = Pair::connect(&switch)?;
+        let back: Vec<_> = (1..=FRAMES).map(|number| udp(TWO, ONE, [2, 1], number)).collect();
+        ensure!(pair.send(1, &back)? == back);
+        let there: Vec<_> = (1..=FRAMES).map(|number| udp(ONE, TWO, [1, 2], number)).collect();
+        let arrived = pair.send_until(0, &there, |arrived| arrived.len() >= 10)?;
+        ensure!(arrived == there[..10], "{} frames arrived", arrived.len());
+        let report = switch.stop()?;
+        for line in [
+            "slow: dropped: policed 90",
+            "seen: 0 frames received, 100 sent, dropped: none",
+            "made: 50 frames received, 0 sent, dropped: none",
+            "swallowed: 0 frames received, 50 sent, dropped: none",
+            "lab: dropped: none",
+        ] {
+            ensure!(report.contains(line), "no {line:?} in {report}");
+        }
+        ensure!(!report.contains("bridge"), "{report}");
+    }
+    Ok(())
+}
+
+/// The frames of a capture file.
+fn captured(path: &Path) -> Result<Vec<Vec<u8>>> {
+    let file = fs::read(path)?;
+    let (mut reader, mut rest, mut frames) = (Reader::new(), &file[..], Vec::new());
+    loop {
+        match reader.step(rest)? {
+            Step::Skip(bytes) => rest = rest.get(bytes as usize..).context("it is cut off")?,
+            Step::Frame(bytes, frame) => {
+                frames.push(frame.bytes.to_vec());
+                rest = &rest[bytes as usize..];
+            }
+            Step::More(needed) => {
+                reader.end(rest, needed)?;
+                return Ok(frames);
+            }
+        }
+    }
+}
+
+/// A file has what a port sends and gets, what is dropped further on included, and what is dropped before not; and nobody notices.
+#[test]
+fn a_port_is_mirrored_to_a_file() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("copies.pcapng");
+    let switch = Switch::start(&[
+        "vm1=vhost-user:vm1.sock,mirror-to=copies,rate-from=1frames,burst-from=10frames,rate-to=1frames,burst-to=10frames",
+        "vm2=vhost-user:vm2.sock",
+        &format!("copies=pcap-write:{}", file.display()),
+    ])?;
+    let mut pair = Pair::connect(&switch)?;
+    let there: Vec<_> = (1..=FRAMES).map(|number| udp(ONE, TWO, [1, 2], number)).collect();
+    let arrived = pair.send_until(0, &there, |arrived| arrived.len() >= 10)?;
+    ensure!(arrived == there[..10], "{} frames arrived", arrived.len());
+    let back: Vec<_> = (1..=FRAMES).map(|number| udp(TWO, ONE, [2, 1], number)).collect();
+    let arrived = pair.send_until(1, &back, |arrived| arrived.len() >= 10)?;
+    ensure!(arrived == back[..10], "{} frames arrived", arrived.len());
+    let report = switch.stop()?;
+    ensure!(report.contains("vm1.mirror: dropped: none"), "{report}");
+    ensure!(report.contains("vm1.police: dropped: policed 180"), "{report}");
+    ensure!(captured(&file)? == [&there[..], &back[..10]].concat(), "{report}");
+    Ok(())
+}
+
+/// What is lost is counted, what is doubled comes twice, and what is late comes late.
+#[test]
+fn a_port_is_impaired() -> Result<()> {
+    let switch = Switch::start(&[
+        "vm1=vhost-user:vm1.sock,loss-from=50%,seed=5,duplicate-to=100%,delay-to=20ms",
+        "vm2=vhost-user:vm2.sock",
+    ])?;
+    let mut pair = Pair::connect(&switch)?;
+    let start = Instant::now();
+    let back: Vec<_> = (1..=FRAMES).map(|number| udp(TWO, ONE, [2, 1], number)).collect();
+    let arrived = pair.send_until(1, &back, |arrived| arrived.len() >= 2 * back.len())?;
+    ensure!(start.elapsed() >= Duration::from_millis(20), "after {:?}", start.elapsed());
+    let twice: Vec<_> = back.iter().flat_map(|frame| [frame.clone(), frame.clone()]).collect();
+    ensure!(arrived == twice, "{} frames arrived", arrived.len());
+    // More of them until one has arrived that was sent behind all others.
+    let mut there: Vec<_> = (1..=FRAMES).map(|number| udp(ONE, TWO, [1, 2], number)).collect();
+    let mut arrived = pair.send_until(0, &there, |arrived| !arrived.is_empty())?;
+    let mut last = udp(ONE, TWO, [1, 3], 0);
+    while arrived.last() != Some(&last) {
+        last[42] += 1;
+        there.push(last.clone());
+        arrived.extend(pair.send_until(0, &[last.clone()], |_| true)?);
+    }
+    let set: HashSet<_> = arrived.iter().collect();
+    ensure!(set.len() == arrived.len() && (20..=80).contains(&set.len()), "{} arrived", set.len());
+    let lost = there.len() - arrived.len();
+    let report = switch.stop()?;
+    let line = format!(" frames received, {} sent", arrived.len());
+    println!("{lost} were lost\n{report}");
+    ensure!(report.contains(&format!("dropped: impaired {lost}")), "{report}");
+    ensure!(report.lines().any(|text| text.contains("vm2: ") && text.contains(&line)), "{report}");
     Ok(())
 }

@@ -181,3 +181,83 @@ fn processor_time(switch: &Switch) -> Result<Duration> {
     let per_second = rustix::param::clock_ticks_per_second();
     Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
 }
+
+/// Ports that come by one reload, and go by the next.
+const MANY_PORTS: usize = 256;
+const RELOAD_LIMIT: Duration = Duration::from_secs(1);
+const GAP_LIMIT: Duration = Duration::from_millis(50);
+
+/// Two guests send each other one frame, back and forth, while 256 ports come, change and go by three reloads.
+#[test]
+fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("ringway.toml");
+    let port = |name: &str, keys: &str| {
+        format!("[port.{name}]\ntype = \"vhost-user\"\npath = \"{name}.sock\"\n{keys}")
+    };
+    let few = port("vm1", "") + &port("vm2", "");
+    let many =
+        |keys| (0..MANY_PORTS).fold(few.clone(), |all, n| all + &port(&format!("more{n}"), keys));
+    fs::write(&file, &few)?;
+    let path = file.display().to_string();
+    let switch = Switch::start_with(&["--config", &path, "--control", "control.sock"], &[])?;
+    let control = switch.path("control.sock").display().to_string();
+    let connect = |n: u8| {
+        let path = switch.path(&format!("vm{n}.sock"));
+        guest::Guest::connect(&path, &guest::Options::default())
+    };
+    let (mut one, mut two) = (connect(1)?, connect(2)?);
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let (reloads, gaps) = thread::scope(|scope| {
+        let pair = scope.spawn(|| back_and_forth(&mut one, &mut two, &is_over));
+        let reload = |text: &str| -> Result<Duration> {
+            fs::write(&file, text)?;
+            let start = Instant::now();
+            let output = ringway(&[], &["reload", "--control", &control])?;
+            let took = start.elapsed();
+            anyhow::ensure!(output.status == 0, "{}", String::from_utf8_lossy(&output.bytes));
+            Ok(took)
+        };
+        let reloads = [&many(""), &many("rate-from = \"1Gbit\"\n"), &few].map(|text| reload(text));
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let gaps = pair.join().ok().context("the pair panicked")??;
+        anyhow::Ok((reloads.into_iter().collect::<Result<Vec<_>>>()?, gaps))
+    })?;
+    let (frames, gap) = gaps;
+    println!("reloads of {MANY_PORTS} ports that come, are policed, and go: {reloads:?}");
+    println!("largest gap between {frames} frames of two others: {gap:?}");
+    drop((one, two));
+    switch.stop()?;
+    assert!(reloads.iter().all(|took| *took < RELOAD_LIMIT));
+    assert!(gap < GAP_LIMIT);
+    Ok(())
+}
+
+/// Has two guests send one frame back and forth. Returns how often it crossed, and the longest time that took once.
+fn back_and_forth(
+    one: &mut guest::Guest,
+    two: &mut guest::Guest,
+    is_over: &std::sync::atomic::AtomicBool,
+) -> Result<(u64, Duration)> {
+    let frame = |to: u8, from: u8| {
+        [&[0x52, 0x54, 0, 0, 0, to][..], &[0x52, 0x54, 0, 0, 0, from], &[0x88, 0xb5], &[0; 46]]
+            .concat()
+    };
+    let mut ends = [(one, frame(2, 1)), (two, frame(1, 2))];
+    let (mut frames, mut longest) = (0, Duration::ZERO);
+    while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+        let [(from, frame), (to, _)] = &mut ends;
+        let start = Instant::now();
+        from.driver().reclaim()?;
+        anyhow::ensure!(from.driver().send(Default::default(), frame)?, "no room for a frame");
+        from.flush();
+        while to.driver().receive(|_| ())?.is_none() {
+            anyhow::ensure!(start.elapsed() < READY_LIMIT * 100, "frame {frames} did not come");
+        }
+        to.flush();
+        longest = longest.max(start.elapsed());
+        frames += 1;
+        ends.swap(0, 1);
+    }
+    Ok((frames, longest))
+}

@@ -8,8 +8,11 @@
 //! With VLANs (802.1Q) a frame belongs to one of them, and goes to its members alone, each of which learns and floods as if it
 //! had a bridge of its own: see [`vlan`]. Without, tags are payload.
 //!
+//! Ports come and go while the bridge runs: see [`sides`].
+//!
 //! The table of addresses is bounded: see [`table`].
 
+pub mod sides;
 pub mod table;
 pub mod vlan;
 
@@ -18,6 +21,7 @@ use std::sync::Arc;
 use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
 use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE, VlanTag};
 
+use sides::{Side, Sides};
 use table::{Domain, Place, PortNumber, Table};
 use vlan::{Membership, Tagging};
 
@@ -29,11 +33,9 @@ const NANOSECONDS: u64 = 1_000_000_000;
 /// The bridge, or its part on one of several workers.
 pub struct Bridge {
     table: Arc<Table>,
-    sorted: Sorted,
+    sides: Sides,
     /// Kept for its allocation.
     runs: Vec<Run>,
-    /// What each port has to do with VLANs; none has anything, when it is empty.
-    memberships: Arc<[Membership]>,
     /// What VLAN each run is in, on a bridge with VLANs.
     taggings: Vec<Tagging>,
     /// The frames of the burst, on a bridge with VLANs.
@@ -45,20 +47,25 @@ impl Bridge {
     /// A bridge with this many ports, whose table is keyed by `key`: something that no guest can
     /// guess.
     pub fn new(ports: PortNumber, key: [u64; 2]) -> Self {
-        Self::of(Arc::new(Table::new(key)), ports.into(), Arc::new([]))
+        Self::with_sides(Sides::new((0..ports).map(|_| Side::Plain)), key)
     }
 
     /// A bridge with a port for each of these memberships.
     pub fn with_vlans(memberships: Arc<[Membership]>, key: [u64; 2]) -> Self {
-        Self::of(Arc::new(Table::new(key)), memberships.len(), memberships)
+        Self::with_sides(Sides::new(memberships.iter().cloned().map(Side::Vlan)), key)
     }
 
-    fn of(table: Arc<Table>, ports: usize, memberships: Arc<[Membership]>) -> Self {
+    /// A bridge with these ports.
+    pub fn with_sides(sides: Sides, key: [u64; 2]) -> Self {
+        Self::of(Arc::new(Table::new(key)), sides)
+    }
+
+    /// A part with these ports of the bridge that this table belongs to.
+    pub fn of(table: Arc<Table>, sides: Sides) -> Self {
         Self {
             table,
-            sorted: Sorted::new(ports),
+            sides,
             runs: Vec::with_capacity(BURST),
-            memberships,
             taggings: Vec::with_capacity(BURST),
             tagged: [Tagged::default(); BURST],
             counters: Counters::default(),
@@ -67,7 +74,14 @@ impl Bridge {
 
     /// A part of this bridge for another worker: what one learns, all know.
     pub fn part(&self) -> Self {
-        Self::of(self.table.clone(), self.sorted.outputs.len(), self.memberships.clone())
+        Self::of(self.table.clone(), self.sides.part())
+    }
+
+    /// Exchanges the ports for others; in all parts, each of which has a [`Sides::part`] of its own. Those of before are in
+    /// `sides` then, to be dropped where that may take a while. What was learned on a port that is no more, or in another VLAN now,
+    /// is to be forgotten after all parts have done this, and before another port has its number.
+    pub fn set_sides(&mut self, sides: &mut Sides) {
+        std::mem::swap(&mut self.sides, sides);
     }
 
     /// The addresses that are known, to all parts and to whoever keeps this: any thread may have
@@ -277,7 +291,8 @@ impl Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sorted, runs, memberships, taggings, tagged, counters } = self;
+        let Self { table, sides, runs, taggings, tagged, counters } = self;
+        let Sides { sorted, memberships, .. } = sides;
         let Some(membership) = memberships.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
             return;
@@ -339,10 +354,10 @@ impl App for Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        if !self.memberships.is_empty() {
+        if !self.sides.memberships.is_empty() {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
-        let Self { table, sorted, runs, counters, .. } = self;
+        let Self { table, sides: Sides { sorted, present, .. }, runs, counters, .. } = self;
         divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
         let now = (burst.now() / NANOSECONDS) as u32;
         let mut indices = selection.iter();
@@ -354,7 +369,10 @@ impl App for Bridge {
                     outputs.push(port, burst, selection);
                 }
                 Decision::To(port) if port < sorted.outputs.len() => sorted.add(port, frames),
-                Decision::Flood => sorted.flood(input, burst, frames, |_| true, counters),
+                Decision::Flood => {
+                    let is_there = |port: usize| present.get(port).is_some_and(|there| *there);
+                    sorted.flood(input, burst, frames, is_there, counters);
+                }
                 Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
                 Decision::Drop(reason) => counters[reason] += frames.count() as u64,
             }

@@ -43,18 +43,19 @@ impl Graph {
         let mut storage = self.storage.take();
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
-        let order = [self.first..self.ids().count(), 0..self.first];
+        let places = self.places();
+        let order = [self.first..places.end, 0..self.first];
         let mut is_first = true;
-        for id in order.into_iter().flatten().map(AppId) {
-            if !self.is_asked(id, ask_all) {
+        for place in order.into_iter().flatten() {
+            let Some(id) = self.at(place).filter(|id| self.is_asked(*id, ask_all)) else {
                 continue;
-            }
+            };
             let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
             busy |= was_busy;
             self.worked |= was_busy || had_frames;
             // Behind the first one that has frames: an app gets no turns of idle ones before it.
             if had_frames && std::mem::take(&mut is_first) {
-                self.first = id.0 + 1;
+                self.first = place + 1;
             }
             // A receiver can begin while others have their turns, and a lone frame does not wait for
             // those.
@@ -117,7 +118,8 @@ impl Graph {
     pub(crate) fn arm(&mut self) -> bool {
         self.ask_all = true;
         let mut busy = false;
-        for id in self.ids() {
+        for place in self.places() {
+            let Some(id) = self.at(place) else { continue };
             self.pulse.enter(id);
             busy |= self.call(id, |app| app.arm()).unwrap_or(false);
         }
@@ -128,7 +130,8 @@ impl Graph {
     /// When an app has to be called at the latest, though nothing woke it; that may be over. Deadlines up
     /// to when it was asked last, `now` at the latest, were met by that.
     pub(crate) fn deadline(&mut self, now: u64) -> Option<u64> {
-        let deadlines = self.ids().filter_map(|id| {
+        let deadlines = self.places().filter_map(|place| {
+            let id = self.at(place)?;
             if !self.has_outside(id) {
                 return None;
             }
@@ -141,7 +144,8 @@ impl Graph {
     }
 
     pub(crate) fn disarm(&mut self) {
-        for id in self.ids() {
+        for place in self.places() {
+            let Some(id) = self.at(place) else { continue };
             self.call(id, |app| app.disarm());
         }
     }

@@ -7,11 +7,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::burst::Storage;
+use crate::change::{Change, Outgoing};
+use crate::id::{AppId, Ids};
 use crate::{App, Burst, Counters, DropReason, Pulse, Selection, Traffic};
-
-/// Which app of a graph.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AppId(pub(crate) usize);
 
 /// Why two apps could not be linked.
 #[derive(Debug, Error)]
@@ -31,10 +29,10 @@ pub enum LinkError {
 
 /// Where an output leads, and what went there.
 #[derive(Clone, Copy)]
-struct Target {
-    app: AppId,
-    input: usize,
-    traffic: Traffic,
+pub(crate) struct Target {
+    pub(crate) app: AppId,
+    pub(crate) input: usize,
+    pub(crate) traffic: Traffic,
 }
 
 /// A link.
@@ -48,7 +46,11 @@ pub struct Link {
     pub traffic: Traffic,
 }
 
-struct Slot {
+/// The place of an app.
+#[derive(Default)]
+pub(crate) struct Slot {
+    /// Whose it is. None: free.
+    pub(crate) id: Option<AppId>,
     name: String,
     /// None while frames run through the app, and after it failed.
     app: Option<Box<dyn App>>,
@@ -72,6 +74,29 @@ struct Slot {
 }
 
 impl Slot {
+    pub(crate) fn new(id: AppId, name: &str, app: Box<dyn App>) -> Self {
+        Self {
+            id: Some(id),
+            name: name.to_owned(),
+            has_outside: app.has_outside(),
+            app: Some(app),
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn counters(&self) -> Counters {
+        let mut counters = self.past.clone();
+        if let Some(app) = &self.app {
+            counters += app.counters();
+        }
+        counters
+    }
+
+    #[cfg(test)]
+    pub(crate) fn app_mut(&mut self) -> Option<&mut dyn App> {
+        self.app.as_deref_mut()
+    }
+
     /// Takes note that something was done that may have to be published, and that the app is worth
     /// asking.
     #[inline]
@@ -111,9 +136,10 @@ pub(crate) struct Failure {
 #[derive(Default)]
 pub struct Graph {
     slots: Vec<Slot>,
+    ids: Ids,
     has_failures: bool,
     pub(crate) storage: Storage,
-    /// The app whose turn it is to be first; the number of apps, if there are no more behind the last.
+    /// The place of the app whose turn it is to be first; the number of places, if there are no more behind the last.
     pub(crate) first: usize,
     pub(crate) due: Due,
     /// An app had something to do in the last breath, or frames.
@@ -135,6 +161,24 @@ pub(crate) struct Due {
     pub(crate) late: Vec<AppId>,
     /// The number of this breath, which wraps.
     pub(crate) breath: u32,
+}
+
+impl Due {
+    pub(crate) fn with_capacity(apps: usize) -> Self {
+        Self { touched: Vec::with_capacity(apps), late: Vec::with_capacity(apps), breath: 0 }
+    }
+
+    /// Takes over the room of another, which gets this one's, if that is larger.
+    pub(crate) fn make_room(&mut self, other: &mut Self) {
+        for (ours, room) in
+            [(&mut self.touched, &mut other.touched), (&mut self.late, &mut other.late)]
+        {
+            if ours.capacity() < room.capacity() {
+                room.append(ours);
+                std::mem::swap(ours, room);
+            }
+        }
+    }
 }
 
 /// How often an app is asked without having anything to do until it is not asked in each breath any more.
@@ -164,24 +208,75 @@ impl Graph {
 
     /// Adds an app.
     pub fn add(&mut self, name: &str, app: impl App) -> AppId {
-        self.slots.push(Slot {
-            name: name.to_owned(),
-            has_outside: app.has_outside(),
-            app: Some(Box::new(app)),
-            has_failed: false,
-            idle: 0,
-            pause: 0,
-            asked: 0,
-            is_touched: false,
-            published: 0,
-            failure: None,
-            outputs: Vec::new(),
-            past: Counters::default(),
-        });
-        // Not on the busy path.
-        self.due.touched.reserve(self.slots.len());
-        self.due.late.reserve(self.slots.len());
-        AppId(self.slots.len() - 1)
+        let id = self.ids.take();
+        let mut change = Change::new(&self.ids);
+        change.add(id, name, Box::new(app));
+        self.change(&mut change);
+        id
+    }
+
+    /// Makes a change, all of it at once, between two breaths. What it has taken out and replaced is in it afterwards, to be
+    /// dropped by whoever may wait. Nothing is allocated here.
+    pub fn change(&mut self, change: &mut Change) {
+        change.make_room(&mut self.slots, &mut self.due);
+        for (id, removed) in &mut change.removed {
+            if let Some(slot) = self.slot_mut(*id) {
+                *removed = Some(std::mem::take(slot));
+            }
+        }
+        for added in &mut change.added {
+            if let Some(place) = added.id.and_then(|id| self.slots.get_mut(id.place())) {
+                std::mem::swap(place, added);
+            }
+        }
+        for Outgoing { app, outputs } in &mut change.outgoing {
+            let Some(slot) = self.slot_mut(*app) else { continue };
+            for (target, before) in outputs.iter_mut().zip(&slot.outputs) {
+                // A link that stays goes on counting.
+                if let (Some(target), Some(before)) = (target, before)
+                    && (target.app, target.input) == (before.app, before.input)
+                {
+                    target.traffic = before.traffic;
+                }
+            }
+            std::mem::swap(outputs, &mut slot.outputs);
+        }
+        self.unlink_the_gone();
+        self.first = self.first.min(self.slots.len());
+    }
+
+    /// Links that led to an app that is gone lead nowhere.
+    fn unlink_the_gone(&mut self) {
+        for place in 0..self.slots.len() {
+            for output in 0..self.slots[place].outputs.len() {
+                let target = self.slots[place].outputs[output];
+                if target.is_some_and(|target| self.slot(target.app).is_none()) {
+                    self.slots[place].outputs[output] = None;
+                }
+            }
+        }
+    }
+
+    #[inline]
+    fn slot(&self, id: AppId) -> Option<&Slot> {
+        self.slots.get(id.place()).filter(|slot| slot.id == Some(id))
+    }
+
+    #[inline]
+    fn slot_mut(&mut self, id: AppId) -> Option<&mut Slot> {
+        find(&mut self.slots, id)
+    }
+
+    /// The places of apps, free ones included.
+    #[inline]
+    pub(crate) fn places(&self) -> std::ops::Range<usize> {
+        0..self.slots.len()
+    }
+
+    /// The app at a place.
+    #[inline]
+    pub(crate) fn at(&self, place: usize) -> Option<AppId> {
+        self.slots.get(place)?.id
     }
 
     /// Leads output `output` of `from` to input `input` of `to`.
@@ -190,10 +285,8 @@ impl Graph {
         (from, output): (AppId, usize),
         (to, input): (AppId, usize),
     ) -> Result<(), LinkError> {
-        if to.0 >= self.slots.len() {
-            return Err(LinkError::NoApp);
-        }
-        let slot = self.slots.get_mut(from.0).ok_or(LinkError::NoApp)?;
+        self.slot(to).ok_or(LinkError::NoApp)?;
+        let slot = self.slot_mut(from).ok_or(LinkError::NoApp)?;
         if slot.outputs.len() <= output {
             slot.outputs.resize(output + 1, None);
         }
@@ -207,7 +300,7 @@ impl Graph {
     /// Puts another app in the place of one, under its name and with its links. Returns the one that was there, if it had
     /// not failed; what it counted stays. None is added when there is no such place: it is returned.
     pub(crate) fn replace(&mut self, id: AppId, app: Box<dyn App>) -> Option<Box<dyn App>> {
-        let Some(slot) = self.slots.get_mut(id.0) else { return Some(app) };
+        let Some(slot) = self.slot_mut(id) else { return Some(app) };
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
@@ -221,7 +314,7 @@ impl Graph {
 
     /// Takes an app out, as one that failed is.
     pub(crate) fn take(&mut self, id: AppId) -> Option<Box<dyn App>> {
-        let slot = self.slots.get_mut(id.0)?;
+        let slot = self.slot_mut(id)?;
         slot.has_failed = true;
         let app = slot.app.take()?;
         slot.retire(&*app);
@@ -230,65 +323,58 @@ impl Graph {
 
     /// The name of an app.
     pub fn name(&self, id: AppId) -> &str {
-        self.slots.get(id.0).map_or("", |slot| &slot.name)
+        self.slot(id).map_or("", |slot| &slot.name)
     }
 
     /// All apps, those that failed included.
-    pub fn ids(&self) -> impl Iterator<Item = AppId> + use<> {
-        (0..self.slots.len()).map(AppId)
+    pub fn ids(&self) -> impl Iterator<Item = AppId> {
+        self.slots.iter().filter_map(|slot| slot.id)
     }
 
     /// All links.
     pub fn links(&self) -> impl Iterator<Item = Link> {
-        self.slots.iter().enumerate().flat_map(|(from, slot)| {
+        self.slots.iter().flat_map(|slot| {
             slot.outputs.iter().enumerate().filter_map(move |(output, target)| {
                 let Target { app, input, traffic } = (*target)?;
-                Some(Link { from: (AppId(from), output), to: (app, input), traffic })
+                Some(Link { from: (slot.id?, output), to: (app, input), traffic })
             })
         })
     }
 
     /// An app, by its type. None when it is of another type, or failed.
     pub fn get<A: App>(&mut self, id: AppId) -> Option<&mut A> {
-        let app: &mut dyn Any = self.slots.get_mut(id.0)?.app.as_deref_mut()?;
+        let app: &mut dyn Any = self.slot_mut(id)?.app.as_deref_mut()?;
         app.downcast_mut()
     }
 
     /// Whether an app is there, and has not failed.
     pub fn is_running(&self, id: AppId) -> bool {
-        self.slots.get(id.0).is_some_and(|slot| slot.app.is_some())
+        self.slot(id).is_some_and(|slot| slot.app.is_some())
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
     pub fn counters(&self, id: AppId) -> Counters {
-        let Some(slot) = self.slots.get(id.0) else {
-            return Counters::default();
-        };
-        let mut counters = slot.past.clone();
-        if let Some(app) = &slot.app {
-            counters += app.counters();
-        }
-        counters
+        self.slot(id).map(Slot::counters).unwrap_or_default()
     }
 
     /// Whether an app is to be asked in this breath, in which `all` are or not: many idle ports do not slow
     /// a few busy ones down.
     #[inline]
     pub(crate) fn is_asked(&self, id: AppId, all: bool) -> bool {
-        let turn = (self.due.breath as usize).wrapping_add(id.0);
+        let turn = (self.due.breath as usize).wrapping_add(id.place());
         let is_asked = |slot: &Slot| slot.has_outside && (all || turn & slot.pause == 0);
-        self.slots.get(id.0).is_some_and(is_asked)
+        self.slot(id).is_some_and(is_asked)
     }
 
     /// See [`App::has_outside`].
     pub(crate) fn has_outside(&self, id: AppId) -> bool {
-        self.slots.get(id.0).is_some_and(|slot| slot.has_outside)
+        self.slot(id).is_some_and(|slot| slot.has_outside)
     }
 
     /// Takes note of whether an app, which was asked at `now`, had something to do, or frames.
     #[inline]
     pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool) {
-        let Some(slot) = self.slots.get_mut(id.0) else { return };
+        let Some(slot) = find(&mut self.slots, id) else { return };
         slot.asked = now;
         if had_something {
             slot.touch(id, &mut self.due);
@@ -301,7 +387,7 @@ impl Graph {
     /// Takes note that an app may have something to publish, and be worth asking.
     #[inline]
     pub(crate) fn touch(&mut self, id: AppId) {
-        if let Some(slot) = self.slots.get_mut(id.0) {
+        if let Some(slot) = find(&mut self.slots, id) {
             slot.touch(id, &mut self.due);
         }
     }
@@ -310,20 +396,20 @@ impl Graph {
     #[inline]
     pub(crate) fn untouch(&mut self, id: AppId) {
         let breath = self.due.breath;
-        if let Some(slot) = self.slots.get_mut(id.0) {
+        if let Some(slot) = self.slot_mut(id) {
             (slot.is_touched, slot.published) = (false, breath);
         }
     }
 
     /// When an app was asked last.
     pub(crate) fn asked(&self, id: AppId) -> u64 {
-        self.slots.get(id.0).map_or(0, |slot| slot.asked)
+        self.slot(id).map_or(0, |slot| slot.asked)
     }
 
     /// Calls an app, and catches its panic: the app is then taken out, and its links are dark.
     #[inline]
     pub(crate) fn call<R>(&mut self, id: AppId, call: impl FnOnce(&mut dyn App) -> R) -> Option<R> {
-        let slot = self.slots.get_mut(id.0)?;
+        let slot = find(&mut self.slots, id)?;
         let app = slot.app.as_deref_mut()?;
         // What the app leaves half changed goes with it; nothing else is touched by the closure
         // that is not reset by its owner.
@@ -350,7 +436,7 @@ impl Graph {
         if selection.is_empty() {
             return;
         }
-        let Some(slot) = self.slots.get_mut(from.0) else {
+        let Some(slot) = self.slot_mut(from) else {
             return;
         };
         let Some(Some(target)) = slot.outputs.get_mut(output) else {
@@ -360,7 +446,7 @@ impl Graph {
         target.traffic.frames += selection.len() as u64;
         target.traffic.bytes += burst.bytes(selection);
         let target = *target;
-        let Some(slot) = self.slots.get_mut(target.app.0) else {
+        let Some(slot) = find(&mut self.slots, target.app) else {
             return;
         };
         slot.touch(target.app, &mut self.due);
@@ -376,7 +462,7 @@ impl Graph {
             app.push(target.input, burst, selection, &mut outputs);
         }));
         self.pulse.enter(from);
-        let Some(slot) = self.slots.get_mut(target.app.0) else {
+        let Some(slot) = find(&mut self.slots, target.app) else {
             return;
         };
         match pushed {
@@ -397,9 +483,14 @@ impl Graph {
     /// The panics that were not reported yet.
     pub(crate) fn take_failures(&mut self) -> impl Iterator<Item = (AppId, Failure)> {
         self.has_failures = false;
-        let slots = self.slots.iter_mut().enumerate();
-        slots.filter_map(|(index, slot)| Some((AppId(index), slot.failure.take()?)))
+        self.slots.iter_mut().filter_map(|slot| Some((slot.id?, slot.failure.take()?)))
     }
+}
+
+/// The place of an app that is there.
+#[inline]
+fn find(slots: &mut [Slot], id: AppId) -> Option<&mut Slot> {
+    slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
 }
 
 /// The outputs of the app that is being called.

@@ -34,9 +34,11 @@
 mod app;
 mod breath;
 mod burst;
+mod change;
 mod counters;
 mod graph;
 mod histogram;
+mod id;
 mod poller;
 mod pulse;
 mod worker;
@@ -50,9 +52,11 @@ pub use burst::{
     Arrival, BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
     Outcomes, Outline, PRIVATE, Selection, TAGS,
 };
+pub use change::Change;
 pub use counters::{Counters, DropReason, Traffic};
-pub use graph::{AppId, Graph, Link, LinkError, Outputs};
+pub use graph::{Graph, Link, LinkError, Outputs};
 pub use histogram::Histogram;
+pub use id::{AppId, Ids};
 pub use poller::Poller;
 pub use pulse::{Beat, Pulse};
 pub use worker::{Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};

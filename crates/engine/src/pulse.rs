@@ -3,7 +3,7 @@
 //! The worker writes, with plain stores that nobody waits for; anybody may read. What is read together need not have been
 //! so at one moment: a worker that stands still is found by looking twice.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::AppId;
 
@@ -13,16 +13,16 @@ use crate::AppId;
 pub struct Pulse {
     breaths: AtomicU64,
     is_asleep: AtomicBool,
-    /// The number of the app that is being called; [`NOBODY`] when none is.
-    app: AtomicUsize,
+    /// The app that is being called, as one word; [`NOBODY`] when none is.
+    app: AtomicU64,
 }
 
-const NOBODY: usize = usize::MAX;
+const NOBODY: u64 = u64::MAX;
 
 impl Default for Pulse {
     fn default() -> Self {
         let (breaths, is_asleep) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { breaths, is_asleep, app: AtomicUsize::new(NOBODY) }
+        Self { breaths, is_asleep, app: AtomicU64::new(NOBODY) }
     }
 }
 
@@ -44,7 +44,7 @@ impl Pulse {
         Beat {
             breaths: self.breaths.load(Relaxed),
             is_asleep: self.is_asleep.load(Relaxed),
-            app: (app != NOBODY).then_some(AppId(app)),
+            app: (app != NOBODY).then(|| AppId::from_word(app)),
         }
     }
 
@@ -58,8 +58,8 @@ impl Pulse {
     }
 
     #[inline]
-    pub(crate) fn enter(&self, AppId(app): AppId) {
-        self.app.store(app, Relaxed);
+    pub(crate) fn enter(&self, app: AppId) {
+        self.app.store(app.to_word(), Relaxed);
     }
 
     #[inline]

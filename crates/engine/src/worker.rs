@@ -20,7 +20,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
-use crate::{App, AppId, Event, Graph, Histogram, Poller, Pulse};
+use crate::{App, AppId, Change, Event, Graph, Histogram, Poller, Pulse};
 
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
@@ -111,6 +111,7 @@ pub struct WorkerHandle {
     wake: Arc<OwnedFd>,
     thread: JoinHandle<Graph>,
     pulse: Arc<Pulse>,
+    poller: Poller,
 }
 
 impl WorkerHandle {
@@ -126,6 +127,12 @@ impl WorkerHandle {
         self.commands.send(command).map_err(|_| Stopped)?;
         self.wake();
         Ok(())
+    }
+
+    /// Where the worker sleeps: what is to be added by a [`Change`] is registered here before, by control, so that the change
+    /// cannot fail.
+    pub fn poller(&self) -> &Poller {
+        &self.poller
     }
 
     /// The worker's sign of life.
@@ -156,7 +163,8 @@ impl Worker {
     ) -> io::Result<WorkerHandle> {
         let poller = Poller::new()?;
         let wake = poller.wake_descriptor();
-        for id in graph.ids() {
+        for place in graph.places() {
+            let Some(id) = graph.at(place) else { continue };
             graph.call(id, |app| app.register(&poller)).unwrap_or(Ok(()))?;
         }
         let (sender, commands) = sync_channel(COMMANDS);
@@ -171,6 +179,7 @@ impl Worker {
         };
         let cpus = worker.settings.cpus.clone();
         let pulse = worker.graph.pulse.clone();
+        let poller = worker.poller.clone();
         let (ready, is_ready) = sync_channel(1);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Before there are guests, who could leave us without a way to call them.
@@ -186,7 +195,7 @@ impl Worker {
             let _ = thread.join();
             return Err(error);
         }
-        Ok(WorkerHandle { commands: sender, wake, thread, pulse })
+        Ok(WorkerHandle { commands: sender, wake, thread, pulse, poller })
     }
 
     /// Calls an app of this worker, by its type, with where its descriptors are watched. None when
@@ -197,12 +206,21 @@ impl Worker {
         id: AppId,
         call: impl FnOnce(&mut A, &Poller) -> R,
     ) -> Option<R> {
-        let poller = &self.poller;
-        let call = |app: &mut dyn App| {
+        self.call(id, |app, poller| {
             let app: &mut dyn Any = app;
             Some(call(app.downcast_mut()?, poller))
-        };
-        self.graph.call(id, call).flatten()
+        })
+        .flatten()
+    }
+
+    /// The same for an app of any type.
+    pub fn call<R>(
+        &mut self,
+        id: AppId,
+        call: impl FnOnce(&mut dyn App, &Poller) -> R,
+    ) -> Option<R> {
+        let poller = &self.poller;
+        self.graph.call(id, |app| call(app, poller))
     }
 
     /// Puts another app in the place of one that failed, or of one that runs: its name and its links stay. Returns the one
@@ -219,6 +237,12 @@ impl Worker {
             return Err(error);
         }
         Ok(old)
+    }
+
+    /// Changes which apps there are, and what is linked to what: see [`Graph::change`]. Apps that are added have been registered
+    /// with [`WorkerHandle::poller`], and those that are removed forget their descriptors when they are dropped.
+    pub fn change(&mut self, change: &mut Change) {
+        self.graph.change(change);
     }
 
     /// The apps.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::bail;
 use clap::{Args, Parser, Subcommand};
 
 use crate::bench;
@@ -66,6 +67,8 @@ pub enum Command {
     /// Look at a configuration without running it
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Have a running switch read its file again, and change what is different: nothing else is touched
+    Reload(Reload),
     /// Show what a running switch counts: load, ports, and why frames were dropped
     Stats(stats::Flags),
     /// Watch two embedded guests talk through a real switch, without a virtual machine
@@ -107,7 +110,7 @@ pub struct Run {
     /// How long an adaptive worker polls without work before it sleeps [default: 50us]
     #[arg(long, value_name = "DURATION")]
     pub idle_spin: Option<String>,
-    /// The socket at which `ringway stats` finds this switch, or off
+    /// The socket at which `ringway stats` and `ringway reload` find this switch, or off
     /// [default: $XDG_RUNTIME_DIR/ringway.sock or /run/ringway.sock, where it can be made]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
@@ -117,6 +120,16 @@ impl Run {
     /// The configuration that these flags and their file describe, or everything wrong with it.
     pub fn config(&self) -> Result<Config, Faults> {
         self.draft().finish()
+    }
+
+    /// The same again, as the file is now.
+    pub fn config_again(&self) -> anyhow::Result<Config> {
+        if self.config.is_none() {
+            bail!(
+                "this switch was started without a file (`ringway run --config FILE`): there is nothing to read again"
+            );
+        }
+        Ok(self.config()?)
     }
 
     /// What these flags and their file say.
@@ -145,6 +158,17 @@ impl Run {
     }
 }
 
+/// The flags of `ringway reload`.
+#[derive(Debug, Args)]
+pub struct Reload {
+    /// Print what would be changed, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// The control socket of the switch, as its `--control`
+    #[arg(long, value_name = "PATH")]
+    pub control: Option<PathBuf>,
+}
+
 /// What can be done with a configuration.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
@@ -155,10 +179,10 @@ pub enum ConfigCommand {
 /// The flags of `ringway config show`.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// Print the apps and links that its ports make instead, as TOML
+    /// Print it with all apps and links written out that its ports and their keys stand for
     #[arg(long)]
     pub expanded: bool,
-    /// The same for Graphviz, as for `| dot -Tsvg`
+    /// Print a drawing of these apps and links for Graphviz, as for `| dot -Tsvg`
     #[arg(long, conflicts_with = "expanded")]
     pub dot: bool,
     /// What to run
@@ -170,12 +194,11 @@ impl Show {
     /// What to print, or everything that is wrong with the configuration.
     pub fn text(&self) -> Result<String, Faults> {
         let draft = self.run.draft();
-        let written = draft.to_toml();
         let config = draft.finish()?;
         Ok(match (self.expanded, self.dot) {
-            (true, _) => config.network().to_toml(),
+            (true, _) => draft.to_expanded_toml(&config),
             (_, true) => config.network().to_dot(),
-            _ => written,
+            _ => draft.to_toml(),
         })
     }
 }

@@ -8,19 +8,23 @@
 //! A setting given by a flag replaces the file's. Ports are added together: a name, a socket or
 //! an interface given twice is a fault, wherever the two are.
 
+mod app;
 pub mod between;
 mod fault;
 mod features;
 mod file;
 mod keys;
 mod kinds;
-mod network;
+mod links;
+pub mod network;
 mod port;
 mod show;
 #[cfg(test)]
 mod tests;
 mod value;
 mod vlan;
+mod whole;
+mod written;
 
 use std::fs;
 use std::os::fd::RawFd;
@@ -31,13 +35,14 @@ use apps::bridge::vlan::Membership;
 use engine::Mode;
 use tracing::level_filters::LevelFilter;
 
+use app::WrittenApp;
 pub use between::Between;
 pub use fault::Faults;
 use fault::{Fault, Place, Problem};
 pub use features::names as feature_names;
 use file::WrittenFile;
-use keys::PortType;
 pub use keys::help;
+use keys::{LINKS, PortType};
 pub use kinds::pcap::{PcapRead, PcapWrite};
 pub use kinds::tap::{Setup, Tap};
 pub use kinds::tun::Tun;
@@ -45,9 +50,10 @@ pub use kinds::vhost_net::VhostNet;
 pub use kinds::vhost_user::{
     DEFAULT_FEATURES, DEFAULT_MTU, DEFAULT_SOCKET_MODE, SocketRole, VhostUser,
 };
-pub use network::BRIDGE;
-use port::{Entry, WrittenPort};
+use network::{BRIDGE, NamedLink, Spec};
 use value::{Scalar, Value};
+use whole::Sources;
+use written::{Entry, Written};
 
 /// How long an adaptive worker polls without work before it sleeps, if `idle-spin` is not set.
 pub const DEFAULT_IDLE_SPIN: Duration = Duration::from_micros(50);
@@ -55,7 +61,7 @@ pub const DEFAULT_IDLE_SPIN: Duration = Duration::from_micros(50);
 pub const DEFAULT_LOG: LevelFilter = LevelFilter::WARN;
 
 /// A complete and valid configuration.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// How a worker waits for work.
     pub mode: Mode,
@@ -71,8 +77,29 @@ pub struct Config {
     pub log: LevelFilter,
     /// Where it can be asked how it is.
     pub control: ControlSocket,
-    /// At least one. Names, socket paths and interfaces are unique. The file's come first.
+    /// Names, socket paths and interfaces are unique. The file's come first.
     pub ports: Vec<PortConfig>,
+    /// The apps that are said as such, by their names.
+    pub apps: Vec<(String, Spec)>,
+    /// The links that are said as such.
+    pub links: Vec<NamedLink>,
+}
+
+/// What is not said: adaptive, one worker, and no ports.
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Adaptive,
+            idle_spin: DEFAULT_IDLE_SPIN,
+            workers: 1,
+            cpus: Vec::new(),
+            log: DEFAULT_LOG,
+            control: ControlSocket::Default,
+            ports: Vec::new(),
+            apps: Vec::new(),
+            links: Vec::new(),
+        }
+    }
 }
 
 /// The socket at which a running switch can be asked.
@@ -88,15 +115,15 @@ pub enum ControlSocket {
 }
 
 /// One port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PortConfig {
     /// 1 to 32 characters out of `A-Z`, `a-z`, `0-9`, `.`, `_` and `-`.
     pub name: String,
     /// What is behind the port.
     pub kind: PortKind,
-    /// What it has to do with VLANs. All ports have something, or none has.
+    /// What its side of the bridge has to do with VLANs.
     pub vlan: Option<Membership>,
-    /// What lies between it and the bridge.
+    /// What lies between it and the bridge, or whatever else it is linked to.
     pub between: Between,
 }
 
@@ -164,7 +191,8 @@ impl PortKind {
 #[derive(Default)]
 pub struct Draft {
     settings: Vec<Entry>,
-    ports: Vec<WrittenPort>,
+    ports: Vec<Written>,
+    apps: Vec<WrittenApp>,
     faults: Vec<Fault>,
 }
 
@@ -185,6 +213,7 @@ impl Draft {
         let file = WrittenFile::parse(path, text, &mut self.faults);
         self.settings.extend(file.settings);
         self.ports.extend(file.ports);
+        self.apps.extend(file.apps);
     }
 
     /// Adds a setting as `--key value`, which replaces what was added before it.
@@ -199,22 +228,21 @@ impl Draft {
 
     /// Adds a port as `--port NAME=TYPE:TARGET[,KEY=VALUE...]`.
     pub fn add_port(&mut self, text: &str) {
-        self.ports.extend(WrittenPort::from_flag(text, &mut self.faults));
+        self.ports.extend(Written::from_flag(text, &mut self.faults));
     }
 
     /// The configuration, or everything that is wrong with it.
-    pub fn finish(self) -> Result<Config, Faults> {
-        let Draft { settings, ports, mut faults } = self;
+    pub fn finish(&self) -> Result<Config, Faults> {
+        let Draft { settings, ports, apps, faults } = self;
+        let mut faults = faults.clone();
         let mut config = Config {
-            mode: Mode::Adaptive,
-            idle_spin: DEFAULT_IDLE_SPIN,
-            workers: 1,
-            cpus: Vec::new(),
-            log: DEFAULT_LOG,
-            control: ControlSocket::Default,
-            ports: read_ports(&ports, &mut faults),
+            ports: read_ports(ports, &mut faults),
+            apps: apps.iter().filter_map(|app| app.read(&mut faults)).collect(),
+            ..Config::default()
         };
-        for entry in &settings {
+        let known = self.known_apps(&config);
+        let mut places = Vec::new();
+        for entry in settings {
             let faults = &mut faults;
             match entry.key.as_str() {
                 "mode" => set(&mut config.mode, entry.read(faults, value::mode)),
@@ -223,6 +251,12 @@ impl Draft {
                 "cpus" => set(&mut config.cpus, entry.read(faults, value::cpus)),
                 "log" => set(&mut config.log, entry.read(faults, value::log)),
                 "control" => set(&mut config.control, entry.read(faults, value::control)),
+                LINKS => {
+                    for (link, place) in links::read(entry, &known, faults) {
+                        config.links.push(link);
+                        places.push(place);
+                    }
+                }
                 _ => faults.push(entry.unknown("the file", &keys::TOP_LEVEL)),
             }
         }
@@ -233,14 +267,35 @@ impl Draft {
             let place = entry.place.clone();
             faults.push(Fault { place, problem: Problem::TooFewCpus { cpus, workers } });
         }
-        // After other faults this one may be their consequence.
-        if config.ports.is_empty() && faults.is_empty() {
+        let sources = Sources { ports, apps, links: &places };
+        whole::check_names(&config, &sources, &mut faults);
+        // After other faults these may be their consequences.
+        if faults.is_empty() {
+            whole::check_links(&config, &sources, &mut faults);
+        }
+        if faults.is_empty() && config.ports.is_empty() && config.apps.is_empty() {
             faults.push(Fault { place: Place::CommandLine, problem: Problem::NoPorts });
         }
         match Faults::new(faults) {
             Some(faults) => Err(faults),
             None => Ok(config),
         }
+    }
+
+    /// The apps that links can lead to, also those with faults.
+    fn known_apps(&self, config: &Config) -> links::Apps {
+        let mut known = links::Apps::default();
+        for port in &config.ports {
+            known.add(&port.name, &Spec::Port(port.kind.clone()));
+            port.apps().iter().for_each(|(name, spec)| known.add(name, spec));
+        }
+        config.apps.iter().for_each(|(name, spec)| known.add(name, spec));
+        let written = self.ports.iter().chain(self.apps.iter().map(|app| &app.table));
+        written.for_each(|table| known.add_name(&table.name));
+        if !config.apps.iter().any(|(name, _)| name == BRIDGE) {
+            known.add(BRIDGE, &Spec::Bridge(Default::default()));
+        }
+        known
     }
 }
 
@@ -251,14 +306,15 @@ fn set<T>(field: &mut T, value: Option<T>) {
 }
 
 /// The ports, checked each for itself and against each other.
-fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfig> {
+fn read_ports(written: &[Written], faults: &mut Vec<Fault>) -> Vec<PortConfig> {
     let mut ports: Vec<(PortConfig, &Place)> = Vec::new();
     for (index, port) in written.iter().enumerate() {
         let config = port.read(faults);
         let fault = |problem| Fault { place: port.place.clone(), problem };
         let mut preceding = written.iter().take(index);
         if let Some(first) = preceding.find(|first| first.name == port.name) {
-            faults.push(fault(Problem::PortTwice {
+            faults.push(fault(Problem::Twice {
+                what: keys::PORT,
                 name: port.name.clone(),
                 first: first.place.clone(),
             }));
@@ -281,22 +337,6 @@ fn read_ports(written: &[WrittenPort], faults: &mut Vec<Fault>) -> Vec<PortConfi
             }));
         }
         ports.push((config, &port.place));
-    }
-    if let Some((first, place)) = ports.iter().find(|(port, _)| port.vlan.is_some()) {
-        for (port, at) in ports.iter().filter(|(port, _)| port.vlan.is_none()) {
-            let (port, other, first) = (port.name.clone(), first.name.clone(), (*place).clone());
-            let problem = Problem::NoVlan { port, other, first };
-            faults.push(Fault { place: (*at).clone(), problem });
-        }
-    }
-    for (port, _) in &ports {
-        let names = port.between.names().map(|what| app_name(&port.name, what));
-        for name in names {
-            if let Some((_, place)) = ports.iter().find(|(other, _)| other.name == name) {
-                let problem = Problem::NameOfApp { name, port: port.name.clone() };
-                faults.push(Fault { place: (*place).clone(), problem });
-            }
-        }
     }
     ports.into_iter().map(|(config, _)| config).collect()
 }

@@ -22,7 +22,7 @@ use tokio::time::{sleep, timeout};
 use crate::config::ControlSocket;
 use crate::report::Report;
 use crate::socket::{Listener, listen_at};
-use crate::switch::Observer;
+use crate::switch::{Observer, Reloader};
 use lines::{LineError, Lines};
 
 /// The version of requests and answers. One who speaks another is told so.
@@ -48,6 +48,12 @@ const DEFAULT_NAME: &str = "ringway.sock";
 pub enum Request {
     /// A look at everything.
     Stats,
+    /// To read the configuration again, and to change what is different; or, as a dry run, to say what that would be.
+    #[serde(rename_all = "kebab-case")]
+    Reload {
+        #[serde(default)]
+        dry_run: bool,
+    },
 }
 
 /// What it answers.
@@ -56,6 +62,8 @@ pub enum Request {
 pub enum Answer {
     /// To [`Request::Stats`].
     Stats(Box<Report>),
+    /// To [`Request::Reload`]: what was changed, a line each.
+    Reloaded(Vec<String>),
     /// It could not be done, and why.
     Error(String),
 }
@@ -144,10 +152,14 @@ async fn attend<F: Future<Output = Answer>>(stream: UnixStream, handle: impl Fn(
 }
 
 /// What a switch answers.
-pub async fn answer(request: Request, observer: &Observer) -> Answer {
+pub async fn answer(request: Request, observer: &Observer, reloader: &Reloader) -> Answer {
     match request {
         Request::Stats => match observer.report().await {
             Ok(report) => Answer::Stats(Box::new(report)),
+            Err(error) => Answer::Error(format!("{error:#}")),
+        },
+        Request::Reload { dry_run } => match reloader.reload(dry_run).await {
+            Ok(lines) => Answer::Reloaded(lines),
             Err(error) => Answer::Error(format!("{error:#}")),
         },
     }

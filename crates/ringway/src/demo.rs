@@ -7,16 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use engine::Mode;
 use guest::{Guest, GuestError, Options};
 use tokio::task::spawn_blocking;
 use wire::ethernet::{EtherType, HEADER_SIZE, MacAddress};
 use wire::virtio::NetHeader;
 
 use crate::Stop;
-use crate::config::{
-    Config, ControlSocket, DEFAULT_IDLE_SPIN, DEFAULT_LOG, PortConfig, PortKind, VhostUser,
-};
+use crate::config::{Config, ControlSocket, PortConfig, PortKind, VhostUser};
 use crate::report::Worker;
 use crate::switch::Switch;
 
@@ -81,13 +78,9 @@ fn config(sockets: &[PathBuf]) -> Config {
         PortConfig::new(&format!("vm{number}"), PortKind::VhostUser(port))
     };
     Config {
-        mode: Mode::Adaptive,
-        idle_spin: DEFAULT_IDLE_SPIN,
-        workers: 1,
-        cpus: Vec::new(),
-        log: DEFAULT_LOG,
         control: ControlSocket::Off,
         ports: sockets.iter().zip(1..).map(port).collect(),
+        ..Config::default()
     }
 }
 

@@ -8,6 +8,7 @@ mod config;
 mod control;
 mod demo;
 mod links;
+mod log;
 mod report;
 mod session;
 mod socket;
@@ -16,28 +17,30 @@ mod switch;
 mod vapp;
 mod workers;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use clap::Parser;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::level_filters::LevelFilter;
 
 use cli::{Cli, Command, ConfigCommand};
 use config::{Config, DEFAULT_LOG};
+use control::{Answer, Request};
 use switch::Switch;
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(flags) => match flags.config() {
-            Ok(config) => run(&config),
+            Ok(config) => run(flags, &config),
             Err(faults) => Err(faults.into()),
         },
         Command::Config(ConfigCommand::Show(flags)) => {
             flags.text().map_err(Into::into).and_then(|text| Ok(write!(io::stdout(), "{text}")?))
         }
+        Command::Reload(flags) => on_runtime(reload(flags)),
         Command::Stats(flags) => on_runtime(async { stats::stats(flags, &mut Stop::new()?).await }),
         Command::Demo(demo) => show(demo.seconds),
         Command::Vapp(flags) => on_runtime(async { vapp::vapp(flags, &mut Stop::new()?).await }),
@@ -79,11 +82,12 @@ fn judge(flags: &check::Flags) -> ExitCode {
 }
 
 /// Runs a switch until it is told to stop.
-fn run(config: &Config) -> anyhow::Result<()> {
-    log_to_stderr(config.log);
+fn run(flags: cli::Run, config: &Config) -> anyhow::Result<()> {
+    log::to_stderr(config.log);
     on_runtime(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
+        let hangup = watch(SignalKind::hangup(), "SIGHUP")?;
         // Of two switches with one, the second does nothing else.
         let control = control::open(&config.control)?;
         let mut switch = tokio::select! {
@@ -91,9 +95,11 @@ fn run(config: &Config) -> anyhow::Result<()> {
             // What was made for it goes with it.
             () = stop.asked() => return Ok(()),
         };
+        let reloader = switch.reloader(Arc::new(move || flags.config_again()));
         if let Some(listener) = control {
-            switch.attend(listener);
+            switch.attend(listener, reloader.clone());
         }
+        switch.reload_on(hangup, reloader);
         tracing::info!(ports = config.ports.len(), "ready");
         tokio::select! {
             () = stop.asked() => {}
@@ -103,15 +109,37 @@ fn run(config: &Config) -> anyhow::Result<()> {
     })
 }
 
+/// Has a running switch read its configuration again, and prints what that changed.
+async fn reload(flags: cli::Reload) -> anyhow::Result<()> {
+    let request = Request::Reload { dry_run: flags.dry_run };
+    let lines = match control::ask(flags.control.as_deref(), request).await? {
+        Answer::Reloaded(lines) => lines,
+        Answer::Error(error) => bail!("{error}"),
+        Answer::Stats(_) => bail!("the switch has answered something else"),
+    };
+    let mut out = io::stdout().lock();
+    if lines.is_empty() {
+        let nothing = if flags.dry_run { "nothing would change" } else { "nothing has changed" };
+        writeln!(out, "{nothing}")?;
+    }
+    lines.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    Ok(())
+}
+
 /// Runs the demonstration, or until it is told to stop.
 fn show(seconds: u64) -> anyhow::Result<()> {
-    log_to_stderr(DEFAULT_LOG);
+    log::to_stderr(DEFAULT_LOG);
     on_runtime(async { demo::demo(seconds, &mut Stop::new()?).await })
 }
 
 /// Runs a load, or until it is told to stop.
 fn load(options: bench::Options) -> anyhow::Result<()> {
     on_runtime(async { bench::bench(options, &mut Stop::new()?).await })
+}
+
+/// Waits for a signal, from now on.
+fn watch(kind: SignalKind, name: &str) -> anyhow::Result<Signal> {
+    signal(kind).with_context(|| format!("cannot wait for {name}"))
 }
 
 /// The signals that end the program.
@@ -122,7 +150,6 @@ struct Stop {
 
 impl Stop {
     fn new() -> anyhow::Result<Self> {
-        let watch = |kind, name| signal(kind).with_context(|| format!("cannot wait for {name}"));
         // From now on, a capture file that may not grow any more is an error of its port's, and not our end.
         drop(watch(SignalKind::from_raw(nix::libc::SIGXFSZ), "SIGXFSZ")?);
         Ok(Self {
@@ -156,13 +183,4 @@ fn allow_files() {
     let limits = getrlimit(Resource::Nofile);
     // What cannot be is not worth failing for.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, ..limits });
-}
-
-fn log_to_stderr(level: LevelFilter) {
-    tracing_subscriber::fmt()
-        .with_max_level(level)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .init();
 }

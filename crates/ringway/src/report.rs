@@ -19,7 +19,7 @@ pub struct Report {
     pub uptime_ns: u64,
     /// The threads that move frames.
     pub workers: Vec<Worker>,
-    /// Everything that frames go through: the bridge, the ports, and what is between them.
+    /// Everything that frames go through: bridges, ports, and all that is between them.
     pub apps: Vec<App>,
     /// What the ports know of their outside, in the order of the configuration.
     pub ports: Vec<Port>,
@@ -46,9 +46,9 @@ pub struct Worker {
 /// Something that frames go through.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct App {
-    /// Its name: a port's, `bridge`, or `PORT.WHAT` for what belongs to a port.
+    /// Its name: a port's, `PORT.WHAT` for what belongs to a port, or another.
     pub name: String,
-    /// What it is: `bridge`, a type of port, or else the `WHAT` of its name.
+    /// What it is: a type of port, or of app.
     #[serde(rename = "type")]
     pub kind: String,
     /// Whether it runs.

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use apps::bridge::table::{PortNumber, Table};
 use engine::{AppId, Fault, Poller, Stopped};
 use ports::vhost_user::{Swapped, VhostUserPort};
 use thiserror::Error;
@@ -18,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation, sharing};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
 
-use crate::switch::Mtus;
+use crate::switch::{Mtus, Stations};
 use crate::workers::Workers;
 
 /// What is logged of one connection about requests that were refused and forgiven: a front end
@@ -29,8 +28,8 @@ const NOTICES: usize = 16;
 pub struct Port {
     pub name: String,
     pub app: AppId,
-    /// What the bridge knows, and which of its ports this is.
-    pub bridge: (Arc<Table>, PortNumber),
+    /// The stations behind this port.
+    pub stations: Stations,
     pub offer: Offer,
     pub workers: Arc<Workers>,
     /// Where to say what MTU the guest has.
@@ -225,8 +224,7 @@ impl Port {
         let mtu = self.offer.max_mtu;
         self.mtus.note_guest(&self.name, mtu);
         let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
-        let (table, number) = &self.bridge;
-        table.forget_port(*number);
+        self.stations.forget();
         let (swapped, _) = (swapped?, reset?);
         let fault = swapped.into_iter().find_map(|part| part.fault);
         Ok(fault.map(|fault| Trouble::Guest(fault.into())))

@@ -68,6 +68,7 @@ async fn look(flags: &Flags) -> anyhow::Result<Report> {
     match ask(flags.control.as_deref(), Request::Stats).await? {
         Answer::Stats(report) => Ok(*report),
         Answer::Error(error) => bail!("the switch says: {error}"),
+        Answer::Reloaded(_) => bail!("the switch has answered something else"),
     }
 }
 

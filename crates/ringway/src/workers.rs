@@ -1,5 +1,6 @@
 //! The workers of a switch, as control sees them.
 
+use std::io;
 use std::sync::Arc;
 
 use engine::{App, AppId, Pulse, Stopped, Worker, WorkerHandle};
@@ -21,13 +22,7 @@ impl Workers {
         &self,
         command: impl Fn(&mut Worker) -> R + Clone + Send + 'static,
     ) -> Result<Vec<R>, Stopped> {
-        let pending: Vec<_> =
-            self.0.iter().map(|worker| run(worker, command.clone())).collect::<Result<_, _>>()?;
-        let mut results = Vec::with_capacity(pending.len());
-        for result in pending {
-            results.push(result.await.map_err(|_| Stopped)?);
-        }
-        Ok(results)
+        self.on_all(vec![command; self.0.len()]).await
     }
 
     /// The sign of life of each, in their order.
@@ -61,17 +56,40 @@ impl Workers {
         Ok(())
     }
 
-    /// The same for one worker.
-    pub async fn replace_part(
+    /// The same for one worker, where `adjust` follows at once. What that returns is dropped here, too.
+    pub async fn replace_part<R: Send + 'static>(
         &self,
         number: usize,
         app: AppId,
         part: Box<dyn App>,
+        adjust: impl FnOnce(&mut Worker) -> R + Send + 'static,
     ) -> anyhow::Result<()> {
         let worker = self.0.get(number).ok_or(Stopped)?;
-        let replaced = run(worker, move |worker| worker.replace(app, part))?;
-        drop(replaced.await.map_err(|_| Stopped)??);
+        let replace = move |worker: &mut Worker| (worker.replace(app, part), adjust(worker));
+        let (replaced, _) = run(worker, replace)?.await.map_err(|_| Stopped)?;
+        drop(replaced?);
         Ok(())
+    }
+
+    /// Has parts of an app that is to be added, one for each worker, register what is to wake them.
+    pub fn register(&self, parts: &mut [Box<dyn App>]) -> io::Result<()> {
+        let mut pairs = self.0.iter().zip(parts);
+        pairs.try_for_each(|(worker, part)| part.register(worker.poller()))
+    }
+
+    /// Runs a command of its own on each worker, as [`Self::on_each`] does.
+    pub async fn on_all<R: Send + 'static>(
+        &self,
+        commands: Vec<impl FnOnce(&mut Worker) -> R + Send + 'static>,
+    ) -> Result<Vec<R>, Stopped> {
+        let pending: Vec<_> = (self.0.iter().zip(commands))
+            .map(|(worker, command)| run(worker, command))
+            .collect::<Result<_, _>>()?;
+        let mut results = Vec::with_capacity(pending.len());
+        for result in pending {
+            results.push(result.await.map_err(|_| Stopped)?);
+        }
+        Ok(results)
     }
 
     /// Stops all of them.

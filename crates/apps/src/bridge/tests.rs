@@ -8,6 +8,7 @@ use wire::virtio::Offload;
 
 use super::*;
 
+mod sides;
 mod vlans;
 
 const SECOND: u64 = 1_000_000_000;

@@ -107,6 +107,11 @@ pub(super) struct Tagging {
 }
 
 impl Membership {
+    /// In no VLAN: nothing comes in, and nothing goes out.
+    pub(super) fn nowhere() -> Self {
+        Self::Trunk { native: None, allowed: Arc::default(), is_service: false }
+    }
+
     /// What a frame is that comes in by this port.
     pub(super) fn arrive(&self, head: &[u8]) -> Result<Tagging, DropReason> {
         let outer = tag_at(head, 0)?;

@@ -52,7 +52,7 @@ fn an_output_leads_to_one_place() {
 fn links_need_both_ends() {
     let mut graph = Graph::new();
     let source = graph.add("source", Source::default());
-    let nobody = AppId(1);
+    let nobody = AppId::from_word(1);
     for (from, to) in [(source, nobody), (nobody, source)] {
         let error = graph.link((from, 0), (to, 0)).unwrap_err();
         assert!(matches!(error, LinkError::NoApp));
@@ -163,7 +163,7 @@ fn another_app_takes_the_place_of_one_that_failed_or_runs() {
     assert!(graph.take(place).is_some());
     assert_eq!(send(&mut graph, 5), 0);
     assert_eq!(graph.counters(place)[DropReason::AppFailed], 2);
-    let nowhere = AppId(7);
+    let nowhere = AppId::from_word(7);
     assert!(graph.replace(nowhere, Box::new(Repeater::new(1))).is_some(), "it comes back");
     assert!(graph.take(nowhere).is_none());
 }

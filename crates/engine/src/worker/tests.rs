@@ -251,7 +251,7 @@ fn a_command_wakes_a_sleeping_worker() {
 #[test]
 fn a_descriptor_watched_later_wakes_too_until_it_is_watched_no_more() {
     let (worker, ring) = start_with_ring(Mode::Interrupt);
-    let id = AppId(0);
+    let id = AppId::from_word(0);
     let other = Arc::new(eventfd(0, EventfdFlags::NONBLOCK).unwrap());
     let ring_of = move |worker: &mut Worker, watched: bool, other: &OwnedFd| {
         worker.with(id, |_: &mut Device, poller| {

@@ -75,12 +75,14 @@ pub enum Problem {
     UnknownKey { key: String, owner: String, expected: String, nearest: Option<String> },
     #[error("wrong value {value} for `{key}`: expected {expected}{}", did_you_mean(.nearest))]
     WrongValue { key: String, value: String, expected: String, nearest: Option<String> },
-    #[error("port `{port}` lacks the key `{key}`: expected {expected}")]
-    MissingKey { port: String, key: &'static str, expected: String },
+    #[error("{owner} lacks the key `{key}`: expected {expected}")]
+    MissingKey { owner: String, key: &'static str, expected: String },
+    #[error("{owner} would do nothing: expected {expected}")]
+    Idle { owner: String, expected: String },
     #[error("`{0}` is given twice")]
     KeyTwice(String),
-    #[error("{0} is not a port's table: expected [port.NAME]")]
-    NotAPort(String),
+    #[error("{found} is not {whose} table: expected {expected}")]
+    NotATable { found: String, whose: &'static str, expected: &'static str },
     #[error(
         "`{0}` does not describe a port: expected NAME=TYPE:TARGET[,KEY=VALUE...], as \
          vm1=vhost-user:/run/vm1.sock or host=tap:rw0"
@@ -93,12 +95,26 @@ pub enum Problem {
     NotKeyValue(String),
     #[error("`{0}` is not a port name: expected 1 to 32 characters out of A-Z, a-z, 0-9, . _ -")]
     PortName(String),
+    #[error("`{0}` is not an app name: expected 1 to 64 characters out of A-Z, a-z, 0-9, . _ -")]
+    AppName(String),
+    #[error(
+        "`{0}` is not the name of a side: expected 1 to 64 characters out of A-Z, a-z, 0-9, . _ -"
+    )]
+    SideName(String),
+    #[error("`{0}` is the name of the bridge that ports are joined to: expected another name")]
+    NameOfBridge(String),
+    #[error("`{0}` reads as a side of the bridge that ports are joined to: expected another name")]
+    NameOfSide(String),
+    #[error("`{name}` reads as {what} of `{app}`, defined in {first}: expected another name")]
+    NameOfTerminal { name: String, what: &'static str, app: String, first: Place },
+    #[error("app `{name}` has the name of a port, defined in {first}: expected another name")]
+    NameOfPort { name: String, first: Place },
     #[error(
         "`{name}` is the name of what lies between port `{port}` and the bridge: expected another name"
     )]
     NameOfApp { name: String, port: String },
-    #[error("port `{name}` is defined twice, first in {first}")]
-    PortTwice { name: String, first: Place },
+    #[error("{what} `{name}` is defined twice, first in {first}")]
+    Twice { what: &'static str, name: String, first: Place },
     #[error("port `{port}` has the same {key} `{target}` as port `{other}`, defined in {first}")]
     TargetTwice { port: String, key: &'static str, target: String, other: String, first: Place },
     #[error(
@@ -116,10 +132,18 @@ pub enum Problem {
     )]
     QinqAlone,
     #[error(
-        "port `{port}` is in no VLAN, but port `{other}` is, in {first}: expected `vlan`, `trunk` or both for each port, \
-         or for none"
+        "{side} is in no VLAN, but {other} is, in {first}: expected `vlan`, `trunk` or both for each {what}, or for none"
     )]
-    NoVlan { port: String, other: String, first: Place },
+    NoVlan { side: String, other: String, first: Place, what: &'static str },
+    #[error(
+        "`{key}` has no effect, as port `{port}` is not joined to the bridge: expected it for the side of a bridge that \
+         links lead to, in [app.BRIDGE.side.SIDE]"
+    )]
+    NotJoined { key: String, port: String },
+    #[error(
+        "`{side}` has its VLANs from port `{side}` already, defined in {first}: remove one of the two"
+    )]
+    SideTwice { side: String, first: Place },
     #[error(
         "a burst has no effect without a rate of its kind: expected `{rate}` with one in {unit}"
     )]
@@ -128,6 +152,33 @@ pub enum Problem {
         "`allow-replies` has no effect without a filter: expected `filter-from`, `filter-to` or both"
     )]
     RepliesAlone,
+    #[error("`mirror` has no effect without a port for the copies: expected `mirror-to`")]
+    MirrorAlone,
+    #[error(
+        "`seed` has no effect without chance: expected `loss-from`, `delay-to` or another of what is done to frames"
+    )]
+    SeedAlone,
+    #[error("`{key}` has no effect without a delay: expected `{delay}`")]
+    NoDelay { key: String, delay: String },
+    #[error(
+        "`{end}` of the link `{link}` is not {what} of any app: expected the name of a port or an app, a dot, and {what} of \
+         it{}",
+        did_you_mean(.nearest)
+    )]
+    NoApp { end: String, link: String, what: &'static str, nearest: Option<String> },
+    #[error("`{end}` of the link `{link}`: `{app}` has no such {what}: expected {expected}")]
+    NoTerminal { end: String, link: String, app: String, what: &'static str, expected: String },
+    #[error(
+        "`{output}` is linked twice, first in {first}: expected one link from each output; a tee sends to several"
+    )]
+    LinkedTwice { output: String, first: Place },
+    #[error("{0} is linked to nothing: expected its name in `links`")]
+    Unlinked(String),
+    #[error(
+        "frames would come back to an app that still has them: {0}; expected a port, or an impairment that keeps them, \
+         on the way"
+    )]
+    Cycle(String),
     #[error("wrong value for `{key}`: {error}")]
     Filter { key: String, error: String },
     #[error(

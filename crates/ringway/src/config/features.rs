@@ -8,8 +8,8 @@ use wire::virtio::Features;
 
 use super::DEFAULT_FEATURES;
 use super::fault::{Fault, Problem};
-use super::port::Entry;
 use super::value::{Misfit, Scalar, Value, all_of, nearest, one_of};
+use super::written::Entry;
 
 /// The names of features, as the virtio specification has them, in lower case and without prefix.
 pub fn names(features: Features) -> Vec<String> {

@@ -8,17 +8,32 @@ use std::path::Path;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
+use super::app::{SIDE, WrittenApp};
 use super::fault::{Fault, Place, Problem};
-use super::keys::PORT;
-use super::port::{Entry, WrittenPort};
+use super::keys::{APP, PORT};
 use super::value::{Scalar, Value};
+use super::written::{Entry, Written};
 
-/// The settings and the ports of a file, each in the order of the file.
+/// The settings, the ports and the apps of a file, each in the order of the file.
 #[derive(Default)]
 pub struct WrittenFile {
     pub settings: Vec<Entry>,
-    pub ports: Vec<WrittenPort>,
+    pub ports: Vec<Written>,
+    pub apps: Vec<WrittenApp>,
 }
+
+/// A kind of table that there may be several of, in a table that holds them.
+struct Tables {
+    /// What each of them is: the key of the table that holds them.
+    what: &'static str,
+    whose: &'static str,
+    /// How they are written.
+    form: &'static str,
+}
+
+const PORTS: Tables = Tables { what: PORT, whose: "a port's", form: "[port.NAME]" };
+const APPS: Tables = Tables { what: APP, whose: "an app's", form: "[app.NAME]" };
+const SIDES: Tables = Tables { what: SIDE, whose: "a side's", form: "[app.NAME.side.SIDE]" };
 
 impl WrittenFile {
     /// Takes a file's text apart. A file that is not TOML yields nothing but its faults: what
@@ -33,15 +48,20 @@ impl WrittenFile {
 
         let mut file = WrittenFile::default();
         for (key, value) in in_order(tree.get_ref()) {
-            match value.get_ref() {
-                DeValue::Table(ports) if key.get_ref() == PORT => {
-                    file.ports = source.ports(ports, faults);
-                }
-                other if key.get_ref() == PORT => faults.push(Fault {
-                    place: source.place(key),
-                    problem: Problem::NotAPort(format!("{PORT} = {}", other.type_str())),
-                }),
-                _ => file.settings.push(source.entry(key, value)),
+            if key.get_ref() == PORT {
+                let tables = source.tables(&PORTS, key, value, faults);
+                file.ports = tables.into_iter().map(|(port, _)| port).collect();
+            } else if key.get_ref() == APP {
+                let tables = source.tables(&APPS, key, value, faults);
+                let app = |(table, entries): (Written, &DeTable<'_>)| {
+                    let sides = entries.get_key_value(SIDE);
+                    let sides = sides.map(|(key, value)| source.tables(&SIDES, key, value, faults));
+                    let sides = sides.into_iter().flatten().map(|(side, _)| side).collect();
+                    WrittenApp { table, sides }
+                };
+                file.apps = tables.into_iter().map(app).collect();
+            } else {
+                file.settings.push(source.entry(key, value));
             }
         }
         file
@@ -58,28 +78,37 @@ impl Source<'_> {
         Place::in_file(self.path, self.text, spanned.span().start)
     }
 
-    fn ports(&self, ports: &DeTable<'_>, faults: &mut Vec<Fault>) -> Vec<WrittenPort> {
+    /// The tables that a table holds. What is none is a fault.
+    fn tables<'t, 'i>(
+        &self,
+        of: &Tables,
+        key: &Spanned<DeString<'_>>,
+        value: &'t Spanned<DeValue<'i>>,
+        faults: &mut Vec<Fault>,
+    ) -> Vec<(Written, &'t DeTable<'i>)> {
+        let Tables { what, whose, form: expected } = *of;
+        let mut fault = |key: &Spanned<DeString<'_>>, found: String| {
+            let problem = Problem::NotATable { found, whose, expected };
+            faults.push(Fault { place: self.place(key), problem });
+        };
+        let DeValue::Table(tables) = value.get_ref() else {
+            fault(key, format!("{what} = {}", value.get_ref().type_str()));
+            return Vec::new();
+        };
         let mut written = Vec::new();
-        for (name, value) in in_order(ports) {
+        for (name, value) in in_order(tables) {
             let DeValue::Table(entries) = value.get_ref() else {
-                faults.push(Fault {
-                    place: self.place(name),
-                    problem: Problem::NotAPort(format!(
-                        "{PORT}.{} = {}",
-                        name.get_ref(),
-                        value.get_ref().type_str()
-                    )),
-                });
+                fault(name, format!("{what}.{} = {}", name.get_ref(), value.get_ref().type_str()));
                 continue;
             };
-            written.push(WrittenPort {
+            let pairs = in_order(entries).into_iter();
+            let table = Written {
+                what,
                 name: name.get_ref().to_string(),
                 place: self.place(name),
-                entries: in_order(entries)
-                    .into_iter()
-                    .map(|(key, value)| self.entry(key, value))
-                    .collect(),
-            });
+                entries: pairs.map(|(key, value)| self.entry(key, value)).collect(),
+            };
+            written.push((table, entries));
         }
         written
     }
@@ -107,8 +136,8 @@ impl Source<'_> {
         let mut faults: Vec<Fault> = errors.iter().map(|e| self.syntax_fault(e)).collect();
         // The parser goes on in the first of two tables that have one name, and then finds each
         // key of the second twice.
-        let port_twice = |fault: &Fault| matches!(fault.problem, Problem::PortTwice { .. });
-        if faults.iter().any(port_twice) {
+        let is_twice = |fault: &Fault| matches!(fault.problem, Problem::Twice { .. });
+        if faults.iter().any(is_twice) {
             faults.retain(|fault| !matches!(fault.problem, Problem::KeyTwice(_)));
         }
         faults
@@ -119,7 +148,7 @@ impl Source<'_> {
         let place = Place::in_file(self.path, self.text, span.start);
         let offending = self.text.get(span.clone()).unwrap_or_default();
         let problem = if error.message() == "duplicate key" {
-            self.port_twice(span.start, offending)
+            self.table_twice(span.start, offending)
                 .unwrap_or_else(|| Problem::KeyTwice(offending.to_owned()))
         } else {
             // "expected nothing" is the parser's for a number's leading zero, and misleads.
@@ -129,20 +158,19 @@ impl Source<'_> {
         Fault { place, problem }
     }
 
-    /// The fault of a second `[port.NAME]`. The parser says where the second is and not where the
+    /// The fault of a second `[port.NAME]` or `[app.NAME]`. The parser says where the second is and not where the
     /// first is, but what precedes the second's line is a file of its own that has the first.
-    fn port_twice(&self, offset: usize, name: &str) -> Option<Problem> {
+    fn table_twice(&self, offset: usize, name: &str) -> Option<Problem> {
         let before = self.text.get(..offset)?;
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         let (preceding, line) = before.split_at(line_start);
-        if !line.trim_start().starts_with('[') {
-            return None;
-        }
+        let holder = line.trim().strip_prefix('[')?.strip_suffix('.')?.trim();
+        let what = [PORT, APP].into_iter().find(|what| *what == holder)?;
         let (tree, _) = DeTable::parse_recoverable(preceding);
-        let ports = tree.get_ref().get(PORT)?.get_ref().as_table()?;
+        let tables = tree.get_ref().get(what)?.get_ref().as_table()?;
         let bare = name.trim_matches(['"', '\'']);
-        let (first, _) = ports.get_key_value(bare)?;
-        Some(Problem::PortTwice { name: bare.to_owned(), first: self.place(first) })
+        let (first, _) = tables.get_key_value(bare)?;
+        Some(Problem::Twice { what, name: bare.to_owned(), first: self.place(first) })
     }
 }
 

@@ -1,8 +1,8 @@
 //! The keys there are. Error messages and `--help` are made from these tables.
 
 use super::fault::Fault;
-use super::port::WrittenPort;
-use super::{PortKind, between, kinds, vlan};
+use super::written::Written;
+use super::{PortKind, app, between, kinds, vlan};
 
 /// One key and what it may hold.
 #[derive(Clone, Copy)]
@@ -28,7 +28,7 @@ pub struct PortType {
     /// What is to be said of them all in `--help`, in lines that fit a terminal.
     pub notes: fn() -> String,
     /// What a port means that was written as one of this type. What is wrong with it goes to the faults.
-    pub read: fn(&WrittenPort, &mut Vec<Fault>) -> Option<PortKind>,
+    pub read: fn(&Written, &mut Vec<Fault>) -> Option<PortKind>,
 }
 
 impl PortType {
@@ -41,8 +41,8 @@ impl PortType {
 }
 
 /// The keys that ports of all types have.
-fn common_keys() -> impl Iterator<Item = &'static Key> {
-    vlan::KEYS.iter().chain(&between::KEYS)
+pub fn common_keys() -> impl Iterator<Item = &'static Key> {
+    vlan::KEYS.iter().chain(between::keys())
 }
 
 /// Which type of port a port is.
@@ -53,9 +53,14 @@ pub const FEATURES: &str = "features";
 
 /// The table that holds the tables of the ports.
 pub const PORT: &str = "port";
+/// The table that holds the tables of apps.
+pub const APP: &str = "app";
+/// The links between apps.
+pub const LINKS: &str = "links";
 
-/// The keys at the top of a file, each of which is also a flag, and the ports.
-pub const TOP_LEVEL: [&str; 7] = ["mode", "idle-spin", "workers", "cpus", "log", "control", PORT];
+/// The keys at the top of a file: those that are also flags, the links, and the tables of tables.
+pub const TOP_LEVEL: [&str; 9] =
+    ["mode", "idle-spin", "workers", "cpus", "log", "control", LINKS, PORT, APP];
 
 /// Every type of port.
 pub const PORT_TYPES: [&PortType; 6] = [
@@ -75,18 +80,18 @@ pub fn help() -> String {
         text += &format!("  {name}:{}\n      {about}\n", target.form);
         let in_a_file = format!("({} in a file)", target.name);
         text += &format!("      {in_a_file:<21}  {}\n", target.about);
-        for key in *keys {
-            let setting = format!("{}={}", key.name, key.form);
-            text += &format!("      {setting:<21}  {}\n", key.about);
-        }
+        text.extend(keys.iter().map(line));
     }
     text += "  and for all of these\n";
-    for key in common_keys() {
-        let setting = format!("{}={}", key.name, key.form);
-        text += &format!("      {setting:<21}  {}\n", key.about);
-    }
+    text.extend(common_keys().map(line));
     let notes = PORT_TYPES.iter().map(|port_type| (port_type.notes)());
-    text + &notes.collect::<String>()
+    text + &app::help() + &notes.collect::<String>()
+}
+
+/// A key in `--help`.
+pub fn line(key: &Key) -> String {
+    let setting = format!("{}={}", key.name, key.form);
+    format!("      {setting:<21}  {}\n", key.about)
 }
 
 /// Words in lines that fit a terminal.

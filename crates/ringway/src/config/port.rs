@@ -2,65 +2,14 @@
 
 use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
-use super::value::{self, Misfit, Scalar, Value};
+use super::value::{self, Scalar, Value};
+use super::written::{Entry, Written};
 use super::{PortConfig, between, vlan};
 
-/// A key and its value as they were written.
-pub struct Entry {
-    pub key: String,
-    pub place: Place,
-    pub value: Value,
-}
-
-impl Entry {
-    /// What the value means, or a fault.
-    pub fn read<T>(
-        &self,
-        faults: &mut Vec<Fault>,
-        parse: impl FnOnce(&Scalar) -> Result<T, Misfit>,
-    ) -> Option<T> {
-        let misfit = match parse(&self.value.scalar) {
-            Ok(value) => return Some(value),
-            Err(misfit) => misfit,
-        };
-        faults.push(self.wrong(&self.value, misfit));
-        None
-    }
-
-    /// The fault of a value that does not fit the key, or of one in a list of them.
-    pub fn wrong(&self, value: &Value, misfit: Misfit) -> Fault {
-        let Misfit { expected, nearest } = misfit;
-        let (key, value, place) = (self.key.clone(), value.scalar.to_string(), value.place.clone());
-        Fault { place, problem: Problem::WrongValue { key, value, expected, nearest } }
-    }
-
-    /// The fault of a key that `owner` does not have.
-    pub fn unknown(&self, owner: &str, valid: &[&str]) -> Fault {
-        let expected = if valid.is_empty() { "no key".to_owned() } else { value::one_of(valid) };
-        Fault {
-            place: self.place.clone(),
-            problem: Problem::UnknownKey {
-                key: self.key.clone(),
-                owner: owner.to_owned(),
-                expected,
-                nearest: value::nearest(&self.key, valid.iter().copied()),
-            },
-        }
-    }
-}
-
-/// A port as it was written: by `--port`, or as a table of a file.
-pub struct WrittenPort {
-    pub name: String,
-    /// Where the name is.
-    pub place: Place,
-    pub entries: Vec<Entry>,
-}
-
-impl WrittenPort {
+impl Written {
     /// Splits the value of `--port`, `NAME=TYPE:TARGET[,KEY=VALUE...]`, into the entries that the
     /// same port has in a file.
-    pub fn from_flag(text: &str, faults: &mut Vec<Fault>) -> Option<WrittenPort> {
+    pub fn from_flag(text: &str, faults: &mut Vec<Fault>) -> Option<Written> {
         let place = Place::flag(keys::PORT, text);
         let mut fault = |problem| {
             faults.push(Fault { place: place.clone(), problem });
@@ -100,16 +49,13 @@ impl WrittenPort {
                 Some((key, value)) => entries.push(entry(key, value)),
             }
         }
-        Some(WrittenPort { name: name.to_owned(), place, entries })
+        Some(Written { what: keys::PORT, name: name.to_owned(), place, entries })
     }
 
     /// What the port means. Everything that is wrong with it goes to `faults`.
     pub fn read(&self, faults: &mut Vec<Fault>) -> Option<PortConfig> {
-        if !is_port_name(&self.name) {
-            faults.push(Fault {
-                place: self.place.clone(),
-                problem: Problem::PortName(self.name.clone()),
-            });
+        if !is_name(&self.name, PORT_NAME_LIMIT) {
+            faults.push(self.fault(Problem::PortName(self.name.clone())));
         }
         let Some(type_entry) = self.entry(TYPE) else {
             faults.push(self.missing(TYPE, value::one_of(&keys::PORT_TYPES.map(|t| t.name))));
@@ -138,23 +84,13 @@ impl WrittenPort {
         }
         known
     }
-
-    /// The entry of this key.
-    pub fn entry(&self, key: &str) -> Option<&Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
-    }
-
-    /// The fault of a key that is not there.
-    pub fn missing(&self, key: &'static str, expected: String) -> Fault {
-        Fault {
-            place: self.place.clone(),
-            problem: Problem::MissingKey { port: self.name.clone(), key, expected },
-        }
-    }
 }
 
+/// The longest name of a port.
+pub const PORT_NAME_LIMIT: usize = 32;
+
 /// Names go into logs and onto command lines: plain and short.
-fn is_port_name(name: &str) -> bool {
-    (1..=32).contains(&name.len())
+pub fn is_name(name: &str, limit: usize) -> bool {
+    (1..=limit).contains(&name.len())
         && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
 }

@@ -1,30 +1,132 @@
-//! A configuration as a file: what `ringway config show` prints.
+//! A configuration as a file, and its network as another: what `ringway config show` prints.
 //!
 //! What was written is printed as it was written, so that a file that was read comes out with the same values; what
-//! flags say has the form that they have in a file.
+//! flags say has the form that they have in a file. Written out, each app of a port's keys has those of them that are its own,
+//! under the same names; what is left of them is the port's.
 
 use std::fmt::Write;
 
-use super::Draft;
-use super::keys::{self, PORT};
-use super::port::Entry;
+use super::app::SIDE;
+use super::keys::{self, APP, LINKS, PORT, TYPE};
+use super::network::{BRIDGE, Network, NetworkApp};
 use super::value::Scalar;
+use super::written::{Entry, Written};
+use super::{Config, Draft, PortConfig, vlan};
 
 impl Draft {
     /// All that was gathered as one file in TOML, without comments. Without meaning if something is wrong with it.
     pub fn to_toml(&self) -> String {
-        let mut text = String::new();
-        for key in keys::TOP_LEVEL {
-            // What came later replaces what came before.
-            text.extend(self.settings.iter().rfind(|entry| entry.key == key).map(line));
-        }
+        let mut text = self.settings_but(&[]);
         for port in &self.ports {
-            let separator = if text.is_empty() { "" } else { "\n" };
-            let _ = writeln!(text, "{separator}[{PORT}.{}]", key(&port.name));
-            text.extend(port.entries.iter().map(line));
+            table(&mut text, &[PORT, &port.name], &port.entries);
+        }
+        for app in &self.apps {
+            table(&mut text, &[APP, &app.table.name], &app.table.entries);
+            for side in &app.sides {
+                table(&mut text, &[APP, &app.table.name, SIDE, &side.name], &side.entries);
+            }
         }
         text
     }
+
+    /// The same with all apps and links that are meant, each said as such: a configuration with the same network. `config` is
+    /// what this one means.
+    pub fn to_expanded_toml(&self, config: &Config) -> String {
+        let network = config.network();
+        let mut text = self.settings_but(&[LINKS]);
+        let links =
+            network.links.iter().map(|link| format!("    {},\n", quoted(&network.text(link))));
+        let _ = write!(text, "{LINKS} = [\n{}]\n", links.collect::<String>());
+        for app in &network.apps {
+            self.expand(&mut text, app, config);
+        }
+        text
+    }
+
+    /// Adds the tables of an app.
+    fn expand(&self, text: &mut String, app: &NetworkApp, config: &Config) {
+        let NetworkApp { name, spec, .. } = app;
+        let port = |port: &PortConfig| self.ports.iter().find(|written| written.name == port.name);
+        if let Some(port) = self.ports.iter().find(|port| port.name == *name) {
+            let is_own = |entry: &&Entry| keys::common_keys().all(|key| key.name != entry.key);
+            return table(text, &[PORT, name], port.entries.iter().filter(is_own));
+        }
+        let written = self.apps.iter().find(|app| app.table.name == *name);
+        let between = config.ports.iter().find(|port| port.apps().iter().any(|app| app.0 == *name));
+        match (written, between.and_then(port)) {
+            (Some(app), _) => table(text, &[APP, name], &app.table.entries),
+            (None, port) => {
+                table(text, &[APP, name], []);
+                let _ = writeln!(text, "{TYPE} = {}", quoted(spec.type_name()));
+                text.extend(spec.app_type().zip(port).into_iter().flat_map(|(known, port)| {
+                    let names = known.keys.iter().map(|key| key.name).collect::<Vec<_>>();
+                    lines_of(port, &names)
+                }));
+            }
+        }
+        for side in written.iter().flat_map(|app| &app.sides) {
+            table(text, &[APP, name, SIDE, &side.name], &side.entries);
+        }
+        if name == BRIDGE {
+            let with_vlans = |port: &&PortConfig| port.vlan.is_some() && config.is_joined(port);
+            for port in config.ports.iter().filter(with_vlans).filter_map(port) {
+                table(text, &[APP, name, SIDE, &port.name], []);
+                text.extend(lines_of(port, &vlan::KEYS.map(|key| key.name)));
+            }
+        }
+    }
+
+    /// The settings in lines, but for these.
+    fn settings_but(&self, others: &[&str]) -> String {
+        let keys = keys::TOP_LEVEL.iter().filter(|key| !others.contains(key));
+        // What came later replaces what came before.
+        let entries = keys.filter_map(|key| self.settings.iter().rfind(|entry| entry.key == *key));
+        entries.map(line).collect()
+    }
+}
+
+impl Network {
+    /// A drawing for Graphviz. Two apps that are linked both ways have one edge for that.
+    pub fn to_dot(&self) -> String {
+        let mut text =
+            String::from("digraph ringway {\n    rankdir = LR;\n    node [shape = box];\n");
+        for NetworkApp { name, spec, .. } in &self.apps {
+            let kind = spec.type_name();
+            let label = if name == kind { name.clone() } else { format!("{name}\\n{kind}") };
+            // A name has no characters that would have to be escaped.
+            let _ = writeln!(text, "    \"{name}\" [label = \"{label}\"];");
+        }
+        let mut edges: Vec<([usize; 2], bool)> = Vec::new();
+        for link in &self.links {
+            let [from, to] = [link.from.app, link.to.app];
+            match edges.iter_mut().find(|(apps, is_both)| *apps == [to, from] && !is_both) {
+                Some((_, is_both)) => *is_both = true,
+                None => edges.push(([from, to], false)),
+            }
+        }
+        for (apps, is_both) in edges {
+            let [from, to] = apps.map(|app| &self.apps[app].name);
+            let both = if is_both { " [dir = both]" } else { "" };
+            let _ = writeln!(text, "    \"{from}\" -> \"{to}\"{both};");
+        }
+        text + "}\n"
+    }
+}
+
+/// Adds a table.
+fn table<'a>(text: &mut String, path: &[&str], entries: impl IntoIterator<Item = &'a Entry>) {
+    let separator = if text.is_empty() { "" } else { "\n" };
+    let path: Vec<String> = path.iter().map(|name| key(name)).collect();
+    let _ = writeln!(text, "{separator}[{}]", path.join("."));
+    // That of tables is said by them.
+    let is_table = |entry: &Entry| matches!(entry.value.scalar, Scalar::Other(_));
+    text.extend(entries.into_iter().filter(|entry| !is_table(entry)).map(line));
+}
+
+/// The lines of those entries that have these keys.
+fn lines_of(written: &Written, keys: &[&str]) -> Vec<String> {
+    let is_one = |entry: &&Entry| keys.contains(&entry.key.as_str());
+    written.entries.iter().filter(is_one).map(line).collect()
 }
 
 fn line(entry: &Entry) -> String {

@@ -1,5 +1,7 @@
 //! What a configuration means, and the whole text of every fault.
 
+mod network;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -189,6 +191,7 @@ fn flags_and_a_file_say_the_same() {
                 }),
             ),
         ],
+        ..Config::default()
     };
     assert_eq!(read(file, &[]).as_ref(), Ok(&expected));
     assert_eq!(read("", &flags).as_ref(), Ok(&expected));
@@ -255,6 +258,8 @@ fn what_is_not_said_has_a_default() {
                 features: DEFAULT_FEATURES,
             }),
         )],
+        apps: vec![],
+        links: vec![],
     };
     assert_eq!(config, Ok(expected));
 }
@@ -293,11 +298,11 @@ conect = true
     let flags = [("port", "vm1=tap:a/b"), ("mode", "pol")];
     let expected = "\
 ringway.toml:1:7: wrong value `loud` for `log`: expected off, error, warn, info, debug or trace
-ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, workers, cpus, log, control or port; \
+ringway.toml:2:1: unknown key `mod` of the file: expected mode, idle-spin, workers, cpus, log, control, links, port or app; \
 did you mean `mode`?
 ringway.toml:6:7: wrong value `40` for `mtu`: expected a number from 68 to 65535
 ringway.toml:7:1: unknown key `conect` of a vhost-user port: expected type, path, connect, \
-socket-mode, socket-group, mtu, queue-pairs, penalty, features, vlan, trunk, qinq, allow-macs, allow-ips, storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies; did you mean `connect`?
+socket-mode, socket-group, mtu, queue-pairs, penalty, features, vlan, trunk, qinq, allow-macs, allow-ips, storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to, allow-replies, mirror-to, mirror, delay-from, delay-to, jitter-from, jitter-to, loss-from, loss-to, corrupt-from, corrupt-to, duplicate-from, duplicate-to, reorder-from, reorder-to or seed; did you mean `connect`?
 --port vm1=tap:a/b: wrong value `a/b` for `interface`: expected an interface name, as rw0 or \
 tap%d: 1 to 15 bytes, not . or .., without space / : or another %
 --port vm1=tap:a/b: port `vm1` is defined twice, first in ringway.toml:3:7
@@ -484,7 +489,7 @@ fn an_unknown_type_or_key() {
         "a=vhost-user:/run/a.sock,socket_mode=0660",
         "unknown key `socket_mode` of a vhost-user port: expected connect, socket-mode, \
          socket-group, mtu, queue-pairs, penalty, features, vlan, trunk, qinq, allow-macs, allow-ips, \
-         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies; did you mean `socket-mode`?",
+         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to, allow-replies, mirror-to, mirror, delay-from, delay-to, jitter-from, jitter-to, loss-from, loss-to, corrupt-from, corrupt-to, duplicate-from, duplicate-to, reorder-from, reorder-to or seed; did you mean `socket-mode`?",
     );
     assert_port_fault(
         "a=tap:rw0,colour=red",
@@ -609,7 +614,7 @@ fn what_a_tap_port_is_told_has_its_form() {
         "a=tap:rw0,persistant=on",
         "unknown key `persistant` of a tap port: expected fd, queue-pairs, persistent, owner, group, \
          mtu, mac, up, bridge, vlan, trunk, qinq, allow-macs, allow-ips, \
-         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies; did you mean `persistent`?",
+         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to, allow-replies, mirror-to, mirror, delay-from, delay-to, jitter-from, jitter-to, loss-from, loss-to, corrupt-from, corrupt-to, duplicate-from, duplicate-to, reorder-from, reorder-to or seed; did you mean `persistent`?",
     );
 }
 
@@ -820,7 +825,7 @@ fn every_key_in_the_tables_is_read() {
             assert!(faults.contains(&expected), "no {expected:?} in {faults:?}");
         }
     }
-    for key in keys::TOP_LEVEL.iter().filter(|key| **key != keys::PORT) {
+    for key in keys::TOP_LEVEL.iter().filter(|key| ![keys::PORT, keys::APP].contains(*key)) {
         let faults = read(&format!("{key} = 1979-05-27"), &[]).expect_err("no key takes a date");
         let expected = format!("wrong value of type datetime for `{key}`: expected ");
         assert!(faults.contains(&expected), "no {expected:?} in {faults:?}");
@@ -996,6 +1001,7 @@ fn what_lies_between_a_port_and_the_bridge() {
             from_port: direction(accept("tcp port 80")),
             to_port: direction(accept("1,6 0 0 65535")),
         }),
+        ..Between::default()
     };
     assert_eq!(between(file), Ok(expected.clone()));
     // What has a comma is for a file.

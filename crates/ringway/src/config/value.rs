@@ -8,13 +8,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use apps::bridge::vlan::{FIRST_VLAN, LAST_VLAN, VlanSet};
+use apps::mirror;
+use apps::source::MAX_SIZE;
 use ports::pcap::Times;
 use ports::tun::Subnet;
 use tracing::level_filters::LevelFilter;
-use wire::ethernet::MacAddress;
+use wire::ethernet::{EtherType, HEADER_SIZE, MacAddress};
 use wire::pcap::MAX_CAPTURED;
 use wire::prefix::Prefix;
 
+use super::app::{self, AppType};
 use super::fault::Place;
 use super::keys::{PORT_TYPES, PortType};
 use super::{ControlSocket, Mode};
@@ -150,6 +153,16 @@ pub fn port_type(scalar: &Scalar) -> Result<&'static PortType, Misfit> {
     word(scalar, &PORT_TYPES.map(|known| (known.name, known)))
 }
 
+/// `type` of an app. One of a port says where that would belong.
+pub fn app_type(scalar: &Scalar) -> Result<&'static AppType, Misfit> {
+    word(scalar, &app::TYPES.map(|known| (known.name, known))).map_err(|misfit| match scalar {
+        Scalar::Text(text) if PORT_TYPES.iter().any(|known| known.name == text) => {
+            Misfit::expected(format!("{} (a port has a section [port.NAME])", misfit.expected))
+        }
+        _ => misfit,
+    })
+}
+
 /// `connect`: `on` or `off`, or a boolean of TOML.
 pub fn switch(scalar: &Scalar) -> Result<bool, Misfit> {
     if let Scalar::Boolean(boolean) = scalar {
@@ -169,12 +182,33 @@ const IDLE_SPIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// `idle-spin`: a whole number and a unit.
 pub fn idle_spin(scalar: &Scalar) -> Result<Duration, Misfit> {
-    let misfit = Misfit::expected("a duration of at most 1s, as 50us (units: ns, us, ms, s)");
+    let expected = "a duration of at most 1s, as 50us (units: ns, us, ms, s)";
+    duration(scalar, IDLE_SPIN_LIMIT, "us", expected)
+}
+
+/// The longest delay of an impairment. Around the moon it is three seconds.
+const DELAY_LIMIT: Duration = Duration::from_secs(60);
+
+/// `delay-from` and its like, in nanoseconds.
+pub fn delay(scalar: &Scalar) -> Result<u64, Misfit> {
+    let expected = "a duration of at most 60s, as 10ms (units: ns, us, ms, s)";
+    // Within the limit, which is of this type.
+    duration(scalar, DELAY_LIMIT, "ms", expected).map(|delay| delay.as_nanos() as u64)
+}
+
+/// A whole number and a unit; `usual` is the unit that is meant where there is none.
+fn duration(
+    scalar: &Scalar,
+    limit: Duration,
+    usual: &str,
+    expected: &str,
+) -> Result<Duration, Misfit> {
+    let misfit = Misfit::expected(expected);
     let text = match scalar {
         Scalar::Text(text) => text,
         // A number without its unit: the unit is what to add.
         Scalar::Integer { digits, radix: 10 } => {
-            return Err(misfit.nearest(format!("\"{digits}us\"")));
+            return Err(misfit.nearest(format!("\"{digits}{usual}\"")));
         }
         _ => return Err(misfit),
     };
@@ -188,7 +222,7 @@ pub fn idle_spin(scalar: &Scalar) -> Result<Duration, Misfit> {
         "us" => 1_000,
         "ms" => 1_000_000,
         "s" => 1_000_000_000,
-        "" => return Err(misfit.nearest(format!("{digits}us"))),
+        "" => return Err(misfit.nearest(format!("{digits}{usual}"))),
         _ => {
             let unit = unit.trim().replace('µ', "u");
             return Err(match nearest(&unit, ["ns", "us", "ms", "s"]) {
@@ -200,8 +234,50 @@ pub fn idle_spin(scalar: &Scalar) -> Result<Duration, Misfit> {
     number
         .checked_mul(nanoseconds)
         .map(Duration::from_nanos)
-        .filter(|duration| *duration <= IDLE_SPIN_LIMIT)
+        .filter(|duration| *duration <= limit)
         .ok_or(misfit)
+}
+
+/// `loss-from` and its like: a percentage.
+pub fn chance(scalar: &Scalar) -> Result<f64, Misfit> {
+    let misfit = Misfit::expected("a percentage from 0% to 100%, as 0.1%");
+    let percentage = |number: &str| -> Option<f64> {
+        // `parse` alone would take "1e2" and "inf".
+        let is_plain = number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        let percent = number.parse().ok().filter(|_| is_plain);
+        percent.filter(|percent| (0.0..=100.0).contains(percent))
+    };
+    match scalar {
+        Scalar::Text(text) => match text.strip_suffix('%') {
+            Some(number) => percentage(number).ok_or(misfit),
+            None if percentage(text).is_some() => Err(misfit.nearest(format!("{text}%"))),
+            None => Err(misfit),
+        },
+        Scalar::Integer { digits, radix: 10 } if percentage(digits).is_some() => {
+            Err(misfit.nearest(format!("\"{digits}%\"")))
+        }
+        _ => Err(misfit),
+    }
+}
+
+/// `seed`.
+pub fn seed(scalar: &Scalar) -> Result<u64, Misfit> {
+    wide_number(scalar, 0..=u32::MAX).map(u64::from)
+}
+
+/// `mirror`.
+pub fn mirrored(scalar: &Scalar) -> Result<mirror::Settings, Misfit> {
+    let directions = [("from", (true, false)), ("to", (false, true)), ("both", (true, true))];
+    let (from_port, to_port) = word(scalar, &directions)?;
+    Ok(mirror::Settings { from_port, to_port })
+}
+
+/// `mirror-to`: a name.
+pub fn port_name(scalar: &Scalar) -> Result<String, Misfit> {
+    match scalar {
+        Scalar::Text(text) if !text.is_empty() => Ok(text.clone()),
+        _ => Err(Misfit::expected("the name of another port")),
+    }
 }
 
 /// One more than the highest CPU number that the kernel's affinity calls take (CPU_SETSIZE).
@@ -267,6 +343,43 @@ pub fn mac(scalar: &Scalar) -> Result<MacAddress, Misfit> {
             Err(Misfit { nearest: near.map(|near| near.to_string()), ..misfit })
         }
     }
+}
+
+/// `to` of a source: the address of a station or a group.
+pub fn destination(scalar: &Scalar) -> Result<MacAddress, Misfit> {
+    let misfit = Misfit::expected("a hardware address, as 52:54:00:12:34:56 or ff:ff:ff:ff:ff:ff");
+    match scalar {
+        Scalar::Text(text) => text.parse().map_err(|_| misfit),
+        _ => Err(misfit),
+    }
+}
+
+/// `ethertype` of a source: hexadecimal digits behind 0x, or a number of TOML.
+pub fn ethertype(scalar: &Scalar) -> Result<EtherType, Misfit> {
+    let (digits, radix) = match scalar {
+        Scalar::Text(text) => match text.strip_prefix("0x") {
+            Some(digits) => (digits, 16),
+            None => (text.as_str(), 10),
+        },
+        Scalar::Integer { digits, radix } => (digits.as_str(), *radix),
+        _ => ("", 10),
+    };
+    // Parsing alone would take "+1". Smaller numbers are lengths (802.3-2018, 3.2.6).
+    let is_plain = digits.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let number = u16::from_str_radix(digits, radix).ok().filter(|_| is_plain);
+    let ethertype = number.filter(|number| *number >= 0x600).map(EtherType);
+    ethertype.ok_or_else(|| Misfit::expected("a type of frame from 0x600 to 0xffff, as 0x88b5"))
+}
+
+/// `size` of a source's frames.
+pub fn frame_size(scalar: &Scalar) -> Result<usize, Misfit> {
+    // In the range.
+    wide_number(scalar, HEADER_SIZE as u32..=MAX_SIZE as u32).map(|size| size as usize)
+}
+
+/// `frames` of a source.
+pub fn frames(scalar: &Scalar) -> Result<u64, Misfit> {
+    wide_number(scalar, 1..=u32::MAX).map(u64::from)
 }
 
 /// The items of a list: a flag has `+` between them, a file has one or a list. None when something else is

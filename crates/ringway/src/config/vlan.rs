@@ -6,8 +6,8 @@ use apps::bridge::vlan::Membership;
 
 use super::fault::{Fault, Problem};
 use super::keys::Key;
-use super::port::WrittenPort;
 use super::value;
+use super::written::Written;
 
 /// The keys.
 pub static KEYS: [Key; 3] = [
@@ -29,7 +29,7 @@ pub static KEYS: [Key; 3] = [
 ];
 
 /// What a port has to do with VLANs, if anything. What is wrong with it goes to the faults.
-pub fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<Membership> {
+pub fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<Membership> {
     let vlan = written.entry("vlan").and_then(|entry| entry.read(faults, value::vlan));
     let allowed = written.entry("trunk").and_then(|entry| entry.read(faults, value::vlans));
     let qinq = written.entry("qinq");

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 fn serve_at(path: &Path, version: String) -> JoinHandle<io::Result<()>> {
     let listener = listen_at(path, MODE, None).unwrap();
     let report = Report { version, ..Report::default() };
-    tokio::spawn(serve(listener, move |Request::Stats| {
+    tokio::spawn(serve(listener, move |_| {
         let report = Box::new(report.clone());
         async { Answer::Stats(report) }
     }))

@@ -49,6 +49,13 @@ impl Mtus {
         }
     }
 
+    /// Nobody is to hear of a port any more, which is gone.
+    pub fn forget(&self, port: &str) {
+        let mut known = self.known();
+        known.ports.remove(port);
+        known.links.remove(port);
+    }
+
     /// A port's MTU, if it is known.
     pub fn mtu(&self, port: &str) -> Option<u32> {
         self.known().ports.get(port).copied()

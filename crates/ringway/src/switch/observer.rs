@@ -1,16 +1,16 @@
 //! Looks at a running switch.
 
-use std::collections::HashMap;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use engine::{AppId, Counters, Load, Poller, Worker};
+use engine::{Counters, Load, Poller, Worker};
 use ports::vhost_user::{GuestLook, VhostUserPort};
 use tokio::time::timeout;
 
 use super::Mtus;
+use super::register::{Listed, Register};
 use crate::config::feature_names;
 use crate::report::{self, App, Guest, Link, Port, Report, Ring, State};
 use crate::workers::Workers;
@@ -25,9 +25,7 @@ const PENDING: usize = 768;
 #[derive(Clone)]
 pub struct Observer {
     pub(super) workers: Arc<Workers>,
-    pub(super) names: Arc<[(AppId, String)]>,
-    /// The apps that are ports, in the order of the configuration, and their types.
-    pub(super) ports: Arc<[(AppId, &'static str)]>,
+    pub(super) register: Register,
     pub(super) mtus: Mtus,
     pub(super) epoch: Instant,
     /// As many references as there are looks that are not answered, and one for each of this.
@@ -37,9 +35,8 @@ pub struct Observer {
 /// What one worker says.
 struct Part {
     load: Load,
-    /// What each app counted, and whether it runs.
-    apps: Vec<(Counters, bool)>,
-    guests: Vec<Option<GuestLook>>,
+    /// What each app counted, and whether it runs; and its guest, if it is a port that has one.
+    apps: Vec<(Counters, bool, Option<GuestLook>)>,
 }
 
 impl Observer {
@@ -49,17 +46,18 @@ impl Observer {
         if Arc::strong_count(&pending) > PENDING {
             bail!("a worker hangs: it has answered none of the last looks");
         }
-        let (names, ports) = (self.names.clone(), self.ports.clone());
+        let listed: Arc<[Listed]> = self.register.list().into();
+        let asked = listed.clone();
         let parts = self.workers.on_each(move |worker: &mut Worker| {
             // Until this is done, or will never be.
             let _pending = &pending;
-            let graph = worker.graph();
-            let app = |(id, _): &(AppId, String)| (graph.counters(*id), graph.is_running(*id));
-            let apps = names.iter().map(app).collect();
-            let load = worker.load();
             let look = |port: &mut VhostUserPort, _: &Poller| port.look();
-            let guests = ports.iter().map(|(id, _)| worker.with(*id, look).flatten());
-            Part { load, apps, guests: guests.collect() }
+            let app = |app: &Listed| {
+                let guest = worker.with(app.id, look).flatten();
+                let graph = worker.graph();
+                (graph.counters(app.id), graph.is_running(app.id), guest)
+            };
+            Part { apps: asked.iter().map(app).collect(), load: worker.load() }
         });
         let parts = timeout(LIMIT, parts).await;
         let parts = parts.ok().context("a worker hangs: it does not answer")??;
@@ -70,48 +68,45 @@ impl Observer {
             time_ms: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
             uptime_ns: nanoseconds(self.epoch.elapsed()),
             workers: parts.iter().map(worker).collect(),
-            apps: self.apps(&parts),
-            ports: self.ports(&parts),
+            apps: apps(&listed, &parts),
+            ports: self.ports(&listed, &parts),
         })
     }
 
-    fn apps(&self, parts: &[Part]) -> Vec<App> {
-        let types: HashMap<_, _> = self.ports.iter().copied().collect();
-        let app = |(index, (id, name)): (usize, &(AppId, String))| {
-            let mut sum = Counters::default();
-            let mut runs = true;
-            for (counters, is_running) in parts.iter().filter_map(|part| part.apps.get(index)) {
-                sum += counters;
-                runs &= is_running;
-            }
-            // What belongs to a port has the port's name, and behind that its own.
-            let own = name.rsplit('.').next().unwrap_or(name);
-            App {
-                name: name.clone(),
-                kind: (*types.get(id).unwrap_or(&own)).to_owned(),
-                state: if runs { State::Running } else { State::Failed },
-                received: sum.received.into(),
-                sent: sum.sent.into(),
-                drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
-            }
-        };
-        self.names.iter().enumerate().map(app).collect()
-    }
-
-    fn ports(&self, parts: &[Part]) -> Vec<Port> {
-        let port = |(index, (id, kind)): (usize, &(AppId, &str))| {
-            let name = self.names.iter().find(|(app, _)| app == id);
-            let name = name.map_or("", |(_, name)| name);
-            let looks = parts.iter().filter_map(|part| part.guests.get(index)?.as_ref());
+    fn ports(&self, listed: &[Listed], parts: &[Part]) -> Vec<Port> {
+        let ports = listed.iter().enumerate().filter(|(_, app)| app.is_port);
+        let port = |(index, app): (usize, &Listed)| {
+            let name = &app.name;
+            let looks = parts.iter().filter_map(|part| part.apps.get(index)?.2.as_ref());
             let guest = guest(&looks.collect::<Vec<_>>());
-            let link = match *kind {
+            let link = match app.kind {
                 "vhost-user" => Some(Link::new(guest.as_ref().is_some_and(is_up))),
                 _ => self.mtus.link(name).map(Link::new),
             };
-            Port { name: name.to_owned(), link, mtu: self.mtus.mtu(name), guest }
+            Port { name: name.clone(), link, mtu: self.mtus.mtu(name), guest }
         };
-        self.ports.iter().enumerate().map(port).collect()
+        ports.map(port).collect()
     }
+}
+
+fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
+    let app = |(index, app): (usize, &Listed)| {
+        let mut sum = Counters::default();
+        let mut runs = true;
+        for (counters, is_running, _) in parts.iter().filter_map(|part| part.apps.get(index)) {
+            sum += counters;
+            runs &= is_running;
+        }
+        App {
+            name: app.name.clone(),
+            kind: app.kind.to_owned(),
+            state: if runs { State::Running } else { State::Failed },
+            received: sum.received.into(),
+            sent: sum.sent.into(),
+            drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+        }
+    };
+    listed.iter().enumerate().map(app).collect()
 }
 
 /// What the parts of a port know of its guest, each of its own rings.
@@ -148,7 +143,7 @@ fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
         busy_breaths: load.busy_breaths,
         sleeps: load.sleeps,
         // What waits for a receiver is had anew in each breath, and counted once.
-        frames: apps.iter().map(|(counters, _)| counters.received.frames).sum(),
+        frames: apps.iter().map(|(counters, ..)| counters.received.frames).sum(),
         breath_times: load.times.buckets().collect(),
     }
 }

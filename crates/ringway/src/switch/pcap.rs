@@ -7,23 +7,18 @@ use anyhow::Context;
 use engine::DropReason;
 use ports::pcap::{Capture, Capturing, Ended, PcapSink, PcapSource, Report};
 
-use super::{Graphs, Opened, parts};
+use super::port::{Opened, parts};
 use crate::config::{PcapRead, PcapWrite};
 
 const APPLICATION: &str = concat!("ringway ", env!("CARGO_PKG_VERSION"));
 
-pub(super) fn open_source(
-    graphs: &mut Graphs,
-    name: &str,
-    config: &PcapRead,
-) -> anyhow::Result<Opened> {
+pub(super) fn open_source(workers: usize, name: &str, config: &PcapRead) -> anyhow::Result<Opened> {
     let PcapRead { file, replay } = config.clone();
     let (port, path) = (name.to_owned(), file.display().to_string());
     let source = PcapSource::open(&file, replay, move |report| say(&port, &path, &report));
     let source =
         source.with_context(|| format!("port `{name}`: capture file {}", file.display()))?;
-    let workers = graphs.0.len();
-    Ok(Opened { app: graphs.add(name, parts(source, workers, PcapSource::part)), control: None })
+    Ok(Opened::new(parts(source, workers, PcapSource::part)))
 }
 
 /// Says how a replay ended.
@@ -48,43 +43,44 @@ fn say(port: &str, file: &str, report: &Report) {
     }
 }
 
-/// How long the end of the switch may take because of its captures: a disk that hangs, or a pipe that nobody
-/// reads, is not to keep it from ending.
-const END_LIMIT: Duration = Duration::from_millis(800);
+/// How long the end of a capture may take: a disk that hangs, or a pipe that nobody reads, is not to keep the switch from
+/// ending.
+pub(super) const END_LIMIT: Duration = Duration::from_millis(800);
 
-/// The captures of a switch: they begin together, when nothing can keep it from starting any more, and end
-/// together.
-#[derive(Default)]
-pub(super) struct Captures(Vec<(String, String, Capturing)>);
+/// A capture into a file, of which nothing is touched before it begins: when nothing can keep its port from starting any
+/// more.
+pub(super) struct FileCapture {
+    port: String,
+    file: String,
+    capturing: Capturing,
+}
 
-impl Captures {
-    /// Empties the files, and has them written.
+impl FileCapture {
+    /// Empties the file, and has it written.
     pub(super) fn begin(&mut self) {
-        self.0.iter_mut().for_each(|(_, _, capturing)| capturing.begin());
+        self.capturing.begin();
     }
 
-    /// Waits for the files to be complete, once the workers are gone, and says what is in each and what is not.
-    pub(super) fn end(self) {
-        let limit = Instant::now() + END_LIMIT;
-        for (port, file, capturing) in self.0 {
-            let Ended { written, dropped, lost, is_complete } = capturing.end(limit);
-            if is_complete && dropped == 0 {
-                tracing::info!(port, "{file} is complete: {written} frames");
-                continue;
-            }
-            let end = if is_complete { "" } else { ". It lacks its end" };
-            tracing::warn!(
-                port,
-                "{file} has {written} frames: {dropped} were dropped, and {lost} were not written yet when the \
-                 switch had to end{end}"
-            );
+    /// Waits for the file to be complete, until `limit` at most, once the workers have let go of its port; and says what is in
+    /// it and what is not.
+    pub(super) fn end(self, limit: Instant) {
+        let Self { port, file, capturing } = self;
+        let Ended { written, dropped, lost, is_complete } = capturing.end(limit);
+        if is_complete && dropped == 0 {
+            tracing::info!(port, "{file} is complete: {written} frames");
+            return;
         }
+        let end = if is_complete { "" } else { ". It lacks its end" };
+        tracing::warn!(
+            port,
+            "{file} has {written} frames: {dropped} were dropped, and {lost} were not written yet when the \
+             capture had to end{end}"
+        );
     }
 }
 
 pub(super) fn open_sink(
-    graphs: &mut Graphs,
-    captures: &mut Captures,
+    workers: usize,
     name: &str,
     config: &PcapWrite,
     epoch: Instant,
@@ -103,8 +99,8 @@ pub(super) fn open_sink(
              again"
         );
     };
-    let (parts, capturing) = PcapSink::open(file, &capture, graphs.0.len(), failed)
+    let (parts, capturing) = PcapSink::open(file, &capture, workers, failed)
         .with_context(|| format!("port `{name}`: capture file {}", file.display()))?;
-    captures.0.push((name.to_owned(), file.display().to_string(), capturing));
-    Ok(Opened { app: graphs.add(name, parts), control: None })
+    let file = file.display().to_string();
+    Ok(Opened::new(parts).with_capture(FileCapture { port: name.to_owned(), file, capturing }))
 }

@@ -24,7 +24,7 @@ use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
 use super::backoff::Backoff;
-use super::{Graphs, Handle, Opened};
+use super::port::{Handle, Opened, Running};
 use crate::account::{group_id, user_id};
 use crate::config::{Setup, Tap};
 use crate::links::{Heard, Link, Links, LinksError, Setting, Watch};
@@ -125,7 +125,7 @@ pub(super) fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Ta
 
 /// Opens a port, which `make` makes of the queues of its interface, in as many parts as there are workers.
 pub(super) async fn open<P: HostPort>(
-    graphs: &mut Graphs,
+    workers: usize,
     links: &mut Option<Links>,
     name: &str,
     config: &Tap,
@@ -157,11 +157,10 @@ pub(super) async fn open<P: HostPort>(
     // When the switch runs, so that one that is new goes if it never does.
     let persistence = config.persistent.zip(queues.first().map(Queue::persistence));
     let state = link.as_ref().map_or(State::UNSEEN, State::of);
-    let mut parts = make(queues, graphs.0.len()).with_context(what)?;
+    let mut parts = make(queues, workers).with_context(what)?;
     parts.iter_mut().for_each(|part| state.apply(part));
-    let app = graphs.add(name, parts);
     let links = links.clone();
-    let control = move |handle: Handle| -> super::Running {
+    let control = move |handle: Handle| -> Running {
         let place = link.map_or(Place::Elsewhere, |link| Place::Here(link.index));
         let control = Control::<P> {
             handle,
@@ -182,7 +181,7 @@ pub(super) async fn open<P: HostPort>(
         control.say();
         Box::pin(control.follow())
     };
-    Ok(Opened { app, control: Some(Box::new(control)) })
+    Ok(Opened::new(parts).with_control(control))
 }
 
 /// An interface that was attached to.
@@ -612,10 +611,9 @@ impl<P: HostPort> Control<P> {
         Ok(())
     }
 
-    /// Has the bridge forget the stations behind this port.
+    /// Has bridges forget the stations behind this port.
     fn forget(&self) {
-        let (table, number) = &self.handle.bridge;
-        table.forget_port(*number);
+        self.handle.stations.forget();
     }
 
     /// Lets go of an interface that was deleted.

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
 use apps::anti_spoof::{self, AntiSpoof};
+use apps::bridge::Bridge;
 use apps::bucket::Limit;
 use apps::filter::{self, Filter};
 use apps::police::{self, Police};
 use apps::storm::{self, Storm};
-use engine::Mode;
+use engine::{AppId, Mode};
 use guest::{Guest, Options};
 use ports::tap::TapPort;
 use ports::vhost_user::VhostUserPort;
@@ -25,7 +26,7 @@ use tokio::task::spawn_blocking;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, DEFAULT_IDLE_SPIN, DEFAULT_LOG, VhostUser};
+use crate::config::{Between, ControlSocket, PortConfig, PortKind, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -35,12 +36,11 @@ fn config(path: &Path, cpus: Vec<usize>) -> Config {
     let kind = PortKind::VhostUser(VhostUser::new(path.to_owned()));
     Config {
         mode: Mode::Interrupt,
-        idle_spin: DEFAULT_IDLE_SPIN,
         workers: 2,
         cpus,
-        log: DEFAULT_LOG,
         control: ControlSocket::Off,
         ports: vec![PortConfig::new("vm", kind)],
+        ..Config::default()
     }
 }
 
@@ -207,6 +207,11 @@ async fn two_guests_with(directory: &Path, between: Between) -> (Switch, [Guest;
     (switch, guests)
 }
 
+/// An app that runs.
+fn app(switch: &Switch, name: &str) -> AppId {
+    switch.observer.register.list().iter().find(|app| app.name == name).expect("it runs").id
+}
+
 /// Whether the first of two guests reaches the second, on a thread of its own.
 async fn reach(mut guests: [Guest; 2], limit: Duration) -> (bool, [Guest; 2]) {
     let reach = move || {
@@ -222,7 +227,7 @@ async fn a_bridge_that_failed_is_started_again_and_no_guest_loses_its_connection
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, guests) = reach(guests, LIMIT).await;
     assert!(reached);
-    let bridge = switch.observer.names.iter().find(|(_, name)| name == "bridge").unwrap().0;
+    let bridge = app(&switch, "bridge");
     let start = Instant::now();
     let fail = move |worker: &mut Worker| {
         worker.with(bridge, |_: &mut Bridge, _| -> () { panic!("deliberate") })
@@ -261,10 +266,11 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
         storm: Some(storm::Settings { broadcast: Some(limit), multicast: None }),
         police: Some(police::Settings { from_port: limits, to_port: limits }),
         filter: Some(filter::Settings { from_port: direction.clone(), to_port: direction }),
+        ..Between::default()
     };
     let (switch, mut guests) = two_guests_with(directory.path(), between).await;
     let fail = |name: &str, fail: fn(&mut Worker, AppId) -> Option<()>| {
-        let app = switch.observer.names.iter().find(|(_, other)| other == name).unwrap().0;
+        let app = app(&switch, name);
         switch.workers.on_each(move |worker| fail(worker, app))
     };
     for (name, panic) in [
@@ -297,7 +303,7 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     let (switch, guests) = two_guests(directory.path()).await;
     let (reached, [_lost, mut other]) = reach(guests, LIMIT).await;
     assert!(reached);
-    let port = switch.observer.names.iter().find(|(_, name)| name == "vm").unwrap().0;
+    let port = app(&switch, "vm");
     let fail = move |worker: &mut Worker| {
         worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
     };
@@ -338,7 +344,7 @@ async fn a_host_port_that_failed_is_started_again_on_its_interface() {
     let switch = Switch::start(&config).await.unwrap();
     let connect = move || Guest::connect(&path, &Options::default()).unwrap();
     let mut guest = spawn_blocking(connect).await.unwrap();
-    let host = switch.observer.names.iter().find(|(_, name)| name == "host").unwrap().0;
+    let host = app(&switch, "host");
     let mut seen = 0;
     for failures in 0..2 {
         if failures > 0 {

@@ -11,13 +11,14 @@ use ports::tun::{Station, TunPort};
 use sys::tun::{Kind, Queue};
 use wire::ethernet::MacAddress;
 
+use super::port::Opened;
+use super::random_key;
 use super::tap::{self, HostPort};
-use super::{Graphs, Opened, random_key};
 use crate::config::{Setup, Tap, Tun};
 use crate::links::Links;
 
 pub(super) async fn open(
-    graphs: &mut Graphs,
+    workers: usize,
     links: &mut Option<Links>,
     name: &str,
     config: &Tun,
@@ -33,7 +34,7 @@ pub(super) async fn open(
         let queue = queues.pop().context("there is no queue")?;
         Ok(TunPort::parts(queue, station.clone(), workers, key)?)
     };
-    let opened = tap::open(graphs, links, name, &interface, make).await?;
+    let opened = tap::open(workers, links, name, &interface, make).await?;
     tracing::info!(port = name, %mac, "the host's address on the bridge");
     Ok(opened)
 }

@@ -13,14 +13,14 @@ use ports::vhost_net::{Detached, OpenError, Rings, VhostNetFault, VhostNetPort};
 use sys::tun::Queue;
 use sys::vhost::Device;
 
+use super::port::Opened;
 use super::tap::{self, HostPort};
-use super::{Graphs, Opened};
 use crate::config::VhostNet;
 use crate::links::Links;
 
 /// Opens such a port; or a tap port, when the kernel has no vhost-net for us and that will do.
 pub(super) async fn open(
-    graphs: &mut Graphs,
+    workers: usize,
     links: &mut Option<Links>,
     name: &str,
     config: &VhostNet,
@@ -28,8 +28,8 @@ pub(super) async fn open(
     let VhostNet { tap, require } = config;
     // Before there is an interface, which would come and go.
     let opened = match Device::open() {
-        Ok(_) if *require => tap::open(graphs, links, name, tap, parts).await,
-        Ok(_) => tap::open(graphs, links, name, tap, either).await,
+        Ok(_) if *require => tap::open(workers, links, name, tap, parts).await,
+        Ok(_) => tap::open(workers, links, name, tap, either).await,
         Err(error) => Err(OpenError::from(error).into()),
     };
     let why = match opened {
@@ -44,7 +44,7 @@ pub(super) async fn open(
         );
     }
     tracing::warn!(port = name, "a plain tap port, without the kernel's vhost-net: {why}");
-    tap::open(graphs, links, name, tap, tap::parts).await
+    tap::open(workers, links, name, tap, tap::parts).await
 }
 
 fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<VhostNetPort>> {

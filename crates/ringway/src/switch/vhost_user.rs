@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use apps::bridge::table::PortNumber;
 use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -15,7 +14,7 @@ use vhost_user::back_end::Offer;
 use vhost_user::{Closer, Connection, ConnectionError};
 
 use super::backoff::Backoff;
-use super::{Graphs, Handle, Opened};
+use super::port::{Handle, Opened, Running};
 use crate::config::{SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
@@ -37,9 +36,10 @@ enum Source {
     Connect(PathBuf),
 }
 
+/// Opens a port. `number` is any that other ports do not have, by which pairs of queues are spread over the workers.
 pub(super) fn open(
-    graphs: &mut Graphs,
-    number: PortNumber,
+    workers: usize,
+    number: usize,
     name: &str,
     config: &VhostUser,
 ) -> anyhow::Result<Opened> {
@@ -55,22 +55,22 @@ pub(super) fn open(
     };
     let offer = Offer { features, protocol: Offer::PROTOCOL, queue_pairs, max_mtu: mtu };
     let remake = move |workers: usize| {
-        let mut parts = VhostUserPort::parts(workers, number.into());
+        let mut parts = VhostUserPort::parts(workers, number);
         parts.iter_mut().for_each(|part| part.set_mtu(mtu));
         parts
     };
-    let app = graphs.add(name, remake(graphs.0.len()));
-    let control = move |handle: Handle| -> super::Running {
-        let Handle { name, app, bridge, workers, mtus, troubles } = handle;
+    let parts = remake(workers);
+    let control = move |handle: Handle| -> Running {
+        let Handle { name, app, stations, workers, mtus, troubles } = handle;
         mtus.note_guest(&name, mtu);
         let remake = Box::new(remake);
-        let port = Port { name, app, bridge, offer, workers, mtus, troubles, remake };
+        let port = Port { name, app, stations, offer, workers, mtus, troubles, remake };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),
         }
     };
-    Ok(Opened { app, control: Some(Box::new(control)) })
+    Ok(Opened::new(parts).with_control(control))
 }
 
 /// What the front ends of a port have sent and is yet to be closed. They decide how long that takes, so

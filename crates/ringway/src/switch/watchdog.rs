@@ -1,10 +1,11 @@
 //! Says when a worker stands still. That is a bug of ours: an app that does not come back, which no other can make up for.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{AppId, Beat, Pulse};
+
+use super::register::Register;
 
 /// How often workers are looked at.
 const LOOK: Duration = Duration::from_millis(500);
@@ -55,7 +56,7 @@ impl Watched {
 }
 
 /// Watches over workers, in their order, until it is dropped.
-pub(super) async fn watch(pulses: Vec<Arc<Pulse>>, names: HashMap<AppId, String>) {
+pub(super) async fn watch(pulses: Vec<Arc<Pulse>>, register: Register) {
     let now = Instant::now();
     let mut watched: Vec<_> = pulses.into_iter().map(|pulse| Watched::new(pulse, now)).collect();
     loop {
@@ -63,7 +64,7 @@ pub(super) async fn watch(pulses: Vec<Arc<Pulse>>, names: HashMap<AppId, String>
         for (worker, watched) in watched.iter_mut().enumerate() {
             match watched.look(Instant::now()) {
                 Some(News::Stuck(app)) => {
-                    let app = app.and_then(|app| names.get(&app)).map_or("none", String::as_str);
+                    let app = app.map_or_else(|| "none".to_owned(), |app| register.name(app));
                     tracing::error!(
                         worker,
                         app,

@@ -7,7 +7,7 @@ use wire::pcap::MAX_CAPTURED;
 
 use crate::config::fault::Fault;
 use crate::config::keys::{Key, PortType};
-use crate::config::port::WrittenPort;
+use crate::config::written::Written;
 use crate::config::{PortKind, set, value};
 
 /// The key of both that names the file.
@@ -66,7 +66,7 @@ pub struct PcapWrite {
     pub snaplen: u32,
 }
 
-fn read_source(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+fn read_source(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     let mut file = None;
     let mut replay = Replay { times: Times::Fast, rounds: Some(1) };
     let before = faults.len();
@@ -82,7 +82,7 @@ fn read_source(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKin
     (faults.len() == before).then_some(PortKind::PcapRead(port))
 }
 
-fn read_sink(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+fn read_sink(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     let (mut file, mut snaplen) = (None, MAX_CAPTURED);
     let before = faults.len();
     for entry in written.keys(&WRITE, faults) {

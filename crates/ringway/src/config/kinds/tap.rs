@@ -7,7 +7,7 @@ use wire::ethernet::MacAddress;
 
 use crate::config::fault::{Fault, Problem};
 use crate::config::keys::{Key, PortType};
-use crate::config::port::{Entry, WrittenPort};
+use crate::config::written::{Entry, Written};
 use crate::config::{PortKind, set, value};
 
 /// The keys that say how an interface is opened, which one that was inherited is already.
@@ -119,14 +119,14 @@ impl Tap {
     }
 }
 
-fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     read_as(&TYPE, written, faults, |_, _| {}).map(PortKind::Tap)
 }
 
 /// The interface of a port of some type that has these keys. `others` is given those that it has besides.
 pub fn read_as(
     port_type: &PortType,
-    written: &WrittenPort,
+    written: &Written,
     faults: &mut Vec<Fault>,
     mut others: impl FnMut(&Entry, &mut Vec<Fault>),
 ) -> Option<Tap> {

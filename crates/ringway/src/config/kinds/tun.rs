@@ -5,8 +5,8 @@ use wire::ethernet::MacAddress;
 
 use crate::config::fault::Fault;
 use crate::config::keys::{Key, PortType};
-use crate::config::port::WrittenPort;
 use crate::config::value::{self, Misfit};
+use crate::config::written::Written;
 use crate::config::{PortKind, set};
 
 /// The key of the host's addresses.
@@ -49,7 +49,7 @@ pub struct Tun {
     pub mtu: Option<u16>,
 }
 
-fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     let before = faults.len();
     let (mut interface, mut subnets) = (None, Subnets::default());
     let (mut mac, mut mtu) = (None, None);

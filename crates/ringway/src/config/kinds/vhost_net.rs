@@ -3,7 +3,7 @@
 use crate::config::fault::Fault;
 use crate::config::keys::{Key, PortType};
 use crate::config::kinds::tap::{self, Tap};
-use crate::config::port::WrittenPort;
+use crate::config::written::Written;
 use crate::config::{PortKind, value};
 
 /// A network interface of the host, whose frames a thread of the kernel's moves.
@@ -40,7 +40,7 @@ pub struct VhostNet {
     pub require: bool,
 }
 
-fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     let mut require = Some(false);
     let tap = tap::read_as(&TYPE, written, faults, |entry, faults| {
         if entry.key == "require" {

@@ -7,7 +7,7 @@ use wire::virtio::Features;
 
 use crate::config::fault::{Fault, Problem};
 use crate::config::keys::{FEATURES, Key, PortType, wrap};
-use crate::config::port::WrittenPort;
+use crate::config::written::Written;
 use crate::config::{PortKind, features, set, value};
 
 /// The permissions of a listening socket's file if `socket-mode` is not set.
@@ -122,7 +122,7 @@ impl VhostUser {
     }
 }
 
-fn read(written: &WrittenPort, faults: &mut Vec<Fault>) -> Option<PortKind> {
+fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     let mut port = VhostUser::new(PathBuf::new());
     let (mut path, mut connect) = (None, false);
     let (mut socket_mode, mut socket_group) = (DEFAULT_SOCKET_MODE, None);

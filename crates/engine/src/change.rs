@@ -1,0 +1,80 @@
+//! Changes of a graph that runs: apps come and go, and links with them.
+//!
+//! Control makes a [`Change`] ready for each worker, with all the room that it takes. The worker makes it between two of its
+//! breaths, when no frame is in flight, by exchanging what is there for what is new ([`crate::Graph::change`]): it allocates
+//! nothing, and drops nothing. What it has exchanged is in the change then, which goes back to control.
+//!
+//! Links are said by the app that they begin at, all of its outputs at once, so that there is no moment at which it
+//! has neither the old nor the new. Links to an app that goes need not be mentioned.
+
+use crate::graph::{Due, Slot, Target};
+use crate::id::{AppId, Ids};
+use crate::{App, Traffic};
+
+/// What is to become of a graph; or, once it was made, what is left of what was there.
+pub struct Change {
+    /// The apps that go.
+    pub(crate) removed: Vec<(AppId, Option<Slot>)>,
+    /// The apps that come.
+    pub(crate) added: Vec<Slot>,
+    pub(crate) outgoing: Vec<Outgoing>,
+    /// Room for all apps that there are then.
+    slots: Vec<Slot>,
+    due: Due,
+}
+
+/// Where all outputs of an app lead.
+pub(crate) struct Outgoing {
+    pub(crate) app: AppId,
+    pub(crate) outputs: Vec<Option<Target>>,
+}
+
+impl Change {
+    /// Changes nothing yet. `ids` has given out those of all apps that are there afterwards.
+    pub fn new(ids: &Ids) -> Self {
+        let places = ids.places();
+        Self {
+            removed: Vec::new(),
+            added: Vec::new(),
+            outgoing: Vec::new(),
+            slots: Vec::with_capacity(places),
+            due: Due::with_capacity(places),
+        }
+    }
+
+    /// Takes an app out, and all links from it and to it.
+    pub fn remove(&mut self, id: AppId) {
+        self.removed.push((id, None));
+    }
+
+    /// Puts an app in, under an id that no other has had. Its descriptors are to be registered already.
+    pub fn add(&mut self, id: AppId, name: &str, app: Box<dyn App>) {
+        self.added.push(Slot::new(id, name, app));
+    }
+
+    /// Leads the outputs of an app, which may be one that is added, to these inputs, and all others nowhere.
+    pub fn lead(&mut self, app: AppId, outputs: &[Option<(AppId, usize)>]) {
+        let target = |(app, input)| Target { app, input, traffic: Traffic::default() };
+        let outputs = outputs.iter().map(|output| output.map(target)).collect();
+        self.outgoing.push(Outgoing { app, outputs });
+    }
+
+    /// Sees to it that there is a slot for each id, in the room that is here.
+    pub(crate) fn make_room(&mut self, slots: &mut Vec<Slot>, due: &mut Due) {
+        if slots.capacity() < self.slots.capacity() {
+            self.slots.append(slots);
+            std::mem::swap(slots, &mut self.slots);
+        }
+        let last = self.added.iter().filter_map(|slot| slot.id).map(AppId::place).max();
+        let places = last.map_or(0, |last| last + 1);
+        if slots.len() < places {
+            // All that is needed was allocated: see above.
+            slots.resize_with(places, Slot::default);
+        }
+        // Nothing is due between two breaths but what carries over to the next; that is moved.
+        due.make_room(&mut self.due);
+    }
+}
+
+#[cfg(test)]
+mod tests;

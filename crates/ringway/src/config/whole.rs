@@ -1,0 +1,219 @@
+//! What can be wrong with a configuration as a whole, though each part of it is right: names, and how apps are linked.
+
+use std::collections::HashMap;
+
+use super::app::WrittenApp;
+use super::fault::{Fault, Place, Problem};
+use super::network::{BRIDGE, Origin, Spec, Terminal, Terminals};
+use super::value::{Misfit, nearest, one_of};
+use super::written::Written;
+use super::{Config, PortConfig, between, vlan};
+
+/// What was written, each with its place.
+pub struct Sources<'a> {
+    pub ports: &'a [Written],
+    pub apps: &'a [WrittenApp],
+    /// Where each link of the configuration is.
+    pub links: &'a [Place],
+}
+
+impl Sources<'_> {
+    fn port(&self, name: &str) -> Option<&Written> {
+        self.ports.iter().find(|port| port.name == name)
+    }
+
+    fn app(&self, name: &str) -> Option<&WrittenApp> {
+        self.apps.iter().find(|app| app.table.name == name)
+    }
+
+    /// Where a link comes from.
+    fn place(&self, origin: Origin) -> Place {
+        let place = match origin {
+            Origin::Port(number) => self.ports.get(number).map(|port| &port.place),
+            Origin::Link(number) => self.links.get(number),
+        };
+        place.cloned().unwrap_or(Place::CommandLine)
+    }
+}
+
+/// Checks the names of ports and apps, and those that ports have of each other.
+pub fn check_names(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    for port in sources.ports.iter().filter(|port| port.name == BRIDGE) {
+        faults.push(port.fault(Problem::NameOfBridge(BRIDGE.to_owned())));
+    }
+    for WrittenApp { table, .. } in sources.apps {
+        let spec = config.apps.iter().find(|(name, _)| *name == table.name).map(|(_, spec)| spec);
+        if table.name == BRIDGE && spec.is_some_and(|spec| !matches!(spec, Spec::Bridge(_))) {
+            faults.push(table.fault(Problem::NameOfBridge(BRIDGE.to_owned())));
+        }
+        if let Some(port) = sources.port(&table.name) {
+            let (name, first) = (table.name.clone(), port.place.clone());
+            faults.push(table.fault(Problem::NameOfPort { name, first }));
+        }
+    }
+    let tables = || sources.ports.iter().chain(sources.apps.iter().map(|app| &app.table));
+    for port in &config.ports {
+        for (name, _) in port.apps() {
+            if let Some(table) = tables().find(|table| table.name == name) {
+                let port = port.name.clone();
+                faults.push(table.fault(Problem::NameOfApp { name, port }));
+            }
+        }
+    }
+    // What links lead to has one meaning.
+    for (app, spec) in &config.apps {
+        let what = match (spec, spec.outputs()) {
+            (_, Terminals::These(_)) => continue,
+            (Spec::Bridge(_), _) => "a side",
+            _ => "an output",
+        };
+        let Some(first) = sources.app(app).map(|app| app.table.place.clone()) else { continue };
+        for table in tables().filter(|table| is_below(&table.name, app)) {
+            let (name, app, first) = (table.name.clone(), app.clone(), first.clone());
+            faults.push(table.fault(Problem::NameOfTerminal { name, what, app, first }));
+        }
+    }
+    if sources.app(BRIDGE).is_none() {
+        for table in tables().filter(|table| is_below(&table.name, BRIDGE)) {
+            faults.push(table.fault(Problem::NameOfSide(table.name.clone())));
+        }
+    }
+    for port in &config.ports {
+        check_mirror(port, sources, faults);
+    }
+}
+
+/// Whether a name is one of another and something behind a dot.
+fn is_below(name: &str, other: &str) -> bool {
+    name.strip_prefix(other).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Copies go to another port.
+fn check_mirror(port: &PortConfig, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    let Some(mirror) = &port.between.mirror else { return };
+    let others = sources.ports.iter().map(|port| port.name.as_str());
+    let others: Vec<&str> = others.filter(|other| *other != port.name).collect();
+    let entry = sources.port(&port.name).and_then(|port| port.entry(between::MIRROR_TO));
+    if let Some(entry) = entry
+        && !others.contains(&mirror.to.as_str())
+    {
+        let expected = match others.as_slice() {
+            [] => "another port".to_owned(),
+            others => format!("another port: {}", one_of(others)),
+        };
+        let nearest = nearest(&mirror.to, others);
+        faults.push(entry.wrong(&entry.value, Misfit { expected, nearest }));
+    }
+}
+
+/// Checks how apps are linked. Everything else is right.
+pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    let before = faults.len();
+    let mut first = HashMap::new();
+    for (link, origin) in config.all_links() {
+        let output = format!("{}.{}", link.from.app, link.from.name);
+        match first.get(&output) {
+            None => _ = first.insert(output, origin),
+            Some(first) => {
+                let first = sources.place(*first);
+                let problem = Problem::LinkedTwice { output, first };
+                faults.push(Fault { place: sources.place(origin), problem });
+            }
+        }
+    }
+    if faults.len() > before {
+        return;
+    }
+    check_use(config, sources, faults);
+    check_vlans(config, sources, faults);
+    let network = config.network();
+    let origins: Vec<Origin> = config.all_links().into_iter().map(|(_, origin)| origin).collect();
+    for cycle in network.cycles() {
+        let [first, ..] = &cycle[..] else { continue };
+        let mut names = vec![network.apps[network.links[*first].from.app].name.as_str()];
+        names.extend(
+            cycle.iter().map(|link| network.apps[network.links[*link].to.app].name.as_str()),
+        );
+        // Whoever wrote the last of these links has closed it.
+        let last = cycle.iter().max().map(|link| sources.place(origins[*link]));
+        let place = last.unwrap_or(Place::CommandLine);
+        faults.push(Fault { place, problem: Problem::Cycle(names.join(" -> ")) });
+    }
+}
+
+/// Whether all that is there is used.
+fn check_use(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    let links = config.all_links();
+    let is_linked = |name: &str| {
+        links.iter().any(|(link, _)| [&link.from, &link.to].iter().any(|end| end.app == name))
+    };
+    for WrittenApp { table, sides } in sources.apps {
+        if !is_linked(&table.name) {
+            faults.push(table.fault(Problem::Unlinked(table.owner())));
+            continue;
+        }
+        for side in sides {
+            let is_it = |end: &Terminal| end.app == table.name && end.name == side.name;
+            if !links.iter().any(|(link, _)| is_it(&link.from) || is_it(&link.to)) {
+                let owner = format!("{} of `{}`", side.owner(), table.name);
+                faults.push(side.fault(Problem::Unlinked(owner)));
+            }
+        }
+    }
+    for port in config.ports.iter().filter(|port| !config.is_joined(port)) {
+        let Some(written) = sources.port(&port.name) else { continue };
+        for entry in vlan::KEYS.iter().filter_map(|key| written.entry(key.name)) {
+            let (key, port) = (entry.key.clone(), port.name.clone());
+            let place = entry.place.clone();
+            faults.push(Fault { place, problem: Problem::NotJoined { key, port } });
+        }
+    }
+}
+
+/// Either all sides of a bridge have to do with VLANs, or none.
+fn check_vlans(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    for app in config.network().apps {
+        let Spec::Bridge(memberships) = &app.spec else { continue };
+        let table = sources.app(&app.name);
+        let side =
+            |name: &str| table.and_then(|table| table.sides.iter().find(|side| side.name == name));
+        let port = |name: &str| {
+            let joined =
+                config.ports.iter().find(|port| port.name == name && config.is_joined(port));
+            joined.filter(|_| app.name == BRIDGE).and_then(|port| sources.port(&port.name))
+        };
+        for side in table.iter().flat_map(|table| &table.sides) {
+            if let Some(port) = port(&side.name)
+                && config
+                    .ports
+                    .iter()
+                    .any(|config| config.name == port.name && config.vlan.is_some())
+            {
+                let (name, first) = (side.name.clone(), port.place.clone());
+                faults.push(side.fault(Problem::SideTwice { side: name, first }));
+            }
+        }
+        // How a side is called in a fault, and where it is from.
+        let said = |name: &str| match (port(name), side(name)) {
+            (Some(port), None) => (port.owner(), port.place.clone(), true),
+            (_, Some(side)) => {
+                (format!("{} of `{}`", side.owner(), app.name), side.place.clone(), false)
+            }
+            (None, None) => {
+                let is_it = |end: &Terminal| end.app == app.name && end.name == name;
+                let links = config.all_links();
+                let link = links.iter().find(|(link, _)| is_it(&link.from) || is_it(&link.to));
+                let place = link.map_or(Place::CommandLine, |(_, origin)| sources.place(*origin));
+                (format!("side `{name}` of `{}`", app.name), place, false)
+            }
+        };
+        let Some(first) = app.inputs.iter().find(|name| memberships.contains_key(*name)) else {
+            continue;
+        };
+        for name in app.inputs.iter().filter(|name| !memberships.contains_key(*name)) {
+            let ((other, first, is_port), (side, place, is_ports)) = (said(first), said(name));
+            let what = if is_port && is_ports { "port" } else { "side" };
+            faults.push(Fault { place, problem: Problem::NoVlan { side, other, first, what } });
+        }
+    }
+}

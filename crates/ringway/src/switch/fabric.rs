@@ -1,0 +1,498 @@
+//! What a switch is made of while it runs, and how it becomes another.
+//!
+//! A [`Network`] says which apps there are to be, and what is linked to what. Whatever the fabric is, nothing at all in the
+//! beginning, it becomes that by the smallest change:
+//!
+//! 1. *Prepare*: what is new is opened and made, and other settings are tried on a part of the app that nobody uses. All that
+//!    can fail does so here, when nothing has changed; what was opened goes again then.
+//! 2. *Change*: ports that go let go of their guests. Then each worker gets all of the change in one command, between two of its
+//!    breaths: apps that go and come, links, and settings ([`engine::Change`]). An app that stays is not touched, and a link
+//!    that stays goes on.
+//! 3. *Clean up*: what is left of what went is dropped here, by control. Bridges forget the addresses that were learned where a port
+//!    went, and only after that its number may be another's.
+//!
+//! A port that needs what another one has to let go of before, its socket or its interface, has to wait for that: first those
+//! go, then all the rest is done. If that fails, those that went are put back.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use apps::bridge::sides::{Side, Sides};
+use apps::bridge::table::{PortNumber, Table};
+use engine::{App, AppId, Change, Ids, Worker};
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, spawn_blocking};
+
+use super::difference::{Difference, Fate};
+use super::make::{self, Made, Remake};
+use super::numbers::Numbers;
+use super::pcap::{END_LIMIT, FileCapture};
+use super::port::{Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
+use super::register::{Again, Entry, Listed, Register};
+use super::settings::{self, Adjust};
+use super::{Mtus, Stations};
+use crate::config::PortKind;
+use crate::config::network::{End, Network, NetworkApp, Spec};
+use crate::session::Trouble;
+use crate::workers::Workers;
+
+/// Where each output of an app leads.
+type Outputs = Vec<Option<(AppId, usize)>>;
+
+/// The apps and links of a switch that runs.
+pub(super) struct Fabric {
+    workers: Arc<Workers>,
+    register: Register,
+    mtus: Mtus,
+    opener: Opener,
+    ids: Ids,
+    network: Network,
+    /// By their names.
+    apps: HashMap<String, Running>,
+}
+
+/// An app that runs.
+struct Running {
+    id: AppId,
+    outputs: Outputs,
+    again: Option<Again>,
+    /// Of a bridge.
+    bridge: Option<RunningBridge>,
+    /// Of a port.
+    port: Option<RunningPort>,
+}
+
+#[derive(Clone)]
+struct RunningBridge {
+    table: Arc<Table>,
+    numbers: Numbers,
+}
+
+struct RunningPort {
+    stations: Stations,
+    troubles: Option<mpsc::UnboundedSender<Trouble>>,
+    control: Option<JoinHandle<()>>,
+    capture: Option<FileCapture>,
+}
+
+/// An app that is made, and that no worker has yet.
+struct New {
+    id: AppId,
+    parts: Vec<Box<dyn App>>,
+    remake: Option<Remake>,
+    bridge: Option<Arc<Table>>,
+    control: Option<Control>,
+    capture: Option<FileCapture>,
+}
+
+/// All that is needed for a change.
+struct Prepared {
+    ids: Ids,
+    new: HashMap<String, New>,
+}
+
+impl Fabric {
+    /// Nothing runs on these workers yet.
+    pub(super) fn new(
+        workers: Arc<Workers>,
+        register: Register,
+        mtus: Mtus,
+        epoch: Instant,
+    ) -> Self {
+        let opener = Opener { workers: workers.len(), epoch, links: None, opened: 0 };
+        Self {
+            workers,
+            register,
+            mtus,
+            opener,
+            ids: Ids::default(),
+            network: Network::default(),
+            apps: HashMap::new(),
+        }
+    }
+
+    /// What it is to be at present.
+    pub(super) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Becomes this network. With an error it is what it was, but that ports may have let go of their guests for a moment which
+    /// were to be made anew.
+    pub(super) async fn become_network(&mut self, new: &Network) -> anyhow::Result<()> {
+        let blocking = self.blocking(new)?;
+        if blocking.is_empty() {
+            return self.change(new).await;
+        }
+        let old = self.network.clone();
+        self.change(&without(&old, &blocking)).await?;
+        let Err(error) = self.change(new).await else { return Ok(()) };
+        match self.change(&old).await {
+            Ok(()) => Err(error),
+            Err(lost) => {
+                let names = blocking.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+                Err(error.context(format!("{names}: cannot be put back either ({lost:#})")))
+            }
+        }
+    }
+
+    /// The ports that have what others need, and let go of it.
+    fn blocking(&self, new: &Network) -> anyhow::Result<HashSet<String>> {
+        let difference = Difference::new(&self.network, new);
+        let leaving = ports(&self.network).filter(|(name, _)| difference.goes(name));
+        let mut blocking = HashSet::new();
+        for (name, old) in leaving {
+            let mut coming = ports(new).filter(|(name, _)| difference.comes(name));
+            if let Some((other, _)) = coming.find(|(_, kind)| needs_what_has(kind, old)) {
+                if has_descriptors(old) {
+                    bail!(
+                        "port `{other}`: it needs the file descriptors (`fd`) that port `{name}` has, and they go with \
+                         that: only a switch that is started anew gets others"
+                    );
+                }
+                blocking.insert(name.to_owned());
+            }
+        }
+        Ok(blocking)
+    }
+
+    /// Changes everything at once.
+    async fn change(&mut self, new: &Network) -> anyhow::Result<()> {
+        let difference = Difference::new(&self.network, new);
+        let prepared = self.prepare(new, &difference).await?;
+        self.make_change(new, &difference, prepared).await
+    }
+
+    /// Does all that can fail.
+    async fn prepare(
+        &mut self,
+        network: &Network,
+        difference: &Difference,
+    ) -> anyhow::Result<Prepared> {
+        let mut ids = self.ids.clone();
+        for name in self.apps.keys().filter(|name| difference.goes(name)) {
+            ids.give_back(self.apps[name].id);
+        }
+        let mut new = HashMap::new();
+        for app in &network.apps {
+            match difference.fate(&app.name) {
+                Some(Fate::Comes | Fate::IsMadeAnew) => {
+                    let mut made = self.make(ids.take(), app).await?;
+                    let what = || format!("{}: cannot have it wake its worker", app.name);
+                    self.workers.register(&mut made.parts).with_context(what)?;
+                    new.insert(app.name.clone(), made);
+                }
+                Some(Fate::Changes) => self.try_settings(app).with_context(|| app.name.clone())?,
+                Some(Fate::Goes) | None => {}
+            }
+        }
+        Ok(Prepared { ids, new })
+    }
+
+    /// Makes an app, or opens a port.
+    async fn make(&mut self, id: AppId, app: &NetworkApp) -> anyhow::Result<New> {
+        let new =
+            New { id, parts: Vec::new(), remake: None, bridge: None, control: None, capture: None };
+        if let Some(Made { parts, remake, table }) = make::make(app, self.workers.len())? {
+            return Ok(New { parts, remake: Some(remake), bridge: table, ..new });
+        }
+        let Spec::Port(kind) = &app.spec else { bail!("app `{}` is of no known type", app.name) };
+        let Opened { parts, control, capture } = self.opener.open(&app.name, kind).await?;
+        Ok(New { parts, control, capture, ..new })
+    }
+
+    /// Gives settings to a part of an app that nobody uses: whether they can be had, and so that what they take is there before the
+    /// workers need it.
+    fn try_settings(&self, app: &NetworkApp) -> anyhow::Result<()> {
+        let running = self.apps.get(&app.name);
+        let Some(again) = running.and_then(|running| running.again.as_ref()) else {
+            return Ok(());
+        };
+        settings::set(&mut *(again.remake)(0), app)
+    }
+
+    /// Makes a change for which everything is there.
+    async fn make_change(
+        &mut self,
+        network: &Network,
+        difference: &Difference,
+        prepared: Prepared,
+    ) -> anyhow::Result<()> {
+        let Prepared { ids, mut new } = prepared;
+        let gone: Vec<(String, Running)> =
+            self.apps.extract_if(|name, _| difference.goes(name)).collect();
+        let mut captures = Vec::new();
+        let mut removed = Vec::new();
+        let mut left = Vec::new();
+        for (name, running) in gone {
+            removed.push(running.id);
+            let Some(RunningPort { control, capture, stations, .. }) = running.port else {
+                continue;
+            };
+            captures.extend(capture);
+            left.push(stations);
+            if let Some(control) = control {
+                control.abort();
+                // An error says that it was aborted, or panicked, which was reported.
+                let _ = control.await;
+            }
+            self.mtus.forget(&name);
+        }
+
+        let mut controls = Vec::new();
+        let mut added = Vec::new();
+        for app in &network.apps {
+            let Some(made) = new.remove(&app.name) else { continue };
+            let New { id, parts, remake, bridge, control, capture } = made;
+            added.push((id, app.name.clone(), parts));
+            let adjust = settings::adjust(id, app);
+            let port = matches!(app.spec, Spec::Port(_)).then(|| {
+                let (sender, receiver) = mpsc::unbounded_channel();
+                let troubles = control.is_some().then_some(sender);
+                controls.extend(control.map(|control| (app.name.clone(), control, receiver)));
+                RunningPort { stations: Stations::default(), troubles, control: None, capture }
+            });
+            let running = Running {
+                id,
+                outputs: Vec::new(),
+                again: remake.map(|remake| Again { remake, adjust }),
+                bridge: bridge.map(|table| RunningBridge { table, numbers: Numbers::default() }),
+                port,
+            };
+            self.apps.insert(app.name.clone(), running);
+        }
+        let mut adjustments: Vec<Adjust> = Vec::new();
+        let changed = |app: &&NetworkApp| difference.fate(&app.name) == Some(Fate::Changes);
+        for app in network.apps.iter().filter(changed) {
+            let Some(running) = self.apps.get_mut(&app.name) else { continue };
+            if let Some(again) = &mut running.again {
+                again.adjust = settings::adjust(running.id, app);
+                adjustments.push(again.adjust.clone());
+            }
+        }
+        let moved = self.number_sides(network, &mut adjustments);
+        let led = self.lead(network);
+        self.lead_ports(network);
+        // Before the workers have something to say of them.
+        self.register.set(self.entries(network));
+
+        let mut changes: Vec<Change> = (0..self.workers.len()).map(|_| Change::new(&ids)).collect();
+        for change in &mut changes {
+            removed.iter().for_each(|id| change.remove(*id));
+            led.iter().for_each(|(id, outputs)| change.lead(*id, outputs));
+        }
+        for (id, name, parts) in added {
+            for (change, part) in changes.iter_mut().zip(parts) {
+                change.add(id, &name, part);
+            }
+        }
+        let commands = changes.into_iter().map(|mut change| {
+            let adjustments: Vec<_> = adjustments.iter().map(|adjust| adjust()).collect();
+            let mut remains = Vec::with_capacity(adjustments.len());
+            move |worker: &mut Worker| {
+                worker.change(&mut change);
+                remains.extend(adjustments.into_iter().map(|adjust| adjust(worker)));
+                (change, remains)
+            }
+        });
+        let remains = self.workers.on_all(commands.collect()).await?;
+        drop(remains);
+
+        left.iter().for_each(Stations::forget);
+        moved.iter().for_each(|(table, number)| table.forget_port(*number));
+        (self.ids, self.network) = (ids, network.clone());
+        for running in self.apps.values_mut() {
+            if let Some(capture) = running.port.as_mut().and_then(|port| port.capture.as_mut()) {
+                capture.begin();
+            }
+        }
+        for (name, control, troubles) in controls {
+            self.start(&name, control, troubles);
+        }
+        end(captures).await;
+        Ok(())
+    }
+
+    /// Gives the sides of bridges their numbers. Returns those that are no more, or in another VLAN: what was learned there is
+    /// to be forgotten once all workers know.
+    fn number_sides(
+        &mut self,
+        network: &Network,
+        adjustments: &mut Vec<Adjust>,
+    ) -> Vec<(Arc<Table>, PortNumber)> {
+        let mut moved = Vec::new();
+        let empty = Default::default();
+        for app in &network.apps {
+            let Spec::Bridge(vlans) = &app.spec else { continue };
+            let before = self.network.apps.iter().find_map(|other| match &other.spec {
+                Spec::Bridge(vlans) if other.name == app.name => Some(vlans),
+                _ => None,
+            });
+            let before = before.unwrap_or(&empty);
+            let Some(running) = self.apps.get_mut(&app.name) else { continue };
+            let Some(bridge) = &mut running.bridge else { continue };
+            let names: Vec<String> = app.inputs.iter().chain(&app.outputs).cloned().collect();
+            let next = bridge.numbers.next(&names);
+            if next == bridge.numbers && before == vlans {
+                continue;
+            }
+            for (number, name) in (0..).zip(bridge.numbers.sides()) {
+                let Some(name) = name else { continue };
+                if next.of(name).is_none() || before.get(name) != vlans.get(name) {
+                    moved.push((bridge.table.clone(), number));
+                }
+            }
+            let sides = next.sides().map(|name| match name {
+                None => Side::Free,
+                Some(name) => vlans.get(name).cloned().map_or(Side::Plain, Side::Vlan),
+            });
+            let adjust = settings::sides(running.id, Arc::new(Sides::new(sides)));
+            bridge.numbers = next;
+            adjustments.push(adjust.clone());
+            if let Some(again) = &mut running.again {
+                again.adjust = adjust;
+            }
+        }
+        moved
+    }
+
+    /// Where outputs lead that do not lead where they did.
+    fn lead(&mut self, network: &Network) -> Vec<(AppId, Outputs)> {
+        let mut outputs: Vec<Outputs> = vec![Vec::new(); network.apps.len()];
+        for link in &network.links {
+            let from = self.number(network, link.from, |app| &app.outputs);
+            let to = self.number(network, link.to, |app| &app.inputs);
+            if let (Some((_, output)), Some(target)) = (from, to) {
+                let outputs = &mut outputs[link.from.app];
+                if outputs.len() <= output {
+                    outputs.resize(output + 1, None);
+                }
+                outputs[output] = Some(target);
+            }
+        }
+        let mut led = Vec::new();
+        for (app, outputs) in network.apps.iter().zip(outputs) {
+            let Some(running) = self.apps.get_mut(&app.name) else { continue };
+            if running.outputs != outputs {
+                running.outputs.clone_from(&outputs);
+                led.push((running.id, outputs));
+            }
+        }
+        led
+    }
+
+    /// An end of a link as the workers know it.
+    fn number(
+        &self,
+        network: &Network,
+        end: End,
+        terminals: fn(&NetworkApp) -> &Vec<String>,
+    ) -> Option<(AppId, usize)> {
+        let app = network.apps.get(end.app)?;
+        let running = self.apps.get(&app.name)?;
+        let number = match &running.bridge {
+            Some(bridge) => bridge.numbers.of(terminals(app).get(end.number)?)?.into(),
+            None => end.number,
+        };
+        Some((running.id, number))
+    }
+
+    /// Has ports know where their stations are learned.
+    fn lead_ports(&self, network: &Network) {
+        for (number, app) in network.apps.iter().enumerate() {
+            let running = self.apps.get(&app.name).and_then(|running| running.port.as_ref());
+            let Some(port) = running else { continue };
+            let sides = network.learned_at(number).into_iter().filter_map(|end| {
+                let app = &network.apps[end.app];
+                let bridge = self.apps.get(&app.name)?.bridge.as_ref()?;
+                Some((bridge.table.clone(), bridge.numbers.of(app.inputs.get(end.number)?)?))
+            });
+            port.stations.learned_at(sides.collect());
+        }
+    }
+
+    /// What everybody may know.
+    fn entries(&self, network: &Network) -> Vec<Entry> {
+        let entry = |app: &NetworkApp| {
+            let running = self.apps.get(&app.name)?;
+            Some(Entry {
+                app: Listed {
+                    id: running.id,
+                    name: app.name.clone(),
+                    kind: app.spec.type_name(),
+                    is_port: matches!(app.spec, Spec::Port(_)),
+                },
+                again: running.again.clone(),
+                troubles: running.port.as_ref().and_then(|port| port.troubles.clone()),
+            })
+        };
+        network.apps.iter().filter_map(entry).collect()
+    }
+
+    /// Starts what goes on behind a port.
+    fn start(&mut self, name: &str, control: Control, troubles: mpsc::UnboundedReceiver<Trouble>) {
+        let Some(running) = self.apps.get_mut(name) else { return };
+        let Some(port) = &mut running.port else { return };
+        let handle = Handle {
+            name: name.to_owned(),
+            app: running.id,
+            stations: port.stations.clone(),
+            workers: self.workers.clone(),
+            mtus: self.mtus.clone(),
+            troubles,
+        };
+        port.control = Some(tokio::spawn(control(handle)));
+    }
+
+    /// Ends all that goes on behind ports: disconnects guests, removes sockets. Returns the captures, which end when their
+    /// workers have.
+    pub(super) async fn stop(self) -> Vec<FileCapture> {
+        let mut captures = Vec::new();
+        let mut ports: Vec<_> =
+            self.apps.into_values().filter_map(|running| running.port).collect();
+        ports.iter().filter_map(|port| port.control.as_ref()).for_each(JoinHandle::abort);
+        for port in &mut ports {
+            captures.extend(port.capture.take());
+            if let Some(control) = port.control.take() {
+                let _ = control.await;
+            }
+        }
+        captures
+    }
+}
+
+/// Waits for captures to be complete, which no worker has any more.
+pub(super) async fn end(captures: Vec<FileCapture>) {
+    if captures.is_empty() {
+        return;
+    }
+    let limit = Instant::now() + END_LIMIT;
+    // They wait for disks.
+    let ended = spawn_blocking(move || captures.into_iter().for_each(|capture| capture.end(limit)));
+    let _ = ended.await;
+}
+
+fn ports(network: &Network) -> impl Iterator<Item = (&str, &PortKind)> {
+    network.apps.iter().filter_map(|app| match &app.spec {
+        Spec::Port(kind) => Some((app.name.as_str(), kind)),
+        _ => None,
+    })
+}
+
+/// A network without some of its apps, and what is linked to them.
+fn without(network: &Network, names: &HashSet<String>) -> Network {
+    let stays = |app: usize| !names.contains(&network.apps[app].name);
+    let mut places = vec![0; network.apps.len()];
+    let mut apps = Vec::new();
+    for (number, app) in network.apps.iter().enumerate().filter(|(number, _)| stays(*number)) {
+        places[number] = apps.len();
+        apps.push(app.clone());
+    }
+    let mut links = network.links.clone();
+    links.retain(|link| stays(link.from.app) && stays(link.to.app));
+    for end in links.iter_mut().flat_map(|link| [&mut link.from, &mut link.to]) {
+        end.app = places[end.app];
+    }
+    Network { apps, links }
+}

@@ -1,0 +1,138 @@
+//! What all ports have in common, as control sees them: how they are opened, and what goes on behind them while the
+//! switch runs.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{App, AppId};
+use tokio::sync::mpsc;
+
+use super::pcap::{self, FileCapture};
+use super::{Mtus, Stations};
+use super::{tap, tun, vhost_net, vhost_user};
+use crate::config::{PortKind, Tap, VhostNet};
+use crate::links::Links;
+use crate::session::Trouble;
+use crate::workers::Workers;
+
+/// A port that was opened. When it is dropped, whatever was made for it goes.
+pub(super) struct Opened {
+    /// A part for each worker.
+    pub(super) parts: Vec<Box<dyn App>>,
+    /// What goes on behind it while it runs.
+    pub(super) control: Option<Control>,
+    /// The file that it writes.
+    pub(super) capture: Option<FileCapture>,
+}
+
+impl Opened {
+    pub(super) fn new(parts: Vec<impl App>) -> Self {
+        Self { parts: boxed(parts), control: None, capture: None }
+    }
+
+    pub(super) fn with_control(
+        mut self,
+        control: impl FnOnce(Handle) -> Running + Send + 'static,
+    ) -> Self {
+        self.control = Some(Box::new(control));
+        self
+    }
+
+    pub(super) fn with_capture(mut self, capture: FileCapture) -> Self {
+        self.capture = Some(capture);
+        self
+    }
+}
+
+/// What control does for a port, from when the workers have it on, until it is dropped.
+pub(super) type Control = Box<dyn FnOnce(Handle) -> Running + Send>;
+pub(super) type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// A port of a running switch, as its control sees it.
+pub(super) struct Handle {
+    pub(super) name: String,
+    pub(super) app: AppId,
+    /// The stations behind it.
+    pub(super) stations: Stations,
+    pub(super) workers: Arc<Workers>,
+    /// Where to say what MTU it has, if it has one.
+    pub(super) mtus: Mtus,
+    /// What the workers say of this port.
+    pub(super) troubles: mpsc::UnboundedReceiver<Trouble>,
+}
+
+/// What ports are opened with.
+pub(super) struct Opener {
+    pub(super) workers: usize,
+    pub(super) epoch: Instant,
+    /// Opened for the first port that has to do with the host's interfaces.
+    pub(super) links: Option<Links>,
+    /// How many ports were opened so far.
+    pub(super) opened: usize,
+}
+
+impl Opener {
+    /// Opens a port: its socket, interface or file. It is nobody's yet.
+    pub(super) async fn open(&mut self, name: &str, kind: &PortKind) -> anyhow::Result<Opened> {
+        let Self { workers, epoch, links, opened } = self;
+        let workers = *workers;
+        let number = *opened;
+        *opened += 1;
+        match kind {
+            PortKind::VhostUser(port) => vhost_user::open(workers, number, name, port),
+            PortKind::Tap(port) => tap::open(workers, links, name, port, tap::parts).await,
+            PortKind::Tun(port) => tun::open(workers, links, name, port).await,
+            PortKind::VhostNet(port) => vhost_net::open(workers, links, name, port).await,
+            PortKind::PcapRead(port) => pcap::open_source(workers, name, port),
+            PortKind::PcapWrite(port) => pcap::open_sink(workers, name, port, *epoch),
+        }
+    }
+}
+
+/// An app in as many parts as there are workers.
+pub(super) fn parts<A>(first: A, workers: usize, part: fn(&A) -> A) -> Vec<A> {
+    let mut parts: Vec<A> = (1..workers).map(|_| part(&first)).collect();
+    parts.insert(0, first);
+    parts
+}
+
+pub(super) fn boxed<A: App>(parts: Vec<A>) -> Vec<Box<dyn App>> {
+    parts.into_iter().map(|part| Box::new(part) as _).collect()
+}
+
+/// Whether a port cannot be opened before another one is gone: they have the same socket, interface, file or descriptors.
+pub(super) fn needs_what_has(one: &PortKind, other: &PortKind) -> bool {
+    if let (Some(one), Some(other)) = (tap_of(one), tap_of(other))
+        && one.descriptors.iter().any(|number| other.descriptors.contains(number))
+    {
+        return true;
+    }
+    match (one, other) {
+        // Paths compare by their components.
+        (PortKind::VhostUser(one), PortKind::VhostUser(other)) => one.path == other.path,
+        (PortKind::PcapWrite(one), PortKind::PcapWrite(other)) => one.file == other.file,
+        _ => interface(one).is_some_and(|name| Some(name) == interface(other)),
+    }
+}
+
+/// Whether a port has descriptors that this process was started with.
+pub(super) fn has_descriptors(kind: &PortKind) -> bool {
+    tap_of(kind).is_some_and(|tap| !tap.descriptors.is_empty())
+}
+
+fn tap_of(kind: &PortKind) -> Option<&Tap> {
+    match kind {
+        PortKind::Tap(tap) | PortKind::VhostNet(VhostNet { tap, .. }) => Some(tap),
+        _ => None,
+    }
+}
+
+/// The host's interface that a port asks for by name.
+fn interface(kind: &PortKind) -> Option<&str> {
+    let name = match kind {
+        PortKind::Tun(tun) => tun.interface.as_str(),
+        kind => tap_of(kind)?.interface.as_str(),
+    };
+    Some(name).filter(|name| !name.is_empty())
+}
