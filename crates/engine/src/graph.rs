@@ -1,5 +1,7 @@
 //! Apps and the links between them.
 
+mod carrier;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -7,7 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::burst::Storage;
-use crate::{App, Burst, Counters, DropReason, Pulse, Selection, Traffic};
+use crate::{App, Burst, Counters, DropReason, Fault, Numbers, Pulse, Selection, Traffic};
 
 /// Which app of a graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +48,8 @@ pub struct Link {
     pub to: (AppId, usize),
     /// What went by it.
     pub traffic: Traffic,
+    /// The app that it begins at runs, and has somebody on its outside; or what is behind it has.
+    pub is_up: bool,
 }
 
 struct Slot {
@@ -54,6 +58,12 @@ struct Slot {
     app: Option<Box<dyn App>>,
     has_failed: bool,
     has_outside: bool,
+    /// What it said last: see [`App::is_up`].
+    is_up: bool,
+    /// The inputs that it was told are down: see [`App::link`].
+    down: Vec<usize>,
+    /// The outputs by which it passes on that something is down.
+    dark: Vec<usize>,
     /// Breaths since it had something to do.
     idle: u32,
     /// The time of the breath in which it was asked last.
@@ -120,6 +130,10 @@ pub struct Graph {
     pub(crate) ask_all: bool,
     /// Frames that were pulled.
     pub(crate) frames: u64,
+    /// When apps are to [`tick`](App::tick) next.
+    pub(crate) next_tick: u64,
+    /// The apps whose links have to be looked at.
+    changed: Vec<AppId>,
     pub(crate) pulse: Arc<Pulse>,
 }
 
@@ -153,6 +167,9 @@ impl Graph {
             has_outside: app.has_outside(),
             app: Some(Box::new(app)),
             has_failed: false,
+            is_up: true,
+            down: Vec::new(),
+            dark: Vec::new(),
             idle: 0,
             asked: 0,
             is_touched: false,
@@ -164,7 +181,9 @@ impl Graph {
         // Not on the busy path.
         self.due.touched.reserve(self.slots.len());
         self.due.late.reserve(self.slots.len());
-        AppId(self.slots.len() - 1)
+        let id = AppId(self.slots.len() - 1);
+        self.may_have_changed(id);
+        id
     }
 
     /// Leads output `output` of `from` to input `input` of `to`.
@@ -183,22 +202,28 @@ impl Graph {
         if slot.outputs[output].is_some() {
             return Err(LinkError::Taken { app: slot.name.clone(), output });
         }
-        slot.outputs[output] = Some(Target { app: to, input, traffic: Traffic::default() });
+        let traffic = Traffic::default();
+        slot.outputs[output] = Some(Target { app: to, input, traffic });
+        self.may_have_changed(from);
         Ok(())
     }
 
     /// Puts another app in the place of one, under its name and with its links. Returns the one that was there, if it had
-    /// not failed; what it counted stays. None is added when there is no such place: it is returned.
+    /// not failed, and is stopped; what it counted stays. None is added when there is no such place: it is returned.
     pub(crate) fn replace(&mut self, id: AppId, app: Box<dyn App>) -> Option<Box<dyn App>> {
+        self.stop(id);
         let Some(slot) = self.slots.get_mut(id.0) else { return Some(app) };
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
         slot.idle = 0;
+        // It is told anew.
+        (slot.down, slot.dark) = (Vec::new(), Vec::new());
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
         }
+        self.may_have_changed(id);
         old
     }
 
@@ -208,6 +233,7 @@ impl Graph {
         slot.has_failed = true;
         let app = slot.app.take()?;
         slot.retire(&*app);
+        self.may_have_changed(id);
         Some(app)
     }
 
@@ -223,16 +249,18 @@ impl Graph {
 
     /// All links.
     pub fn links(&self) -> impl Iterator<Item = Link> {
-        self.slots.iter().enumerate().flat_map(|(from, slot)| {
-            slot.outputs.iter().enumerate().filter_map(move |(output, target)| {
-                let Target { app, input, traffic } = (*target)?;
-                Some(Link { from: (AppId(from), output), to: (app, input), traffic })
-            })
+        self.targets().map(|(from, output, Target { app, input, traffic })| Link {
+            from: (from, output),
+            to: (*app, *input),
+            traffic: *traffic,
+            is_up: self.is_link_up(from, output),
         })
     }
 
-    /// An app, by its type. None when it is of another type, or failed.
+    /// An app, by its type. None when it is of another type, or failed. Whether it is up then, others hear at the end of the next
+    /// breath.
     pub fn get<A: App>(&mut self, id: AppId) -> Option<&mut A> {
+        self.may_have_changed(id);
         let app: &mut dyn Any = self.slots.get_mut(id.0)?.app.as_deref_mut()?;
         app.downcast_mut()
     }
@@ -240,6 +268,31 @@ impl Graph {
     /// Whether an app is there, and has not failed.
     pub fn is_running(&self, id: AppId) -> bool {
         self.slots.get(id.0).is_some_and(|slot| slot.app.is_some())
+    }
+
+    /// What an app says of itself beside its counters, at a time as that of [`Burst::now`].
+    pub fn numbers(&mut self, id: AppId, now: u64) -> Numbers {
+        let mut numbers = Numbers::default();
+        self.call(id, |app| app.report(now, &mut numbers));
+        numbers
+    }
+
+    /// Has an app go by other settings, of its own type. With an error nothing has changed.
+    pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        let done = self.call(id, |app| app.reconfigure(settings));
+        done.unwrap_or_else(|| Err("the app has failed".into()))
+    }
+
+    /// Stops all apps, and is of no further use but to look at them.
+    pub fn stop_all(&mut self) {
+        for id in self.ids() {
+            self.stop(id);
+        }
+    }
+
+    /// Tells an app that it is taken out for good.
+    fn stop(&mut self, id: AppId) {
+        self.call(id, |app| app.stop());
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
@@ -315,6 +368,7 @@ impl Graph {
                 let app = slot.app.take()?;
                 slot.fail(app, panic);
                 self.has_failures = true;
+                self.may_have_changed(id);
                 None
             }
         }
@@ -366,6 +420,7 @@ impl Graph {
             Err(panic) => {
                 slot.fail(app, panic);
                 self.has_failures = true;
+                self.may_have_changed(target.app);
             }
         }
     }

@@ -20,7 +20,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
-use crate::{App, AppId, Event, Graph, Histogram, Poller, Pulse};
+use crate::{App, AppId, Event, Fault, Graph, Histogram, Numbers, Poller, Pulse};
 
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
@@ -133,7 +133,7 @@ impl WorkerHandle {
         &self.pulse
     }
 
-    /// Stops the worker, and returns its apps.
+    /// Stops the worker and its apps, and returns them.
     pub fn stop(self) -> Result<Graph, Stopped> {
         self.run(|worker| worker.stopping = true, |()| ())?;
         self.thread.join().map_err(|_| Stopped)
@@ -202,7 +202,24 @@ impl Worker {
             let app: &mut dyn Any = app;
             Some(call(app.downcast_mut()?, poller))
         };
-        self.graph.call(id, call).flatten()
+        let result = self.graph.call(id, call).flatten();
+        self.graph.may_have_changed(id);
+        self.graph.settle();
+        result
+    }
+
+    /// Has an app go by other settings, of its own type. With an error nothing has changed.
+    pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        let done = self.graph.reconfigure(id, settings);
+        self.graph.may_have_changed(id);
+        self.graph.settle();
+        done
+    }
+
+    /// What an app says of itself beside its counters.
+    pub fn numbers(&mut self, id: AppId) -> Numbers {
+        let now = self.now();
+        self.graph.numbers(id, now)
     }
 
     /// Puts another app in the place of one that failed, or of one that runs: its name and its links stay. Returns the one
@@ -214,11 +231,11 @@ impl Worker {
         let poller = &self.poller;
         // A panic is reported with those of the next breath.
         let registered = self.graph.call(id, |app| app.register(poller)).unwrap_or(Ok(()));
-        if let Err(error) = registered {
+        if registered.is_err() {
             self.graph.take(id);
-            return Err(error);
         }
-        Ok(old)
+        self.graph.settle();
+        registered.map(|()| old)
     }
 
     /// The apps.
@@ -240,6 +257,7 @@ impl Worker {
             Mode::Poll => u64::MAX,
             Mode::Interrupt => 0,
         });
+        self.graph.settle();
         let mut now = self.now();
         let mut last_work = now;
         // Breaths since the clock was read.
@@ -249,6 +267,8 @@ impl Worker {
                 command(&mut self);
             }
             if self.stopping {
+                self.graph.stop_all();
+                self.graph.report_failures(&self.events);
                 return self.graph;
             }
             age += 1;

@@ -6,7 +6,6 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use apps::bridge::table::{PortNumber, Table};
 use engine::{AppId, Fault, Poller, Stopped};
 use ports::vhost_user::{Swapped, VhostUserPort};
 use thiserror::Error;
@@ -29,8 +28,6 @@ const NOTICES: usize = 16;
 pub struct Port {
     pub name: String,
     pub app: AppId,
-    /// What the bridge knows, and which of its ports this is.
-    pub bridge: (Arc<Table>, PortNumber),
     pub offer: Offer,
     pub workers: Arc<Workers>,
     /// Where to say what MTU the guest has.
@@ -218,15 +215,13 @@ impl Port {
         }
     }
 
-    /// Has the workers let go of the guest, and the bridge forget its addresses. Returns what a worker
-    /// had found and not said yet.
+    /// Has the workers let go of the guest, by which the apps behind the port hear that it is gone. Returns what a
+    /// worker had found and not said yet.
     async fn link_down(&self) -> Result<Option<Trouble>, Ended> {
         let swapped = self.swap(None).await;
         let mtu = self.offer.max_mtu;
         self.mtus.note_guest(&self.name, mtu);
         let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
-        let (table, number) = &self.bridge;
-        table.forget_port(*number);
         let (swapped, _) = (swapped?, reset?);
         let fault = swapped.into_iter().find_map(|part| part.fault);
         Ok(fault.map(|fault| Trouble::Guest(fault.into())))

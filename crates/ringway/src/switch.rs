@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
-use apps::bridge::table::{PortNumber, Table};
+use apps::bridge::table::PortNumber;
 use engine::{App, AppId, Event, Events, Graph, LinkError, Settings, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
@@ -34,6 +34,7 @@ use backoff::Backoff;
 use between::Added;
 pub(crate) use mtus::Mtus;
 pub use observer::Observer;
+use observer::Terminals;
 
 /// All workers answer within this time, unless one stands still.
 const REPORT_LIMIT: Duration = Duration::from_millis(500);
@@ -64,7 +65,6 @@ impl Switch {
             true => Bridge::new(ports, random_key()?),
             false => Bridge::with_vlans(memberships, random_key()?),
         };
-        let table = bridge.table().clone();
         let (bridge, remake) = graphs.add_with_remake(BRIDGE, bridge, Bridge::part);
         let mut remakes = HashMap::from([(bridge, remake)]);
         let mut names = vec![(bridge, BRIDGE.to_owned())];
@@ -81,13 +81,17 @@ impl Switch {
                 remakes.insert(app, remake);
             }
             types.push((app, port.kind.type_name()));
-            controls.extend(control.map(|control| (port.name.clone(), app, number, control)));
+            controls.extend(control.map(|control| (port.name.clone(), app, control)));
         }
         let network = config.network();
         // The same apps, in the same order.
         debug_assert!(
             network.apps.iter().map(|app| &app.name).eq(names.iter().map(|(_, name)| name))
         );
+        let terminals = names.iter().zip(&network.apps).map(|((id, _), app)| {
+            (*id, Terminals { inputs: app.inputs(), outputs: app.outputs() })
+        });
+        let terminals = Arc::new(terminals.collect());
         for join in network.joins {
             let [one, other] = join.map(|side| (names[side.app].0, side.number));
             graphs.join(one, other)?;
@@ -142,6 +146,7 @@ impl Switch {
         let observer = Observer {
             workers: workers.clone(),
             names: names.into(),
+            terminals,
             ports: types.into(),
             mtus: mtus.clone(),
             epoch,
@@ -151,10 +156,9 @@ impl Switch {
 
         let names = switch.observer.names.iter().cloned().collect();
         switch.tasks.push(tokio::spawn(watchdog::watch(switch.workers.pulses(), names)));
-        for ((name, app, number, control), troubles) in controls {
-            let (workers, bridge) = (switch.workers.clone(), (table.clone(), number));
-            let mtus = mtus.clone();
-            let handle = Handle { name, app, bridge, workers, mtus, troubles };
+        for ((name, app, control), troubles) in controls {
+            let (workers, mtus) = (switch.workers.clone(), mtus.clone());
+            let handle = Handle { name, app, workers, mtus, troubles };
             switch.tasks.push(tokio::spawn(control(handle)));
         }
         Ok(switch)
@@ -279,8 +283,6 @@ type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 struct Handle {
     name: String,
     app: AppId,
-    /// What the bridge knows, and which of its ports this is.
-    bridge: (Arc<Table>, PortNumber),
     workers: Arc<Workers>,
     /// Where to say what MTU it has, if it has one.
     mtus: Mtus,

@@ -38,6 +38,16 @@ impl NetworkApp {
     fn new<const N: usize>(name: String, kind: &'static str, sides: [[&str; 2]; N]) -> Self {
         Self { name, kind, sides: sides.map(|side| side.map(str::to_owned)).to_vec() }
     }
+
+    /// What its inputs are called, by their numbers.
+    pub fn inputs(&self) -> Vec<String> {
+        self.sides.iter().map(|[input, _]| input.clone()).collect()
+    }
+
+    /// What its outputs are called, by their numbers.
+    pub fn outputs(&self) -> Vec<String> {
+        self.sides.iter().map(|[_, output]| output.clone()).collect()
+    }
 }
 
 impl Config {

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use engine::{AppId, Counters, Load, Poller, Worker};
+use engine::{AppId, Counters, Load, Numbers, Poller, Worker};
 use ports::vhost_user::{GuestLook, VhostUserPort};
 use tokio::time::timeout;
 
 use super::Mtus;
 use crate::config::feature_names;
-use crate::report::{self, App, Guest, Link, Port, Report, Ring, State};
+use crate::report::{self, App, Guest, Link, LinkState, Number, Port, Report, Ring, State};
 use crate::workers::Workers;
 
 /// A worker answers within this time, unless it hangs: it does so between two breaths.
@@ -26,6 +26,8 @@ const PENDING: usize = 768;
 pub struct Observer {
     pub(super) workers: Arc<Workers>,
     pub(super) names: Arc<[(AppId, String)]>,
+    /// What the inputs of each app are called, and its outputs.
+    pub(super) terminals: Arc<HashMap<AppId, Terminals>>,
     /// The apps that are ports, in the order of the configuration, and their types.
     pub(super) ports: Arc<[(AppId, &'static str)]>,
     pub(super) mtus: Mtus,
@@ -34,11 +36,19 @@ pub struct Observer {
     pub(super) pending: Arc<()>,
 }
 
+/// What the inputs of an app are called, and its outputs, by their numbers.
+pub(super) struct Terminals {
+    pub(super) inputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
+}
+
 /// What one worker says.
 struct Part {
     load: Load,
     /// What each app counted, and whether it runs.
     apps: Vec<(Counters, bool)>,
+    numbers: Vec<Numbers>,
+    links: Vec<engine::Link>,
     guests: Vec<Option<GuestLook>>,
 }
 
@@ -56,10 +66,12 @@ impl Observer {
             let graph = worker.graph();
             let app = |(id, _): &(AppId, String)| (graph.counters(*id), graph.is_running(*id));
             let apps = names.iter().map(app).collect();
+            let links = graph.links().collect();
+            let numbers = names.iter().map(|(id, _)| worker.numbers(*id)).collect();
             let load = worker.load();
             let look = |port: &mut VhostUserPort, _: &Poller| port.look();
             let guests = ports.iter().map(|(id, _)| worker.with(*id, look).flatten());
-            Part { load, apps, guests: guests.collect() }
+            Part { load, apps, numbers, links, guests: guests.collect() }
         });
         let parts = timeout(LIMIT, parts).await;
         let parts = parts.ok().context("a worker hangs: it does not answer")??;
@@ -72,6 +84,7 @@ impl Observer {
             workers: parts.iter().map(worker).collect(),
             apps: self.apps(&parts),
             ports: self.ports(&parts),
+            links: self.links(&parts),
         })
     }
 
@@ -79,10 +92,13 @@ impl Observer {
         let types: HashMap<_, _> = self.ports.iter().copied().collect();
         let app = |(index, (id, name)): (usize, &(AppId, String))| {
             let mut sum = Counters::default();
-            let mut runs = true;
+            let (mut runs, mut numbers) = (true, Numbers::default());
             for (counters, is_running) in parts.iter().filter_map(|part| part.apps.get(index)) {
                 sum += counters;
                 runs &= is_running;
+            }
+            for part in parts.iter().filter_map(|part| part.numbers.get(index)) {
+                numbers.add(part.clone());
             }
             // What belongs to a port has the port's name, and behind that its own.
             let own = name.rsplit('.').next().unwrap_or(name);
@@ -93,9 +109,44 @@ impl Observer {
                 received: sum.received.into(),
                 sent: sum.sent.into(),
                 drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+                own: numbers.iter().map(number).collect(),
             }
         };
         self.names.iter().enumerate().map(app).collect()
+    }
+
+    /// The links in the order of their first ends, with what went by each on all workers.
+    fn links(&self, parts: &[Part]) -> Vec<Link> {
+        let mut places = HashMap::new();
+        let mut links: Vec<Link> = Vec::new();
+        for engine::Link { from, to, traffic, is_up } in parts.iter().flat_map(|part| &part.links) {
+            let place = *places.entry((*from, *to)).or_insert_with(|| {
+                links.push(Link {
+                    from: self.terminal(*from, |app| &app.outputs),
+                    to: self.terminal(*to, |app| &app.inputs),
+                    state: LinkState::Up,
+                    traffic: report::Traffic::default(),
+                });
+                links.len() - 1
+            });
+            let link = &mut links[place];
+            link.traffic.frames += traffic.frames;
+            link.traffic.bytes += traffic.bytes;
+            if !is_up {
+                link.state = LinkState::Down;
+            }
+        }
+        links
+    }
+
+    /// An end of a link: `bridge.vm1`.
+    fn terminal(&self, (id, number): (AppId, usize), of: fn(&Terminals) -> &[String]) -> String {
+        let app = self.names.iter().find(|(app, _)| *app == id).map_or("", |(_, name)| name);
+        let names = self.terminals.get(&id).map(of).unwrap_or_default();
+        match names.get(number) {
+            Some(name) => format!("{app}.{name}"),
+            None => format!("{app}.{number}"),
+        }
     }
 
     fn ports(&self, parts: &[Part]) -> Vec<Port> {
@@ -105,8 +156,8 @@ impl Observer {
             let looks = parts.iter().filter_map(|part| part.guests.get(index)?.as_ref());
             let guest = guest(&looks.collect::<Vec<_>>());
             let link = match *kind {
-                "vhost-user" => Some(Link::new(guest.as_ref().is_some_and(is_up))),
-                _ => self.mtus.link(name).map(Link::new),
+                "vhost-user" => Some(LinkState::new(guest.as_ref().is_some_and(is_up))),
+                _ => self.mtus.link(name).map(LinkState::new),
             };
             Port { name: name.to_owned(), link, mtu: self.mtus.mtu(name), guest }
         };
@@ -151,6 +202,10 @@ fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
         frames: apps.iter().map(|(counters, _)| counters.received.frames).sum(),
         breath_times: load.times.buckets().collect(),
     }
+}
+
+fn number(engine::Number { name, unit, value, .. }: &engine::Number) -> Number {
+    Number { value: *value, unit: (*unit).to_owned(), name: name.clone() }
 }
 
 fn nanoseconds(time: Duration) -> u64 {

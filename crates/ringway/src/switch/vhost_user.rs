@@ -61,10 +61,10 @@ pub(super) fn open(
     };
     let app = graphs.add(name, remake(graphs.0.len()));
     let control = move |handle: Handle| -> super::Running {
-        let Handle { name, app, bridge, workers, mtus, troubles } = handle;
+        let Handle { name, app, workers, mtus, troubles } = handle;
         mtus.note_guest(&name, mtu);
         let remake = Box::new(remake);
-        let port = Port { name, app, bridge, offer, workers, mtus, troubles, remake };
+        let port = Port { name, app, offer, workers, mtus, troubles, remake };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),
