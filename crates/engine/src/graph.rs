@@ -1,5 +1,7 @@
 //! Apps and the links between them.
 
+mod carrier;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use thiserror::Error;
 use crate::burst::Storage;
 use crate::change::{Change, Outgoing};
 use crate::id::{AppId, Ids};
-use crate::{App, Burst, Counters, DropReason, Pulse, Selection, Traffic};
+use crate::{App, Burst, Counters, DropReason, Fault, Numbers, Pulse, Selection, Traffic};
 
 /// Why two apps could not be linked.
 #[derive(Debug, Error)]
@@ -44,6 +46,8 @@ pub struct Link {
     pub to: (AppId, usize),
     /// What went by it.
     pub traffic: Traffic,
+    /// The app that it begins at runs, and has somebody on its outside; or what is behind it has.
+    pub is_up: bool,
 }
 
 /// The place of an app.
@@ -56,6 +60,12 @@ pub(crate) struct Slot {
     app: Option<Box<dyn App>>,
     has_failed: bool,
     has_outside: bool,
+    /// What it said last: see [`App::is_up`].
+    is_up: bool,
+    /// The inputs that it was told are down: see [`App::link`].
+    down: Vec<usize>,
+    /// The outputs by which it passes on that something is down.
+    dark: Vec<usize>,
     /// How often it was asked since it had something to do.
     idle: u32,
     /// Breaths from one in which it is asked to the next, less one: [`pause`] of the above.
@@ -79,9 +89,15 @@ impl Slot {
             id: Some(id),
             name: name.to_owned(),
             has_outside: app.has_outside(),
+            is_up: true,
             app: Some(app),
             ..Self::default()
         }
+    }
+
+    /// Which inputs its outputs lead to.
+    fn inputs_beyond(&self) -> impl Iterator<Item = (AppId, usize)> {
+        self.outputs.iter().flatten().map(|target| (target.app, target.input))
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -148,6 +164,12 @@ pub struct Graph {
     pub(crate) ask_all: bool,
     /// Frames that were pulled.
     pub(crate) frames: u64,
+    /// When apps are to [`tick`](App::tick) next.
+    pub(crate) next_tick: u64,
+    /// The apps whose links have to be looked at.
+    changed: Vec<AppId>,
+    /// And inputs that a link led to that is gone.
+    cut: Vec<(AppId, usize)>,
     pub(crate) pulse: Arc<Pulse>,
 }
 
@@ -220,26 +242,35 @@ impl Graph {
     pub fn change(&mut self, change: &mut Change) {
         change.make_room(&mut self.slots, &mut self.due);
         for (id, removed) in &mut change.removed {
-            if let Some(slot) = self.slot_mut(*id) {
+            self.stop(*id);
+            if let Some(slot) = find(&mut self.slots, *id) {
+                self.cut.extend(slot.inputs_beyond());
                 *removed = Some(std::mem::take(slot));
             }
         }
         for added in &mut change.added {
-            if let Some(place) = added.id.and_then(|id| self.slots.get_mut(id.place())) {
+            if let Some(id) = added.id
+                && let Some(place) = self.slots.get_mut(id.place())
+            {
                 std::mem::swap(place, added);
+                self.may_have_changed(id);
             }
         }
         for Outgoing { app, outputs } in &mut change.outgoing {
-            let Some(slot) = self.slot_mut(*app) else { continue };
-            for (target, before) in outputs.iter_mut().zip(&slot.outputs) {
-                // A link that stays goes on counting.
-                if let (Some(target), Some(before)) = (target, before)
-                    && (target.app, target.input) == (before.app, before.input)
-                {
-                    target.traffic = before.traffic;
+            let Some(slot) = find(&mut self.slots, *app) else { continue };
+            for (output, before) in slot.outputs.iter().enumerate() {
+                let Some(before) = before else { continue };
+                let ends = |target: &Target| (target.app, target.input);
+                match outputs.get_mut(output) {
+                    // A link that stays goes on counting.
+                    Some(Some(target)) if ends(target) == ends(before) => {
+                        target.traffic = before.traffic;
+                    }
+                    _ => self.cut.push(ends(before)),
                 }
             }
             std::mem::swap(outputs, &mut slot.outputs);
+            self.may_have_changed(*app);
         }
         self.unlink_the_gone();
         self.first = self.first.min(self.slots.len());
@@ -293,22 +324,28 @@ impl Graph {
         if slot.outputs[output].is_some() {
             return Err(LinkError::Taken { app: slot.name.clone(), output });
         }
-        slot.outputs[output] = Some(Target { app: to, input, traffic: Traffic::default() });
+        let traffic = Traffic::default();
+        slot.outputs[output] = Some(Target { app: to, input, traffic });
+        self.may_have_changed(from);
         Ok(())
     }
 
     /// Puts another app in the place of one, under its name and with its links. Returns the one that was there, if it had
-    /// not failed; what it counted stays. None is added when there is no such place: it is returned.
+    /// not failed, and is stopped; what it counted stays. None is added when there is no such place: it is returned.
     pub(crate) fn replace(&mut self, id: AppId, app: Box<dyn App>) -> Option<Box<dyn App>> {
+        self.stop(id);
         let Some(slot) = self.slot_mut(id) else { return Some(app) };
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
         (slot.idle, slot.pause) = (0, 0);
+        // It is told anew.
+        (slot.down, slot.dark) = (Vec::new(), Vec::new());
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
         }
+        self.may_have_changed(id);
         old
     }
 
@@ -318,6 +355,7 @@ impl Graph {
         slot.has_failed = true;
         let app = slot.app.take()?;
         slot.retire(&*app);
+        self.may_have_changed(id);
         Some(app)
     }
 
@@ -333,16 +371,18 @@ impl Graph {
 
     /// All links.
     pub fn links(&self) -> impl Iterator<Item = Link> {
-        self.slots.iter().flat_map(|slot| {
-            slot.outputs.iter().enumerate().filter_map(move |(output, target)| {
-                let Target { app, input, traffic } = (*target)?;
-                Some(Link { from: (slot.id?, output), to: (app, input), traffic })
-            })
+        self.targets().map(|(from, output, Target { app, input, traffic })| Link {
+            from: (from, output),
+            to: (*app, *input),
+            traffic: *traffic,
+            is_up: self.is_link_up(from, output),
         })
     }
 
-    /// An app, by its type. None when it is of another type, or failed.
+    /// An app, by its type. None when it is of another type, or failed. Whether it is up then, others hear at the end of the next
+    /// breath.
     pub fn get<A: App>(&mut self, id: AppId) -> Option<&mut A> {
+        self.may_have_changed(id);
         let app: &mut dyn Any = self.slot_mut(id)?.app.as_deref_mut()?;
         app.downcast_mut()
     }
@@ -350,6 +390,31 @@ impl Graph {
     /// Whether an app is there, and has not failed.
     pub fn is_running(&self, id: AppId) -> bool {
         self.slot(id).is_some_and(|slot| slot.app.is_some())
+    }
+
+    /// What an app says of itself beside its counters, at a time as that of [`Burst::now`].
+    pub fn numbers(&mut self, id: AppId, now: u64) -> Numbers {
+        let mut numbers = Numbers::default();
+        self.call(id, |app| app.report(now, &mut numbers));
+        numbers
+    }
+
+    /// Has an app go by other settings, of its own type. With an error nothing has changed.
+    pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        let done = self.call(id, |app| app.reconfigure(settings));
+        done.unwrap_or_else(|| Err("the app has failed".into()))
+    }
+
+    /// Stops all apps, and is of no further use but to look at them.
+    pub fn stop_all(&mut self) {
+        for id in self.places().filter_map(|place| self.at(place)).collect::<Vec<_>>() {
+            self.stop(id);
+        }
+    }
+
+    /// Tells an app that it is taken out for good.
+    fn stop(&mut self, id: AppId) {
+        self.call(id, |app| app.stop());
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
@@ -419,6 +484,7 @@ impl Graph {
                 let app = slot.app.take()?;
                 slot.fail(app, panic);
                 self.has_failures = true;
+                self.may_have_changed(id);
                 None
             }
         }
@@ -470,6 +536,7 @@ impl Graph {
             Err(panic) => {
                 slot.fail(app, panic);
                 self.has_failures = true;
+                self.may_have_changed(target.app);
             }
         }
     }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{
-    DELIBERATE, Faulty, Moment, Repeater, Sink, Source, silence_deliberate_panics, taken,
+    DELIBERATE, Faulty, Listener, Moment, Repeater, Sink, Source, Told, silence_deliberate_panics,
+    taken, told,
 };
 use crate::{Burst, Counters, DropReason, Outcomes, Outputs, Selection};
 
@@ -383,6 +384,16 @@ fn a_panic_in_publish_takes_that_app_out() {
 }
 
 #[test]
+fn a_panic_in_tick_takes_that_app_out() {
+    survives(Moment::Tick);
+}
+
+#[test]
+fn a_panic_in_what_says_whether_it_is_up_takes_that_app_out() {
+    survives(Moment::IsUp);
+}
+
+#[test]
 fn a_panic_after_frames_were_pulled_leaves_bursts_whole() {
     silence_deliberate_panics();
     let mut graph = Graph::new();
@@ -441,9 +452,26 @@ fn a_panic_while_arming_keeps_the_worker_awake_to_report_it() {
     assert!(!graph.arm());
 }
 
+#[test]
+fn apps_tick_about_once_a_second_also_when_they_have_nothing_to_do() {
+    let second = 1_000_000_000;
+    let mut graph = Graph::new();
+    let (listener, tidings) = Listener::new();
+    graph.add("listener", listener);
+    // Breaths of 0.3 s, then a sleep of ten seconds, then breaths again.
+    let before = (0..10).map(|breath| breath * second / 10 * 3);
+    let after = (0..4).map(|breath| 13 * second + breath * second / 2);
+    for now in before.chain(after) {
+        graph.breathe(now, |_| panic!("nothing to report was expected"));
+    }
+    let ticks = [0, 12, 24, 130, 140].map(|tenths| Told::Tick(tenths * second / 10));
+    assert_eq!(told(&tidings), ticks);
+}
+
 /// A peer's fault, each breath until it was told.
 struct Peer {
     faults: usize,
+    is_up: bool,
     counters: Counters,
 }
 
@@ -459,7 +487,12 @@ impl App for Peer {
             return Ok(());
         }
         self.faults -= 1;
+        self.is_up = false;
         Err("the index jumped".into())
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_up
     }
 
     fn counters(&self) -> &Counters {
@@ -470,8 +503,11 @@ impl App for Peer {
 #[test]
 fn a_peers_fault_is_reported_and_the_app_stays() {
     let mut graph = Graph::new();
-    let peer = Peer { faults: 1, counters: Counters::default() };
+    let peer = Peer { faults: 1, is_up: true, counters: Counters::default() };
     let peer = graph.add("peer", peer);
+    let (listener, tidings) = Listener::new();
+    let listener = graph.add("listener", listener);
+    graph.link((peer, 0), (listener, 3)).unwrap();
     let mut faults = Vec::new();
     for _ in 0..2 {
         graph.breathe(0, |event| match event {
@@ -481,4 +517,6 @@ fn a_peers_fault_is_reported_and_the_app_stays() {
     }
     assert_eq!(faults, [(peer, "the index jumped".to_owned())]);
     assert!(graph.get::<Peer>(peer).is_some());
+    // Those behind it hear that it went down with that.
+    assert_eq!(told(&tidings)[1..], [Told::Link(3, false)]);
 }

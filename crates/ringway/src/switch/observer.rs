@@ -1,18 +1,19 @@
 //! Looks at a running switch.
 
+use std::collections::HashMap;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use engine::{Counters, Load, Poller, Worker};
+use engine::{AppId, Counters, Load, Numbers, Poller, Worker};
 use ports::vhost_user::{GuestLook, VhostUserPort};
 use tokio::time::timeout;
 
 use super::Mtus;
 use super::register::{Listed, Register};
 use crate::config::feature_names;
-use crate::report::{self, App, Guest, Link, Port, Report, Ring, State};
+use crate::report::{self, App, Guest, Link, LinkState, Number, Port, Report, Ring, State};
 use crate::workers::Workers;
 
 /// A worker answers within this time, unless it hangs: it does so between two breaths.
@@ -35,8 +36,18 @@ pub struct Observer {
 /// What one worker says.
 struct Part {
     load: Load,
-    /// What each app counted, and whether it runs; and its guest, if it is a port that has one.
-    apps: Vec<(Counters, bool, Option<GuestLook>)>,
+    /// In the order in which they were asked for.
+    apps: Vec<Look>,
+    links: Vec<engine::Link>,
+}
+
+/// What one worker says of its part of an app.
+struct Look {
+    counters: Counters,
+    runs: bool,
+    numbers: Numbers,
+    /// If it is a port that has one.
+    guest: Option<GuestLook>,
 }
 
 impl Observer {
@@ -52,12 +63,14 @@ impl Observer {
             // Until this is done, or will never be.
             let _pending = &pending;
             let look = |port: &mut VhostUserPort, _: &Poller| port.look();
-            let app = |app: &Listed| {
-                let guest = worker.with(app.id, look).flatten();
-                let graph = worker.graph();
-                (graph.counters(app.id), graph.is_running(app.id), guest)
+            let app = |app: &Listed| Look {
+                guest: worker.with(app.id, look).flatten(),
+                numbers: worker.numbers(app.id),
+                counters: worker.graph().counters(app.id),
+                runs: worker.graph().is_running(app.id),
             };
-            Part { apps: asked.iter().map(app).collect(), load: worker.load() }
+            let apps = asked.iter().map(app).collect();
+            Part { apps, links: worker.graph().links().collect(), load: worker.load() }
         });
         let parts = timeout(LIMIT, parts).await;
         let parts = parts.ok().context("a worker hangs: it does not answer")??;
@@ -70,6 +83,7 @@ impl Observer {
             workers: parts.iter().map(worker).collect(),
             apps: apps(&listed, &parts),
             ports: self.ports(&listed, &parts),
+            links: links(&listed, &parts),
         })
     }
 
@@ -77,11 +91,11 @@ impl Observer {
         let ports = listed.iter().enumerate().filter(|(_, app)| app.is_port);
         let port = |(index, app): (usize, &Listed)| {
             let name = &app.name;
-            let looks = parts.iter().filter_map(|part| part.apps.get(index)?.2.as_ref());
+            let looks = parts.iter().filter_map(|part| part.apps.get(index)?.guest.as_ref());
             let guest = guest(&looks.collect::<Vec<_>>());
             let link = match app.kind {
-                "vhost-user" => Some(Link::new(guest.as_ref().is_some_and(is_up))),
-                _ => self.mtus.link(name).map(Link::new),
+                "vhost-user" => Some(LinkState::new(guest.as_ref().is_some_and(is_up))),
+                _ => self.mtus.link(name).map(LinkState::new),
             };
             Port { name: name.clone(), link, mtu: self.mtus.mtu(name), guest }
         };
@@ -92,21 +106,51 @@ impl Observer {
 fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
     let app = |(index, app): (usize, &Listed)| {
         let mut sum = Counters::default();
-        let mut runs = true;
-        for (counters, is_running, _) in parts.iter().filter_map(|part| part.apps.get(index)) {
+        let (mut all_run, mut own) = (true, Numbers::default());
+        for Look { counters, runs, numbers, .. } in parts.iter().filter_map(|p| p.apps.get(index)) {
             sum += counters;
-            runs &= is_running;
+            all_run &= runs;
+            own.add(numbers.clone());
         }
         App {
             name: app.name.clone(),
             kind: app.kind.to_owned(),
-            state: if runs { State::Running } else { State::Failed },
+            state: if all_run { State::Running } else { State::Failed },
             received: sum.received.into(),
             sent: sum.sent.into(),
             drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+            own: own.iter().map(number).collect(),
         }
     };
     listed.iter().enumerate().map(app).collect()
+}
+
+/// The links in the order of their first ends, with what went by each on all workers.
+fn links(listed: &[Listed], parts: &[Part]) -> Vec<Link> {
+    let apps: HashMap<AppId, &Listed> = listed.iter().map(|app| (app.id, app)).collect();
+    let end = |(id, number): (AppId, usize), names: fn(&Listed) -> &Vec<String>| {
+        // One that came or went meanwhile.
+        let app = apps.get(&id)?;
+        Some(format!("{}.{}", app.name, names(app).get(number)?))
+    };
+    let mut places = HashMap::new();
+    let mut links: Vec<Link> = Vec::new();
+    for engine::Link { from, to, traffic, is_up } in parts.iter().flat_map(|part| &part.links) {
+        let ends = (end(*from, |app| &app.outputs), end(*to, |app| &app.inputs));
+        let (Some(first), Some(second)) = ends else { continue };
+        let place = *places.entry((*from, *to)).or_insert_with(|| {
+            let (state, traffic) = (LinkState::Up, report::Traffic::default());
+            links.push(Link { from: first, to: second, state, traffic });
+            links.len() - 1
+        });
+        let link = &mut links[place];
+        link.traffic.frames += traffic.frames;
+        link.traffic.bytes += traffic.bytes;
+        if !is_up {
+            link.state = LinkState::Down;
+        }
+    }
+    links
 }
 
 /// What the parts of a port know of its guest, each of its own rings.
@@ -143,9 +187,13 @@ fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
         busy_breaths: load.busy_breaths,
         sleeps: load.sleeps,
         // What waits for a receiver is had anew in each breath, and counted once.
-        frames: apps.iter().map(|(counters, ..)| counters.received.frames).sum(),
+        frames: apps.iter().map(|look| look.counters.received.frames).sum(),
         breath_times: load.times.buckets().collect(),
     }
+}
+
+fn number(engine::Number { name, unit, value, .. }: &engine::Number) -> Number {
+    Number { value: *value, unit: (*unit).to_owned(), name: name.clone() }
 }
 
 fn nanoseconds(time: Duration) -> u64 {

@@ -42,6 +42,10 @@ pub(super) struct Listed {
     /// Its type.
     pub(super) kind: &'static str,
     pub(super) is_port: bool,
+    /// What its inputs are called, by their numbers.
+    pub(super) inputs: Vec<String>,
+    /// And its outputs.
+    pub(super) outputs: Vec<String>,
 }
 
 impl Register {

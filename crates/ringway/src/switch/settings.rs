@@ -3,16 +3,9 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use apps::anti_spoof::AntiSpoof;
 use apps::bridge::Bridge;
 use apps::bridge::sides::Sides;
-use apps::filter::Filter;
-use apps::impair::Impair;
-use apps::mirror::Mirror;
-use apps::police::Police;
-use apps::source::Source;
-use apps::storm::Storm;
-use apps::tee::Tee;
+use apps::tee;
 use engine::{App, AppId, Worker};
 
 use crate::config::network::{NetworkApp, Spec};
@@ -30,22 +23,19 @@ pub(super) fn can_become(one: &Spec, other: &Spec) -> bool {
 
 /// Gives a part of an app other settings. With an error nothing has changed. A bridge gets its ports otherwise: [`sides`].
 pub(super) fn set(app: &mut dyn App, new: &NetworkApp) -> anyhow::Result<()> {
-    fn typed<A: App>(app: &mut dyn App) -> anyhow::Result<&mut A> {
-        let app: &mut dyn Any = app;
-        app.downcast_mut().ok_or_else(|| anyhow::anyhow!("it is of another type"))
-    }
-    match &new.spec {
-        Spec::Police(settings) => typed::<Police>(app)?.set(settings)?,
-        Spec::Storm(settings) => typed::<Storm>(app)?.set(settings)?,
-        Spec::AntiSpoof(settings) => typed::<AntiSpoof>(app)?.set(settings),
-        Spec::Filter(settings) => typed::<Filter>(app)?.set(settings.clone()),
-        Spec::Mirror(settings) => typed::<Mirror>(app)?.set(settings.clone()),
-        Spec::Tee => typed::<Tee>(app)?.set(new.outputs.len()),
-        Spec::Source(settings) => typed::<Source>(app)?.set(settings.clone())?,
-        Spec::Impair(settings) => typed::<Impair>(app)?.set(settings.clone())?,
-        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => {}
-    }
-    Ok(())
+    let tee = tee::Settings { outputs: new.outputs.len() };
+    let settings: &dyn Any = match &new.spec {
+        Spec::Police(settings) => settings,
+        Spec::Storm(settings) => settings,
+        Spec::AntiSpoof(settings) => settings,
+        Spec::Filter(settings) => settings,
+        Spec::Mirror(settings) => settings,
+        Spec::Tee => &tee,
+        Spec::Source(settings) => settings,
+        Spec::Impair(settings) => settings,
+        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => return Ok(()),
+    };
+    app.reconfigure(settings).map_err(|error| anyhow::anyhow!(error))
 }
 
 /// What gives app `id` settings which another part of it has taken.

@@ -12,6 +12,24 @@ const RST: Step = Step::Tcp(TcpFlags(0x14));
 const ACK: Step = Step::Tcp(TcpFlags(0x10));
 
 /// A message from the port; `conversation` is all that tells one from the other.
+impl Conversations {
+    /// Conversations that are remembered, by a look at all.
+    pub(in crate::filter) fn len(&self, now: u32) -> usize {
+        let is_fresh = |bucket: &Bucket, way| {
+            let state = State(bucket.state(way).load(Relaxed));
+            bucket.tag(way).load(Relaxed) != Tag::EMPTY.0 && !state.is_aged(now)
+        };
+        let fresh = |bucket| (0..WAYS).filter(|way| is_fresh(bucket, *way)).count();
+        self.buckets.iter().map(fresh).sum()
+    }
+
+    /// Sweeps all of it, and says how many are left.
+    fn swept(&self, now: u32) -> u64 {
+        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(now));
+        self.known()
+    }
+}
+
 fn message(conversation: u64, step: Step) -> Message {
     let number = match step {
         Step::Tcp(_) => 6,
