@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
 use apps::anti_spoof::{self, AntiSpoof};
+use apps::bridge::Bridge;
 use apps::bucket::Limit;
 use apps::filter::{self, Filter};
 use apps::police::{self, Police};
