@@ -185,7 +185,7 @@ fn processor_time(switch: &Switch) -> Result<Duration> {
 /// Ports that come by one reload, and go by the next.
 const MANY_PORTS: usize = 256;
 const RELOAD_LIMIT: Duration = Duration::from_secs(1);
-const GAP_LIMIT: Duration = Duration::from_millis(50);
+const GAP_LIMIT: Duration = Duration::from_millis(100);
 
 /// Two guests send each other one frame, back and forth, while 256 ports come, change and go by three reloads.
 #[test]

@@ -190,7 +190,7 @@ fn under_load<R>(
 fn connections(switch: &Switch, port: &str) -> usize {
     let port = format!("port=\"{port}\"");
     let log = switch.log();
-    log.lines().filter(|line| line.contains("connected") && line.contains(&port)).count()
+    log.lines().filter(|line| line.contains("front end connected") && line.contains(&port)).count()
 }
 
 #[test]

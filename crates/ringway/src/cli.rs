@@ -285,22 +285,26 @@ mod tests {
         );
         assert_eq!(
             show(&format!("ringway config show --expanded {ports}")),
-            "links = [\n    \"vm1.tx -> vm1.anti-spoof.port\",\n    \"vm1.anti-spoof.port -> vm1.rx\",\n    \
-             \"vm1.anti-spoof.network -> vm1.police.port\",\n    \"vm1.police.port -> vm1.anti-spoof.network\",\n    \
-             \"vm1.police.network -> bridge.vm1\",\n    \"bridge.vm1 -> vm1.police.network\",\n    \
-             \"host.1.tx -> bridge.host.1\",\n    \"bridge.host.1 -> host.1.rx\",\n]\n\n\
-             [app.\"bridge\"]\ntype = \"bridge\"\n\n[app.\"vm1\"]\ntype = \"vhost-user\"\n\n\
-             [app.\"vm1.anti-spoof\"]\ntype = \"anti-spoof\"\n\n[app.\"vm1.police\"]\ntype = \"police\"\n\n\
-             [app.\"host.1\"]\ntype = \"tap\"\n"
+            "mode = \"poll\"\nworkers = \"2\"\nlinks = [\n    \"vm1.tx -> vm1.anti-spoof.port\",\n    \
+             \"vm1.anti-spoof.port -> vm1.rx\",\n    \"vm1.anti-spoof.network -> vm1.police.port\",\n    \
+             \"vm1.police.port -> vm1.anti-spoof.network\",\n    \"vm1.police.network -> bridge.vm1\",\n    \
+             \"bridge.vm1 -> vm1.police.network\",\n    \"host.1.tx -> bridge.host.1\",\n    \
+             \"bridge.host.1 -> host.1.rx\",\n]\n\n[app.bridge]\ntype = \"bridge\"\n\n\
+             [port.vm1]\ntype = \"vhost-user\"\npath = \"/run/vm1.sock\"\nmtu = \"9000\"\n\n\
+             [app.\"vm1.anti-spoof\"]\ntype = \"anti-spoof\"\nallow-ips = \"10.0.0.1\"\n\n\
+             [app.\"vm1.police\"]\ntype = \"police\"\nrate-to = \"1Gbit\"\n\n\
+             [port.\"host.1\"]\ntype = \"tap\"\ninterface = \"rw0\"\n"
         );
         assert_eq!(
-            show(&format!("ringway config show --dot {ports}")),
-            "graph ringway {\n    rankdir = LR;\n    node [shape = box];\n    \"bridge\" [label = \"bridge\"];\n    \
+            show(&format!("ringway config show --dot {ports},mirror-to=vm1")),
+            "digraph ringway {\n    rankdir = LR;\n    node [shape = box];\n    \"bridge\" [label = \"bridge\"];\n    \
              \"vm1\" [label = \"vm1\\nvhost-user\"];\n    \
              \"vm1.anti-spoof\" [label = \"vm1.anti-spoof\\nanti-spoof\"];\n    \
              \"vm1.police\" [label = \"vm1.police\\npolice\"];\n    \"host.1\" [label = \"host.1\\ntap\"];\n    \
-             \"vm1\" -- \"vm1.anti-spoof\";\n    \"vm1.anti-spoof\" -- \"vm1.police\";\n    \
-             \"vm1.police\" -- \"bridge\";\n    \"host.1\" -- \"bridge\";\n}\n"
+             \"host.1.mirror\" [label = \"host.1.mirror\\nmirror\"];\n    \
+             \"vm1\" -> \"vm1.anti-spoof\" [dir = both];\n    \"vm1.anti-spoof\" -> \"vm1.police\" [dir = both];\n    \
+             \"host.1\" -> \"host.1.mirror\" [dir = both];\n    \"host.1.mirror\" -> \"vm1.police\";\n    \
+             \"host.1.mirror\" -> \"bridge\" [dir = both];\n}\n"
         );
     }
 

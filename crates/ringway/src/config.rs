@@ -285,11 +285,12 @@ impl Draft {
     /// The apps that links can lead to, also those with faults.
     fn known_apps(&self, config: &Config) -> links::Apps {
         let mut known = links::Apps::default();
+        // A name that is given twice is the port's.
+        config.apps.iter().for_each(|(name, spec)| known.add(name, spec));
         for port in &config.ports {
             known.add(&port.name, &Spec::Port(port.kind.clone()));
             port.apps().iter().for_each(|(name, spec)| known.add(name, spec));
         }
-        config.apps.iter().for_each(|(name, spec)| known.add(name, spec));
         let written = self.ports.iter().chain(self.apps.iter().map(|app| &app.table));
         written.for_each(|table| known.add_name(&table.name));
         if !config.apps.iter().any(|(name, _)| name == BRIDGE) {

@@ -50,26 +50,28 @@ impl Apps {
         self.0.entry(name.to_owned()).or_insert(None);
     }
 
-    /// What an end of a link names. None of an app with faults. What stands behind the name of an app is one of its
+    /// What an end of a link names. None where that is a fault, or an app with faults. What stands behind the name of an app is one of its
     /// outputs or inputs; both may have dots.
     fn find(
         &self,
         end: &str,
         link: &str,
         direction: Direction,
-    ) -> Result<Option<Terminal>, Problem> {
+        mut fault: impl FnMut(Problem),
+    ) -> Option<Terminal> {
         let dots = end.rmatch_indices('.').map(|(at, _)| (&end[..at], &end[at + 1..]));
         let mut known = dots.filter_map(|(app, name)| Some((app, name, self.0.get(app)?)));
         let Some((app, name, terminals)) = known.next() else {
             let ends = self.ends(end, direction);
-            return Err(Problem::NoApp {
+            fault(Problem::NoApp {
                 end: end.to_owned(),
                 link: link.to_owned(),
                 what: direction.with_article(),
                 nearest: nearest(end, ends.iter().map(String::as_str)),
             });
+            return None;
         };
-        let Some(terminals) = terminals else { return Ok(None) };
+        let terminals = terminals.as_ref()?;
         let expected = match terminals[direction as usize] {
             Terminals::Any if is_name(name, TERMINAL_LIMIT) => None,
             Terminals::Any => Some("1 to 64 characters out of A-Z, a-z, 0-9, . _ -".to_owned()),
@@ -77,16 +79,17 @@ impl Apps {
             Terminals::These([]) => Some("another app, as it has none".to_owned()),
             Terminals::These(names) => Some(one_of(names)),
         };
-        match expected {
-            None => Ok(Some(Terminal { app: app.to_owned(), name: name.to_owned() })),
-            Some(expected) => Err(Problem::NoTerminal {
-                end: end.to_owned(),
-                link: link.to_owned(),
-                app: app.to_owned(),
-                what: direction.name(),
-                expected,
-            }),
-        }
+        let Some(expected) = expected else {
+            return Some(Terminal { app: app.to_owned(), name: name.to_owned() });
+        };
+        fault(Problem::NoTerminal {
+            end: end.to_owned(),
+            link: link.to_owned(),
+            app: app.to_owned(),
+            what: direction.name(),
+            expected,
+        });
+        None
     }
 
     /// What could have been meant, in a fixed order.
@@ -130,9 +133,8 @@ fn read_one(
         return None;
     };
     let mut find = |end, direction| {
-        apps.find(end, text, direction).unwrap_or_else(|problem| {
+        apps.find(end, text, direction, |problem| {
             faults.push(Fault { place: item.place.clone(), problem });
-            None
         })
     };
     let (from, to) = (find(from, Direction::Output), find(to, Direction::Input));

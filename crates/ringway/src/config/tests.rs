@@ -495,7 +495,8 @@ fn an_unknown_type_or_key() {
         "a=tap:rw0,colour=red",
         "unknown key `colour` of a tap port: expected fd, queue-pairs, persistent, owner, group, mtu, \
          mac, up, bridge, vlan, trunk, qinq, allow-macs, allow-ips, \
-         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to or allow-replies",
+         storm-broadcast, storm-multicast, rate-from, rate-to, burst-from, burst-to, filter-from, filter-to, allow-replies, mirror-to, mirror, delay-from, delay-to, jitter-from, jitter-to, \
+         loss-from, loss-to, corrupt-from, corrupt-to, duplicate-from, duplicate-to, reorder-from, reorder-to or seed",
     );
 }
 
