@@ -60,6 +60,8 @@ struct Slot {
     has_outside: bool,
     /// What it said last: see [`App::is_up`].
     is_up: bool,
+    /// It is another app, or its links are others, since they were looked at.
+    is_new: bool,
     /// The inputs that it was told are down: see [`App::link`].
     down: Vec<usize>,
     /// The outputs by which it passes on that something is down.
@@ -168,6 +170,7 @@ impl Graph {
             app: Some(Box::new(app)),
             has_failed: false,
             is_up: true,
+            is_new: true,
             down: Vec::new(),
             dark: Vec::new(),
             idle: 0,
@@ -204,6 +207,7 @@ impl Graph {
         }
         let traffic = Traffic::default();
         slot.outputs[output] = Some(Target { app: to, input, traffic });
+        slot.is_new = true;
         self.may_have_changed(from);
         Ok(())
     }
@@ -218,7 +222,7 @@ impl Graph {
         slot.failure = None;
         slot.idle = 0;
         // It is told anew.
-        (slot.down, slot.dark) = (Vec::new(), Vec::new());
+        (slot.down, slot.dark, slot.is_new) = (Vec::new(), Vec::new(), true);
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
@@ -257,10 +261,8 @@ impl Graph {
         })
     }
 
-    /// An app, by its type. None when it is of another type, or failed. Whether it is up then, others hear at the end of the next
-    /// breath.
+    /// An app, by its type. None when it is of another type, or failed.
     pub fn get<A: App>(&mut self, id: AppId) -> Option<&mut A> {
-        self.may_have_changed(id);
         let app: &mut dyn Any = self.slots.get_mut(id.0)?.app.as_deref_mut()?;
         app.downcast_mut()
     }

@@ -13,8 +13,9 @@ use super::{Graph, Target};
 use crate::AppId;
 
 impl Graph {
-    /// Takes note that an app may have come up, or gone down, or is another one, or that its links are others.
-    pub(crate) fn may_have_changed(&mut self, id: AppId) {
+    /// Takes note that an app may have come up, or gone down; or is new, or its links are. The others hear of it at the end of the
+    /// next breath. For who has called an app of a graph without a worker.
+    pub fn may_have_changed(&mut self, id: AppId) {
         self.changed.push(id);
     }
 
@@ -33,7 +34,10 @@ impl Graph {
             let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
             self.pulse.leave();
             let Some(slot) = self.slots.get_mut(id.0) else { continue };
-            slot.is_up = is_up;
+            let was_up = std::mem::replace(&mut slot.is_up, is_up);
+            if !std::mem::take(&mut slot.is_new) && is_up == was_up {
+                continue;
+            }
             let targets = slot.outputs.iter().flatten().map(|target| (target.app, target.input));
             let targets: Vec<_> = targets.collect();
             // What leads to it first: what it passes on of that, others need not hear twice.
