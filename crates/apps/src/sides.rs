@@ -67,8 +67,7 @@ mod tests {
     fn settings_of_another_app_are_refused() {
         let mut net = Net::new(Storm::new(&storm::Settings::default()).unwrap(), 2);
         let refused = net.reconfigure(&police::Settings::default());
-        let expected =
-            "these are settings of another kind of app: this one takes apps::storm::Settings";
+        let expected = "these are settings of another kind of app: this one takes ringway_apps::storm::Settings";
         assert_eq!(refused, Err(expected.to_owned()));
         assert_eq!(net.reconfigure(&storm::Settings::default()), Ok(()));
     }

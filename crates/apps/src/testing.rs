@@ -135,6 +135,7 @@ impl Net {
     /// Has a station go down, or come up.
     pub(crate) fn set_link(&mut self, side: usize, is_up: bool) {
         self.station(side).is_down = !is_up;
+        self.graph.may_have_changed(self.stations[side]);
         self.breathe();
     }
 

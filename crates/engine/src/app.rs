@@ -129,7 +129,7 @@ pub trait App: Any + Send {
     fn disarm(&mut self) {}
 
     /// Whether there is somebody on the outside: a guest that can receive, an interface that is up. Asked when control has called
-    /// the app, and when it has reported a fault. The apps that its outputs lead to hear of a change ([`Self::link`]).
+    /// the app, as it also does to let go of a peer that had a fault. The apps that its outputs lead to hear of a change ([`Self::link`]).
     fn is_up(&self) -> bool {
         true
     }

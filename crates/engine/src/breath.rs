@@ -110,7 +110,6 @@ impl Graph {
         self.pulse.enter(id);
         if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
             report(Event::Fault { app: id, fault });
-            self.may_have_changed(id);
         }
     }
 

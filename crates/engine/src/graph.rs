@@ -62,6 +62,8 @@ pub(crate) struct Slot {
     has_outside: bool,
     /// What it said last: see [`App::is_up`].
     is_up: bool,
+    /// It is another app, or its links are others, since they were looked at.
+    is_new: bool,
     /// The inputs that it was told are down: see [`App::link`].
     down: Vec<usize>,
     /// The outputs by which it passes on that something is down.
@@ -90,6 +92,7 @@ impl Slot {
             name: name.to_owned(),
             has_outside: app.has_outside(),
             is_up: true,
+            is_new: true,
             app: Some(app),
             ..Self::default()
         }
@@ -270,6 +273,7 @@ impl Graph {
                 }
             }
             std::mem::swap(outputs, &mut slot.outputs);
+            slot.is_new = true;
             self.may_have_changed(*app);
         }
         self.unlink_the_gone();
@@ -326,6 +330,7 @@ impl Graph {
         }
         let traffic = Traffic::default();
         slot.outputs[output] = Some(Target { app: to, input, traffic });
+        slot.is_new = true;
         self.may_have_changed(from);
         Ok(())
     }
@@ -340,7 +345,7 @@ impl Graph {
         slot.failure = None;
         (slot.idle, slot.pause) = (0, 0);
         // It is told anew.
-        (slot.down, slot.dark) = (Vec::new(), Vec::new());
+        (slot.down, slot.dark, slot.is_new) = (Vec::new(), Vec::new(), true);
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
@@ -379,10 +384,8 @@ impl Graph {
         })
     }
 
-    /// An app, by its type. None when it is of another type, or failed. Whether it is up then, others hear at the end of the next
-    /// breath.
+    /// An app, by its type. None when it is of another type, or failed.
     pub fn get<A: App>(&mut self, id: AppId) -> Option<&mut A> {
-        self.may_have_changed(id);
         let app: &mut dyn Any = self.slot_mut(id)?.app.as_deref_mut()?;
         app.downcast_mut()
     }

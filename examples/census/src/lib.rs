@@ -33,10 +33,11 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// So many nanoseconds have passed since this was done last.
-    fn work_out_rate(&mut self, passed: u64) {
+    /// So many nanoseconds have passed since this was done last, if it was.
+    fn tick(&mut self, passed: Option<u64>) {
         let grown = u128::from(self.frames - self.before);
-        self.rate = (grown * 1_000_000_000 / u128::from(passed.max(1))) as u64;
+        let rate = passed.map(|passed| grown * 1_000_000_000 / u128::from(passed.max(1)));
+        self.rate = rate.unwrap_or(0) as u64;
         self.before = self.frames;
     }
 }
@@ -46,7 +47,8 @@ pub struct Census {
     kinds: Vec<(EtherType, Tally)>,
     limit: usize,
     others: Tally,
-    ticked: u64,
+    /// When it ticked last.
+    ticked: Option<u64>,
     counters: Counters,
 }
 
@@ -55,7 +57,7 @@ impl Census {
     pub fn new(settings: &Settings) -> Self {
         let kinds = Vec::with_capacity(settings.kinds);
         let (others, counters) = (Tally::default(), Counters::default());
-        Self { kinds, limit: settings.kinds, others, ticked: 0, counters }
+        Self { kinds, limit: settings.kinds, others, ticked: None, counters }
     }
 
     /// How many frames of each kind went by: the first that were seen, in that order.
@@ -106,10 +108,9 @@ impl App for Census {
 
     /// About once a second, and not exactly: the time says how long it was.
     fn tick(&mut self, now: u64) {
-        let passed = now - self.ticked;
+        let passed = self.ticked.replace(now).map(|before| now - before);
         let tallies = self.kinds.iter_mut().map(|(_, tally)| tally);
-        tallies.chain([&mut self.others]).for_each(|tally| tally.work_out_rate(passed));
-        self.ticked = now;
+        tallies.chain([&mut self.others]).for_each(|tally| tally.tick(passed));
     }
 
     /// Those on the one side are to those on the other as if there were no census between them.
@@ -210,18 +211,17 @@ mod tests {
     }
 
     #[test]
-    fn it_says_what_it_counted_and_how_many_there_are_a_second() {
-        let (mut graph, census) = run([EtherType::IPV4; 6]);
-        let none = "0 frame/s of others".to_owned();
-        assert_eq!(said(&mut graph, census)[..2], ["6 frames of 0x0800", "0 frame/s of 0x0800"]);
-        // The next tick, three seconds later.
-        graph.breathe(3_000_000_000, |_| panic!("an app failed"));
-        assert_eq!(
-            said(&mut graph, census)[1..],
-            ["2 frame/s of 0x0800", "0 frames of others", &none]
-        );
-        graph.breathe(4_000_000_000, |_| panic!("an app failed"));
-        assert_eq!(said(&mut graph, census)[1], "0 frame/s of 0x0800");
+    fn it_says_how_many_frames_there_are_a_second() {
+        let mut graph = Graph::new();
+        let id = graph.add("census", Census::new(&Settings::default()));
+        let second = 1_000_000_000;
+        for (seconds, frames, rate) in [(5, 100, 0), (8, 6, 2), (9, 0, 0)] {
+            let census: &mut Census = graph.get(id).unwrap();
+            census.tally(Some(EtherType::IPV4)).frames += frames;
+            graph.breathe(seconds * second, |_| panic!("an app failed"));
+            assert_eq!(said(&mut graph, id)[1], format!("{rate} frame/s of 0x0800"));
+        }
+        assert_eq!(said(&mut graph, id)[0], "106 frames of 0x0800");
     }
 
     #[test]

@@ -105,6 +105,13 @@ impl Net {
         self.graph.get(self.stations[port]).unwrap()
     }
 
+    /// Has a station go down, or come up.
+    fn set_link(&mut self, port: usize, is_up: bool) {
+        self.station(port).is_down = !is_up;
+        self.graph.may_have_changed(self.stations[port]);
+        self.breathe();
+    }
+
     fn breathe(&mut self) {
         self.graph.breathe(self.now, |_| panic!("an app failed"));
     }
@@ -265,25 +272,24 @@ fn the_stations_behind_a_port_that_goes_down_are_forgotten() {
     net.send(0, frame(9, 1));
     net.send(1, frame(9, 2));
     assert_eq!(net.send(2, frame(1, 3)), [0]);
-    net.station(0).is_down = true;
-    net.breathe();
+    net.set_link(0, false);
     assert_eq!(net.send(2, frame(1, 3)), [0, 1], "it may be anywhere");
     assert_eq!(net.send(2, frame(2, 3)), [1], "it is where it was");
     // Of one that comes up nothing is known.
-    net.station(0).is_down = false;
-    net.breathe();
+    net.set_link(0, true);
     assert_eq!(net.send(1, frame(1, 2)), [0, 2]);
     // It moved.
     net.send(2, frame(9, 1));
-    net.station(0).is_down = true;
-    net.breathe();
+    net.set_link(0, false);
     assert_eq!(net.send(1, frame(1, 2)), [2]);
 }
 
 /// Once for all parts, and without those that have sent nothing for long.
 #[test]
 fn addresses_are_said() {
-    let mut net = Net::new(3);
+    // With the usual key, these are neighbours in the table.
+    let key = [0x1234_5678_9abc_def1, 0xfedc_ba98_7654_3210];
+    let mut net = Net::of(3, Bridge::new(3, key));
     let known = |net: &mut Net| {
         let mut numbers = net.graph.numbers(net.bridge, net.now);
         let part = net.graph.get::<Bridge>(net.bridge).unwrap().part();

@@ -13,8 +13,9 @@ use super::{Graph, Target};
 use crate::AppId;
 
 impl Graph {
-    /// Takes note that an app may have come up, or gone down, or is another one, or that its links are others.
-    pub(crate) fn may_have_changed(&mut self, id: AppId) {
+    /// Takes note that an app may have come up, or gone down; or is new, or its links are. The others hear of it at the end of the
+    /// next breath. For who has called an app of a graph without a worker.
+    pub fn may_have_changed(&mut self, id: AppId) {
         self.changed.push(id);
     }
 
@@ -36,7 +37,10 @@ impl Graph {
             let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
             self.pulse.leave();
             let Some(slot) = self.slot_mut(id) else { continue };
-            slot.is_up = is_up;
+            let was_up = std::mem::replace(&mut slot.is_up, is_up);
+            if !std::mem::take(&mut slot.is_new) && is_up == was_up {
+                continue;
+            }
             let targets: Vec<_> = slot.inputs_beyond().collect();
             // What leads to it first: what it passes on of that, others need not hear twice.
             let mut own = slot.down.clone();

@@ -31,6 +31,10 @@ struct Inbox {
 
 impl Inbox {
     fn check(&mut self, own: usize, pair: usize, frame: &[u8]) {
+        // Of one that is not there the bridge knows nothing, and what is for it goes to all.
+        if destination(frame) != own {
+            return;
+        }
         let (from, flow, number) = which(frame);
         assert!(frame == conversation(from, own, flow).frame(number, frame.len()), "whole");
         let last = self.last.insert((from, flow, self.flows_move.then_some(pair)), number);
@@ -45,6 +49,11 @@ impl Inbox {
 /// The flow of this number between two guests, from one of them to the other.
 fn conversation(from: usize, to: usize, number: u16) -> Flow {
     if from < to { Flow::udp(from, to, number) } else { Flow::udp(to, from, number).back() }
+}
+
+/// The guest that a frame is for.
+fn destination(frame: &[u8]) -> usize {
+    frame[5].into()
 }
 
 /// The guest that a frame says it is from.

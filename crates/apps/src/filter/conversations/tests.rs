@@ -196,9 +196,9 @@ fn the_conversations_of_one_side_are_forgotten() {
             talk.0.begin(place, side, 0);
         }
     }
-    assert_eq!(talk.0.len(0), 200);
+    assert_eq!((talk.0.len(0), talk.0.known()), (200, 200));
     talk.0.forget(PORT);
-    assert_eq!(talk.0.len(0), 100);
+    assert_eq!((talk.0.len(0), talk.0.known()), (100, 100));
     let of_network = reversed(message(7, ACK));
     assert!(talk.0.answer(talk.0.place(&of_network, PORT), NETWORK, 0));
     assert!(!talk.answer(7, ACK, 0));
@@ -284,6 +284,9 @@ fn workers_share_a_table_without_mixing_it_up() {
         }
     });
     assert_eq!(table.len(200), 600);
+    // However the workers have counted, and they may have counted wrong.
+    assert_eq!((table.swept(200), table.len(200)), (600, 600));
+    assert_eq!((table.swept(200 + TRANSITORY_SECONDS), table.swept(200 + OPEN_SECONDS)), (600, 0));
 }
 
 /// What is to happen, and the seconds before it.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::super::network::{End, Network, Spec};
+use super::super::network::{Network, Spec};
 use super::super::{Config, Draft, app, keys};
 use super::{assert_file_fault, assert_port_fault, read};
 
