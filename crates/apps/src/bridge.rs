@@ -16,10 +16,10 @@ pub mod vlan;
 use std::sync::Arc;
 
 use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
-use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE, VlanTag};
+use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE};
 
 use table::{Domain, Place, PortNumber, Table};
-use vlan::{Membership, Tagging};
+use vlan::{Membership, Retagging, Tagging};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
 pub const AGEING_SECONDS: u32 = 300;
@@ -36,8 +36,8 @@ pub struct Bridge {
     memberships: Arc<[Membership]>,
     /// What VLAN each run is in, on a bridge with VLANs.
     taggings: Vec<Tagging>,
-    /// The frames of the burst, on a bridge with VLANs.
-    tagged: [Tagged; BURST],
+    /// Which run each frame of the burst belongs to, on a bridge with VLANs.
+    run_of: [u8; BURST],
     counters: Counters,
 }
 
@@ -60,7 +60,7 @@ impl Bridge {
             runs: Vec::with_capacity(BURST),
             memberships,
             taggings: Vec::with_capacity(BURST),
-            tagged: [Tagged::default(); BURST],
+            run_of: [0; BURST],
             counters: Counters::default(),
         }
     }
@@ -141,15 +141,17 @@ fn addresses(head: &[u8]) -> Option<&[u8; 12]> {
     if head.len() < HEADER_SIZE { None } else { head.first_chunk() }
 }
 
-/// The same with VLANs: up to the type behind the tags that are looked at, which are two.
+/// The same with VLANs: with the tag behind the addresses, and whether there is another one behind that. None, too, when the frame may end
+/// inside of what is looked at.
 #[inline]
-fn addresses_and_tags(head: &[u8]) -> Option<&[u8]> {
-    let is_tag = |at: usize| {
-        let kind = head.get(at..).and_then(<[u8]>::first_chunk);
-        kind.is_some_and(|kind| EtherType(u16::from_be_bytes(*kind)).is_tag())
-    };
-    let tags = if !is_tag(12) { 0 } else { 1 + usize::from(is_tag(12 + TAG_SIZE)) };
-    head.get(..HEADER_SIZE + tags * TAG_SIZE)
+fn addresses_and_tag(head: &[u8]) -> Option<(u128, bool)> {
+    let front: &[u8; HEADER_SIZE + 2 * TAG_SIZE] = head.first_chunk()?;
+    let [first @ .., i0, i1, _, _, _, _] = front;
+    let word = u128::from_le_bytes(*first);
+    let [.., o0, o1, _, _] = *first;
+    let is_tag = |kind| EtherType(u16::from_be_bytes(kind)).is_tag();
+    let untagged = (word & ((1 << 96) - 1), false);
+    Some(if is_tag([o0, o1]) { (word, is_tag([*i0, *i1])) } else { untagged })
 }
 
 /// Frames one behind the other with the same addresses, in the same VLAN: those of one conversation come together.
@@ -235,38 +237,6 @@ fn divide<'h, T: PartialEq + Copy>(
     }
 }
 
-/// A frame on its way through a bridge with VLANs.
-#[derive(Clone, Copy, Default)]
-struct Tagged {
-    tagging: Tagging,
-    /// The tag of its VLAN that it has at present.
-    tag: Option<VlanTag>,
-}
-
-impl Tagged {
-    /// Gives frame `index` this tag, or none.
-    #[inline]
-    fn set(
-        &mut self,
-        burst: &mut Burst<'_>,
-        index: usize,
-        tag: Option<VlanTag>,
-    ) -> Result<(), DropReason> {
-        if self.tag == tag {
-            return Ok(());
-        }
-        if self.tag.is_some() {
-            burst.pop_tag(index)?;
-            self.tag = None;
-        }
-        if let Some(tag) = tag {
-            burst.push_tag(index, tag)?;
-        }
-        self.tag = tag;
-        Ok(())
-    }
-}
-
 impl Bridge {
     /// As [`App::push`], on a bridge with VLANs.
     #[inline(never)]
@@ -277,24 +247,22 @@ impl Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sorted, runs, memberships, taggings, tagged, counters } = self;
+        let Self { table, sorted, runs, memberships, taggings, run_of, counters } = self;
         let Some(membership) = memberships.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
         taggings.clear();
-        divide(runs, table, burst, selection, addresses_and_tags, |head| {
+        divide(runs, table, burst, selection, addresses_and_tag, |head| {
             let tagging = membership.arrive(head);
             taggings.push(tagging.unwrap_or_default());
             Ok(table.domain(tagging?.vlan))
         });
         let now = (burst.now() / NANOSECONDS) as u32;
         let mut indices = selection.iter();
-        for (run, tagging) in runs.iter().zip(&*taggings) {
+        for ((run, tagging), number) in runs.iter().zip(&*taggings).zip(0..) {
             let frames = indices.by_ref().take(run.frames);
-            let frames = frames.inspect(|index| {
-                tagged[*index] = Tagged { tagging: *tagging, tag: tagging.came };
-            });
+            let frames = frames.inspect(|index| run_of[*index] = number);
             let is_member = |port: usize| {
                 memberships.get(port).is_some_and(|port| port.leave(tagging).is_some())
             };
@@ -307,23 +275,29 @@ impl Bridge {
         }
         sorted.send(|port, selection| {
             let Some(membership) = memberships.get(port) else { return };
+            // Frames of one run are together, and have the same tags.
+            let mut last = (None, Retagging::None);
+            let mut retagging = |index: usize| {
+                let run = run_of[index];
+                if last.0 != Some(run) {
+                    last = (Some(run), membership.retag(&taggings[usize::from(run)]));
+                }
+                last.1
+            };
             let mut whole = Selection::default();
             for index in selection.iter() {
-                let Tagged { tagging, .. } = tagged[index];
-                let tag = membership.leave(&tagging).flatten();
-                match tagged[index].set(burst, index, tag) {
+                match retagging(index).apply(burst, index) {
                     Ok(()) => whole.push(index),
                     Err(reason) => counters.drop(reason),
                 }
             }
             outputs.push(port, burst, &whole);
+            // As they came, for the next port, and for whoever had them before us.
+            for index in whole.iter() {
+                let restored = retagging(index).reversed().apply(burst, index);
+                debug_assert!(restored.is_ok(), "it was so before, so that there is room for it");
+            }
         });
-        // As they came, for whoever has them too.
-        for index in selection.iter() {
-            let came = tagged[index].tagging.came;
-            let restored = tagged[index].set(burst, index, came);
-            debug_assert!(restored.is_ok(), "a tag was there, so that there is room for it");
-        }
     }
 }
 

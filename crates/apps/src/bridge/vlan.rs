@@ -10,7 +10,7 @@
 use std::ops::BitOr;
 use std::sync::Arc;
 
-use engine::DropReason;
+use engine::{Burst, DropReason};
 use wire::ethernet::{EtherType, TAG_SIZE, VlanTag};
 
 /// The least number of a VLAN.
@@ -106,6 +106,52 @@ pub(super) struct Tagging {
     has_inner: bool,
 }
 
+/// What a frame's tag comes to be on its way out by a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retagging {
+    /// As it is.
+    None,
+    /// The frame gets this one.
+    Push(VlanTag),
+    /// The frame loses this one.
+    Pop(VlanTag),
+    /// One in the place of another.
+    Set { old: VlanTag, new: VlanTag },
+}
+
+impl Retagging {
+    fn new(came: Option<VlanTag>, leaves: Option<VlanTag>) -> Self {
+        match (came, leaves) {
+            (None, Some(new)) => Self::Push(new),
+            (Some(old), None) => Self::Pop(old),
+            (Some(old), Some(new)) if old != new => Self::Set { old, new },
+            _ => Self::None,
+        }
+    }
+
+    /// What makes a frame again what it was.
+    #[inline]
+    pub(super) fn reversed(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Push(tag) => Self::Pop(tag),
+            Self::Pop(tag) => Self::Push(tag),
+            Self::Set { old, new } => Self::Set { old: new, new: old },
+        }
+    }
+
+    /// Does it to frame `index`. With an error that is to be dropped, and as it was.
+    #[inline]
+    pub(super) fn apply(self, burst: &mut Burst<'_>, index: usize) -> Result<(), DropReason> {
+        match self {
+            Self::None => Ok(()),
+            Self::Push(tag) => burst.push_tag(index, tag),
+            Self::Pop(_) => burst.pop_tag(index).map(drop),
+            Self::Set { new, .. } => burst.set_tag(index, new),
+        }
+    }
+}
+
 impl Membership {
     /// What a frame is that comes in by this port.
     pub(super) fn arrive(&self, head: &[u8]) -> Result<Tagging, DropReason> {
@@ -142,6 +188,11 @@ impl Membership {
             Self::Trunk { is_service: true, .. } => Some(EtherType::SERVICE_VLAN),
             Self::Tunnel(_) => None,
         }
+    }
+
+    /// What is done to a frame that goes out by this port.
+    pub(super) fn retag(&self, tagging: &Tagging) -> Retagging {
+        Retagging::new(tagging.came, self.leave(tagging).flatten())
     }
 
     /// The tag with which a frame goes out by this port, if it has one there; and `None` when it does not go out here.
