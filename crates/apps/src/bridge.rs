@@ -19,7 +19,7 @@ use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
 use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE};
 
 use table::{Domain, Place, PortNumber, Table};
-use vlan::{Membership, Retagging, Tagging};
+use vlan::{Membership, Tagging};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
 pub const AGEING_SECONDS: u32 = 300;
@@ -267,6 +267,15 @@ impl Bridge {
                 memberships.get(port).is_some_and(|port| port.leave(tagging).is_some())
             };
             match run.decide(table, table.domain(tagging.vlan), input, now) {
+                // One conversation, or one frame: nothing to sort.
+                Decision::To(port) if run.frames == selection.len() && is_member(port) => {
+                    let Some(membership) = memberships.get(port) else { return };
+                    let retagging = membership.retag(tagging);
+                    let mut whole = Selection::default();
+                    retagging.apply_to_all(burst, selection.iter(), &mut whole, counters);
+                    outputs.push(port, burst, &whole);
+                    retagging.undo(burst, whole.iter());
+                }
                 Decision::To(port) if is_member(port) => sorted.add(port, frames),
                 Decision::Flood => sorted.flood(input, burst, frames, is_member, counters),
                 Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
@@ -276,26 +285,15 @@ impl Bridge {
         sorted.send(|port, selection| {
             let Some(membership) = memberships.get(port) else { return };
             // Frames of one run are together, and have the same tags.
-            let mut last = (None, Retagging::None);
-            let mut retagging = |index: usize| {
-                let run = run_of[index];
-                if last.0 != Some(run) {
-                    last = (Some(run), membership.retag(&taggings[usize::from(run)]));
-                }
-                last.1
-            };
+            let run_of = |index: usize| usize::from(run_of[index]);
+            let retagging = |run: usize| membership.retag(&taggings[run]);
             let mut whole = Selection::default();
-            for index in selection.iter() {
-                match retagging(index).apply(burst, index) {
-                    Ok(()) => whole.push(index),
-                    Err(reason) => counters.drop(reason),
-                }
+            for (run, frames) in selection.chunk_by_key(run_of) {
+                retagging(run).apply_to_all(burst, frames, &mut whole, counters);
             }
             outputs.push(port, burst, &whole);
-            // As they came, for the next port, and for whoever had them before us.
-            for index in whole.iter() {
-                let restored = retagging(index).reversed().apply(burst, index);
-                debug_assert!(restored.is_ok(), "it was so before, so that there is room for it");
+            for (run, frames) in whole.chunk_by_key(run_of) {
+                retagging(run).undo(burst, frames);
             }
         });
     }

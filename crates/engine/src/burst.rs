@@ -167,6 +167,7 @@ impl Storage {
             held: 0,
             hold_limit: HELD,
             output: 0,
+            depth: 0,
             total: None,
         }
     }
@@ -220,6 +221,8 @@ pub struct Burst<'b> {
     hold_limit: usize,
     /// The output by which they leave the app that pulled them.
     output: usize,
+    /// How many apps have passed frames on and wait for that to be done, without the one that pulled them.
+    depth: usize,
     /// Bytes of all frames, if somebody has asked and none has changed since.
     total: Option<u64>,
 }
@@ -464,9 +467,8 @@ impl<'b> Burst<'b> {
         }
     }
 
-    /// Puts a VLAN tag into frame `index`, in front of those that it has (IEEE 802.1Q-2018, 9.3). An app that
-    /// does so takes it out again before it returns: others may have the frame too. A frame has room for
-    /// [`TAGS`] at a time. When there is none, or no whole header to put it into, the frame is as it was, and to be
+    /// Puts a VLAN tag into frame `index`, in front of those that it has (IEEE 802.1Q-2018, 9.3). If the frame
+    /// [is shared](Self::is_shared), take it out again before you return. A frame has room for [`TAGS`] at a time. When there is none, or no whole header to put it into, the frame is as it was, and to be
     /// dropped for the reason given.
     #[inline]
     pub fn push_tag(&mut self, index: usize, tag: VlanTag) -> Result<(), DropReason> {
@@ -494,7 +496,7 @@ impl<'b> Burst<'b> {
         Ok(())
     }
 
-    /// Takes the outer VLAN tag out of frame `index`. An app that does so puts it in again before it returns. When
+    /// Takes the outer VLAN tag out of frame `index`. If the frame [is shared](Self::is_shared), put it in again. When
     /// there is no whole tag, or a checksum is to be summed from inside of it, the frame is as it was, and to be
     /// dropped for the reason given.
     #[inline]
@@ -515,7 +517,7 @@ impl<'b> Burst<'b> {
         Ok(tag)
     }
 
-    /// Puts another tag in the place of the outer one of frame `index`. An app that does so undoes it before it returns.
+    /// Puts another tag in the place of the outer one of frame `index`. If the frame [is shared](Self::is_shared), undo it.
     /// When there is no whole tag, the frame is as it was, and to be dropped for the reason given.
     #[inline]
     pub fn set_tag(&mut self, index: usize, tag: VlanTag) -> Result<(), DropReason> {
@@ -553,6 +555,22 @@ impl<'b> Burst<'b> {
     /// get it twice. One that has it already may have held it: see [`Self::is_held`].
     pub fn replicate(&mut self, index: usize) {
         self.records[index].replicated = true;
+    }
+
+    /// Whether somebody else has frame `index` as well, or will: an app that has passed it on, and may look at it
+    /// again, or another receiver. Who changes a frame that is shared changes it back before it returns.
+    #[inline]
+    pub fn is_shared(&self, index: usize) -> bool {
+        self.depth > 0 || self.records.get(index).is_some_and(|record| record.replicated)
+    }
+
+    /// Has an app pass frames on, which others are at work on then, and it is not.
+    #[inline]
+    pub(crate) fn pass_on<R>(&mut self, pass_on: impl FnOnce(&mut Self) -> R) -> R {
+        self.depth += 1;
+        let result = pass_on(self);
+        self.depth -= 1;
+        result
     }
 
     /// Says how many frames of this burst its app is ready to pull again: [`HELD`] if it does not
@@ -703,6 +721,24 @@ impl Selection {
     /// Whether nothing is selected.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The indices, in order, in pieces of neighbours for which `key` is the same, with that.
+    #[inline]
+    pub fn chunk_by_key<K: PartialEq>(
+        &self,
+        key: impl Fn(usize) -> K,
+    ) -> impl Iterator<Item = (K, impl Iterator<Item = usize>)> {
+        let indices = self.indices.get(..self.len()).unwrap_or_default();
+        let mut rest = indices;
+        std::iter::from_fn(move || {
+            let key_of = |index: &u8| key(usize::from(*index));
+            let first = key_of(rest.first()?);
+            let count = rest.iter().take_while(|index| key_of(index) == first).count();
+            let (chunk, others) = rest.split_at(count);
+            rest = others;
+            Some((first, chunk.iter().map(|index| usize::from(*index))))
+        })
     }
 
     /// The indices, in order.

@@ -10,7 +10,7 @@
 use std::ops::BitOr;
 use std::sync::Arc;
 
-use engine::{Burst, DropReason};
+use engine::{Burst, Counters, DropReason, Selection};
 use wire::ethernet::{EtherType, TAG_SIZE, VlanTag};
 
 /// The least number of a VLAN.
@@ -129,9 +129,8 @@ impl Retagging {
         }
     }
 
-    /// What makes a frame again what it was.
-    #[inline]
-    pub(super) fn reversed(self) -> Self {
+    /// What undoes it.
+    fn reversed(self) -> Self {
         match self {
             Self::None => Self::None,
             Self::Push(tag) => Self::Pop(tag),
@@ -140,9 +139,41 @@ impl Retagging {
         }
     }
 
-    /// Does it to frame `index`. With an error that is to be dropped, and as it was.
+    /// Does it to frames, and adds them to those that are `done`. Those to which it cannot be done are dropped, and counted.
     #[inline]
-    pub(super) fn apply(self, burst: &mut Burst<'_>, index: usize) -> Result<(), DropReason> {
+    pub(super) fn apply_to_all(
+        self,
+        burst: &mut Burst<'_>,
+        frames: impl Iterator<Item = usize>,
+        done: &mut Selection,
+        counters: &mut Counters,
+    ) {
+        for index in frames {
+            match self.apply(burst, index) {
+                Ok(()) => done.push(index),
+                Err(reason) => counters.drop(reason),
+            }
+        }
+    }
+
+    /// Undoes it, for the next port, and for whoever had the frames before us.
+    #[inline]
+    pub(super) fn undo(self, burst: &mut Burst<'_>, frames: impl Iterator<Item = usize>) {
+        let reversed = self.reversed();
+        if reversed == Self::None {
+            return;
+        }
+        for index in frames {
+            if burst.is_shared(index) {
+                let undone = reversed.apply(burst, index);
+                debug_assert!(undone.is_ok(), "it was so before, so that there is room for it");
+            }
+        }
+    }
+
+    /// Does it to frame `index`. With an error that is to be dropped, and as it was.
+    #[inline(always)]
+    fn apply(self, burst: &mut Burst<'_>, index: usize) -> Result<(), DropReason> {
         match self {
             Self::None => Ok(()),
             Self::Push(tag) => burst.push_tag(index, tag),

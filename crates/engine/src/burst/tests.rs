@@ -462,6 +462,20 @@ fn a_selection_keeps_its_order() {
     assert!(selection.is_empty() && selection.iter().next().is_none());
 }
 
+#[test]
+fn neighbours_of_a_selection_are_taken_together() {
+    let mut selection = Selection::default();
+    [3, 5, 4, 6, 8, 9, 63].into_iter().for_each(|index| selection.push(index));
+    let is_odd = |index| index % 2 == 1;
+    let chunks: Vec<(bool, Vec<usize>)> = selection
+        .chunk_by_key(is_odd)
+        .map(|(is_odd, indices)| (is_odd, indices.collect()))
+        .collect();
+    let expected = [(true, vec![3, 5]), (false, vec![4, 6, 8]), (true, vec![9, 63])];
+    assert_eq!(chunks, expected);
+    assert!(Selection::default().chunk_by_key(is_odd).next().is_none());
+}
+
 /// A frame of `len` bytes with these tags behind its addresses.
 fn tagged(len: usize, tags: &[VlanTag]) -> Vec<u8> {
     let plain = bytes(len);

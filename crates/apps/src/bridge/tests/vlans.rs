@@ -329,11 +329,17 @@ impl App for Witness {
     }
 }
 
-#[test]
-fn frames_are_left_as_they_came() {
+/// What an app in front of a bridge sees of frames to host 2, before it passes them on and afterwards. Host 2 is in VLAN 10, at
+/// port 1, if that is known.
+fn witnessed(is_known: bool, frames: &[Vec<u8>]) -> Vec<[Vec<u8>; 2]> {
     let memberships = vec![trunk(Some(1), &[10]), Membership::Access(10), Membership::Tunnel(1)];
+    let bridge = Bridge::with_vlans(memberships.into(), [1, 2]);
+    if is_known {
+        let (table, domain) = (bridge.table(), bridge.table().domain(10));
+        table.learn(table.place(host(2), domain), domain, 1, 0);
+    }
     let mut graph = Graph::new();
-    let bridge = graph.add("bridge", Bridge::with_vlans(memberships.into(), [1, 2]));
+    let bridge = graph.add("bridge", bridge);
     let witness = Witness { before_and_after: Vec::new(), counters: Counters::default() };
     let witness = graph.add("witness", witness);
     let source = graph.add("source", Station::default());
@@ -343,20 +349,54 @@ fn frames_are_left_as_they_came() {
         let station = graph.add("station", Station::default());
         graph.link((bridge, port), (station, 0)).unwrap();
     }
+    let frames = frames.iter().map(|frame| (frame.clone(), Offload::NONE));
+    graph.get::<Station>(source).unwrap().to_send.extend(frames);
+    graph.breathe(0, |_| panic!("an app failed"));
+    take(&mut graph.get::<Witness>(witness).unwrap().before_and_after)
+}
+
+#[test]
+fn frames_are_left_as_they_came() {
     let frames = [
         tagged(2, 1, &[(CUSTOMER, 10)]),
         tagged(2, 1, &[]),
         tagged(2, 1, &[(CUSTOMER, 0x2000)]),
         tagged(2, 1, &[(CUSTOMER, 10), (CUSTOMER, 3)]),
     ];
-    let frames = frames.map(|frame| (frame, Offload::NONE));
-    graph.get::<Station>(source).unwrap().to_send.extend(frames);
-    graph.breathe(0, |_| panic!("an app failed"));
-    let witness: &mut Witness = graph.get(witness).unwrap();
-    assert_eq!(witness.before_and_after.len(), 4);
-    for [before, after] in &witness.before_and_after {
-        assert_eq!(before, after);
+    for is_known in [false, true] {
+        // Several conversations in a burst, and one.
+        for frames in [&frames[..], &frames[..1]] {
+            let expected: Vec<_> =
+                frames.iter().map(|frame| [frame.clone(), frame.clone()]).collect();
+            assert_eq!(witnessed(is_known, frames), expected, "known: {is_known}");
+        }
     }
+}
+
+/// Frames of several conversations in one burst, each of which gets a tag, or loses it, or has another; and their bytes are
+/// counted as they go out.
+#[test]
+fn conversations_of_a_burst_have_tags_of_their_own() {
+    let mut net =
+        net(vec![trunk(Some(30), &[10, 20]), trunk(None, &[10, 30]), Membership::Access(10)]);
+    assert_eq!(net.pass(2, &frame(9, 3)).len(), 2);
+    let learned = with_tags(&frame(9, 2), &[(CUSTOMER, 30)]);
+    assert_eq!(net.pass(1, &learned).len(), 1);
+    let burst: Vec<Vec<u8>> = (0..12)
+        .map(|at| match at % 3 {
+            0 => tagged(3, 1, &[(CUSTOMER, 10)]),
+            1 => tagged(2, 1, &[]),
+            _ => tagged(2, 1, &[(CUSTOMER, 0x6000)]),
+        })
+        .collect();
+    net.send(0, burst);
+    let to_two = [tagged(2, 1, &[(CUSTOMER, 30)]), tagged(2, 1, &[(CUSTOMER, 0x601e)])];
+    assert_eq!(net.received(1), to_two.iter().cycle().take(8).cloned().collect::<Vec<_>>());
+    assert_eq!(net.received(2), vec![frame(3, 1); 4]);
+    let links: Vec<_> = net.graph.links().filter(|link| link.from == (net.app, 1)).collect();
+    let sent = 8 * (frame(2, 1).len() as u64 + 4);
+    // What came of its own sending, too: a frame of port 2's to all in VLAN 10.
+    assert_eq!(links[0].traffic.bytes, sent + frame(9, 3).len() as u64 + 4);
 }
 
 fn membership() -> impl Strategy<Value = Membership> {
