@@ -438,7 +438,7 @@ fn a_checksum_that_changes_the_headers_begins_no_conversation() {
         let offload = wire::virtio::Offload { checksum, segmentation: None };
         net.station(PORT).to_send.push_back((question.clone(), offload));
         net.breathe();
-        assert_eq!(net.received(NETWORK), [question.clone()], "{start} and {offset}");
+        assert_eq!(net.received(NETWORK), std::slice::from_ref(&question), "{start} and {offset}");
         assert_eq!(passes(&mut net, NETWORK, &answer), begins, "{start} and {offset}");
     }
 }
