@@ -332,7 +332,13 @@ impl App for Witness {
 /// What an app in front of a bridge sees of frames to host 2, before it passes them on and afterwards. Host 2 is in VLAN 10, at
 /// port 1, if that is known.
 fn witnessed(is_known: bool, frames: &[Vec<u8>]) -> Vec<[Vec<u8>; 2]> {
-    let memberships = vec![trunk(Some(1), &[10]), Membership::Access(10), Membership::Tunnel(1)];
+    let memberships = vec![
+        trunk(Some(1), &[10]),
+        Membership::Access(10),
+        Membership::Tunnel(1),
+        service_trunk(None, &[1, 10]),
+    ];
+    let ports = memberships.len();
     let bridge = Bridge::with_vlans(memberships.into(), [1, 2]);
     if is_known {
         let (table, domain) = (bridge.table(), bridge.table().domain(10));
@@ -345,7 +351,7 @@ fn witnessed(is_known: bool, frames: &[Vec<u8>]) -> Vec<[Vec<u8>; 2]> {
     let source = graph.add("source", Station::default());
     graph.link((source, 0), (witness, 0)).unwrap();
     graph.link((witness, 0), (bridge, 0)).unwrap();
-    for port in 1..3 {
+    for port in 1..ports {
         let station = graph.add("station", Station::default());
         graph.link((bridge, port), (station, 0)).unwrap();
     }
