@@ -19,7 +19,7 @@ pub mod vlan;
 use std::sync::Arc;
 
 use engine::{App, BURST, Burst, Counters, DropReason, Numbers, Outputs, Selection};
-use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE, VlanTag};
+use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE};
 
 use sides::{Side, Sides};
 use table::{Domain, Place, PortNumber, Table};
@@ -38,8 +38,8 @@ pub struct Bridge {
     runs: Vec<Run>,
     /// What VLAN each run is in, on a bridge with VLANs.
     taggings: Vec<Tagging>,
-    /// The frames of the burst, on a bridge with VLANs.
-    tagged: [Tagged; BURST],
+    /// Which run each frame of the burst belongs to, on a bridge with VLANs.
+    run_of: [u8; BURST],
     counters: Counters,
 }
 
@@ -67,7 +67,7 @@ impl Bridge {
             sides,
             runs: Vec::with_capacity(BURST),
             taggings: Vec::with_capacity(BURST),
-            tagged: [Tagged::default(); BURST],
+            run_of: [0; BURST],
             counters: Counters::default(),
         }
     }
@@ -158,15 +158,17 @@ fn addresses(head: &[u8]) -> Option<&[u8; 12]> {
     if head.len() < HEADER_SIZE { None } else { head.first_chunk() }
 }
 
-/// The same with VLANs: up to the type behind the tags that are looked at, which are two.
+/// The same with VLANs: with the tag behind the addresses, and whether there is another one behind that. None, too, when the frame may end
+/// inside of what is looked at.
 #[inline]
-fn addresses_and_tags(head: &[u8]) -> Option<&[u8]> {
-    let is_tag = |at: usize| {
-        let kind = head.get(at..).and_then(<[u8]>::first_chunk);
-        kind.is_some_and(|kind| EtherType(u16::from_be_bytes(*kind)).is_tag())
-    };
-    let tags = if !is_tag(12) { 0 } else { 1 + usize::from(is_tag(12 + TAG_SIZE)) };
-    head.get(..HEADER_SIZE + tags * TAG_SIZE)
+fn addresses_and_tag(head: &[u8]) -> Option<(u128, bool)> {
+    let front: &[u8; HEADER_SIZE + 2 * TAG_SIZE] = head.first_chunk()?;
+    let [first @ .., i0, i1, _, _, _, _] = front;
+    let word = u128::from_le_bytes(*first);
+    let [.., o0, o1, _, _] = *first;
+    let is_tag = |kind| EtherType(u16::from_be_bytes(kind)).is_tag();
+    let untagged = (word & ((1 << 96) - 1), false);
+    Some(if is_tag([o0, o1]) { (word, is_tag([*i0, *i1])) } else { untagged })
 }
 
 /// Frames one behind the other with the same addresses, in the same VLAN: those of one conversation come together.
@@ -252,38 +254,6 @@ fn divide<'h, T: PartialEq + Copy>(
     }
 }
 
-/// A frame on its way through a bridge with VLANs.
-#[derive(Clone, Copy, Default)]
-struct Tagged {
-    tagging: Tagging,
-    /// The tag of its VLAN that it has at present.
-    tag: Option<VlanTag>,
-}
-
-impl Tagged {
-    /// Gives frame `index` this tag, or none.
-    #[inline]
-    fn set(
-        &mut self,
-        burst: &mut Burst<'_>,
-        index: usize,
-        tag: Option<VlanTag>,
-    ) -> Result<(), DropReason> {
-        if self.tag == tag {
-            return Ok(());
-        }
-        if self.tag.is_some() {
-            burst.pop_tag(index)?;
-            self.tag = None;
-        }
-        if let Some(tag) = tag {
-            burst.push_tag(index, tag)?;
-        }
-        self.tag = tag;
-        Ok(())
-    }
-}
-
 impl Bridge {
     /// As [`App::push`], on a bridge with VLANs.
     #[inline(never)]
@@ -294,29 +264,36 @@ impl Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sides, runs, taggings, tagged, counters } = self;
+        let Self { table, sides, runs, taggings, run_of, counters } = self;
         let Sides { sorted, memberships, .. } = sides;
         let Some(membership) = memberships.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
         taggings.clear();
-        divide(runs, table, burst, selection, addresses_and_tags, |head| {
+        divide(runs, table, burst, selection, addresses_and_tag, |head| {
             let tagging = membership.arrive(head);
             taggings.push(tagging.unwrap_or_default());
             Ok(table.domain(tagging?.vlan))
         });
         let now = seconds(burst.now());
         let mut indices = selection.iter();
-        for (run, tagging) in runs.iter().zip(&*taggings) {
+        for ((run, tagging), number) in runs.iter().zip(&*taggings).zip(0..) {
             let frames = indices.by_ref().take(run.frames);
-            let frames = frames.inspect(|index| {
-                tagged[*index] = Tagged { tagging: *tagging, tag: tagging.came };
-            });
+            let frames = frames.inspect(|index| run_of[*index] = number);
             let is_member = |port: usize| {
                 memberships.get(port).is_some_and(|port| port.leave(tagging).is_some())
             };
             match run.decide(table, table.domain(tagging.vlan), input, now) {
+                // One conversation, or one frame: nothing to sort.
+                Decision::To(port) if run.frames == selection.len() && is_member(port) => {
+                    let Some(membership) = memberships.get(port) else { return };
+                    let retagging = membership.retag(tagging);
+                    let mut whole = Selection::default();
+                    retagging.apply_to_all(burst, selection.iter(), &mut whole, counters);
+                    outputs.push(port, burst, &whole);
+                    retagging.undo(burst, whole.iter());
+                }
                 Decision::To(port) if is_member(port) => sorted.add(port, frames),
                 Decision::Flood => sorted.flood(input, burst, frames, is_member, counters),
                 Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
@@ -325,23 +302,18 @@ impl Bridge {
         }
         sorted.send(|port, selection| {
             let Some(membership) = memberships.get(port) else { return };
+            // Frames of one run are together, and have the same tags.
+            let run_of = |index: usize| usize::from(run_of[index]);
+            let retagging = |run: usize| membership.retag(&taggings[run]);
             let mut whole = Selection::default();
-            for index in selection.iter() {
-                let Tagged { tagging, .. } = tagged[index];
-                let tag = membership.leave(&tagging).flatten();
-                match tagged[index].set(burst, index, tag) {
-                    Ok(()) => whole.push(index),
-                    Err(reason) => counters.drop(reason),
-                }
+            for (run, frames) in selection.chunk_by_key(run_of) {
+                retagging(run).apply_to_all(burst, frames, &mut whole, counters);
             }
             outputs.push(port, burst, &whole);
+            for (run, frames) in whole.chunk_by_key(run_of) {
+                retagging(run).undo(burst, frames);
+            }
         });
-        // As they came, for whoever has them too.
-        for index in selection.iter() {
-            let came = tagged[index].tagging.came;
-            let restored = tagged[index].set(burst, index, came);
-            debug_assert!(restored.is_ok(), "a tag was there, so that there is room for it");
-        }
     }
 }
 

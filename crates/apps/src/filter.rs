@@ -14,7 +14,7 @@
 //! program wants to see more than that is dropped, and counted as `filter_too_deep`.
 //!
 //! A frame whose checksum is left to be completed elsewhere than in its own field, or behind the headers, is dropped
-//! (`checksum_misplaced`): that would change what was looked at. What a program reads behind the headers may be changed by the checksum
+//! (`checksum_misplaced`): that would change what was looked at. Where there is no program it passes, but begins no conversation. What a program reads behind the headers may be changed by the checksum
 //! of a packet inside of it.
 //!
 //! # Answers
@@ -137,14 +137,14 @@ fn seconds(now: u64) -> u32 {
 /// Where a frame's private bytes are put together.
 struct Window(Box<[u8; PRIVATE]>);
 
-impl Window {
-    /// Whether what is looked at is what will be sent: completing the checksum changes none of it.
-    #[inline(always)]
-    fn is_sound(&self, burst: &Burst<'_>, index: usize) -> bool {
-        let (head, _) = burst.head_and_len(index);
-        burst.checksum(index).is_none_or(|sum| sum.spares_headers(head))
-    }
+/// Whether what is looked at is what will be sent: completing the checksum changes none of it.
+#[inline(always)]
+fn is_sound(burst: &Burst<'_>, index: usize) -> bool {
+    let (head, _) = burst.head_and_len(index);
+    burst.checksum(index).is_none_or(|sum| sum.spares_headers(head))
+}
 
+impl Window {
     /// Why a frame does not pass, if it does not.
     #[inline(always)]
     fn judge(
@@ -153,7 +153,7 @@ impl Window {
         burst: &mut Burst<'_>,
         index: usize,
     ) -> Result<(), DropReason> {
-        if !self.is_sound(burst, index) {
+        if !is_sound(burst, index) {
             return Err(DropReason::ChecksumMisplaced);
         }
         let (head, len) = burst.head_and_len(index);
@@ -216,7 +216,12 @@ impl App for Filter {
                 let table = known.table();
                 note_places(places, table, burst, selection, input);
                 let now = seconds(burst.now());
-                places.drain(..).flatten().for_each(|place| table.begin(place, input, now));
+                for (index, place) in selection.iter().zip(places.drain(..)) {
+                    // It would be another's, once the checksum is completed.
+                    if let Some(place) = place.filter(|_| is_sound(burst, index)) {
+                        table.begin(place, input, now);
+                    }
+                }
             }
             outputs.push(other, burst, selection);
             return;
@@ -234,9 +239,8 @@ impl App for Filter {
             note_places(places, table, burst, selection, input);
             let now = seconds(burst.now());
             for (index, place) in selection.iter().zip(places.drain(..)) {
-                let is_sound = window.is_sound(burst, index);
-                if is_sound && answers && place.is_some_and(|place| table.answer(place, other, now))
-                {
+                let may_answer = answers && is_sound(burst, index);
+                if may_answer && place.is_some_and(|place| table.answer(place, other, now)) {
                     pass(index, Ok(()));
                     continue;
                 }

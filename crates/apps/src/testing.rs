@@ -20,6 +20,8 @@ pub(crate) struct Station {
     pub(crate) to_send: VecDeque<Sent>,
     sent: Vec<Sent>,
     pub(crate) received: Vec<Vec<u8>>,
+    /// What is left to do to each of those.
+    pub(crate) offloads: Vec<Offload>,
     /// Frames that it takes before it is full, if there is an end to it.
     pub(crate) room: Option<usize>,
     pub(crate) is_down: bool,
@@ -80,6 +82,7 @@ impl App for Station {
             assert_eq!(bytes.len(), frame.len);
             self.counters.sent.count(frame.len);
             self.received.push(bytes);
+            self.offloads.push(frame.offload);
         }
     }
 
@@ -120,6 +123,10 @@ impl Net {
         Self { graph, app, stations, now: 0 }
     }
 
+    pub(crate) fn sides(&self) -> usize {
+        self.stations.len()
+    }
+
     pub(crate) fn station(&mut self, side: usize) -> &mut Station {
         self.graph.get(self.stations[side]).unwrap()
     }
@@ -150,10 +157,15 @@ impl Net {
         numbers.iter().map(|number| (number.name.clone(), number.value)).collect()
     }
 
-    /// Sends frames in one breath, or as many as it takes.
-    pub(crate) fn send(&mut self, side: usize, frames: impl IntoIterator<Item = Vec<u8>>) {
+    /// Gives a station frames to send, from the next breath on.
+    pub(crate) fn queue(&mut self, side: usize, frames: impl IntoIterator<Item = Vec<u8>>) {
         let frames = frames.into_iter().map(|frame| (frame, Offload::NONE));
         self.station(side).to_send.extend(frames);
+    }
+
+    /// Sends frames in one breath, or as many as it takes.
+    pub(crate) fn send(&mut self, side: usize, frames: impl IntoIterator<Item = Vec<u8>>) {
+        self.queue(side, frames);
         for _ in 0..self.station(side).to_send.len().div_ceil(BURST) {
             self.breathe();
         }

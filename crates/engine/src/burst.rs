@@ -167,6 +167,7 @@ impl Storage {
             held: 0,
             hold_limit: HELD,
             output: 0,
+            depth: 0,
             total: None,
         }
     }
@@ -220,6 +221,8 @@ pub struct Burst<'b> {
     hold_limit: usize,
     /// The output by which they leave the app that pulled them.
     output: usize,
+    /// How many apps have passed frames on and wait for that to be done, without the one that pulled them.
+    depth: usize,
     /// Bytes of all frames, if somebody has asked and none has changed since.
     total: Option<u64>,
 }
@@ -464,46 +467,65 @@ impl<'b> Burst<'b> {
         }
     }
 
-    /// Puts a VLAN tag into frame `index`, in front of those that it has (IEEE 802.1Q-2018, 9.3). An app that
-    /// does so takes it out again before it returns: others may have the frame too. A frame has room for
-    /// [`TAGS`] at a time. When there is none, or no whole header to put it into, the frame is as it was, and to be
+    /// Puts a VLAN tag into frame `index`, in front of those that it has (IEEE 802.1Q-2018, 9.3). If the frame
+    /// [is shared](Self::is_shared), take it out again before you return. A frame has room for [`TAGS`] at a time. When there is none, or no whole header to put it into, the frame is as it was, and to be
     /// dropped for the reason given.
+    #[inline]
     pub fn push_tag(&mut self, index: usize, tag: VlanTag) -> Result<(), DropReason> {
         let record = self.records.get_mut(index).ok_or(DropReason::TooShort)?;
-        let end = HEADER_ROOM + usize::from(record.head_len);
-        if usize::from(record.head_len) < TAG_AT + 2 {
+        let head_len = usize::from(record.head_len);
+        if head_len < TAG_AT + 2 {
             return Err(DropReason::TooShort);
         }
-        let offload = record.offload.moved(TAG_SIZE as i16);
-        let (Some(offload), true) = (offload, end + TAG_SIZE <= HEAD_END) else {
+        if head_len + TAG_SIZE > HEAD_END - HEADER_ROOM {
             return Err(DropReason::TooLong);
-        };
-        let at = HEADER_ROOM + TAG_AT;
-        record.bytes.copy_within(at..HEAD_END - TAG_SIZE, at + TAG_SIZE);
-        if let Some(bytes) = record.bytes.get_mut(at..at + TAG_SIZE) {
-            bytes.copy_from_slice(&tag.to_bytes());
         }
+        if !record.offload.is_none() {
+            let moved = record.offload.moved(TAG_SIZE as i16);
+            record.offload = moved.ok_or(DropReason::TooLong)?;
+        }
+        // As much for each frame, whatever its length: a few moves of vectors, without a call.
+        let (at, behind) = (HEADER_ROOM + TAG_AT, HEADER_ROOM + TAG_AT + TAG_SIZE);
+        record.bytes.copy_within(at..HEAD_END - TAG_SIZE, behind);
+        record.bytes[at..behind].copy_from_slice(&tag.to_bytes());
         record.head_len += TAG_SIZE as u8;
         record.len += TAG_SIZE as u32;
-        record.offload = offload;
-        self.total = None;
+        if let Some(total) = &mut self.total {
+            *total += TAG_SIZE as u64;
+        }
         Ok(())
     }
 
-    /// Takes the outer VLAN tag out of frame `index`. An app that does so puts it in again before it returns. When
+    /// Takes the outer VLAN tag out of frame `index`. If the frame [is shared](Self::is_shared), put it in again. When
     /// there is no whole tag, or a checksum is to be summed from inside of it, the frame is as it was, and to be
     /// dropped for the reason given.
+    #[inline]
     pub fn pop_tag(&mut self, index: usize) -> Result<VlanTag, DropReason> {
         let record = self.records.get_mut(index).ok_or(DropReason::TooShort)?;
         let tag = VlanTag::parse(record.head()).ok_or(DropReason::TooShort)?;
-        let offload = record.offload.moved(-(TAG_SIZE as i16));
-        record.offload = offload.ok_or(DropReason::ChecksumInEthernetHeader)?;
+        if !record.offload.is_none() {
+            let moved = record.offload.moved(-(TAG_SIZE as i16));
+            record.offload = moved.ok_or(DropReason::ChecksumInEthernetHeader)?;
+        }
         let at = HEADER_ROOM + TAG_AT;
         record.bytes.copy_within(at + TAG_SIZE..HEAD_END, at);
         record.head_len -= TAG_SIZE as u8;
         record.len -= TAG_SIZE as u32;
-        self.total = None;
+        if let Some(total) = &mut self.total {
+            *total -= TAG_SIZE as u64;
+        }
         Ok(tag)
+    }
+
+    /// Puts another tag in the place of the outer one of frame `index`. If the frame [is shared](Self::is_shared), undo it.
+    /// When there is no whole tag, the frame is as it was, and to be dropped for the reason given.
+    #[inline]
+    pub fn set_tag(&mut self, index: usize, tag: VlanTag) -> Result<(), DropReason> {
+        let record = self.records.get_mut(index).ok_or(DropReason::TooShort)?;
+        VlanTag::parse(record.head()).ok_or(DropReason::TooShort)?;
+        let at = HEADER_ROOM + TAG_AT;
+        record.bytes[at..at + TAG_SIZE].copy_from_slice(&tag.to_bytes());
+        Ok(())
     }
 
     /// Has the processor fetch the first `COUNT` bytes of the body of frame `index`, if it has one, while
@@ -533,6 +555,22 @@ impl<'b> Burst<'b> {
     /// get it twice. One that has it already may have held it: see [`Self::is_held`].
     pub fn replicate(&mut self, index: usize) {
         self.records[index].replicated = true;
+    }
+
+    /// Whether somebody else has frame `index` as well, or will: an app that has passed it on, and may look at it
+    /// again, or another receiver. Who changes a frame that is shared changes it back before it returns.
+    #[inline]
+    pub fn is_shared(&self, index: usize) -> bool {
+        self.depth > 0 || self.records.get(index).is_some_and(|record| record.replicated)
+    }
+
+    /// Has an app pass frames on, which others are at work on then, and it is not.
+    #[inline]
+    pub(crate) fn pass_on<R>(&mut self, pass_on: impl FnOnce(&mut Self) -> R) -> R {
+        self.depth += 1;
+        let result = pass_on(self);
+        self.depth -= 1;
+        result
     }
 
     /// Says how many frames of this burst its app is ready to pull again: [`HELD`] if it does not
@@ -683,6 +721,24 @@ impl Selection {
     /// Whether nothing is selected.
     pub fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The indices, in order, in pieces of neighbours for which `key` is the same, with that.
+    #[inline]
+    pub fn chunk_by_key<K: PartialEq>(
+        &self,
+        key: impl Fn(usize) -> K,
+    ) -> impl Iterator<Item = (K, impl Iterator<Item = usize>)> {
+        let indices = self.indices.get(..self.len()).unwrap_or_default();
+        let mut rest = indices;
+        std::iter::from_fn(move || {
+            let key_of = |index: &u8| key(usize::from(*index));
+            let first = key_of(rest.first()?);
+            let count = rest.iter().take_while(|index| key_of(index) == first).count();
+            let (chunk, others) = rest.split_at(count);
+            rest = others;
+            Some((first, chunk.iter().map(|index| usize::from(*index))))
+        })
     }
 
     /// The indices, in order.

@@ -574,7 +574,7 @@ impl Outputs<'_> {
     /// nowhere are counted as dropped.
     #[inline]
     pub fn push(&mut self, output: usize, burst: &mut Burst<'_>, selection: &Selection) {
-        self.graph.send(self.from, output, burst, selection);
+        burst.pass_on(|burst| self.graph.send(self.from, output, burst, selection));
     }
 }
 

@@ -16,17 +16,16 @@
 mod between;
 mod record;
 mod switch;
+mod vlans;
 
 use std::error::Error;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
-use std::sync::Arc;
 
-use apps::bridge::vlan::Membership;
 use engine::Graph;
 use record::Record;
-use switch::{Between, Frame, Guest, Part, Traffic, VLAN, address, report};
-use wire::ethernet::VlanTag;
+use switch::{Between, Frame, Guest, Part, Traffic, address, report};
+use vlans::Vlans;
 use wire::virtio::Features;
 
 /// Frames that each guest sends, at least, before instructions are counted: by then all addresses are
@@ -68,8 +67,7 @@ struct Case {
     idle_ports: usize,
     /// The app between each port and the bridge. Each frame passes two of them.
     between: Option<Between>,
-    /// One guest is on a trunk, and the other is not: each frame gets a tag, or loses it.
-    has_trunk: bool,
+    vlans: Vlans,
 }
 
 const SPLIT: Case = Case {
@@ -82,10 +80,10 @@ const SPLIT: Case = Case {
     stations: 1,
     idle_ports: 0,
     between: None,
-    has_trunk: false,
+    vlans: Vlans::None,
 };
 
-const CASES: [Case; 18] = [
+const CASES: [Case; 20] = [
     SPLIT,
     Case { name: "split-in-order", features: Features::IN_ORDER, ..SPLIT },
     Case { name: "split-event-idx", features: Features::EVENT_IDX, ..SPLIT },
@@ -109,10 +107,12 @@ const CASES: [Case; 18] = [
     Case { name: "addresses-10000", stations: 5000, ..SPLIT },
     Case { name: "idle-ports-64", idle_ports: 64, ..SPLIT },
     Case { name: "queue-pairs-4", queue_pairs: 4, features: Features::MQ, ..SPLIT },
-    Case { name: "vlan", has_trunk: true, ..SPLIT },
+    Case { name: "vlan-access", vlans: Vlans::Access, ..SPLIT },
+    Case { name: "vlan-trunk", vlans: Vlans::Trunk, ..SPLIT },
     Case { name: "police", between: Some(between::police), ..SPLIT },
     Case { name: "anti-spoof", between: Some(between::anti_spoof), ..SPLIT },
     Case { name: "storm", between: Some(between::storm), ..SPLIT },
+    Case { name: "filter", between: Some(between::filter), ..SPLIT },
     Case { name: "mirror", between: Some(between::mirror), ..SPLIT },
 ];
 
@@ -127,15 +127,11 @@ impl Case {
     fn breathe(&self) {
         let guest = |_| Guest::new(BASE | self.features, self.queue_pairs);
         let guests = (0..2 + self.idle_ports).map(guest).collect();
-        let allowed = Arc::new([VLAN].into_iter().collect());
-        let trunk = Membership::Trunk { native: None, allowed, is_service: false };
-        let memberships = [Membership::Access(VLAN), trunk];
-        let memberships = if self.has_trunk { &memberships[..] } else { &[] };
-        let mut part = Part::all(1, guests, self.between, memberships).remove(0);
+        let mut part = Part::all(1, guests, self.between, &self.vlans.memberships()).remove(0);
         let frame = |to, from, station| {
             let [to_address, from_address] = [to, from].map(|port| address(port, station));
             let frame = Frame::new(to_address, from_address, self.size, self.partial_checksum);
-            if self.has_trunk { over_trunk(frame, from == 1) } else { frame }
+            self.vlans.tag(frame, from)
         };
         let frames = |to, from| (0..self.stations).map(|number| frame(to, from, number)).collect();
         let [one, two] = part.ports;
@@ -170,15 +166,6 @@ impl Case {
             _ => Err(format!("{}: nothing was counted; valgrind said:\n{text}", self.name).into()),
         }
     }
-}
-
-/// The same frame from somebody on a trunk to somebody who is not; or the other way round.
-fn over_trunk(frame: Frame, from_trunk: bool) -> Frame {
-    let Frame { header, sent, .. } = frame;
-    let tag = VlanTag::customer(VLAN).to_bytes();
-    let tagged = [&sent[..12], &tag, &sent[12..]].concat();
-    let [sent, received] = if from_trunk { [tagged, sent] } else { [sent, tagged] };
-    Frame { header, sent, received }
 }
 
 /// What callgrind knows by its name. Nothing else here may have it in its own.

@@ -1,142 +1,38 @@
-use std::collections::{HashMap, VecDeque};
-use std::mem::take;
+use std::collections::HashMap;
 
-use engine::{AppId, Graph, Lease, Outcome, Outcomes};
+use engine::Graph;
 use proptest::prelude::*;
 use wire::ethernet::{EtherType, Ethernet, MacAddress};
 use wire::virtio::Offload;
 
 use super::*;
+use crate::testing::{Net, Station, host};
 
 mod sides;
 mod vlans;
 
 const SECOND: u64 = 1_000_000_000;
 
-/// Someone at a port of the bridge.
-#[derive(Default)]
-struct Station {
-    to_send: VecDeque<Vec<u8>>,
-    sent: Vec<Vec<u8>>,
-    received: Vec<Vec<u8>>,
-    is_full: bool,
-    is_down: bool,
-    counters: Counters,
-}
-
-impl App for Station {
-    fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
-        let count = self.to_send.len().min(engine::BURST);
-        self.sent = self.to_send.drain(..count).collect();
-        let mut bytes = lease.private(self.sent.concat().into());
-        for frame in &self.sent {
-            let (frame, rest) = bytes.split_at(frame.len());
-            bytes = rest;
-            let start = burst.segments().len();
-            burst.segments().push(frame.into());
-            burst.push::<()>(start..start + 1, 0, |_, _| Ok(Offload::NONE)).unwrap();
-        }
-        !self.sent.is_empty()
-    }
-
-    fn reclaim(&mut self, outcomes: Outcomes<'_>, _: Lease) {
-        for (index, frame) in self.sent.drain(..).enumerate().rev() {
-            if outcomes.get(index) == Outcome::Held {
-                self.to_send.push_front(frame);
-            }
-        }
-    }
-
-    fn push(
-        &mut self,
-        _: usize,
-        burst: &mut Burst<'_>,
-        selection: &Selection,
-        _: &mut Outputs<'_>,
-    ) {
-        for index in selection.iter() {
-            if self.is_full {
-                if !burst.hold(index) {
-                    self.counters.drop(DropReason::ReceiverFull);
-                }
-                continue;
-            }
-            self.received.push(burst.frame(index).head.to_vec());
-        }
-    }
-
-    fn is_up(&self) -> bool {
-        !self.is_down
-    }
-
-    fn counters(&self) -> &Counters {
-        &self.counters
-    }
-}
-
-/// A bridge, and a station at each of its ports.
-struct Net {
-    graph: Graph,
-    bridge: AppId,
-    stations: Vec<AppId>,
-    now: u64,
-}
-
 impl Net {
-    fn new(ports: u16) -> Self {
-        Self::of(ports, Bridge::new(ports, [1, 2]))
+    /// A bridge with so many ports, and a station at each.
+    fn bridge(ports: u16) -> Self {
+        Self::new(Bridge::new(ports, [1, 2]), ports.into())
     }
 
-    fn of(ports: u16, bridge: Bridge) -> Self {
-        let mut graph = Graph::new();
-        let bridge = graph.add("bridge", bridge);
-        let stations = (0..usize::from(ports))
-            .map(|port| {
-                let station = graph.add("station", Station::default());
-                graph.link((station, 0), (bridge, port)).unwrap();
-                graph.link((bridge, port), (station, 0)).unwrap();
-                station
+    /// Sends one frame, and returns the ports that it came out by, as it was.
+    fn ports_of(&mut self, port: usize, frame: Vec<u8>) -> Vec<usize> {
+        self.send(port, [frame.clone()]);
+        (0..self.sides())
+            .flat_map(|port| {
+                let received = self.received(port);
+                assert!(received.iter().all(|received| *received == frame));
+                received.into_iter().map(move |_| port)
             })
-            .collect();
-        Self { graph, bridge, stations, now: 0 }
-    }
-
-    fn station(&mut self, port: usize) -> &mut Station {
-        self.graph.get(self.stations[port]).unwrap()
-    }
-
-    /// Has a station go down, or come up.
-    fn set_link(&mut self, port: usize, is_up: bool) {
-        self.station(port).is_down = !is_up;
-        self.graph.may_have_changed(self.stations[port]);
-        self.breathe();
-    }
-
-    fn breathe(&mut self) {
-        self.graph.breathe(self.now, |_| panic!("an app failed"));
-    }
-
-    /// Sends one frame, and returns the ports that it came out by.
-    fn send(&mut self, port: usize, frame: Vec<u8>) -> Vec<usize> {
-        self.station(port).to_send.push_back(frame.clone());
-        self.breathe();
-        let mut ports = Vec::new();
-        for port in 0..self.stations.len() {
-            for received in take(&mut self.station(port).received) {
-                assert_eq!(received, frame);
-                ports.push(port);
-            }
-        }
-        ports
-    }
-
-    fn drops(&self, reason: DropReason) -> u64 {
-        self.graph.counters(self.bridge)[reason]
+            .collect()
     }
 
     fn all_drops(&self) -> u64 {
-        let counters = self.graph.counters(self.bridge);
-        counters.drops().map(|(_, count)| count).sum()
+        self.graph.counters(self.app).drops().map(|(_, count)| count).sum()
     }
 }
 
@@ -154,27 +50,23 @@ fn frame(destination: u8, source: u8) -> Vec<u8> {
     frame_of(host(destination), host(source), b"payload")
 }
 
-fn host(number: u8) -> MacAddress {
-    MacAddress([0x52, 0x54, 0, 0, 0, number])
-}
-
 fn address(text: &str) -> MacAddress {
     text.parse().unwrap()
 }
 
 #[test]
 fn an_unknown_address_is_flooded_and_a_learned_one_is_not() {
-    let mut net = Net::new(4);
-    assert_eq!(net.send(0, frame(2, 1)), [1, 2, 3]);
+    let mut net = Net::bridge(4);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1, 2, 3]);
     // Host 1 was learned from that, host 2 is learned from this.
-    assert_eq!(net.send(2, frame(1, 2)), [0]);
-    assert_eq!(net.send(0, frame(2, 1)), [2]);
+    assert_eq!(net.ports_of(2, frame(1, 2)), [0]);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [2]);
     assert_eq!(net.all_drops(), 0);
 }
 
 #[test]
 fn broadcast_and_multicast_are_flooded_always() {
-    let mut net = Net::new(3);
+    let mut net = Net::bridge(3);
     for group in [
         "ff:ff:ff:ff:ff:ff",
         "01:00:5e:00:00:fb",
@@ -185,7 +77,7 @@ fn broadcast_and_multicast_are_flooded_always() {
     ] {
         for _ in 0..2 {
             let frame = frame_of(address(group), host(1), b"to all");
-            assert_eq!(net.send(1, frame), [0, 2], "{group}");
+            assert_eq!(net.ports_of(1, frame), [0, 2], "{group}");
         }
     }
     assert_eq!(net.all_drops(), 0);
@@ -193,28 +85,28 @@ fn broadcast_and_multicast_are_flooded_always() {
 
 #[test]
 fn two_ports_reach_each_other() {
-    let mut net = Net::new(2);
-    assert_eq!(net.send(0, frame(2, 1)), [1]);
-    assert_eq!(net.send(1, frame(1, 2)), [0]);
+    let mut net = Net::bridge(2);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1]);
+    assert_eq!(net.ports_of(1, frame(1, 2)), [0]);
     let to_all = frame_of(MacAddress::BROADCAST, host(1), b"");
-    assert_eq!(net.send(0, to_all), [1]);
+    assert_eq!(net.ports_of(0, to_all), [1]);
 }
 
 #[test]
 fn one_port_reaches_nobody() {
-    let mut net = Net::new(1);
-    assert_eq!(net.send(0, frame(2, 1)), []);
+    let mut net = Net::bridge(1);
+    assert_eq!(net.ports_of(0, frame(2, 1)), []);
     assert_eq!(net.drops(DropReason::NoDestination), 1);
 }
 
 #[test]
 fn a_station_that_moves_is_followed() {
-    let mut net = Net::new(3);
-    net.send(0, frame(9, 1));
-    assert_eq!(net.send(1, frame(1, 2)), [0]);
+    let mut net = Net::bridge(3);
+    net.ports_of(0, frame(9, 1));
+    assert_eq!(net.ports_of(1, frame(1, 2)), [0]);
     // Host 1 is at port 2 now, and says so.
-    net.send(2, frame(9, 1));
-    assert_eq!(net.send(1, frame(1, 2)), [2]);
+    net.ports_of(2, frame(9, 1));
+    assert_eq!(net.ports_of(1, frame(1, 2)), [2]);
 }
 
 #[test]
@@ -222,66 +114,66 @@ fn an_address_ages_at_300_seconds() {
     for (age, expected) in
         [(300 * SECOND - 1, vec![1]), (300 * SECOND, vec![1, 2]), (1000 * SECOND, vec![1, 2])]
     {
-        let mut net = Net::new(3);
+        let mut net = Net::bridge(3);
         net.now = 5 * SECOND;
-        net.send(1, frame(9, 2));
+        net.ports_of(1, frame(9, 2));
         net.now += age;
-        assert_eq!(net.send(0, frame(2, 1)), expected, "after {age} ns");
+        assert_eq!(net.ports_of(0, frame(2, 1)), expected, "after {age} ns");
     }
 }
 
 #[test]
 fn an_address_that_is_heard_of_does_not_age() {
-    let mut net = Net::new(3);
-    net.send(1, frame(9, 2));
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 2));
     net.now = 200 * SECOND;
-    net.send(1, frame(9, 2));
+    net.ports_of(1, frame(9, 2));
     net.now = 400 * SECOND;
-    assert_eq!(net.send(0, frame(2, 1)), [1]);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1]);
     // Being sent to is not being heard of.
     net.now = 500 * SECOND;
-    assert_eq!(net.send(0, frame(2, 1)), [1, 2]);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1, 2]);
 }
 
 #[test]
 fn a_frame_to_where_it_came_from_is_dropped() {
-    let mut net = Net::new(3);
-    net.send(1, frame(9, 1));
-    assert_eq!(net.send(1, frame(1, 2)), []);
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 1));
+    assert_eq!(net.ports_of(1, frame(1, 2)), []);
     assert_eq!(net.drops(DropReason::SamePort), 1);
     // To itself, too.
-    assert_eq!(net.send(1, frame(1, 1)), []);
+    assert_eq!(net.ports_of(1, frame(1, 1)), []);
     assert_eq!(net.drops(DropReason::SamePort), 2);
 }
 
 #[test]
 fn reserved_addresses_go_nowhere() {
-    let mut net = Net::new(3);
+    let mut net = Net::bridge(3);
     for last in 0..16 {
         let group = MacAddress([0x01, 0x80, 0xc2, 0, 0, last]);
-        assert_eq!(net.send(0, frame_of(group, host(1), b"")), [], "{group}");
+        assert_eq!(net.ports_of(0, frame_of(group, host(1), b"")), [], "{group}");
         assert_eq!(net.drops(DropReason::ReservedAddress), u64::from(last) + 1);
     }
     // Their senders are learned all the same.
-    assert_eq!(net.send(1, frame(1, 2)), [0]);
+    assert_eq!(net.ports_of(1, frame(1, 2)), [0]);
 }
 
 #[test]
 fn the_stations_behind_a_port_that_goes_down_are_forgotten() {
-    let mut net = Net::new(3);
-    net.send(0, frame(9, 1));
-    net.send(1, frame(9, 2));
-    assert_eq!(net.send(2, frame(1, 3)), [0]);
+    let mut net = Net::bridge(3);
+    net.ports_of(0, frame(9, 1));
+    net.ports_of(1, frame(9, 2));
+    assert_eq!(net.ports_of(2, frame(1, 3)), [0]);
     net.set_link(0, false);
-    assert_eq!(net.send(2, frame(1, 3)), [0, 1], "it may be anywhere");
-    assert_eq!(net.send(2, frame(2, 3)), [1], "it is where it was");
+    assert_eq!(net.ports_of(2, frame(1, 3)), [0, 1], "it may be anywhere");
+    assert_eq!(net.ports_of(2, frame(2, 3)), [1], "it is where it was");
     // Of one that comes up nothing is known.
     net.set_link(0, true);
-    assert_eq!(net.send(1, frame(1, 2)), [0, 2]);
+    assert_eq!(net.ports_of(1, frame(1, 2)), [0, 2]);
     // It moved.
-    net.send(2, frame(9, 1));
+    net.ports_of(2, frame(9, 1));
     net.set_link(0, false);
-    assert_eq!(net.send(1, frame(1, 2)), [2]);
+    assert_eq!(net.ports_of(1, frame(1, 2)), [2]);
 }
 
 /// Once for all parts, and without those that have sent nothing for long.
@@ -289,54 +181,53 @@ fn the_stations_behind_a_port_that_goes_down_are_forgotten() {
 fn addresses_are_said() {
     // With the usual key, these are neighbours in the table.
     let key = [0x1234_5678_9abc_def1, 0xfedc_ba98_7654_3210];
-    let mut net = Net::of(3, Bridge::new(3, key));
+    let mut net = Net::new(Bridge::new(3, key), 3);
     let known = |net: &mut Net| {
-        let mut numbers = net.graph.numbers(net.bridge, net.now);
-        let part = net.graph.get::<Bridge>(net.bridge).unwrap().part();
+        let mut numbers = net.graph.numbers(net.app, net.now);
+        let part = net.app::<Bridge>().part();
         let mut other = engine::Numbers::default();
         part.report(net.now, &mut other);
         numbers.add(other);
         numbers.iter().map(|number| (number.name.clone(), number.value)).collect::<Vec<_>>()
     };
     for station in 1..=100 {
-        net.send(usize::from(station) % 2, frame(200, station));
+        net.ports_of(usize::from(station) % 2, frame(200, station));
     }
     assert_eq!(known(&mut net), [("addresses".to_owned(), 100)]);
     for tick in 0..16 {
         net.now = (300 + 2 * tick) * SECOND;
-        net.send(0, frame(200, 1));
+        net.ports_of(0, frame(200, 1));
     }
     assert_eq!(known(&mut net), [("addresses".to_owned(), 1)]);
 }
 
 #[test]
 fn a_source_that_is_a_group_is_dropped_and_not_learned() {
-    let mut net = Net::new(3);
+    let mut net = Net::bridge(3);
     for group in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "03:00:00:00:00:01"] {
-        assert_eq!(net.send(0, frame_of(host(1), address(group), b"")), []);
+        assert_eq!(net.ports_of(0, frame_of(host(1), address(group), b"")), []);
     }
     assert_eq!(net.drops(DropReason::BadSource), 3);
-    let bridge: &mut Bridge = net.graph.get(net.bridge).unwrap();
-    assert_eq!(bridge.table().known(), 0);
+    assert_eq!(net.app::<Bridge>().table().known(), 0);
 }
 
 #[test]
 fn a_frame_without_a_whole_header_is_dropped() {
-    let mut net = Net::new(2);
+    let mut net = Net::bridge(2);
     let whole = frame_of(host(1), host(2), b"");
     for len in 0..whole.len() {
-        assert_eq!(net.send(0, whole[..len].to_vec()), []);
+        assert_eq!(net.ports_of(0, whole[..len].to_vec()), []);
     }
     assert_eq!(net.drops(DropReason::TooShort), 14);
-    assert_eq!(net.send(0, whole), [1]);
+    assert_eq!(net.ports_of(0, whole), [1]);
 }
 
 #[test]
 fn an_address_of_zeros_is_one_like_others() {
-    let mut net = Net::new(3);
+    let mut net = Net::bridge(3);
     let zero = MacAddress([0; 6]);
-    assert_eq!(net.send(0, frame_of(host(1), zero, b"")), [1, 2]);
-    assert_eq!(net.send(1, frame_of(zero, host(1), b"")), [0]);
+    assert_eq!(net.ports_of(0, frame_of(host(1), zero, b"")), [1, 2]);
+    assert_eq!(net.ports_of(1, frame_of(zero, host(1), b"")), [0]);
 }
 
 #[test]
@@ -346,37 +237,37 @@ fn a_port_that_is_not_linked_is_counted() {
     let station = graph.add("station", Station::default());
     graph.link((station, 0), (bridge, 0)).unwrap();
     let source: &mut Station = graph.get(station).unwrap();
-    source.to_send.push_back(frame(2, 1));
+    source.to_send.push_back((frame(2, 1), Offload::NONE));
     graph.breathe(0, |_| panic!("an app failed"));
     assert_eq!(graph.counters(bridge)[DropReason::NoDestination], 2);
 }
 
 #[test]
 fn a_full_receiver_holds_what_is_for_it_alone() {
-    let mut net = Net::new(2);
-    net.station(1).is_full = true;
+    let mut net = Net::bridge(2);
+    net.station(1).room = Some(0);
     // With two ports, a flooded frame is for one alone.
-    assert_eq!(net.send(0, frame(2, 1)), []);
+    assert_eq!(net.ports_of(0, frame(2, 1)), []);
     assert_eq!(net.station(0).to_send.len(), 1);
-    net.station(1).is_full = false;
+    net.station(1).room = None;
     net.breathe();
     assert_eq!(net.station(1).received.len(), 1);
 
-    let mut net = Net::new(3);
-    net.send(1, frame(9, 2));
-    net.station(1).is_full = true;
-    assert_eq!(net.send(0, frame(2, 1)), []);
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 2));
+    net.station(1).room = Some(0);
+    assert_eq!(net.ports_of(0, frame(2, 1)), []);
     assert_eq!(net.station(0).to_send.len(), 1);
 }
 
 #[test]
 fn a_flooded_frame_is_dropped_by_a_full_receiver_and_reaches_the_others_once() {
-    let mut net = Net::new(4);
-    net.station(1).is_full = true;
-    assert_eq!(net.send(0, frame(9, 1)), [2, 3]);
+    let mut net = Net::bridge(4);
+    net.station(1).room = Some(0);
+    assert_eq!(net.ports_of(0, frame(9, 1)), [2, 3]);
     assert!(net.station(0).to_send.is_empty());
-    assert_eq!(net.station(1).counters()[DropReason::ReceiverFull], 1);
-    net.station(1).is_full = false;
+    assert_eq!(net.station(1).counters[DropReason::ReceiverFull], 1);
+    net.station(1).room = None;
     net.breathe();
     for port in 0..4 {
         assert!(net.station(port).received.is_empty());
@@ -385,9 +276,9 @@ fn a_flooded_frame_is_dropped_by_a_full_receiver_and_reaches_the_others_once() {
 
 #[test]
 fn each_receiver_gets_its_frames_in_order() {
-    let mut net = Net::new(4);
+    let mut net = Net::bridge(4);
     for port in 1..4 {
-        net.send(port, frame(99, port as u8));
+        net.ports_of(port, frame(99, port as u8));
     }
     let frames: Vec<(u8, Vec<u8>)> = (0..200u8)
         .map(|number| {
@@ -396,7 +287,7 @@ fn each_receiver_gets_its_frames_in_order() {
         })
         .collect();
     let all = frames.iter().map(|(_, frame)| frame.clone());
-    net.station(0).to_send.extend(all);
+    net.queue(0, all);
     for _ in 0..200usize.div_ceil(engine::BURST) {
         net.breathe();
     }
@@ -412,11 +303,9 @@ fn each_receiver_gets_its_frames_in_order() {
 
 #[test]
 fn addresses_are_learned_within_a_burst() {
-    let mut net = Net::new(3);
+    let mut net = Net::bridge(3);
     // The second is for the source of the first.
-    let station = net.station(0);
-    station.to_send.extend([frame(9, 1), frame(1, 2)]);
-    net.breathe();
+    net.send(0, [frame(9, 1), frame(1, 2)]);
     assert_eq!(net.drops(DropReason::SamePort), 1);
 }
 
@@ -435,7 +324,7 @@ proptest! {
         ports in 1u16..6,
         steps in prop::collection::vec((0u16..6, 0u8..8, 0u8..8, 0u64..100), 0..60),
     ) {
-        let mut net = Net::new(ports);
+        let mut net = Net::bridge(ports);
         let mut model: HashMap<u8, (usize, u64)> = HashMap::new();
         for (port, destination, source, seconds) in steps {
             let port = usize::from(port % ports);
@@ -449,7 +338,7 @@ proptest! {
                 None => (0..usize::from(ports)).collect(),
             };
             expected.retain(|other| *other != port);
-            prop_assert_eq!(net.send(port, frame(destination, source)), expected);
+            prop_assert_eq!(net.ports_of(port, frame(destination, source)), expected);
         }
     }
 
@@ -459,7 +348,7 @@ proptest! {
     fn frames_in_runs_are_treated_as_if_each_were_alone(
         turns in prop::collection::vec((0..PORTS, runs()), 1..6),
     ) {
-        let mut net = Net::new(PORTS as u16);
+        let mut net = Net::bridge(PORTS as u16);
         let mut learned: HashMap<MacAddress, usize> = HashMap::new();
         let mut expected: Vec<Vec<Vec<u8>>> = vec![Vec::new(); PORTS];
         let mut drops: HashMap<&str, u64> = HashMap::new();
@@ -481,7 +370,7 @@ proptest! {
                     if is_short {
                         frame.truncate(usize::from(short) % 14);
                     }
-                    net.station(port).to_send.push_back(frame.clone());
+                    net.queue(port, [frame.clone()]);
                     // One after the other, as if each were alone.
                     let mut drop = |reason: DropReason| {
                         *drops.entry(reason.name()).or_default() += 1;
@@ -515,7 +404,7 @@ proptest! {
         for (port, expected) in expected.iter().enumerate() {
             prop_assert_eq!(&net.station(port).received, expected, "at port {}", port);
         }
-        let counters = net.graph.counters(net.bridge);
+        let counters = net.graph.counters(net.app);
         let counted = counters.drops().map(|(reason, count)| (reason.name(), count)).collect();
         prop_assert_eq!(drops, counted);
     }

@@ -10,7 +10,7 @@
 use std::ops::BitOr;
 use std::sync::Arc;
 
-use engine::DropReason;
+use engine::{Burst, Counters, DropReason, Selection};
 use wire::ethernet::{EtherType, TAG_SIZE, VlanTag};
 
 /// The least number of a VLAN.
@@ -106,6 +106,83 @@ pub(super) struct Tagging {
     has_inner: bool,
 }
 
+/// What a frame's tag comes to be on its way out by a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Retagging {
+    /// As it is.
+    None,
+    /// The frame gets this one.
+    Push(VlanTag),
+    /// The frame loses this one.
+    Pop(VlanTag),
+    /// One in the place of another.
+    Set { old: VlanTag, new: VlanTag },
+}
+
+impl Retagging {
+    fn new(came: Option<VlanTag>, leaves: Option<VlanTag>) -> Self {
+        match (came, leaves) {
+            (None, Some(new)) => Self::Push(new),
+            (Some(old), None) => Self::Pop(old),
+            (Some(old), Some(new)) if old != new => Self::Set { old, new },
+            _ => Self::None,
+        }
+    }
+
+    /// What undoes it.
+    fn reversed(self) -> Self {
+        match self {
+            Self::None => Self::None,
+            Self::Push(tag) => Self::Pop(tag),
+            Self::Pop(tag) => Self::Push(tag),
+            Self::Set { old, new } => Self::Set { old: new, new: old },
+        }
+    }
+
+    /// Does it to frames, and adds them to those that are `done`. Those to which it cannot be done are dropped, and counted.
+    #[inline]
+    pub(super) fn apply_to_all(
+        self,
+        burst: &mut Burst<'_>,
+        frames: impl Iterator<Item = usize>,
+        done: &mut Selection,
+        counters: &mut Counters,
+    ) {
+        for index in frames {
+            match self.apply(burst, index) {
+                Ok(()) => done.push(index),
+                Err(reason) => counters.drop(reason),
+            }
+        }
+    }
+
+    /// Undoes it, for the next port, and for whoever had the frames before us.
+    #[inline]
+    pub(super) fn undo(self, burst: &mut Burst<'_>, frames: impl Iterator<Item = usize>) {
+        let reversed = self.reversed();
+        if reversed == Self::None {
+            return;
+        }
+        for index in frames {
+            if burst.is_shared(index) {
+                let undone = reversed.apply(burst, index);
+                debug_assert!(undone.is_ok(), "it was so before, so that there is room for it");
+            }
+        }
+    }
+
+    /// Does it to frame `index`. With an error that is to be dropped, and as it was.
+    #[inline(always)]
+    fn apply(self, burst: &mut Burst<'_>, index: usize) -> Result<(), DropReason> {
+        match self {
+            Self::None => Ok(()),
+            Self::Push(tag) => burst.push_tag(index, tag),
+            Self::Pop(_) => burst.pop_tag(index).map(drop),
+            Self::Set { new, .. } => burst.set_tag(index, new),
+        }
+    }
+}
+
 impl Membership {
     /// In no VLAN: nothing comes in, and nothing goes out.
     pub(super) fn nowhere() -> Self {
@@ -147,6 +224,11 @@ impl Membership {
             Self::Trunk { is_service: true, .. } => Some(EtherType::SERVICE_VLAN),
             Self::Tunnel(_) => None,
         }
+    }
+
+    /// What is done to a frame that goes out by this port.
+    pub(super) fn retag(&self, tagging: &Tagging) -> Retagging {
+        Retagging::new(tagging.came, self.leave(tagging).flatten())
     }
 
     /// The tag with which a frame goes out by this port, if it has one there; and `None` when it does not go out here.

@@ -457,3 +457,18 @@ fn an_answer_is_not_one_whose_checksum_changes_who_it_is_for() {
     }
     assert_eq!(net.drops(DropReason::ChecksumMisplaced), 2);
 }
+
+/// What is looked at is not who it will be from, even where nothing is filtered.
+#[test]
+fn a_checksum_that_changes_the_headers_begins_no_conversation() {
+    let mut net = net(settings(allow_replies(Direction::default()), accept("arp")));
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    for (start, offset, begins) in [(18, 12, false), (34, 2, false), (34, 6, true)] {
+        let checksum = Some(wire::checksum::PartialChecksum { start, offset });
+        let offload = wire::virtio::Offload { checksum, segmentation: None };
+        net.station(PORT).to_send.push_back((question.clone(), offload));
+        net.breathe();
+        assert_eq!(net.received(NETWORK), std::slice::from_ref(&question), "{start} and {offset}");
+        assert_eq!(passes(&mut net, NETWORK, &answer), begins, "{start} and {offset}");
+    }
+}

@@ -3,6 +3,7 @@ use std::os::fd::AsFd;
 use proptest::prelude::*;
 use wire::checksum::PartialChecksum;
 use wire::ethernet::EtherType;
+use wire::virtio::{Segmentation, SegmentationKind};
 
 use super::*;
 
@@ -461,6 +462,20 @@ fn a_selection_keeps_its_order() {
     assert!(selection.is_empty() && selection.iter().next().is_none());
 }
 
+#[test]
+fn neighbours_of_a_selection_are_taken_together() {
+    let mut selection = Selection::default();
+    [3, 5, 4, 6, 8, 9, 63].into_iter().for_each(|index| selection.push(index));
+    let is_odd = |index| index % 2 == 1;
+    let chunks: Vec<(bool, Vec<usize>)> = selection
+        .chunk_by_key(is_odd)
+        .map(|(is_odd, indices)| (is_odd, indices.collect()))
+        .collect();
+    let expected = [(true, vec![3, 5]), (false, vec![4, 6, 8]), (true, vec![9, 63])];
+    assert_eq!(chunks, expected);
+    assert!(Selection::default().chunk_by_key(is_odd).next().is_none());
+}
+
 /// A frame of `len` bytes with these tags behind its addresses.
 fn tagged(len: usize, tags: &[VlanTag]) -> Vec<u8> {
     let plain = bytes(len);
@@ -511,6 +526,26 @@ fn tags_are_put_in_and_taken_out_whatever_the_length() {
 }
 
 #[test]
+fn a_tag_takes_anothers_place_whatever_the_length() {
+    let inner = VlanTag::customer(7);
+    let [old, new] = [EtherType::VLAN, EtherType::SERVICE_VLAN]
+        .map(|protocol| VlanTag { protocol, control: 0xe000 | protocol.0 & 0xfff });
+    for len in (14..40).chain(HEAD - 8..HEAD + 8).chain([1514]) {
+        burst_of(&tagged(len, &[old, inner]), |burst| {
+            burst.set_tag(0, new).unwrap();
+            assert_eq!(whole(&burst.frame(0)), tagged(len, &[new, inner]), "{len} bytes");
+            assert_eq!(burst.frame(0).len, len + 8);
+        });
+    }
+    for (frame, what) in [(bytes(60), "no tag"), (tagged(13, &[old]), "half a type")] {
+        burst_of(&frame, |burst| {
+            assert_eq!(burst.set_tag(0, new), Err(DropReason::TooShort), "{what}");
+            assert_eq!(whole(&burst.frame(0)), frame, "{what}");
+        });
+    }
+}
+
+#[test]
 fn a_frame_has_room_for_two_tags_more_than_it_came_with() {
     burst_of(&bytes(1514), |burst| {
         (0..TAGS).for_each(|id| burst.push_tag(0, VlanTag::customer(id as u16)).unwrap());
@@ -549,11 +584,18 @@ fn a_checksum_stays_where_it_is_in_the_packet() {
     burst.segments().push(frame.as_slice().into());
     let offload = |start| {
         let checksum = Some(PartialChecksum { start, offset: 16 });
-        Offload { checksum, segmentation: None }
+        let kind = SegmentationKind::Tcp4;
+        let segmentation = Segmentation { kind, ecn: true, size: 40, header_hint: start + 20 };
+        Offload { checksum, segmentation: Some(segmentation) }
     };
     burst.push::<()>(0..1, 0, |_, _| Ok(offload(34))).unwrap();
     burst.push_tag(0, VlanTag::customer(1)).unwrap();
     assert_eq!(burst.frame(0).offload, offload(38));
+    burst.push_tag(0, VlanTag::customer(2)).unwrap();
+    assert_eq!(burst.frame(0).offload, offload(42));
+    burst.set_tag(0, VlanTag::customer(3)).unwrap();
+    assert_eq!(burst.frame(0).offload, offload(42));
+    burst.pop_tag(0).unwrap();
     burst.pop_tag(0).unwrap();
     assert_eq!(burst.frame(0).offload, offload(34));
     // One that would come to lie in the Ethernet header.

@@ -188,3 +188,42 @@ fn links_count_what_goes_by_them() {
     assert!(graph.links().eq(expected), "{:?}", graph.links().collect::<Vec<_>>());
     assert_eq!(graph.frames, 3);
 }
+
+/// Notes whether the first frame of each burst is shared, and passes all on.
+#[derive(Default)]
+struct Asker {
+    shared: Vec<bool>,
+    counters: Counters,
+}
+
+impl App for Asker {
+    fn push(
+        &mut self,
+        _: usize,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        outputs: &mut Outputs<'_>,
+    ) {
+        self.shared.push(burst.is_shared(0));
+        outputs.push(0, burst, selection);
+        self.shared.push(burst.is_shared(0));
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn frames_are_shared_with_those_who_passed_them_on() {
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::new([1]));
+    let first = graph.add("first", Asker::default());
+    let second = graph.add("second", Asker::default());
+    graph.link((source, 0), (first, 0)).unwrap();
+    graph.link((first, 0), (second, 0)).unwrap();
+    breathe(&mut graph);
+    // The source has them too, but does not look again.
+    assert_eq!(graph.get::<Asker>(first).unwrap().shared, [false, false]);
+    assert_eq!(graph.get::<Asker>(second).unwrap().shared, [true, true]);
+}

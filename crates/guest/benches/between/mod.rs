@@ -2,11 +2,13 @@
 
 use apps::anti_spoof::{self, AntiSpoof, LinkLocal};
 use apps::bucket::{Limit, MAX_BURST};
+use apps::filter::{self, Direction, Filter};
 use apps::mirror::{self, MIRROR, Mirror};
 use apps::police::{self, BitLimit, FrameLimit, Limits, MAX_BURST_BYTES, Police};
 use apps::sink::Sink;
 use apps::storm::{self, Storm};
 use engine::{AppId, Graph};
+use wire::bpf::{Program, parse_numbers};
 
 use crate::switch::address;
 
@@ -38,6 +40,20 @@ pub fn storm(graph: &mut Graph, _: usize) -> AppId {
     let limit = Some(Limit { rate: 1000, burst: 100 });
     let settings = storm::Settings { broadcast: limit, multicast: limit };
     graph.add("storm", Storm::new(&settings).expect("limits that can be"))
+}
+
+/// `udp port 8192`, as `tcpdump -ddd` prints it. It is what the guests send; `tcp port 80` differs from it by
+/// its three numbers alone.
+const UDP_PORT: &str = "20,40 0 0 12,21 0 6 34525,48 0 0 20,21 0 15 17,40 0 0 54,21 12 0 8192,\
+    40 0 0 56,21 10 11 8192,21 0 10 2048,48 0 0 23,21 0 8 17,40 0 0 20,69 6 0 8191,177 0 0 14,\
+    72 0 0 14,21 2 0 8192,72 0 0 16,21 0 1 8192,6 0 0 262144,6 0 0 0";
+
+/// A program for each direction, which accepts what is sent.
+pub fn filter(graph: &mut Graph, _: usize) -> AppId {
+    let program = Program::new(&parse_numbers(UDP_PORT).expect("numbers")).expect("a program");
+    let direction = Direction { accept: Some(program), allow_replies: false };
+    let settings = filter::Settings { from_port: direction.clone(), to_port: direction };
+    graph.add("filter", Filter::new(settings, [1, 2]))
 }
 
 /// A mirror of both directions, and somebody who takes the copies.

@@ -1,5 +1,10 @@
 //! The bridge with VLANs.
 
+use std::mem::take;
+
+use wire::checksum::{PartialChecksum, complete};
+use wire::virtio::{Segmentation, SegmentationKind};
+
 use super::*;
 use crate::bridge::vlan::VlanSet;
 
@@ -15,8 +20,8 @@ fn service_trunk(native: Option<u16>, allowed: &[u16]) -> Membership {
 }
 
 fn net(memberships: Vec<Membership>) -> Net {
-    let ports = memberships.len() as u16;
-    Net::of(ports, Bridge::with_vlans(memberships.into(), [1, 2]))
+    let ports = memberships.len();
+    Net::new(Bridge::with_vlans(memberships.into(), [1, 2]), ports)
 }
 
 const CUSTOMER: u16 = 0x8100;
@@ -36,12 +41,9 @@ fn with_tags(frame: &[u8], tags: &[(u16, u16)]) -> Vec<u8> {
 impl Net {
     /// Sends one frame, and returns what came out, and where.
     fn pass(&mut self, port: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
-        self.station(port).to_send.push_back(frame.to_vec());
-        self.breathe();
-        let ports = 0..self.stations.len();
-        let received = |port| {
-            take(&mut self.station(port).received).into_iter().map(move |frame| (port, frame))
-        };
+        self.send(port, [frame.to_vec()]);
+        let ports = 0..self.sides();
+        let received = |port| self.received(port).into_iter().map(move |frame| (port, frame));
         ports.flat_map(received).collect()
     }
 }
@@ -49,21 +51,21 @@ impl Net {
 #[test]
 fn stations_of_one_vlan_hear_each_other_and_no_others() {
     let mut net = net([10, 20, 10, 20].map(Membership::Access).to_vec());
-    assert_eq!(net.send(0, frame(2, 1)), [2]);
-    assert_eq!(net.send(1, frame(2, 3)), [3]);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [2]);
+    assert_eq!(net.ports_of(1, frame(2, 3)), [3]);
     let to_all = frame_of(MacAddress::BROADCAST, host(1), b"");
-    assert_eq!(net.send(0, to_all), [2]);
+    assert_eq!(net.ports_of(0, to_all), [2]);
     assert_eq!(net.all_drops(), 0);
 }
 
 #[test]
 fn an_address_may_be_in_several_vlans() {
     let mut net = net([10, 20, 10, 20].map(Membership::Access).to_vec());
-    net.send(0, frame(9, 1));
-    net.send(1, frame(9, 1));
+    net.ports_of(0, frame(9, 1));
+    net.ports_of(1, frame(9, 1));
     // A third port in each, so that flooding would show.
-    assert_eq!(net.send(2, frame(1, 2)), [0]);
-    assert_eq!(net.send(3, frame(1, 2)), [1]);
+    assert_eq!(net.ports_of(2, frame(1, 2)), [0]);
+    assert_eq!(net.ports_of(3, frame(1, 2)), [1]);
 }
 
 #[test]
@@ -96,8 +98,7 @@ fn what_a_port_does_not_belong_to_is_dropped_and_counted() {
         assert_eq!(net.drops(reason), before + 1, "port {port}, {tags:x?}");
     }
     // And nothing was learned of it.
-    let bridge: &mut Bridge = net.graph.get(net.bridge).unwrap();
-    assert_eq!(bridge.table().known(), 0);
+    assert_eq!(net.app::<Bridge>().table().known(), 0);
 }
 
 #[test]
@@ -203,27 +204,100 @@ fn frames_of_a_burst_differ_by_their_inner_tag() {
         ),
     ];
     let mut net = net(vec![trunk(None, &[10]), trunk(Some(10), &[])]);
-    let [cut, mut whole] = [frames[0].0[..20].to_vec(), frames[0].0.clone()];
+    let [cut, whole] = [frames[0].0[..20].to_vec(), frames[0].0.clone()];
     // It ends inside of its inner tag.
-    net.station(0).to_send.extend([cut.clone(), whole.clone(), cut]);
-    net.station(0).to_send.extend(frames.iter().map(|(frame, _)| frame.clone()));
+    net.queue(0, [cut.clone(), whole.clone(), cut]);
+    net.queue(0, frames.iter().map(|(frame, _)| frame.clone()));
     net.breathe();
-    let mut expected = vec![std::mem::take(&mut whole)];
+    let mut expected = vec![whole];
     expected.extend(frames.map(|(_, frame)| frame));
-    assert_eq!(take(&mut net.station(1).received), expected);
+    assert_eq!(net.received(1), expected);
     assert_eq!(net.drops(DropReason::TooShort), 2);
 }
 
 #[test]
 fn a_frame_that_is_held_comes_again_as_it_was() {
     let mut net = net(vec![Membership::Access(10), trunk(None, &[10])]);
-    net.station(1).is_full = true;
+    net.station(1).room = Some(0);
     let (plain, on_trunk) = (frame(2, 1), tagged(2, 1, &[(CUSTOMER, 10)]));
     assert_eq!(net.pass(0, &plain), []);
     assert_eq!(net.station(0).to_send.len(), 1);
-    net.station(1).is_full = false;
+    net.station(1).room = None;
     net.breathe();
-    assert_eq!(take(&mut net.station(1).received), [on_trunk]);
+    assert_eq!(net.received(1), [on_trunk]);
+}
+
+/// A TCP segment over IPv4 that is still to be cut, and summed: its checksum field has the pseudo header's sum.
+fn uncut(tags: &[(u16, u16)]) -> (Vec<u8>, Offload) {
+    let mut packet = frame_of(host(2), host(1), &[]);
+    packet[12..14].copy_from_slice(&[8, 0]);
+    packet.extend([0x45, 0, 0, 0, 0, 0, 0, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+    packet.extend([0x10, 0, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, 0x50, 0x10, 1, 1, 0x12, 0x34, 0, 0]);
+    packet.extend((0..3000u32).map(|at| (at * 7) as u8));
+    let more = 4 * tags.len() as u16;
+    let checksum = Some(PartialChecksum { start: 34 + more, offset: 16 });
+    let kind = SegmentationKind::Tcp4;
+    let segmentation = Some(Segmentation { kind, ecn: true, size: 1448, header_hint: 54 + more });
+    (with_tags(&packet, tags), Offload { checksum, segmentation })
+}
+
+#[test]
+fn what_is_left_to_do_to_a_frame_stays_where_it_is_in_the_packet() {
+    let memberships = || {
+        vec![
+            Membership::Access(10),
+            trunk(None, &[10]),
+            service_trunk(None, &[10]),
+            Membership::Tunnel(10),
+            Membership::Access(10),
+        ]
+    };
+    let plain = vec![];
+    let [by_customer, by_service] = [CUSTOMER, SERVICE].map(|kind| vec![(kind, 10)]);
+    let as_it_leaves = [&plain, &by_customer, &by_service, &plain, &plain];
+    for (from, came) in as_it_leaves.iter().enumerate() {
+        let mut net = net(memberships());
+        net.station(from).to_send.push_back(uncut(came));
+        net.breathe();
+        for (to, tags) in as_it_leaves.iter().enumerate().filter(|(to, _)| *to != from) {
+            let (frame, offload) = uncut(tags);
+            let what = format!("from {from} to {to}");
+            assert_eq!(net.received(to), [frame], "{what}");
+            assert_eq!(take(&mut net.station(to).offloads), [offload], "{what}");
+        }
+    }
+}
+
+/// And whoever completes it gets the same segment.
+#[test]
+fn a_checksum_comes_out_the_same_with_a_tag_and_without() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10])]);
+    net.station(0).to_send.push_back(uncut(&[]));
+    net.breathe();
+    let (mut sent, offload) = uncut(&[]);
+    assert!(complete(&mut sent, offload.checksum.unwrap()));
+    let mut tagged = net.received(1).remove(0);
+    let moved = take(&mut net.station(1).offloads)[0].checksum.unwrap();
+    assert!(complete(&mut tagged, moved));
+    assert_eq!(tagged, with_tags(&sent, &[(CUSTOMER, 10)]));
+}
+
+#[test]
+fn a_frame_whose_checksum_would_be_in_its_header_is_dropped_alone() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10]), trunk(None, &[10])]);
+    let on_trunk = tagged(2, 1, &[(CUSTOMER, 10)]);
+    let checksum = |start| Some(PartialChecksum { start, offset: 0 });
+    for start in [18, 17, 18] {
+        let offload = Offload { checksum: checksum(start), segmentation: None };
+        net.station(1).to_send.push_back((on_trunk.clone(), offload));
+    }
+    net.breathe();
+    assert_eq!(net.received(0), vec![frame(2, 1); 2]);
+    assert_eq!(net.drops(DropReason::ChecksumInEthernetHeader), 1);
+    // Where it keeps its tag there is nothing wrong with it.
+    assert_eq!(net.received(2), vec![on_trunk; 3]);
+    let starts = take(&mut net.station(2).offloads).into_iter().map(|offload| offload.checksum);
+    assert!(starts.eq([18, 17, 18].map(checksum)));
 }
 
 /// What somebody in front of the bridge sees who passes on, and looks again.
@@ -255,33 +329,80 @@ impl App for Witness {
     }
 }
 
-#[test]
-fn frames_are_left_as_they_came() {
-    let memberships = vec![trunk(Some(1), &[10]), Membership::Access(10), Membership::Tunnel(1)];
+/// What an app in front of a bridge sees of frames to host 2, before it passes them on and afterwards. Host 2 is in VLAN 10, at
+/// port 1, if that is known.
+fn witnessed(is_known: bool, frames: &[Vec<u8>]) -> Vec<[Vec<u8>; 2]> {
+    let memberships = vec![
+        trunk(Some(1), &[10]),
+        Membership::Access(10),
+        Membership::Tunnel(1),
+        service_trunk(None, &[1, 10]),
+    ];
+    let ports = memberships.len();
+    let bridge = Bridge::with_vlans(memberships.into(), [1, 2]);
+    if is_known {
+        let (table, domain) = (bridge.table(), bridge.table().domain(10));
+        table.learn(table.place(host(2), domain), domain, 1, 0);
+    }
     let mut graph = Graph::new();
-    let bridge = graph.add("bridge", Bridge::with_vlans(memberships.into(), [1, 2]));
+    let bridge = graph.add("bridge", bridge);
     let witness = Witness { before_and_after: Vec::new(), counters: Counters::default() };
     let witness = graph.add("witness", witness);
     let source = graph.add("source", Station::default());
     graph.link((source, 0), (witness, 0)).unwrap();
     graph.link((witness, 0), (bridge, 0)).unwrap();
-    for port in 1..3 {
+    for port in 1..ports {
         let station = graph.add("station", Station::default());
         graph.link((bridge, port), (station, 0)).unwrap();
     }
+    let frames = frames.iter().map(|frame| (frame.clone(), Offload::NONE));
+    graph.get::<Station>(source).unwrap().to_send.extend(frames);
+    graph.breathe(0, |_| panic!("an app failed"));
+    take(&mut graph.get::<Witness>(witness).unwrap().before_and_after)
+}
+
+#[test]
+fn frames_are_left_as_they_came() {
     let frames = [
         tagged(2, 1, &[(CUSTOMER, 10)]),
         tagged(2, 1, &[]),
         tagged(2, 1, &[(CUSTOMER, 0x2000)]),
         tagged(2, 1, &[(CUSTOMER, 10), (CUSTOMER, 3)]),
     ];
-    graph.get::<Station>(source).unwrap().to_send.extend(frames);
-    graph.breathe(0, |_| panic!("an app failed"));
-    let witness: &mut Witness = graph.get(witness).unwrap();
-    assert_eq!(witness.before_and_after.len(), 4);
-    for [before, after] in &witness.before_and_after {
-        assert_eq!(before, after);
+    for is_known in [false, true] {
+        // Several conversations in a burst, and one.
+        for frames in [&frames[..], &frames[..1]] {
+            let expected: Vec<_> =
+                frames.iter().map(|frame| [frame.clone(), frame.clone()]).collect();
+            assert_eq!(witnessed(is_known, frames), expected, "known: {is_known}");
+        }
     }
+}
+
+/// Frames of several conversations in one burst, each of which gets a tag, or loses it, or has another; and their bytes are
+/// counted as they go out.
+#[test]
+fn conversations_of_a_burst_have_tags_of_their_own() {
+    let mut net =
+        net(vec![trunk(Some(30), &[10, 20]), trunk(None, &[10, 30]), Membership::Access(10)]);
+    assert_eq!(net.pass(2, &frame(9, 3)).len(), 2);
+    let learned = with_tags(&frame(9, 2), &[(CUSTOMER, 30)]);
+    assert_eq!(net.pass(1, &learned).len(), 1);
+    let burst: Vec<Vec<u8>> = (0..12)
+        .map(|at| match at % 3 {
+            0 => tagged(3, 1, &[(CUSTOMER, 10)]),
+            1 => tagged(2, 1, &[]),
+            _ => tagged(2, 1, &[(CUSTOMER, 0x6000)]),
+        })
+        .collect();
+    net.send(0, burst);
+    let to_two = [tagged(2, 1, &[(CUSTOMER, 30)]), tagged(2, 1, &[(CUSTOMER, 0x601e)])];
+    assert_eq!(net.received(1), to_two.iter().cycle().take(8).cloned().collect::<Vec<_>>());
+    assert_eq!(net.received(2), vec![frame(3, 1); 4]);
+    let links: Vec<_> = net.graph.links().filter(|link| link.from == (net.app, 1)).collect();
+    let sent = 8 * (frame(2, 1).len() as u64 + 4);
+    // What came of its own sending, too: a frame of port 2's to all in VLAN 10.
+    assert_eq!(links[0].traffic.bytes, sent + frame(9, 3).len() as u64 + 4);
 }
 
 fn membership() -> impl Strategy<Value = Membership> {
@@ -363,7 +484,7 @@ proptest! {
             let port = port % memberships.len();
             let mut expected = vec![Vec::new(); memberships.len()];
             for (destination, source, tags) in frames {
-                net.station(port).to_send.push_back(tagged(destination, source, &tags));
+                net.queue(port, [tagged(destination, source, &tags)]);
                 let Some(is) = classify(&memberships[port], &tags) else { continue };
                 learned.insert((is.0, source), port);
                 let to = learned.get(&(is.0, destination));
@@ -377,7 +498,7 @@ proptest! {
             }
             net.breathe();
             for (port, expected) in expected.iter().enumerate() {
-                prop_assert_eq!(&take(&mut net.station(port).received), expected, "at port {}", port);
+                prop_assert_eq!(&net.received(port), expected, "at port {}", port);
             }
         }
     }
