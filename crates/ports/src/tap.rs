@@ -196,22 +196,19 @@ impl TapPort {
         queues: Arc<Queues>,
         poller: &Poller,
     ) -> io::Result<Option<Arc<Queues>>> {
-        let before = self.detach(poller);
-        let share = Share::new(queues, self.number, self.workers);
-        if let Some(share) = &share {
-            share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
-        }
+        let before = self.detach();
+        let mut share = Share::new(queues, self.number, self.workers);
+        share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
         self.take(share);
         Ok(before)
     }
 
     /// Takes this part's queues away: frames to it are then counted as [`DropReason::ReceiverDown`].
     /// Returns what is to be dropped by control.
-    pub fn detach(&mut self, poller: &Poller) -> Option<Arc<Queues>> {
+    pub fn detach(&mut self) -> Option<Arc<Queues>> {
         let share = self.share.take()?;
-        share.unwatch(poller);
         self.fault = None;
-        Some(share.all)
+        Some(share.all.clone())
     }
 
     /// Says whether the interface is up. While it is down, frames to it are not even offered to the
@@ -471,7 +468,7 @@ impl App for TapPort {
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
+        self.share.as_mut().map_or(Ok(()), |share| share.watch(poller))
     }
 
     fn counters(&self) -> &Counters {
