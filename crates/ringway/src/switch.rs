@@ -14,7 +14,7 @@ mod watchdog;
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use apps::bridge::Bridge;
@@ -34,9 +34,6 @@ use backoff::Backoff;
 use between::Added;
 pub(crate) use mtus::Mtus;
 pub use observer::Observer;
-
-/// All workers answer within this time, unless one stands still.
-const REPORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -184,17 +181,25 @@ impl Switch {
 
     /// Stops: disconnects the guests, removes the sockets, ends the workers.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        let report = tokio::time::timeout(REPORT_LIMIT, self.report()).await;
-        if let Ok(Ok(report)) = &report {
-            report.log();
-        }
+        let answer = async {
+            match self.report().await {
+                Ok(report) => report.log(),
+                // A worker that gets no processor for a while answers late.
+                Err(_) => drop(self.workers.on_each(|_| ()).await),
+            }
+        };
+        let stands_still = tokio::select! {
+            () = answer => false,
+            () = watchdog::stands_still(self.workers.pulses()) => true,
+        };
         for task in self.tasks.drain(..) {
             task.abort();
             // An error says that it was aborted, or panicked, which was reported.
             let _ = task.await;
         }
         self.events.shutdown().await;
-        if report.is_err() {
+        if stands_still {
+            self.captures.end();
             // To wait for it would be to wait for ever. It ends with the process.
             anyhow::bail!("a worker stands still, and was not waited for: a bug of ours");
         }
