@@ -51,6 +51,8 @@ pub(crate) struct Own {
     index: usize,
     /// When to read next, while the worker polls.
     pub(crate) next_read: u64,
+    /// How often in a row there was more to read than there was room for.
+    pub(crate) full: u32,
 }
 
 impl Own {
@@ -64,7 +66,10 @@ impl Share {
     /// turn.
     pub(crate) fn new(all: Arc<Queues>, number: usize, workers: usize) -> Option<Self> {
         let (count, step) = (all.queues.len(), workers.max(1));
-        let own = (number..count).step_by(step).map(|index| Own { index, next_read: 0 }).collect();
+        let own = (number..count)
+            .step_by(step)
+            .map(|index| Own { index, next_read: 0, full: 0 })
+            .collect();
         let base = number.checked_rem(count)?;
         Some(Self { all, own, base, step, is_gone: false, poller: None })
     }
