@@ -887,6 +887,37 @@ fn a_part_without_queues_drops_what_it_is_given_and_delivers_what_it_has() {
     crew.assert_drops(TAP, &[(DropReason::ReceiverDown, 1)]);
 }
 
+/// More than are read one by one before they are read together, and then there are no more.
+#[test]
+fn what_has_waited_in_the_tap_arrives_in_order() {
+    let mut world = host(Guest::new(OFFLOADS, Cut::Whole, RING));
+    all_that_waits_arrives_in_order(&mut world);
+    assert!(is_by_bursts(&mut world));
+}
+
+#[test]
+fn what_has_waited_in_the_tap_arrives_in_order_when_io_uring_fails() {
+    let mut world = host(Guest::new(OFFLOADS, Cut::Whole, RING));
+    refuse(Call::Enter).unwrap();
+    all_that_waits_arrives_in_order(&mut world);
+}
+
+fn all_that_waits_arrives_in_order(world: &mut World) {
+    const WAITING: u16 = 400;
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    for number in 0..WAITING {
+        socket.send_to(&number.to_be_bytes(), "10.9.0.2:900").unwrap();
+    }
+    let mut next = 0u16;
+    world.until("all datagrams", |_, received| {
+        let datagram = ipv4(&received.frame, UDP)?;
+        assert_eq!(datagram[8..10], next.to_be_bytes());
+        next += 1;
+        (next == WAITING).then_some(())
+    });
+    world.assert_drops(TAP, &[]);
+}
+
 /// Whether some epoll instance of this process watches what this descriptor was when it was added.
 fn is_watched(descriptor: RawFd) -> bool {
     let all = fs::read_dir("/proc/self/fdinfo").unwrap();
