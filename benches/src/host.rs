@@ -5,11 +5,15 @@
 //! Two things are compared, in rounds in which each has its turn:
 //!
 //! * an embedded guest on a switch with a tap, and a bare loop that reads or writes the same tap: what of the kernel's
-//!   rate a guest sees ([`embedded`]);
+//!   rate a guest sees ([`embedded`]). The loop has one buffer, which no other processor touches; a guest's frames
+//!   are another processor's. So there is a second loop, whose buffers another processor writes, or reads, as the
+//!   guest does ([`shared`]): what that one is slower than the first is the way from one processor to another, and not the
+//!   switch's;
 //! * TCP from an emulated guest to the host, by a tap port and by QEMU's own tap without vhost ([`tcp`]).
 
 mod embedded;
 mod frame;
+mod shared;
 mod tcp;
 
 use std::process::ExitCode;
@@ -64,8 +68,12 @@ fn run(options: &Options) -> Result<()> {
     if !options.no_tcp {
         rows.push(tcp::measure(options.rounds, options.seconds)?);
     }
-    println!("{:<28} {:>12} {:>22} {:>22}  ratio, least to most", "", "unit", "ringway", "beside");
+    println!("{:<36} {:>12} {:>16} {:>16}  ratio, least to most", "", "unit", "ringway", "beside");
     rows.iter().for_each(Row::print);
+    println!(
+        "\nBeside a guest is a loop that does nothing but write, or read, the tap: from one buffer of its own; or, \
+         \"shared\", from as\nmany as a guest has, which another processor writes, or reads, meanwhile."
+    );
     Ok(())
 }
 
@@ -85,7 +93,7 @@ impl Row {
         let ratio = spread(&mut self.pairs.iter().map(|(ours, theirs)| ours / theirs));
         let (Some(ours), Some(theirs), Some(ratio)) = (ours, theirs, ratio) else { return };
         println!(
-            "{:<28} {:>12} {:>22.3} {:>22.3}  {:.2}, {:.2} to {:.2}",
+            "{:<36} {:>12} {:>16.3} {:>16.3}  {:.2}, {:.2} to {:.2}",
             self.name, self.unit, ours.median, theirs.median, ratio.median, ratio.least, ratio.most
         );
     }

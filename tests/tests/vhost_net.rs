@@ -13,9 +13,8 @@ use testbed::{Guest, Image, Job, Shell, traffic};
 const LIMIT: Duration = Duration::from_secs(60);
 /// Bytes of one stream: some hundred frames, if they are large ones.
 const STREAM: u64 = 20_000_000;
-/// How long each measurement takes, in seconds, and how many of each there are.
+/// How long each measurement takes, in seconds.
 const SECONDS: u32 = 2;
-const ROUNDS: usize = 3;
 /// How long the idle port is watched, and what the guest's kernel may count meanwhile: news of IPv6, and a tick of its
 /// clock.
 const IDLE_TIME: Duration = Duration::from_secs(4);
@@ -366,26 +365,17 @@ fn round_trips(guest: &Guest) -> Result<f64> {
 #[test]
 fn beside_a_tap_port() -> Result<()> {
     let guest = nested()?;
-    let ports = ["vhost-net:rw0,require=on", "tap:rw0"];
-    let mut rates = [const { [Vec::new(), Vec::new(), Vec::new()] }; 2];
-    for round in 0..ROUNDS {
-        // Each of them comes first in turn.
-        for which in [round % 2, 1 - round % 2] {
-            let job = two_hosts(&guest, "", ports[which])?;
-            let [to, from, both] = &mut rates[which];
-            for (rates, options) in [(to, ""), (from, "--reverse")] {
-                let run = traffic::iperf(&far(&guest), &guest, v4(1), SECONDS, options)?;
-                rates.push(run.bits_per_second / 1e6);
-            }
-            both.push(round_trips(&guest)? / 1e3);
-            stop(&guest, job)?;
-        }
-    }
-    let median = |mut rates: Vec<f64>| {
-        rates.sort_by(f64::total_cmp);
-        rates[rates.len() / 2]
+    let rates = |port: &str| -> Result<[f64; 3]> {
+        let job = two_hosts(&guest, "", port)?;
+        let stream = |options: &str| -> Result<f64> {
+            let run = traffic::iperf(&far(&guest), &guest, v4(1), SECONDS, options)?;
+            Ok(run.bits_per_second / 1e6)
+        };
+        let rates = [stream("")?, stream("--reverse")?, round_trips(&guest)? / 1e3];
+        stop(&guest, job)?;
+        Ok(rates)
     };
-    let [by_vhost, by_tap] = rates.map(|all| all.map(median));
+    let (by_vhost, by_tap) = (rates("vhost-net:rw0,require=on")?, rates("tap:rw0")?);
     let what = [
         "TCP to the host, Mbit/s",
         "TCP from the host, Mbit/s",

@@ -5,7 +5,7 @@
 //! that a kernel knows depends on its age, so the port speaks of it as of a guest: what it may ask
 //! for when it sends ([`asks`]), and what it takes when it receives ([`takes`]).
 //!
-//! A frame from the kernel is read into a slot of a private buffer, which the burst borrows; frames
+//! A frame from the kernel is read into a slot of a private buffer, which the burst borrows (`reader`); frames
 //! to the kernel are written all that a burst has by one system call (`writer`), large ones from where
 //! they lie. One that the kernel does not take as it is is segmented in private memory, and written by
 //! itself. A frame that is held, because
@@ -17,9 +17,11 @@
 //! others.
 
 pub(crate) mod queues;
+mod reader;
 mod writer;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use engine::{
@@ -38,11 +40,14 @@ use crate::offload::Delivery;
 
 pub use queues::Queues;
 use queues::Share;
+use reader::Reader;
 use writer::Writer;
 
 /// Frames that are read from the kernel at most in one burst. Fewer than a guest's, since each has
 /// to have room for the largest.
 const FRAMES: usize = 16;
+
+const _: () = assert!(FRAMES <= u16::BITS as usize);
 
 /// Bytes of buffer for one frame and its header.
 const SLOT: usize = NetHeader::SIZE + MAX_FRAME;
@@ -132,8 +137,8 @@ pub struct TapPort {
     buffer: Box<[u8]>,
     /// The slots that hold a frame, in the order in which they were read.
     frames: Vec<Filled>,
-    /// The slots that hold none.
-    free: Vec<usize>,
+    /// The slots that hold none, a bit for each.
+    free: u16,
     backlog: Backlog,
     /// A held frame made way.
     moved: bool,
@@ -142,6 +147,7 @@ pub struct TapPort {
     /// The breath in which something was pushed last.
     breath: u32,
     fault: Option<TapGone>,
+    reader: Reader,
     writer: Writer,
     /// Where a header and a frame are put together that cannot be written from where they lie.
     assembly: Box<[u8]>,
@@ -175,12 +181,13 @@ impl TapPort {
             takes: Features::NONE,
             buffer: Box::default(),
             frames: Vec::new(),
-            free: Vec::new(),
+            free: 0,
             backlog: Backlog::default(),
             moved: false,
             segments: SEGMENT_BUDGET,
             breath: 0,
             fault: None,
+            reader: Reader::default(),
             writer: Writer::new(),
             assembly: vec![0; SLOT].into_boxed_slice(),
             counters: Counters::default(),
@@ -196,22 +203,19 @@ impl TapPort {
         queues: Arc<Queues>,
         poller: &Poller,
     ) -> io::Result<Option<Arc<Queues>>> {
-        let before = self.detach(poller);
-        let share = Share::new(queues, self.number, self.workers);
-        if let Some(share) = &share {
-            share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
-        }
+        let before = self.detach();
+        let mut share = Share::new(queues, self.number, self.workers);
+        share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
         self.take(share);
         Ok(before)
     }
 
     /// Takes this part's queues away: frames to it are then counted as [`DropReason::ReceiverDown`].
     /// Returns what is to be dropped by control.
-    pub fn detach(&mut self, poller: &Poller) -> Option<Arc<Queues>> {
+    pub fn detach(&mut self) -> Option<Arc<Queues>> {
         let share = self.share.take()?;
-        share.unwatch(poller);
         self.fault = None;
-        Some(share.all)
+        Some(share.all.clone())
     }
 
     /// Says whether the interface is up. While it is down, frames to it are not even offered to the
@@ -251,7 +255,10 @@ impl TapPort {
             if !share.own.is_empty() && self.buffer.is_empty() {
                 self.buffer = vec![0; FRAMES * SLOT].into_boxed_slice();
                 self.frames.reserve(FRAMES);
-                self.free = (0..FRAMES).rev().collect();
+                self.free = u16::MAX >> (u16::BITS as usize - FRAMES);
+            }
+            if !share.own.is_empty() {
+                self.reader.prepare(&share.all);
             }
         }
         self.share = share;
@@ -259,41 +266,45 @@ impl TapPort {
 
     /// Reads frames into free slots, until there is none of either. Returns how many.
     fn read(&mut self, now: u64) -> usize {
-        let before = self.frames.len();
-        let mut gone = None;
-        let Some(Share { all, own, is_gone: false, .. }) = &mut self.share else { return 0 };
+        let Self { share, buffer, frames, free, reader, counters, .. } = self;
+        let (before, mut gone) = (frames.len(), None);
+        let Some(Share { all, own, is_gone: false, .. }) = share else { return 0 };
         if own.len() > 1 {
             own.rotate_left(1);
         }
         for own in own.iter_mut().filter(|own| now >= own.next_read) {
-            while let Some(slot) = self.free.pop() {
-                let room = self.buffer.get_mut(slot * SLOT..(slot + 1) * SLOT).unwrap_or_default();
-                match rustix::io::read(own.queue(all), room) {
+            let now_free = *free;
+            if now_free == 0 {
+                break;
+            }
+            let is_free = |slot: &usize| now_free & (1 << slot) != 0;
+            let rooms = buffer.chunks_exact_mut(SLOT).enumerate();
+            let rooms = rooms.filter(|(slot, _)| is_free(slot)).map(|(_, room)| room);
+            let mut slots = (0..FRAMES).filter(is_free);
+            let (queue, count) = (own.queue(all).as_fd(), now_free.count_ones() as usize);
+            let is_empty = reader.read(queue, &mut own.full, count, rooms, |result| {
+                let slot = slots.next().unwrap_or_default();
+                match result {
                     Ok(len) if len < NetHeader::SIZE + wire::ethernet::HEADER_SIZE => {
-                        self.counters.drop(DropReason::TooShort);
-                        self.free.push(slot);
+                        counters.drop(DropReason::TooShort);
                     }
                     Ok(len) => {
-                        self.counters.received.count(len - NetHeader::SIZE);
-                        self.frames.push(Filled { slot, len, frame: None });
+                        counters.received.count(len - NetHeader::SIZE);
+                        frames.push(Filled { slot, len, frame: None });
+                        *free &= !(1 << slot);
                     }
-                    Err(error) => {
-                        self.free.push(slot);
-                        match error {
-                            // There is nothing more; or the interface is on its way out.
-                            Errno::AGAIN | Errno::IO => own.next_read = now + READ_INTERVAL,
-                            Errno::BADFD => gone = Some(error),
-                            // There may be more, of which we would not be told again.
-                            Errno::INTR => self.moved = true,
-                            // It is about one frame, for which the kernel has no header.
-                            _ => {
-                                self.counters.drop(DropReason::Refused);
-                                self.moved = true;
-                            }
-                        }
-                        break;
-                    }
+                    // There is nothing more; or the interface is on its way out.
+                    Err(Errno::AGAIN | Errno::IO | Errno::INTR) => {}
+                    Err(error @ Errno::BADFD) => gone = Some(error),
+                    // It is about one frame, for which the kernel has no header.
+                    Err(_) => counters.drop(DropReason::Refused),
                 }
+            });
+            if is_empty {
+                own.next_read = now + READ_INTERVAL;
+            } else if *free != 0 {
+                // There may be more, of which we would not be told again.
+                self.moved = true;
             }
         }
         if let Some(error) = gone {
@@ -425,7 +436,7 @@ impl App for TapPort {
         self.frames.retain(|filled| {
             let outcome = filled.frame.map_or(Outcome::Done, |frame| outcomes.get(frame));
             if outcome == Outcome::Done {
-                self.free.push(filled.slot);
+                self.free |= 1 << filled.slot;
             }
             outcome == Outcome::Held
         });
@@ -471,7 +482,7 @@ impl App for TapPort {
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
+        self.share.as_mut().map_or(Ok(()), |share| share.watch(poller))
     }
 
     fn is_up(&self) -> bool {

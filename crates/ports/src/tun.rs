@@ -124,11 +124,9 @@ impl TunPort {
         queues: Arc<Queues>,
         poller: &Poller,
     ) -> io::Result<Option<Arc<Queues>>> {
-        let before = self.detach(poller);
-        let share = Share::new(queues, self.number, self.workers);
-        if let Some(share) = &share {
-            share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
-        }
+        let before = self.detach();
+        let mut share = Share::new(queues, self.number, self.workers);
+        share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
         self.take(share);
         self.announce(self.is_up);
         Ok(before)
@@ -136,12 +134,11 @@ impl TunPort {
 
     /// Takes this part's queue away: frames to it are then counted as [`DropReason::ReceiverDown`]. Returns what is
     /// to be dropped by control.
-    pub fn detach(&mut self, poller: &Poller) -> Option<Arc<Queues>> {
+    pub fn detach(&mut self) -> Option<Arc<Queues>> {
         let share = self.share.take()?;
         self.announce(false);
-        share.unwatch(poller);
         self.fault = None;
-        Some(share.all)
+        Some(share.all.clone())
     }
 
     /// Says whether the interface is up. While it is down, frames to it are not even offered to the kernel, and
@@ -358,7 +355,7 @@ impl App for TunPort {
         if let Some(from_host) = &self.from_host {
             poller.watch(from_host.wake())?;
         }
-        self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
+        self.share.as_mut().map_or(Ok(()), |share| share.watch(poller))
     }
 
     fn is_up(&self) -> bool {

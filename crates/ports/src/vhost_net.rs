@@ -125,6 +125,8 @@ struct Share {
     receive: Receive,
     outlets: Vec<Outlet>,
     limits: Limits,
+    /// Where its rings' calls are watched, if they are.
+    poller: Option<Poller>,
 }
 
 impl Share {
@@ -145,27 +147,18 @@ impl Share {
         let outlet = |pair| Outlet { pair, touched: false, full: None };
         let outlets = outlets.step_by(step).map(outlet).collect();
         let limits = Limits { takes: takes(rings.offloads()), longest: usize::MAX };
-        Some(Self { rings, receive, outlets, limits })
+        Some(Self { rings, receive, outlets, limits, poller: None })
     }
 
-    /// Has the worker woken by the kernel.
-    fn watch(&self, poller: &Poller) -> io::Result<()> {
+    /// Has the worker woken by the kernel, for as long as there is this.
+    fn watch(&mut self, poller: &Poller) -> io::Result<()> {
+        self.poller = Some(poller.clone());
         self.receive.calls().try_for_each(|call| poller.watch(call))?;
         // Of those who share a ring, each that is called looks whether it was for itself.
         self.outlets.iter().try_for_each(|outlet| {
             let transmit = self.rings.transmit(outlet.pair);
             transmit.map_or(Ok(()), |transmit| poller.watch(transmit.call()))
         })
-    }
-
-    /// To be called also when not all of them are watched.
-    fn unwatch(&self, poller: &Poller) {
-        self.receive.calls().for_each(|call| poller.unwatch(call));
-        for outlet in &self.outlets {
-            if let Some(transmit) = self.rings.transmit(outlet.pair) {
-                poller.unwatch(transmit.call());
-            }
-        }
     }
 
     /// Hands frames to one transmit ring.
@@ -221,6 +214,19 @@ impl Share {
     }
 }
 
+/// Transmit rings are other parts' as well, and stay.
+impl Drop for Share {
+    fn drop(&mut self) {
+        let Some(poller) = &self.poller else { return };
+        self.receive.calls().for_each(|call| poller.unwatch(call));
+        for outlet in &self.outlets {
+            if let Some(transmit) = self.rings.transmit(outlet.pair) {
+                poller.unwatch(transmit.call());
+            }
+        }
+    }
+}
+
 /// The rings that a part has let go of: to be dropped by control.
 pub struct Detached(#[expect(dead_code, reason = "only to be dropped")] Share);
 
@@ -261,20 +267,17 @@ impl VhostNetPort {
     ///
     /// When it fails, the part is without.
     pub fn attach(&mut self, rings: Arc<Rings>, poller: &Poller) -> io::Result<Option<Detached>> {
-        let before = self.detach(poller);
-        let share = Share::new(rings, self.number, self.workers);
-        if let Some(share) = &share {
-            share.watch(poller).inspect_err(|_| share.unwatch(poller))?;
-        }
+        let before = self.detach();
+        let mut share = Share::new(rings, self.number, self.workers);
+        share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
         self.share = share;
         Ok(before)
     }
 
     /// Takes this part's rings away: frames to it are then counted as [`DropReason::ReceiverDown`]. When all
     /// parts have let go of them, the kernel's devices are stopped by whoever drops the last.
-    pub fn detach(&mut self, poller: &Poller) -> Option<Detached> {
+    pub fn detach(&mut self) -> Option<Detached> {
         let share = self.share.take()?;
-        share.unwatch(poller);
         self.fault = None;
         self.counters[DropReason::ReceiverFull] += share.receive.held();
         Some(Detached(share))
@@ -450,7 +453,7 @@ impl App for VhostNetPort {
     }
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
+        self.share.as_mut().map_or(Ok(()), |share| share.watch(poller))
     }
 
     fn is_up(&self) -> bool {

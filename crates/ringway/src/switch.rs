@@ -22,7 +22,7 @@ mod vhost_user;
 mod watchdog;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow};
 use engine::{Graph, Settings, Worker};
@@ -41,9 +41,6 @@ pub use observer::Observer;
 use register::Register;
 pub use reload::{Read, Reloader};
 use supervisor::{Supervisor, pass_on};
-
-/// All workers answer within this time, unless one stands still.
-const REPORT_LIMIT: Duration = Duration::from_millis(500);
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -142,10 +139,17 @@ impl Switch {
 
     /// Stops: disconnects the guests, removes the sockets, ends the workers.
     pub async fn stop(mut self) -> anyhow::Result<()> {
-        let report = tokio::time::timeout(REPORT_LIMIT, self.report()).await;
-        if let Ok(Ok(report)) = &report {
-            report.log();
-        }
+        let answer = async {
+            match self.report().await {
+                Ok(report) => report.log(),
+                // A worker that gets no processor for a while answers late.
+                Err(_) => drop(self.workers.on_each(|_| ()).await),
+            }
+        };
+        let stands_still = tokio::select! {
+            () = answer => false,
+            () = watchdog::stands_still(self.workers.pulses()) => true,
+        };
         for task in self.tasks.drain(..) {
             task.abort();
             // An error says that it was aborted, or panicked, which was reported.
@@ -154,7 +158,8 @@ impl Switch {
         let state = Arc::into_inner(self.state).context("somebody still changes the switch")?;
         let captures = state.into_inner().fabric.stop().await;
         self.events.shutdown().await;
-        if report.is_err() {
+        if stands_still {
+            fabric::end(captures).await;
             // To wait for it would be to wait for ever. It ends with the process.
             anyhow::bail!("a worker stands still, and was not waited for: a bug of ours");
         }

@@ -11,31 +11,35 @@ pub enum Call {
     Enter,
     /// The one that receives a message and asks where it is from, as if there were none.
     Hear,
+    /// The one that has an epoll instance watch a descriptor, with EPERM.
+    Watch,
 }
 
 /// From now on, a system call fails when this thread makes it, or a thread or program that it starts, as
 /// it does in a container whose seccomp profile leaves it out.
 pub fn refuse(call: Call) -> io::Result<()> {
-    /// Where a filter sees the call's number, and the low half of its fifth argument.
+    /// Where a filter sees the call's number, and the low half of its first argument.
     const NUMBER: u32 = 0;
-    const FIFTH: u32 = if cfg!(target_endian = "little") { 48 } else { 52 };
-    let (number, error) = match call {
-        Call::Setup => (libc::SYS_io_uring_setup, libc::EPERM),
-        Call::Enter => (libc::SYS_io_uring_enter, libc::EPERM),
-        Call::Hear => (libc::SYS_recvfrom, libc::EAGAIN),
+    const FIRST: u32 = if cfg!(target_endian = "little") { 16 } else { 20 };
+    // And with which value of which argument it is let through, if with any.
+    let (number, error, unless) = match call {
+        Call::Setup => (libc::SYS_io_uring_setup, libc::EPERM, None),
+        Call::Enter => (libc::SYS_io_uring_enter, libc::EPERM, None),
+        Call::Hear => (libc::SYS_recvfrom, libc::EAGAIN, Some((4, 0))),
+        Call::Watch => (libc::SYS_epoll_ctl, libc::EPERM, Some((1, libc::EPOLL_CTL_DEL))),
     };
+    let (place, value) = unless.unwrap_or_default();
     let statement =
         |code: u32, value: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k: value };
     let load = |offset| statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset);
     let equals = |value| statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value);
     let end = |value| statement(libc::BPF_RET | libc::BPF_K, value);
-    // Where the argument does not matter, it is whatever the processor had there.
-    let skips = if call == Call::Hear { 0 } else { 2 };
+    let skips = if unless.is_some() { 0 } else { 2 };
     let mut filter = [
         load(NUMBER),
         libc::sock_filter { jt: skips, jf: 3, ..equals(number as u32) },
-        load(FIFTH),
-        libc::sock_filter { jt: 1, ..equals(0) },
+        load(FIRST + 8 * place),
+        libc::sock_filter { jt: 1, ..equals(value as u32) },
         end(libc::SECCOMP_RET_ERRNO | error as u32),
         end(libc::SECCOMP_RET_ALLOW),
     ];

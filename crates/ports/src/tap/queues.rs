@@ -42,6 +42,8 @@ pub(crate) struct Share {
     /// From one of its own to the next.
     step: usize,
     pub(crate) is_gone: bool,
+    /// Where its own are watched, if they are.
+    poller: Option<Poller>,
 }
 
 /// A queue that a part of a port reads.
@@ -49,6 +51,8 @@ pub(crate) struct Own {
     index: usize,
     /// When to read next, while the worker polls.
     pub(crate) next_read: u64,
+    /// How often in a row there was more to read than there was room for.
+    pub(crate) full: u32,
 }
 
 impl Own {
@@ -62,9 +66,12 @@ impl Share {
     /// turn.
     pub(crate) fn new(all: Arc<Queues>, number: usize, workers: usize) -> Option<Self> {
         let (count, step) = (all.queues.len(), workers.max(1));
-        let own = (number..count).step_by(step).map(|index| Own { index, next_read: 0 }).collect();
+        let own = (number..count)
+            .step_by(step)
+            .map(|index| Own { index, next_read: 0, full: 0 })
+            .collect();
         let base = number.checked_rem(count)?;
-        Some(Self { all, own, base, step, is_gone: false })
+        Some(Self { all, own, base, step, is_gone: false, poller: None })
     }
 
     /// What the kernel may leave undone: the least of what it may in any of the queues.
@@ -72,14 +79,10 @@ impl Share {
         self.all.queues.iter().map(Queue::offloads).min().unwrap_or(Offloads::None)
     }
 
-    /// Has the worker woken when there is something to read.
-    pub(crate) fn watch(&self, poller: &Poller) -> io::Result<()> {
+    /// Has the worker woken when there is something to read, for as long as there is this.
+    pub(crate) fn watch(&mut self, poller: &Poller) -> io::Result<()> {
+        self.poller = Some(poller.clone());
         self.own.iter().try_for_each(|own| poller.watch(own.queue(&self.all)))
-    }
-
-    /// To be called also when not all of them are watched.
-    pub(crate) fn unwatch(&self, poller: &Poller) {
-        self.own.iter().for_each(|own| poller.unwatch(own.queue(&self.all)));
     }
 
     /// Which queue a frame with this head is written to: for all frames of a flow the same. The
@@ -104,5 +107,14 @@ impl Share {
     pub(crate) fn is_first_to_go(&mut self) -> bool {
         self.is_gone = true;
         !self.all.is_reported.swap(true, Relaxed)
+    }
+}
+
+/// Closing a queue does not end that it is watched: one that was inherited, somebody else may have open as well.
+impl Drop for Share {
+    fn drop(&mut self) {
+        if let Some(poller) = &self.poller {
+            self.own.iter().for_each(|own| poller.unwatch(own.queue(&self.all)));
+        }
     }
 }

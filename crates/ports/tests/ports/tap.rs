@@ -1,11 +1,13 @@
 //! Guests and the host's own network stack, by a tap in a network namespace of the test's own.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpStream, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Instant;
 
 use allocation_counter::measure;
-use engine::{BURST, DropReason, Mode};
+use engine::{App, BURST, DropReason, Mode, Poller};
 use ringway_ports::BLOCK;
 use ringway_ports::tap::TapPort;
 use sys::testing::{Call, refuse};
@@ -874,15 +876,78 @@ fn a_part_without_queues_drops_what_it_is_given_and_delivers_what_it_has() {
         crew.breathe(0);
     }
     assert!(crew.guests[0].frames().is_empty(), "there is no room for it yet");
-    let (tap, poller) = crew.tap(0);
-    assert!(tap.detach(poller).is_some());
-    assert!(tap.detach(poller).is_none());
+    let (tap, _) = crew.tap(0);
+    assert!(tap.detach().is_some());
+    assert!(tap.detach().is_none());
     crew.guests[0].send(&from_guest(0, 900, b"lost"));
     crew.guests[0].post_many(1);
     crew.breathe_all();
     crew.breathe_all();
     assert_eq!(ipv4(&crew.guests[0].frames()[0], UDP).expect("a datagram")[8..], *b"early");
     crew.assert_drops(TAP, &[(DropReason::ReceiverDown, 1)]);
+}
+
+/// More than are read one by one before they are read together, and then there are no more.
+#[test]
+fn what_has_waited_in_the_tap_arrives_in_order() {
+    let mut world = host(Guest::new(OFFLOADS, Cut::Whole, RING));
+    all_that_waits_arrives_in_order(&mut world);
+    assert!(is_by_bursts(&mut world));
+}
+
+#[test]
+fn what_has_waited_in_the_tap_arrives_in_order_when_io_uring_fails() {
+    let mut world = host(Guest::new(OFFLOADS, Cut::Whole, RING));
+    refuse(Call::Enter).unwrap();
+    all_that_waits_arrives_in_order(&mut world);
+}
+
+fn all_that_waits_arrives_in_order(world: &mut World) {
+    const WAITING: u16 = 400;
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    for number in 0..WAITING {
+        socket.send_to(&number.to_be_bytes(), "10.9.0.2:900").unwrap();
+    }
+    let mut next = 0u16;
+    world.until("all datagrams", |_, received| {
+        let datagram = ipv4(&received.frame, UDP)?;
+        assert_eq!(datagram[8..10], next.to_be_bytes());
+        next += 1;
+        (next == WAITING).then_some(())
+    });
+    world.assert_drops(TAP, &[]);
+}
+
+/// Whether some epoll instance of this process watches what this descriptor was when it was added.
+fn is_watched(descriptor: RawFd) -> bool {
+    let all = fs::read_dir("/proc/self/fdinfo").unwrap();
+    // That of the directory itself is gone.
+    let infos = all.filter_map(|info| fs::read_to_string(info.unwrap().path()).ok());
+    let watched: Vec<String> = infos.collect();
+    let mut watched = watched.iter().flat_map(|info| info.lines());
+    watched.any(|line| {
+        line.strip_prefix("tfd:")
+            .and_then(|rest| rest.split_whitespace().next())
+            .is_some_and(|number| number == descriptor.to_string())
+    })
+}
+
+/// As when it was inherited.
+#[test]
+fn a_queue_that_somebody_else_has_open_is_watched_no_more_when_its_port_has_gone() {
+    let queues = network::open(Request { queues: 2, ..request() });
+    let elsewhere: Vec<_> =
+        queues.iter().map(|queue| queue.as_fd().try_clone_to_owned().unwrap()).collect();
+    let descriptors: Vec<_> = queues.iter().map(|queue| queue.as_fd().as_raw_fd()).collect();
+    let poller = Poller::new().unwrap();
+    let mut parts = TapPort::parts(queues, 2);
+    parts.iter_mut().for_each(|part| part.register(&poller).unwrap());
+    assert!(descriptors.iter().all(|descriptor| is_watched(*descriptor)));
+    parts.pop();
+    assert_eq!(descriptors.iter().map(|it| is_watched(*it)).collect::<Vec<_>>(), [true, false]);
+    parts.pop();
+    assert!(!descriptors.iter().any(|descriptor| is_watched(*descriptor)));
+    drop(elsewhere);
 }
 
 /// Of threads that sleep, which nobody wakes but the kernel.

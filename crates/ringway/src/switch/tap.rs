@@ -34,8 +34,9 @@ use crate::session::Trouble;
 /// slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
-/// What had a fault is attached to again after this time at the latest.
-const PAUSE_LONGEST: Duration = Duration::from_secs(60);
+/// What had a fault is attached to again after this time: at first, and at the most.
+const FAULT_FIRST: Duration = Duration::from_secs(1);
+const FAULT_MOST: Duration = Duration::from_secs(60);
 
 /// A port with an interface of the host behind it, or its part on one of several workers.
 pub(super) trait HostPort: App + Sized {
@@ -58,7 +59,7 @@ pub(super) trait HostPort: App + Sized {
     ) -> io::Result<Option<Self::Detached>>;
 
     /// Takes it away.
-    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached>;
+    fn detach(&mut self) -> Option<Self::Detached>;
 
     /// Says whether the interface is up.
     fn set_link(&mut self, is_up: bool);
@@ -95,8 +96,8 @@ impl HostPort for TapPort {
         self.attach(shared, poller)
     }
 
-    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached> {
-        self.detach(poller)
+    fn detach(&mut self) -> Option<Self::Detached> {
+        self.detach()
     }
 
     fn set_link(&mut self, is_up: bool) {
@@ -171,11 +172,11 @@ pub(super) async fn open<P: HostPort>(
             place,
             state,
             retry: None,
-            pause: RETRY_SLOWEST,
             complaint: String::new(),
+            of_fault: Backoff::new(FAULT_FIRST, FAULT_MOST, Instant::now()),
             make: Box::new(make),
             has_failed: false,
-            backoff: Backoff::of_app(Instant::now()),
+            of_app: Backoff::of_app(Instant::now()),
         };
         control.stay(persistence);
         control.say();
@@ -444,15 +445,15 @@ struct Control<P: HostPort> {
     state: State,
     /// An interface that is back could not be attached to: when it is tried again.
     retry: Option<Duration>,
-    /// How long to wait after the next fault.
-    pause: Duration,
     /// What was said of that last.
     complaint: String,
+    /// How long to wait after a fault.
+    of_fault: Backoff,
     /// Makes the port anew.
     make: Box<Make<P>>,
     /// A bug of ours took the port down: it is to be made anew.
     has_failed: bool,
-    backoff: Backoff,
+    of_app: Backoff,
 }
 
 /// Makes a port of the queues of its interface, in as many parts as there are workers.
@@ -632,7 +633,7 @@ impl<P: HostPort> Control<P> {
     }
 
     /// Lets go of an interface because of a fault that is not its own. If that does not delete it, it is attached to
-    /// again after a while: a longer one each time.
+    /// again after a while: a longer one each time, until it has gone well for long.
     async fn fail(&mut self, fault: &Fault) -> Result<(), Over> {
         let (port, interface) = (&self.handle.name, &self.interface);
         if self.place == Place::Elsewhere {
@@ -650,15 +651,14 @@ impl<P: HostPort> Control<P> {
             self.say();
             return Ok(());
         }
-        self.retry = Some(self.pause);
-        self.pause = (2 * self.pause).min(PAUSE_LONGEST);
+        self.retry = Some(self.of_fault.wait(Instant::now()));
         Ok(())
     }
 
     /// Has the workers let go of the interface.
     async fn let_go(&mut self) -> Result<(), Over> {
         // The last part's is the one that closes the queues: here.
-        drop(self.on_port(|port, poller| port.detach(poller)).await?);
+        drop(self.on_port(|port, _| port.detach()).await?);
         // What more was found of it was said before they let go.
         while let Ok(trouble) = self.handle.troubles.try_recv() {
             if let Trouble::Failed = trouble {
@@ -672,9 +672,8 @@ impl<P: HostPort> Control<P> {
     /// time.
     async fn clear(&mut self) -> Result<(), Over> {
         let app = self.handle.app;
-        let detach = move |worker: &mut Worker| {
-            worker.with(app, |port: &mut P, poller| port.detach(poller)).flatten()
-        };
+        let detach =
+            move |worker: &mut Worker| worker.with(app, |port: &mut P, _| port.detach()).flatten();
         drop(self.handle.workers.on_each(detach).await.map_err(|_| Over)?);
         while self.handle.troubles.try_recv().is_ok() {}
         let (port, interface) = (&self.handle.name, &self.interface);
@@ -682,7 +681,7 @@ impl<P: HostPort> Control<P> {
             tracing::error!(port, interface, "the port is out of service");
             return Err(Over);
         }
-        let wait = self.backoff.wait(Instant::now());
+        let wait = self.of_app.wait(Instant::now());
         tracing::error!(port, interface, "the port is out of service for {wait:?}");
         (self.place, self.retry, self.has_failed) = (Place::Gone, Some(wait), true);
         Ok(())
@@ -715,7 +714,7 @@ impl<P: HostPort> Control<P> {
         match attached.and_then(share) {
             Ok((fresh, state, index)) => {
                 if let Err(error) = self.install(fresh, state).await? {
-                    let wait = self.backoff.wait(Instant::now());
+                    let wait = self.of_app.wait(Instant::now());
                     tracing::error!(
                         port,
                         interface,

@@ -1,11 +1,13 @@
 use std::fs;
-use std::io::{IoSlice, Write};
+use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Raw;
 use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::mpsc::{self as sync_mpsc, Sender};
 use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
@@ -22,11 +24,13 @@ use ports::vhost_user::VhostUserPort;
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::thread::{CpuSet, sched_getaffinity};
+use sys::testing::{Call, refuse};
 use tokio::task::spawn_blocking;
+use tracing::subscriber::DefaultGuard;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, PortConfig, PortKind, VhostUser};
+use crate::config::{Between, ControlSocket, PcapWrite, PortConfig, PortKind, VhostUser};
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -379,4 +383,148 @@ async fn a_host_port_that_failed_is_started_again_on_its_interface() {
     assert!(seen > 0);
     switch.stop().await.unwrap();
     assert_eq!(received_by(&interface), None);
+}
+
+/// What was logged on this thread, on which all of control runs.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    /// Begins, until the guard is dropped.
+    fn start() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone());
+        (log, tracing::subscriber::set_default(subscriber.finish()))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// Waits until this was said.
+    async fn until(&self, words: &str) {
+        let start = Instant::now();
+        while !self.text().contains(words) {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {words:?} in:\n{}", self.text());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+/// Has the first worker do nothing any more until what this returns is dropped.
+async fn hold_first(switch: &Switch) -> Sender<()> {
+    let (let_go, held) = sync_mpsc::channel();
+    let (entered, is_held) = tokio::sync::oneshot::channel();
+    let hold = switch.workers.on_first(move |_| {
+        let _ = entered.send(());
+        // Until the other end is gone.
+        let _ = held.recv();
+    });
+    // Begins it, and does not wait for its end.
+    tokio::select! {
+        _ = hold => panic!("it ended"),
+        held = is_held => held.unwrap(),
+    }
+    let_go
+}
+
+#[tokio::test]
+async fn a_switch_whose_worker_stands_still_ends_all_the_same_and_so_do_its_captures() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let file = directory.path().join("capture.pcapng");
+    let capture = PortKind::PcapWrite(PcapWrite { file: file.clone(), snaplen: 65_535 });
+    config.ports.push(PortConfig::new("capture", capture));
+    let switch = Switch::start(&config).await.unwrap();
+    let let_go = hold_first(&switch).await;
+    let start = Instant::now();
+    let error = switch.stop().await.unwrap_err();
+    assert!(start.elapsed() < LIMIT, "after {:?}", start.elapsed());
+    let text = "a worker stands still, and was not waited for: a bug of ours";
+    assert_eq!(format!("{error:#}"), text);
+    let log = log.text();
+    let end = format!(
+        "{} has 0 frames: 0 were dropped, and 0 were not written yet when the switch had to end. It lacks its end",
+        file.display()
+    );
+    assert!(log.contains(&end), "{log}");
+    drop(let_go);
+}
+
+#[tokio::test]
+async fn a_worker_that_gets_no_processor_for_a_while_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let switch =
+        Switch::start(&config(&directory.path().join("vm.sock"), Vec::new())).await.unwrap();
+    let let_go = hold_first(&switch).await;
+    // Less than a worker has to be gone for to be one that stands still.
+    const WHILE: Duration = Duration::from_secs(1);
+    let late = std::thread::spawn(move || {
+        std::thread::sleep(WHILE);
+        drop(let_go);
+    });
+    let start = Instant::now();
+    switch.stop().await.unwrap();
+    assert!(start.elapsed() > WHILE / 2, "after {:?}: nobody was waited for", start.elapsed());
+    late.join().unwrap();
+}
+
+#[tokio::test]
+async fn a_host_port_that_not_all_workers_can_take_is_let_go_of_and_tried_again() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let interface = format!("rwi{}", std::process::id());
+    let mut config = config(&path, Vec::new());
+    let tap = crate::config::Tap { queue_pairs: 2, ..crate::config::Tap::new(interface.clone()) };
+    config.ports.push(PortConfig::new("host", PortKind::Tap(tap)));
+    let switch = Switch::start(&config).await.unwrap();
+    assert_eq!(received_by(&interface), Some(0));
+    let host = app(&switch, "host");
+    let fail = move |worker: &mut Worker| {
+        // From now on this worker can watch nothing more; the other one can.
+        refuse(Call::Watch).unwrap();
+        worker.with(host, |_: &mut TapPort, _| -> () { panic!("deliberate") })
+    };
+    switch.workers.on_first(fail).await.unwrap();
+    log.until("the port is out of service for 2s").await;
+    log.until("the port is out of service for 4s: ").await;
+    // One that a port has made goes with it, if no worker has kept anything of it.
+    let start = Instant::now();
+    while received_by(&interface).is_some() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {interface} to go");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    log.until("the port is out of service for 8s: ").await;
+    assert!(is_served(&path, LIMIT).await, "the other port");
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_switch_whose_worker_has_died_says_so_and_can_be_stopped() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let mut switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    // Outside of any app, where nobody catches it.
+    let died = switch.workers.on_first(|_| -> () { panic!("deliberate") }).await;
+    assert!(died.is_err());
+    let failed = tokio::time::timeout(LIMIT, switch.failed()).await;
+    failed.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the switch to notice"));
+    let error = switch.stop().await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "the worker has stopped");
+    assert!(!path.exists(), "the socket is gone");
 }

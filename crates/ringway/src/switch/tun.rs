@@ -64,8 +64,8 @@ impl HostPort for TunPort {
         self.attach(shared, poller)
     }
 
-    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached> {
-        self.detach(poller)
+    fn detach(&mut self) -> Option<Self::Detached> {
+        self.detach()
     }
 
     fn set_link(&mut self, is_up: bool) {

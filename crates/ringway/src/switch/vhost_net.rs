@@ -83,8 +83,8 @@ impl HostPort for VhostNetPort {
         self.attach(shared, poller)
     }
 
-    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached> {
-        self.detach(poller)
+    fn detach(&mut self) -> Option<Self::Detached> {
+        self.detach()
     }
 
     fn set_link(&mut self, is_up: bool) {
@@ -169,7 +169,7 @@ impl HostPort for EitherPort {
         shared: Self::Shared,
         poller: &Poller,
     ) -> io::Result<Option<Self::Detached>> {
-        let before = self.detach(poller);
+        let before = self.detach();
         match shared {
             Shared::VhostNet(rings) => {
                 self.become_tap(false);
@@ -183,8 +183,8 @@ impl HostPort for EitherPort {
         Ok(before)
     }
 
-    fn detach(&mut self, poller: &Poller) -> Option<Self::Detached> {
-        let detached = (self.vhost_net.detach(poller), self.tap.detach(poller));
+    fn detach(&mut self) -> Option<Self::Detached> {
+        let detached = (self.vhost_net.detach(), self.tap.detach());
         (detached.0.is_some() || detached.1.is_some()).then_some(detached)
     }
 

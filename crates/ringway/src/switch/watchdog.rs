@@ -81,6 +81,17 @@ pub(super) async fn watch(pulses: Vec<Arc<Pulse>>, register: Register) {
     }
 }
 
+/// Comes back when one of these workers stands still.
+pub(super) async fn stands_still(pulses: Vec<Arc<Pulse>>) {
+    let now = Instant::now();
+    let mut watched: Vec<_> = pulses.into_iter().map(|pulse| Watched::new(pulse, now)).collect();
+    let is_stuck =
+        |watched: &mut Watched| matches!(watched.look(Instant::now()), Some(News::Stuck(_)));
+    while !watched.iter_mut().any(is_stuck) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use engine::{App, Burst, Counters, Graph, Lease, Outputs, Selection, Settings, Worker};

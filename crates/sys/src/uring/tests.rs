@@ -67,6 +67,37 @@ fn a_write_that_would_wait_fails_and_no_more_are_done_than_fit() {
     assert_eq!(text(reader).len(), 16 * 4096);
 }
 
+#[test]
+fn each_read_gets_what_is_there_in_order_or_says_why_not() {
+    let ((reader, writer), (other, to_other)) = (pipe(), pipe());
+    let (ended, to_ended) = pipe();
+    drop(to_ended);
+    let mut uring = Uring::open(to_other.as_fd()).unwrap();
+    for round in 0..3 {
+        rustix::io::write(&writer, b"one two!").unwrap();
+        rustix::io::write(&to_other, b"three").unwrap();
+        let mut rooms = [[0; 4]; 6];
+        let files = [&reader, &other, &reader, &ended, &reader, &other];
+        let reads = files.into_iter().map(AsFd::as_fd).zip(rooms.iter_mut().map(|it| &mut it[..]));
+        let results: Results = uring.read(reads).collect();
+        let nothing = Err(Errno::AGAIN);
+        assert_eq!(results, [Ok(4), Ok(4), Ok(4), Ok(0), nothing, Ok(1)], "{round}");
+        assert_eq!(rooms, [*b"one ", *b"thre", *b"two!", [0; 4], [0; 4], *b"e\0\0\0"], "{round}");
+    }
+    assert_eq!(uring.read([].into_iter()).count(), 0);
+}
+
+#[test]
+fn no_more_are_read_than_there_is_place_for() {
+    let (reader, writer) = pipe();
+    rustix::io::write(&writer, &[7; DEPTH + 1]).unwrap();
+    let mut uring = Uring::open(writer.as_fd()).unwrap();
+    let mut rooms = [[0]; DEPTH + 1];
+    let reads = rooms.iter_mut().map(|room| (reader.as_fd(), &mut room[..]));
+    assert_eq!(uring.read(reads).collect::<Results>(), [Ok(1); DEPTH]);
+    assert_eq!((rooms[DEPTH - 1], rooms[DEPTH]), ([7], [0]));
+}
+
 /// Nobody but this thread's.
 fn refusing<R: Send>(run: impl FnOnce() -> R + Send) -> R {
     std::thread::scope(|scope| scope.spawn(run).join().unwrap())
@@ -103,5 +134,6 @@ fn one_that_the_kernel_refuses_later_is_not_used_again() {
     // What it was given then it does not do, though now it could.
     let word = slices(["word"]);
     assert_eq!(uring.write([(writer.as_fd(), &word[..])].into_iter()).count(), 0);
+    assert_eq!(uring.read([(reader.as_fd(), &mut [0; 4][..])].into_iter()).count(), 0);
     assert_eq!(text(reader), "word".repeat(3));
 }
