@@ -93,3 +93,41 @@ fn parts<A: App + Sync>(app: A, workers: usize, part: fn(&A) -> A) -> Made {
         table: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use apps::source;
+    use engine::Graph;
+    use wire::ethernet::{EtherType, MacAddress};
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_is_made_anew_sends_on_the_worker_where_it_did() {
+        let settings = source::Settings {
+            destination: MacAddress([0xff; 6]),
+            source: MacAddress([2, 0, 0, 0, 0, 1]),
+            ethertype: EtherType::ARP,
+            size: 60,
+            rate: None,
+            frames: Some(3),
+        };
+        let app = NetworkApp {
+            name: "made".to_owned(),
+            spec: Spec::Source(settings),
+            inputs: Vec::new(),
+            outputs: vec!["out".to_owned()],
+        };
+        let made = make(&app, 2).unwrap().expect("it is no port");
+        assert_eq!(made.parts.len(), 2);
+        let again = [0, 1].map(|worker| (made.remake)(worker));
+        for (part, sent) in made.parts.into_iter().chain(again).zip([3, 0, 3, 0]) {
+            let mut graph = Graph::new();
+            let [source, sink] =
+                [part, Box::new(Sink::new())].map(|app| graph.add_boxed("app", app));
+            graph.link((source, 0), (sink, 0)).unwrap();
+            graph.breathe(0, |_| panic!("nothing is wrong"));
+            assert_eq!(graph.counters(sink).sent.frames, sent);
+        }
+    }
+}
