@@ -42,7 +42,7 @@ const _: () = assert!(sides::PORT == 0 && sides::NETWORK == 1 && apps::mirror::M
 /// A learning bridge.
 pub static BRIDGE: AppType = AppType {
     name: super::BRIDGE,
-    about: "a bridge; links make its sides by naming them, as bridge.vm1",
+    about: "learns and floods; a side, which is both, is there when a link names it",
     inputs: Terminals::Any,
     outputs: Terminals::Any,
     keys: &[Key {
@@ -110,7 +110,7 @@ pub static MIRROR: AppType = AppType {
 /// Sends what comes by all of its outputs.
 pub static TEE: AppType = AppType {
     name: "tee",
-    about: "sends what comes by all its outputs; links make these by naming them",
+    about: "sends what comes by all outputs, which are there when a link names them",
     inputs: Terminals::These(&["in"]),
     outputs: Terminals::Any,
     keys: &[],
@@ -128,8 +128,8 @@ pub static SOURCE: AppType = AppType {
         Key { name: "from", form: "ADDRESS", about: "who they are from [02:00:00:00:00:01]" },
         Key {
             name: "ethertype",
-            form: "0x600..0xffff",
-            about: "what they say that they carry [0x88b5, which is for experiments]",
+            form: "NUMBER",
+            about: "what they say that they carry, from 0x600 on [0x88b5]",
         },
         Key {
             name: "size",
@@ -246,13 +246,23 @@ fn read_source(reader: &mut Reader<'_>) -> source::Settings {
 // As the help says.
 const _: () = assert!(HEADER_SIZE == 14 && MAX_SIZE == 65549);
 
+/// What inputs or outputs are called, in words.
+fn names(terminals: &Terminals) -> String {
+    match terminals {
+        Terminals::Any => "any name".to_owned(),
+        Terminals::These([]) => "none".to_owned(),
+        Terminals::These(names) => names.join(", "),
+    }
+}
+
 /// The types of app and their keys, as a section of `--help`.
 pub fn help() -> String {
     let mut text = String::from(
         "Apps, for sections [app.NAME] of a file with a type and these keys, linked by links:\n",
     );
-    for AppType { name, about, keys, .. } in TYPES {
+    for AppType { name, about, inputs, outputs, keys, .. } in TYPES {
         text += &format!("  {name}\n      {about}\n");
+        text += &format!("      inputs: {}; outputs: {}\n", names(inputs), names(outputs));
         let is_a_ports = |key: &Key| between::keys().any(|other| other.name == key.name);
         let (as_a_port, own): (Vec<_>, Vec<_>) = keys.iter().partition(|key| is_a_ports(key));
         for key in own {

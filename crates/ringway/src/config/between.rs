@@ -83,13 +83,13 @@ pub const IMPAIR_KEYS: [Key; 13] = [
     Key { name: "jitter-to", form: "TIME", about: "the same of what is sent to it [0ms]" },
     Key { name: "loss-from", form: "CHANCE", about: "how much to lose, as 0.1% [0%]" },
     Key { name: "loss-to", form: "CHANCE", about: "the same of what is sent to it [0%]" },
-    Key { name: "corrupt-from", form: "CHANCE", about: "where to turn a bit around [0%]" },
+    Key { name: "corrupt-from", form: "CHANCE", about: "how much to turn a bit around in [0%]" },
     Key { name: "corrupt-to", form: "CHANCE", about: "the same of what is sent to it [0%]" },
     Key { name: "duplicate-from", form: "CHANCE", about: "how much to send twice [0%]" },
     Key { name: "duplicate-to", form: "CHANCE", about: "the same of what is sent to it [0%]" },
     Key { name: "reorder-from", form: "CHANCE", about: "how much not to keep back [0%]" },
     Key { name: "reorder-to", form: "CHANCE", about: "the same of what is sent to it [0%]" },
-    Key { name: SEED, form: "N", about: "what chance begins with [0]" },
+    Key { name: SEED, form: "N", about: "what the chance of these begins with [0]" },
 ];
 
 const MIRROR: &str = "mirror";

@@ -4,7 +4,7 @@
 //! valid spelling if one is near. All the faults of one configuration are reported together.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Where a part of the configuration was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,17 +20,6 @@ pub enum Place {
 }
 
 impl Place {
-    /// The position of a byte offset in a file's text.
-    pub(super) fn in_file(path: &Path, text: &str, offset: usize) -> Place {
-        let before = text.get(..offset).unwrap_or(text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        Place::Position {
-            path: path.to_owned(),
-            line: before.matches('\n').count() + 1,
-            column: before[line_start..].chars().count() + 1,
-        }
-    }
-
     /// The value of `--flag value`.
     pub(super) fn flag(key: &str, value: &str) -> Place {
         Place::Flag { flag: format!("--{key}"), value: value.to_owned() }

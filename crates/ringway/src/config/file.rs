@@ -40,7 +40,7 @@ impl WrittenFile {
     /// could be guessed of the rest would only add false ones.
     pub fn parse(path: &Path, text: &str, faults: &mut Vec<Fault>) -> WrittenFile {
         let (tree, errors) = DeTable::parse_recoverable(text);
-        let source = Source { path, text };
+        let source = Source::new(path, text);
         if !errors.is_empty() {
             faults.extend(source.syntax_faults(&errors));
             return WrittenFile::default();
@@ -71,11 +71,26 @@ impl WrittenFile {
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
+    /// Where its lines begin.
+    lines: Vec<usize>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(path: &'a Path, text: &'a str) -> Self {
+        let ends = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        Self { path, text, lines: [0].into_iter().chain(ends).collect() }
+    }
+
     fn place<T>(&self, spanned: &Spanned<T>) -> Place {
-        Place::in_file(self.path, self.text, spanned.span().start)
+        self.place_at(spanned.span().start)
+    }
+
+    /// The position of a byte offset.
+    fn place_at(&self, offset: usize) -> Place {
+        let line = self.lines.partition_point(|begin| *begin <= offset);
+        let begin = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
+        let before = self.text.get(begin..offset).unwrap_or_default();
+        Place::Position { path: self.path.to_owned(), line, column: before.chars().count() + 1 }
     }
 
     /// The tables that a table holds. What is none is a fault.
@@ -145,7 +160,7 @@ impl Source<'_> {
 
     fn syntax_fault(&self, error: &toml::de::Error) -> Fault {
         let span = error.span().unwrap_or(0..0);
-        let place = Place::in_file(self.path, self.text, span.start);
+        let place = self.place_at(span.start);
         let offending = self.text.get(span.clone()).unwrap_or_default();
         let problem = if error.message() == "duplicate key" {
             self.table_twice(span.start, offending)

@@ -9,7 +9,7 @@
 
 mod ways;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use apps::bridge::vlan::Membership;
 use apps::{anti_spoof, filter, impair, mirror, police, source, storm};
@@ -225,45 +225,51 @@ impl Config {
         Network { apps, links }
     }
 
-    /// Whether a port is joined to the bridge: it is, unless links say something else of its side towards the network, or
-    /// it is there for the copies of a mirror.
-    pub fn is_joined(&self, port: &PortConfig) -> bool {
-        let (_, end) = port.links();
-        let is_linked = |link: &NamedLink| link.from == end.output || link.to == end.input;
-        let has_copies_of = |other: &PortConfig| {
-            other.between.mirror.as_ref().is_some_and(|mirror| mirror.to == port.name)
+    /// The names of the ports that are joined to the bridge: all are, unless links say something else of their side towards
+    /// the network, or they are there for the copies of a mirror.
+    pub fn joined(&self) -> HashSet<&str> {
+        let ends = self.links.iter().flat_map(|link| [(true, &link.from), (false, &link.to)]);
+        let linked: HashSet<_> = ends.collect();
+        let mirrors = self.ports.iter().filter_map(|port| port.between.mirror.as_ref());
+        let with_copies: HashSet<_> = mirrors.map(|mirror| mirror.to.as_str()).collect();
+        let is_joined = |port: &&PortConfig| {
+            let (_, Side { output, input }) = port.links();
+            let is_linked = linked.contains(&(true, &output)) || linked.contains(&(false, &input));
+            !is_linked && !with_copies.contains(port.name.as_str())
         };
-        !self.links.iter().any(is_linked) && !self.ports.iter().any(has_copies_of)
+        self.ports.iter().filter(is_joined).map(|port| port.name.as_str()).collect()
     }
 
     /// All apps, in the order of the network's.
     fn all_apps(&self) -> Vec<(String, Spec)> {
-        let joined: Vec<_> = self.ports.iter().filter(|port| self.is_joined(port)).collect();
-        let is_bridge = |(_, spec): &&(String, Spec)| matches!(spec, Spec::Bridge(_));
-        let mut apps = Vec::new();
+        let joined = self.joined();
         let is_named =
             self.links.iter().any(|link| link.from.app == BRIDGE || link.to.app == BRIDGE);
         let has_own = self.apps.iter().any(|(name, _)| name == BRIDGE);
+        let mut apps = Vec::new();
         if !has_own && (is_named || !joined.is_empty()) {
             apps.push((BRIDGE.to_owned(), Spec::Bridge(BTreeMap::new())));
         }
-        apps.extend(self.apps.iter().filter(is_bridge).cloned());
+        let (bridges, others): (Vec<_>, Vec<_>) = (self.apps.iter().cloned())
+            .partition(|(_, spec): &(String, Spec)| matches!(spec, Spec::Bridge(_)));
+        apps.extend(bridges);
         if let Some((_, Spec::Bridge(memberships))) =
             apps.iter_mut().find(|(name, _)| name == BRIDGE)
         {
-            let of_port = |port: &&PortConfig| Some((port.name.clone(), port.vlan.clone()?));
-            memberships.extend(joined.iter().filter_map(of_port));
+            let of_port = |port: &PortConfig| Some((port.name.clone(), port.vlan.clone()?));
+            let joined = self.ports.iter().filter(|port| joined.contains(port.name.as_str()));
+            memberships.extend(joined.filter_map(of_port));
         }
-        let (called_after, others): (Vec<_>, Vec<_>) = (self.apps.iter())
-            .filter(|app| !is_bridge(app))
-            .partition(|(name, _)| self.called_after(name).is_some());
+        let mut called_after: HashMap<Option<&str>, Vec<(String, Spec)>> = HashMap::new();
+        for app in others {
+            called_after.entry(self.called_after(&app.0)).or_default().push(app);
+        }
         for port in &self.ports {
             apps.push((port.name.clone(), Spec::Port(port.kind.clone())));
             apps.extend(port.apps());
-            let is_its = |(name, _): &&&(String, Spec)| self.called_after(name) == Some(&port.name);
-            apps.extend(called_after.iter().filter(is_its).map(|app| (*app).clone()));
+            apps.extend(called_after.remove(&Some(port.name.as_str())).into_iter().flatten());
         }
-        apps.extend(others.into_iter().cloned());
+        apps.extend(called_after.remove(&None).into_iter().flatten());
         apps
     }
 
@@ -277,7 +283,7 @@ impl Config {
 
     /// All links, and what each comes from: those that are said as such last.
     pub(super) fn all_links(&self) -> Vec<(NamedLink, Origin)> {
-        let mut links = Vec::new();
+        let (joined, mut links) = (self.joined(), Vec::new());
         for (number, port) in self.ports.iter().enumerate() {
             let (inner, end) = port.links();
             let mut add = |link| links.push((link, Origin::Port(number)));
@@ -288,7 +294,7 @@ impl Config {
                 let from = Terminal::new(&app_name(&port.name, app::MIRROR.name), MIRROR);
                 add(NamedLink { from, to: to.links().1.input });
             }
-            if self.is_joined(port) {
+            if joined.contains(port.name.as_str()) {
                 end.join(&Side::new(BRIDGE, &port.name)).into_iter().for_each(&mut add);
             }
         }

@@ -4,6 +4,7 @@
 //! flags say has the form that they have in a file. Written out, each app of a port's keys has those of them that are its own,
 //! under the same names; what is left of them is the port's.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use super::app::SIDE;
@@ -11,7 +12,7 @@ use super::keys::{self, APP, LINKS, PORT, TYPE};
 use super::network::{BRIDGE, Network, NetworkApp};
 use super::value::Scalar;
 use super::written::{Entry, Written};
-use super::{Config, Draft, PortConfig, vlan};
+use super::{Config, Draft, vlan};
 
 impl Draft {
     /// All that was gathered as one file in TOML, without comments. Without meaning if something is wrong with it.
@@ -37,23 +38,32 @@ impl Draft {
         let links =
             network.links.iter().map(|link| format!("    {},\n", quoted(&network.text(link))));
         let _ = write!(text, "{LINKS} = [\n{}]\n", links.collect::<String>());
+        let between = config.ports.iter().flat_map(|port| {
+            let written = self.ports.iter().find(|written| written.name == port.name);
+            port.apps().into_iter().filter_map(move |(name, _)| Some((name, written?)))
+        });
+        let between = between.collect();
         for app in &network.apps {
-            self.expand(&mut text, app, config);
+            self.expand(&mut text, app, config, &between);
         }
         text
     }
 
-    /// Adds the tables of an app.
-    fn expand(&self, text: &mut String, app: &NetworkApp, config: &Config) {
+    /// Adds the tables of an app. `between` has the ports of those that are made of a port's keys.
+    fn expand(
+        &self,
+        text: &mut String,
+        app: &NetworkApp,
+        config: &Config,
+        between: &HashMap<String, &Written>,
+    ) {
         let NetworkApp { name, spec, .. } = app;
-        let port = |port: &PortConfig| self.ports.iter().find(|written| written.name == port.name);
         if let Some(port) = self.ports.iter().find(|port| port.name == *name) {
             let is_own = |entry: &&Entry| keys::common_keys().all(|key| key.name != entry.key);
             return table(text, &[PORT, name], port.entries.iter().filter(is_own));
         }
         let written = self.apps.iter().find(|app| app.table.name == *name);
-        let between = config.ports.iter().find(|port| port.apps().iter().any(|app| app.0 == *name));
-        match (written, between.and_then(port)) {
+        match (written, between.get(name)) {
             (Some(app), _) => table(text, &[APP, name], &app.table.entries),
             (None, port) => {
                 table(text, &[APP, name], []);
@@ -68,10 +78,15 @@ impl Draft {
             table(text, &[APP, name, SIDE, &side.name], &side.entries);
         }
         if name == BRIDGE {
-            let with_vlans = |port: &&PortConfig| port.vlan.is_some() && config.is_joined(port);
-            for port in config.ports.iter().filter(with_vlans).filter_map(port) {
+            let (joined, keys) = (config.joined(), vlan::KEYS.map(|key| key.name));
+            let with_vlans = config.ports.iter().filter(|port| port.vlan.is_some());
+            let with_vlans: HashSet<&str> = with_vlans.map(|port| port.name.as_str()).collect();
+            let is_side = |port: &&Written| {
+                joined.contains(port.name.as_str()) && with_vlans.contains(port.name.as_str())
+            };
+            for port in self.ports.iter().filter(is_side) {
                 table(text, &[APP, name, SIDE, &port.name], []);
-                text.extend(lines_of(port, &vlan::KEYS.map(|key| key.name)));
+                text.extend(lines_of(port, &keys));
             }
         }
     }

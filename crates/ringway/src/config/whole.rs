@@ -1,6 +1,6 @@
 //! What can be wrong with a configuration as a whole, though each part of it is right: names, and how apps are linked.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::app::WrittenApp;
 use super::fault::{Fault, Place, Problem};
@@ -144,25 +144,25 @@ pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Faul
 /// Whether all that is there is used.
 fn check_use(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
     let links = config.all_links();
-    let is_linked = |name: &str| {
-        links.iter().any(|(link, _)| [&link.from, &link.to].iter().any(|end| end.app == name))
-    };
+    let ends: HashSet<&Terminal> =
+        links.iter().flat_map(|(link, _)| [&link.from, &link.to]).collect();
+    let linked: HashSet<&str> = ends.iter().map(|end| end.app.as_str()).collect();
     for WrittenApp { table, sides } in sources.apps {
-        if !is_linked(&table.name) {
+        if !linked.contains(table.name.as_str()) {
             faults.push(table.fault(Problem::Unlinked(table.owner())));
             continue;
         }
         for side in sides {
-            let is_it = |end: &Terminal| end.app == table.name && end.name == side.name;
-            if !links.iter().any(|(link, _)| is_it(&link.from) || is_it(&link.to)) {
+            let end = Terminal { app: table.name.clone(), name: side.name.clone() };
+            if !ends.contains(&end) {
                 let owner = format!("{} of `{}`", side.owner(), table.name);
                 faults.push(side.fault(Problem::Unlinked(owner)));
             }
         }
     }
-    for port in config.ports.iter().filter(|port| !config.is_joined(port)) {
-        let Some(written) = sources.port(&port.name) else { continue };
-        for entry in vlan::KEYS.iter().filter_map(|key| written.entry(key.name)) {
+    let joined = config.joined();
+    for port in sources.ports.iter().filter(|port| !joined.contains(port.name.as_str())) {
+        for entry in vlan::KEYS.iter().filter_map(|key| port.entry(key.name)) {
             let (key, port) = (entry.key.clone(), port.name.clone());
             let place = entry.place.clone();
             faults.push(Fault { place, problem: Problem::NotJoined { key, port } });
@@ -172,22 +172,19 @@ fn check_use(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
 
 /// Either all sides of a bridge have to do with VLANs, or none.
 fn check_vlans(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    let joined = config.joined();
     for app in config.network().apps {
         let Spec::Bridge(memberships) = &app.spec else { continue };
         let table = sources.app(&app.name);
         let side =
             |name: &str| table.and_then(|table| table.sides.iter().find(|side| side.name == name));
         let port = |name: &str| {
-            let joined =
-                config.ports.iter().find(|port| port.name == name && config.is_joined(port));
-            joined.filter(|_| app.name == BRIDGE).and_then(|port| sources.port(&port.name))
+            let is_joined = app.name == BRIDGE && joined.contains(name);
+            sources.port(name).filter(|_| is_joined)
         };
         for side in table.iter().flat_map(|table| &table.sides) {
             if let Some(port) = port(&side.name)
-                && config
-                    .ports
-                    .iter()
-                    .any(|config| config.name == port.name && config.vlan.is_some())
+                && config.ports.iter().any(|read| read.name == port.name && read.vlan.is_some())
             {
                 let (name, first) = (side.name.clone(), port.place.clone());
                 faults.push(side.fault(Problem::SideTwice { side: name, first }));

@@ -93,3 +93,45 @@ fn parts<A: App + Sync>(app: A, workers: usize, part: fn(&A) -> A) -> Made {
         table: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use apps::source;
+    use engine::{Change, Graph, Ids};
+    use wire::ethernet::{EtherType, MacAddress};
+
+    use super::*;
+
+    #[test]
+    fn a_source_that_is_made_anew_sends_on_the_worker_where_it_did() {
+        let settings = source::Settings {
+            destination: MacAddress([0xff; 6]),
+            source: MacAddress([2, 0, 0, 0, 0, 1]),
+            ethertype: EtherType::ARP,
+            size: 60,
+            rate: None,
+            frames: Some(3),
+        };
+        let app = NetworkApp {
+            name: "made".to_owned(),
+            spec: Spec::Source(settings),
+            inputs: Vec::new(),
+            outputs: vec!["out".to_owned()],
+        };
+        let made = make(&app, 2).unwrap().expect("it is no port");
+        assert_eq!(made.parts.len(), 2);
+        let again = [0, 1].map(|worker| (made.remake)(worker));
+        for (part, sent) in made.parts.into_iter().chain(again).zip([3, 0, 3, 0]) {
+            let mut graph = Graph::new();
+            let mut ids = Ids::default();
+            let [source, sink] = [ids.take(), ids.take()];
+            let mut change = Change::new(&ids);
+            change.add(source, "source", part);
+            change.add(sink, "sink", Box::new(Sink::new()));
+            change.lead(source, &[Some((sink, 0))]);
+            graph.change(&mut change);
+            graph.breathe(0, |_| panic!("nothing is wrong"));
+            assert_eq!(graph.counters(sink).sent.frames, sent);
+        }
+    }
+}

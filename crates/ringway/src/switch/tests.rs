@@ -15,6 +15,7 @@ use apps::anti_spoof::{self, AntiSpoof};
 use apps::bridge::Bridge;
 use apps::bucket::Limit;
 use apps::filter::{self, Filter};
+use apps::impair::{self, Impair};
 use apps::police::{self, Police};
 use apps::storm::{self, Storm};
 use engine::{AppId, Mode};
@@ -251,7 +252,7 @@ async fn dark(switch: &Switch, name: &str) -> u64 {
     report.app(name).expect("it is there").drops.get("app_failed").copied().unwrap_or(0)
 }
 
-/// One of each lies between the first port and the bridge. Each fails once, and then the next.
+/// One of each, but for a mirror, lies between the first port and the bridge. Each fails once, and then the next.
 #[tokio::test]
 async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_loses_its_connection()
  {
@@ -262,7 +263,9 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     // All that the guest sends.
     let accept = apps::filter::compile("1,6 0 0 1").unwrap();
     let direction = filter::Direction { accept: Some(accept), allow_replies: true };
+    let late = impair::Impairment { delay: 1_000_000, ..Default::default() };
     let between = Between {
+        impair: Some(impair::Settings { from_port: late, ..Default::default() }),
         anti_spoof: Some(anti_spoof::Settings {
             macs: vec![wire::ethernet::MacAddress([0x52, 0x54, 0, 0, 0, 1])],
             ..Default::default()
@@ -279,10 +282,13 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     };
     for (name, panic) in [
         (
-            "vm.anti-spoof",
-            (|worker, app| worker.with(app, |_: &mut AntiSpoof, _| panic!("deliberate")))
+            "vm.impair",
+            (|worker, app| worker.with(app, |_: &mut Impair, _| panic!("deliberate")))
                 as fn(&mut Worker, AppId) -> Option<()>,
         ),
+        ("vm.anti-spoof", |worker, app| {
+            worker.with(app, |_: &mut AntiSpoof, _| panic!("deliberate"))
+        }),
         ("vm.storm", |worker, app| worker.with(app, |_: &mut Storm, _| panic!("deliberate"))),
         ("vm.police", |worker, app| worker.with(app, |_: &mut Police, _| panic!("deliberate"))),
         ("vm.filter", |worker, app| worker.with(app, |_: &mut Filter, _| panic!("deliberate"))),
