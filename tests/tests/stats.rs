@@ -123,6 +123,17 @@ fn what_guests_exchange_is_counted_to_the_frame() -> Result<()> {
         ensure!(rings[0]["waiting"].as_u64() > Some(0) && rings[1]["waiting"] == 0, "{port}");
         ensure!(rings.iter().all(|ring| ring["outstanding"] == 0), "{port}");
     }
+    for (from, to, frames) in [
+        ("vm1.tx", "bridge.vm1", FRAMES + 1),
+        ("bridge.vm1", "vm1.rx", 2 * FRAMES),
+        ("vm2.tx", "bridge.vm2", 2 * FRAMES),
+        ("bridge.vm2", "vm2.rx", FRAMES),
+    ] {
+        let link = link(&report, from, to)?;
+        ensure!(link["frames"] == frames && link["bytes"] == frames * BYTES, "{link}");
+        ensure!(link["state"] == "up", "{link}");
+    }
+    ensure!(addresses(&report)? == 2, "{report}");
     let workers = report["workers"].as_array().context("workers")?;
     ensure!(workers.len() == 2, "{report}");
     let frames: u64 = workers.iter().filter_map(|worker| worker["frames"].as_u64()).sum();
@@ -133,7 +144,13 @@ fn what_guests_exchange_is_counted_to_the_frame() -> Result<()> {
 
     let page = stats(&["--control", &control])?;
     println!("{page}");
-    for line in ["worker", "vm1   vhost-user  up    1500", "bridge      same_port       1"] {
+    for line in [
+        "worker",
+        "vm1   vhost-user  up    1500",
+        "vm1.tx      -> bridge.vm1    1001  100100",
+        "bridge  2 addresses",
+        "bridge      same_port       1",
+    ] {
         ensure!(page.contains(line), "no {line:?} in {page}");
     }
     drop((one, two));
@@ -142,6 +159,50 @@ fn what_guests_exchange_is_counted_to_the_frame() -> Result<()> {
         ensure!(Instant::now() < deadline + LIMIT, "the link is up without a guest");
     }
     // The control socket goes too: the directory is empty.
+    switch.stop()?;
+    Ok(())
+}
+
+fn link<'v>(report: &'v Value, from: &str, to: &str) -> Result<&'v Value> {
+    let links = report["links"].as_array().context("links")?;
+    let is_it = |link: &&Value| link["from"] == from && link["to"] == to;
+    links.iter().find(is_it).with_context(|| format!("no link from {from} to {to}: {report}"))
+}
+
+/// How many addresses the bridge knows.
+fn addresses(report: &Value) -> Result<u64> {
+    let own = named(&report["apps"], "bridge")?["own"].clone();
+    named(&own, "addresses")?["value"].as_u64().context("a number")
+}
+
+/// However many apps are between its port and the bridge.
+#[test]
+fn the_addresses_of_a_guest_that_goes_are_forgotten() -> Result<()> {
+    let options = ["--control", "control.sock", "--workers", "2"];
+    let ports =
+        ["vm1=vhost-user:vm1.sock,rate-from=10Gbit,filter-from=not arp", "vm2=vhost-user:vm2.sock"];
+    let switch = Switch::start_with(&options, &ports)?;
+    let control = switch.path("control.sock").display().to_string();
+    let (mut one, mut two) = (station(&switch, 1)?, station(&switch, 2)?);
+    exchange(&mut one, &mut two, &frame(1, 2), 10)?;
+    exchange(&mut two, &mut one, &frame(2, 1), 10)?;
+    let report = json(&control)?;
+    ensure!(addresses(&report)? == 2, "{report}");
+    ensure!(link(&report, "vm1.filter.network", "bridge.vm1")?["state"] == "up", "{report}");
+    drop(one);
+    let deadline = Instant::now() + LIMIT;
+    let report = loop {
+        let report = json(&control)?;
+        if addresses(&report)? == 1 {
+            break report;
+        }
+        ensure!(Instant::now() < deadline, "known after {LIMIT:?}: {report}");
+    };
+    ensure!(link(&report, "vm1.filter.network", "bridge.vm1")?["state"] == "down", "{report}");
+    ensure!(link(&report, "vm2.tx", "bridge.vm2")?["state"] == "up", "{report}");
+    let police = named(&report["apps"], "vm1.police")?;
+    let bucket = named(&police["own"], "left from the port")?;
+    ensure!(bucket["unit"] == "bits" && bucket["value"].as_u64() > Some(0), "{police}");
     switch.stop()?;
     Ok(())
 }

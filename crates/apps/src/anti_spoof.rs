@@ -41,13 +41,14 @@
 //! A router's advertisements are judged by their link-layer address alone: whether the port may be a router is
 //! not a question of addresses. Those with more options than the private head has room for are dropped.
 
+use std::any::Any;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use engine::{App, Burst, Counters, DropReason, Frame, Outputs, Selection};
+use engine::{App, Burst, Counters, DropReason, Fault, Frame, Outputs, Selection};
 use wire::ethernet::{Addresses, EtherType, MacAddress};
 use wire::prefix::Prefix;
 
-use crate::sides::{PORT, opposite};
+use crate::sides::{PORT, opposite, passed_on};
 
 /// The addresses that a port may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,11 +89,6 @@ impl AntiSpoof {
     pub fn part(&self) -> Self {
         Self { rules: self.rules.clone(), counters: Counters::default() }
     }
-
-    /// Lets the port use other addresses.
-    pub fn set(&mut self, settings: &Settings) {
-        self.rules = Rules::new(settings);
-    }
 }
 
 impl App for AntiSpoof {
@@ -123,6 +119,16 @@ impl App for AntiSpoof {
             }
         }
         outputs.push(opposite(input), burst, &honest);
+    }
+
+    fn link(&mut self, input: usize, _: bool) -> Option<usize> {
+        passed_on(input)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        self.rules = Rules::new(engine::settings(settings)?);
+        Ok(())
     }
 
     fn counters(&self) -> &Counters {

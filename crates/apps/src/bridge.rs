@@ -18,7 +18,7 @@ pub mod vlan;
 
 use std::sync::Arc;
 
-use engine::{App, BURST, Burst, Counters, DropReason, Outputs, Selection};
+use engine::{App, BURST, Burst, Counters, DropReason, Numbers, Outputs, Selection};
 use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE, VlanTag};
 
 use sides::{Side, Sides};
@@ -84,11 +84,14 @@ impl Bridge {
         std::mem::swap(&mut self.sides, sides);
     }
 
-    /// The addresses that are known, to all parts and to whoever keeps this: any thread may have
-    /// them forgotten, when a port's link goes down and its stations may turn up elsewhere.
+    /// The addresses that are known, to all parts and to whoever keeps this.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
     }
+}
+
+fn seconds(now: u64) -> u32 {
+    (now / NANOSECONDS) as u32
 }
 
 /// Frames, by the port that they go out by.
@@ -303,7 +306,7 @@ impl Bridge {
             taggings.push(tagging.unwrap_or_default());
             Ok(table.domain(tagging?.vlan))
         });
-        let now = (burst.now() / NANOSECONDS) as u32;
+        let now = seconds(burst.now());
         let mut indices = selection.iter();
         for (run, tagging) in runs.iter().zip(&*taggings) {
             let frames = indices.by_ref().take(run.frames);
@@ -359,7 +362,7 @@ impl App for Bridge {
         }
         let Self { table, sides: Sides { sorted, present, .. }, runs, counters, .. } = self;
         divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
-        let now = (burst.now() / NANOSECONDS) as u32;
+        let now = seconds(burst.now());
         let mut indices = selection.iter();
         for run in &*runs {
             let frames = indices.by_ref().take(run.frames);
@@ -378,6 +381,22 @@ impl App for Bridge {
             }
         }
         sorted.send(|port, selection| outputs.push(port, burst, selection));
+    }
+
+    fn tick(&mut self, now: u64) {
+        self.table.sweep(seconds(now));
+    }
+
+    /// The stations behind a port that went down may turn up elsewhere.
+    fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
+        if let (false, Ok(port)) = (is_up, PortNumber::try_from(input)) {
+            self.table.forget_port(port);
+        }
+        None
+    }
+
+    fn report(&self, _: u64, numbers: &mut Numbers) {
+        numbers.shared("addresses", "", self.table.known());
     }
 
     fn counters(&self) -> &Counters {

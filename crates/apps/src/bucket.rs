@@ -134,6 +134,14 @@ impl Bucket {
         Level { missing, burst: limit.burst * PARTS }
     }
 
+    /// Tokens that are there at `now`, if there is a limit.
+    pub fn left(&self, now: u64) -> Option<u64> {
+        let limit = self.limit?;
+        let fills_in = self.full_at.load(Relaxed).saturating_sub(now);
+        let missing = fills_in.saturating_mul(limit.rate).div_ceil(PARTS);
+        Some(limit.burst.saturating_sub(missing))
+    }
+
     /// Takes tokens out: what has passed since [`Self::open`].
     #[inline]
     pub fn settle(&mut self, tokens: u64) {

@@ -28,13 +28,16 @@
 pub mod conversations;
 mod expression;
 
+use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
-use engine::{App, BURST, Burst, Counters, DropReason, HEAD, Outputs, PRIVATE, Selection};
+use engine::{
+    App, BURST, Burst, Counters, DropReason, Fault, HEAD, Numbers, Outputs, PRIVATE, Selection,
+};
 use wire::bpf::{Program, Verdict};
 use wire::conversation::Message;
 
-use crate::sides::{self, NETWORK, PORT};
+use crate::sides::{self, NETWORK, PORT, passed_on};
 use conversations::{Conversations, Place};
 
 pub use expression::{CompileError, compile};
@@ -110,7 +113,7 @@ impl Filter {
     /// change: they are remembered again with the next frame that is accepted there.
     ///
     /// To be called for every part, between breaths. It may allocate.
-    pub fn set(&mut self, settings: Settings) {
+    fn set(&mut self, settings: Settings) {
         let Settings { from_port, to_port } = settings;
         let directions = [from_port, to_port];
         if directions.iter().any(|direction| direction.allow_replies) {
@@ -124,11 +127,6 @@ impl Filter {
             }
         }
         self.directions = directions;
-    }
-
-    /// Conversations that are known, to all parts, at a time as that of [`Burst::now`].
-    pub fn conversations(&self, now: u64) -> usize {
-        self.known.table.get().map_or(0, |table| table.len(seconds(now)))
     }
 }
 
@@ -254,6 +252,35 @@ impl App for Filter {
             }
         }
         outputs.push(other, burst, &passed);
+    }
+
+    fn tick(&mut self, now: u64) {
+        if let Some(table) = self.known.table.get() {
+            table.sweep(seconds(now));
+        }
+    }
+
+    /// What was said with somebody who has gone is not what a successor at the same port may have answers to, nor the other way round.
+    fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
+        if let (PORT, false, Some(table)) = (input, is_up, self.known.table.get())
+            && table.known() > 0
+        {
+            [PORT, NETWORK].into_iter().for_each(|side| table.forget(side));
+        }
+        passed_on(input)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        let settings: &Settings = engine::settings(settings)?;
+        self.set(settings.clone());
+        Ok(())
+    }
+
+    fn report(&self, _: u64, numbers: &mut Numbers) {
+        if let Some(table) = self.known.table.get() {
+            numbers.shared("conversations", "", table.known());
+        }
     }
 
     fn counters(&self) -> &Counters {

@@ -33,6 +33,7 @@
 mod random;
 mod store;
 
+use std::any::Any;
 use std::cmp::{Ordering, Reverse};
 use std::collections::BinaryHeap;
 use std::convert::Infallible;
@@ -40,12 +41,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use engine::{
-    App, BURST, Burst, Counters, DropReason, Frame, Lease, Outcome, Outcomes, Outputs, Selection,
+    App, BURST, Burst, Counters, DropReason, Fault, Frame, Lease, Numbers, Outcome, Outcomes,
+    Outputs, Selection,
 };
 use memory::ReadSlice;
 use thiserror::Error;
 
-use crate::sides::{NETWORK, PORT, opposite};
+use crate::sides::{NETWORK, PORT, opposite, passed_on};
 use random::{Chance, Random};
 use store::{Store, Stored};
 
@@ -175,7 +177,7 @@ impl Impair {
     /// Does something else to frames from now on. What waits goes on waiting for as long as it was to; but with
     /// other [`Room`] it is dropped, and counted. With another seed chance begins anew. With an error nothing
     /// has changed.
-    pub fn set(&mut self, settings: Settings) -> Result<(), ImpairError> {
+    fn set(&mut self, settings: Settings) -> Result<(), ImpairError> {
         let fates = settings.fates()?;
         for (direction, fate) in self.directions.iter_mut().zip(fates) {
             if settings.room == self.settings.room {
@@ -483,6 +485,28 @@ impl App for Impair {
     fn deadline(&self, now: u64) -> Option<u64> {
         let next = self.directions.iter().filter_map(Direction::next);
         next.filter(|due| *due > now).min()
+    }
+
+    fn link(&mut self, input: usize, _: bool) -> Option<usize> {
+        passed_on(input)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        let settings: &Settings = engine::settings(settings)?;
+        Ok(self.set(settings.clone())?)
+    }
+
+    fn report(&self, _: u64, numbers: &mut Numbers) {
+        for (side, direction) in ["from the port", "to the port"].iter().zip(&self.directions) {
+            numbers.own(format!("waiting {side}"), "frames", direction.len() as u64);
+        }
+    }
+
+    /// What waits goes nowhere.
+    fn stop(&mut self) {
+        let waiting: usize = self.directions.iter().map(Direction::len).sum();
+        self.counters[DropReason::Stopped] += waiting as u64;
     }
 
     fn counters(&self) -> &Counters {

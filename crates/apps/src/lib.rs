@@ -9,6 +9,7 @@ pub mod filter;
 pub mod impair;
 mod keyed;
 pub mod mirror;
+mod occupancy;
 pub mod police;
 pub mod sides;
 pub mod sink;

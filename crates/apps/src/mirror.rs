@@ -12,9 +12,11 @@
 //!
 //! What comes in by input [`MIRROR`] is dropped: a mirror is not there to send.
 
-use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
+use std::any::Any;
 
-use crate::sides::{NETWORK, PORT, opposite};
+use engine::{App, Burst, Counters, DropReason, Fault, Outputs, Selection};
+
+use crate::sides::{NETWORK, PORT, opposite, passed_on};
 
 /// The output that copies leave by.
 pub const MIRROR: usize = 2;
@@ -43,11 +45,6 @@ impl Mirror {
     /// A part for another worker.
     pub fn part(&self) -> Self {
         Self::new(self.settings.clone())
-    }
-
-    /// Has other directions copied from now on.
-    pub fn set(&mut self, settings: Settings) {
-        self.settings = settings;
     }
 }
 
@@ -81,6 +78,16 @@ impl App for Mirror {
         }
         copied.iter().for_each(|index| burst.replicate(index));
         outputs.push(MIRROR, burst, &copied);
+    }
+
+    fn link(&mut self, input: usize, _: bool) -> Option<usize> {
+        passed_on(input)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        self.settings.clone_from(engine::settings(settings)?);
+        Ok(())
     }
 
     fn counters(&self) -> &Counters {
@@ -159,7 +166,7 @@ mod tests {
         net.send(MIRROR, frames());
         assert!(net.received(PORT).is_empty() && net.received(NETWORK).is_empty());
         assert_eq!(net.drops(DropReason::FromMirror), 100);
-        net.app::<Mirror>().set(Settings::default());
+        net.reconfigure(&Settings::default()).unwrap();
         net.send(PORT, frames());
         assert!(net.received(MIRROR).is_empty());
         assert_eq!(net.received(NETWORK), frames());

@@ -11,11 +11,13 @@
 //! A frame that passes, but whose receiver is full and holds it, will come again: it is paid for when it
 //! is delivered, or dropped by its receiver.
 
-use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
+use std::any::Any;
+
+use engine::{App, Burst, Counters, DropReason, Fault, Numbers, Outputs, Selection};
 use wire::virtio::WireCost;
 
 use crate::bucket::{Bucket, Level, Limit, LimitError, MAX_BURST};
-use crate::sides::{NETWORK, PORT, opposite};
+use crate::sides::{NETWORK, PORT, opposite, passed_on};
 
 /// The largest burst of a [`BitLimit`], in bytes: a little more than a gibibyte.
 pub const MAX_BURST_BYTES: u64 = MAX_BURST / 8;
@@ -112,7 +114,7 @@ impl Police {
 
     /// Makes this part go by other limits; all parts are to be. What the buckets hold stays as far as it
     /// can: see [`Bucket::set`]. With an error nothing has changed.
-    pub fn set(&mut self, settings: &Settings) -> Result<(), LimitError> {
+    fn set(&mut self, settings: &Settings) -> Result<(), LimitError> {
         let limits = settings.limits()?;
         for (direction, [bits, frames]) in self.directions.iter_mut().zip(limits) {
             direction.bits.set(bits)?;
@@ -220,6 +222,25 @@ impl App for Police {
             cost = cost_of(burst, gone);
         }
         direction.settle(cost);
+    }
+
+    fn link(&mut self, input: usize, _: bool) -> Option<usize> {
+        passed_on(input)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        Ok(self.set(engine::settings(settings)?)?)
+    }
+
+    fn report(&self, now: u64, numbers: &mut Numbers) {
+        for (side, direction) in ["from the port", "to the port"].iter().zip(&self.directions) {
+            for (unit, bucket) in [("bits", &direction.bits), ("frames", &direction.frames)] {
+                if let Some(left) = bucket.left(now) {
+                    numbers.shared(format!("left {side}"), unit, left);
+                }
+            }
+        }
     }
 
     fn counters(&self) -> &Counters {

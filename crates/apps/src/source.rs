@@ -7,7 +7,11 @@
 //! send in time, because its worker or its receivers were late, makes up for that, unless it is later than
 //! [`CATCH_UP`]: then it begins anew.
 
-use engine::{App, BURST, Burst, Counters, DropReason, Lease, Outcomes, Outputs, Selection};
+use std::any::Any;
+
+use engine::{
+    App, BURST, Burst, Counters, DropReason, Fault, Lease, Numbers, Outcomes, Outputs, Selection,
+};
 use thiserror::Error;
 use wire::ethernet::{EtherType, Ethernet, HEADER_SIZE, MacAddress};
 use wire::virtio::Offload;
@@ -91,7 +95,7 @@ impl Source {
 
     /// Begins anew with other settings. With an error nothing has changed. A part that does not send goes on
     /// not to.
-    pub fn set(&mut self, settings: Settings) -> Result<(), SourceError> {
+    fn set(&mut self, settings: Settings) -> Result<(), SourceError> {
         let new = Sending::new(settings)?;
         if let Some(sending) = &mut self.sending {
             *sending = new;
@@ -195,6 +199,20 @@ impl App for Source {
 
     fn deadline(&self, now: u64) -> Option<u64> {
         self.sending.as_ref()?.next().filter(|due| *due > now)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        let settings: &Settings = engine::settings(settings)?;
+        Ok(self.set(settings.clone())?)
+    }
+
+    fn report(&self, _: u64, numbers: &mut Numbers) {
+        let Some(Sending { settings, total, held, .. }) = &self.sending else { return };
+        numbers.own("held", "frames", *held as u64);
+        if let Some(frames) = settings.frames {
+            numbers.own("left", "frames", frames - total);
+        }
     }
 
     fn counters(&self) -> &Counters {

@@ -8,11 +8,13 @@
 //!
 //! A frame that its receiver holds will come again, and counts when it is delivered: see [`crate::police`].
 
-use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
+use std::any::Any;
+
+use engine::{App, Burst, Counters, DropReason, Fault, Numbers, Outputs, Selection};
 use wire::ethernet::Addresses;
 
 use crate::bucket::{Bucket, Limit, LimitError};
-use crate::sides::{PORT, opposite};
+use crate::sides::{PORT, opposite, passed_on};
 
 /// How many frames to groups a port may send. A limit that is not there limits nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,7 +51,7 @@ impl Storm {
 
     /// Makes this part go by other limits; all parts are to be. See [`Bucket::set`]. With an error nothing
     /// has changed.
-    pub fn set(&mut self, settings: &Settings) -> Result<(), LimitError> {
+    fn set(&mut self, settings: &Settings) -> Result<(), LimitError> {
         let limits = [settings.broadcast, settings.multicast];
         for limit in limits.into_iter().flatten() {
             limit.check()?;
@@ -121,6 +123,23 @@ impl App for Storm {
         };
         broadcast.settle(gone(Kind::Broadcast));
         multicast.settle(gone(Kind::Multicast));
+    }
+
+    fn link(&mut self, input: usize, _: bool) -> Option<usize> {
+        passed_on(input)
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        Ok(self.set(engine::settings(settings)?)?)
+    }
+
+    fn report(&self, now: u64, numbers: &mut Numbers) {
+        for (unit, bucket) in [("broadcasts", &self.broadcast), ("multicasts", &self.multicast)] {
+            if let Some(left) = bucket.left(now) {
+                numbers.shared("left", unit, left);
+            }
+        }
     }
 
     fn counters(&self) -> &Counters {
@@ -213,13 +232,15 @@ mod tests {
         let part = storm.part();
         storm.set(&limits(3, 5)).unwrap();
         let (mut one, mut two) = (Net::new(storm, 2), Net::new(part, 2));
-        two.app::<Storm>().set(&limits(3, 5)).unwrap();
+        two.reconfigure(&limits(3, 5)).unwrap();
         one.send(PORT, to(MacAddress::BROADCAST, 2));
         two.send(PORT, to(MacAddress::BROADCAST, 2));
         assert_eq!((one.received(NETWORK).len(), two.received(NETWORK).len()), (2, 1));
+        let left = [("left".to_owned(), 0), ("left".to_owned(), 5)];
+        assert_eq!((one.numbers(), two.numbers()), (left.to_vec(), left.to_vec()));
         // A limit that cannot be leaves both as they are.
         let wrong = Settings { broadcast: None, multicast: Some(Limit { rate: 0, burst: 1 }) };
-        assert_eq!(one.app::<Storm>().set(&wrong), Err(LimitError::NoRate));
+        assert_eq!(one.reconfigure(&wrong), Err(LimitError::NoRate.to_string()));
         assert_eq!(Storm::new(&wrong).err(), Some(LimitError::NoRate));
         one.send(PORT, to(MacAddress::BROADCAST, 1));
         assert_eq!(one.received(NETWORK).len(), 0);

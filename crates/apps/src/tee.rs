@@ -4,7 +4,16 @@
 //! for one of them, or the others would get it twice; so a receiver that is full loses its copy. To copy what a port
 //! sends and gets without that, use a [`mirror`](crate::mirror).
 
-use engine::{App, Burst, Counters, DropReason, Outputs, Selection};
+use std::any::Any;
+
+use engine::{App, Burst, Counters, DropReason, Fault, Outputs, Selection};
+
+/// How many outputs there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Frames go out by outputs 0 to `outputs` - 1.
+    pub outputs: usize,
+}
 
 /// The app, or its part on one of several workers.
 pub struct Tee {
@@ -21,11 +30,6 @@ impl Tee {
     /// A part for another worker.
     pub fn part(&self) -> Self {
         Self::new(self.outputs)
-    }
-
-    /// Has frames go out by so many outputs from now on.
-    pub fn set(&mut self, outputs: usize) {
-        self.outputs = outputs;
     }
 }
 
@@ -50,6 +54,13 @@ impl App for Tee {
         for output in 0..self.outputs {
             outputs.push(output, burst, selection);
         }
+    }
+
+    /// Takes [`Settings`].
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        let Settings { outputs } = engine::settings(settings)?;
+        self.outputs = *outputs;
+        Ok(())
     }
 
     fn counters(&self) -> &Counters {
@@ -91,7 +102,7 @@ mod tests {
         let mut net = Net::new(Tee::new(0), 2);
         net.send(0, frames());
         assert_eq!(net.drops(DropReason::NoDestination), 100);
-        net.app::<Tee>().set(1);
+        net.reconfigure(&Settings { outputs: 1 }).unwrap();
         net.station(0).room = Some(30);
         net.send(1, frames());
         assert_eq!(net.station(1).to_send.len(), 70);

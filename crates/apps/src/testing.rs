@@ -1,5 +1,6 @@
 //! A network to test one app in: a station at each of its sides.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::mem::take;
 
@@ -21,6 +22,9 @@ pub(crate) struct Station {
     pub(crate) received: Vec<Vec<u8>>,
     /// Frames that it takes before it is full, if there is an end to it.
     pub(crate) room: Option<usize>,
+    pub(crate) is_down: bool,
+    /// What it was told of what leads to it.
+    pub(crate) links: Vec<bool>,
     pub(crate) counters: Counters,
 }
 
@@ -79,6 +83,15 @@ impl App for Station {
         }
     }
 
+    fn is_up(&self) -> bool {
+        !self.is_down
+    }
+
+    fn link(&mut self, _: usize, is_up: bool) -> Option<usize> {
+        self.links.push(is_up);
+        None
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -117,6 +130,24 @@ impl Net {
 
     pub(crate) fn breathe(&mut self) {
         self.graph.breathe(self.now, |_| panic!("an app failed"));
+    }
+
+    /// Has a station go down, or come up.
+    pub(crate) fn set_link(&mut self, side: usize, is_up: bool) {
+        self.station(side).is_down = !is_up;
+        self.graph.may_have_changed(self.stations[side]);
+        self.breathe();
+    }
+
+    /// Gives the app other settings.
+    pub(crate) fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), String> {
+        self.graph.reconfigure(self.app, settings).map_err(|error| error.to_string())
+    }
+
+    /// What the app says of itself.
+    pub(crate) fn numbers(&mut self) -> Vec<(String, u64)> {
+        let numbers = self.graph.numbers(self.app, self.now);
+        numbers.iter().map(|number| (number.name.clone(), number.value)).collect()
     }
 
     /// Sends frames in one breath, or as many as it takes.

@@ -1,25 +1,75 @@
 //! The trait of all apps.
+//!
+//! # The life of an app
+//!
+//! ```text
+//! made, and added to a graph         has_outside
+//!   |
+//! the worker begins                  register      then link, for what is down already
+//!   |
+//!   |  +--> breath --------+         see below
+//!   |  |      |            |
+//!   |  |    about once a second      tick          at the end of a breath
+//!   |  |      |            |
+//!   |  |    between breaths          link          something that leads here came up, or went down
+//!   |  |      |                      is_up         and so may what leads away from here
+//!   |  |      |                      reconfigure   control has other settings
+//!   |  |      |                      counters, report
+//!   |  |      |            |
+//!   |  |    nothing to do            arm, deadline; the worker sleeps; disarm
+//!   |  +------+------------+
+//!   |
+//! taken out for good                 stop          then it is dropped, by control
+//! or failed                                        dropped at once, by control: nothing else is called
+//! ```
+//!
+//! # A breath
+//!
+//! ```text
+//! for each app with an outside:
+//!     pull                           frames come from outside into a burst
+//!       push -> push -> push         which runs through the apps that it is sent to
+//!     reclaim                        and what became of it is told to who pulled
+//!     publish                        by all that had a part in it
+//! publish                            by those that had a part once more
+//! ```
+//!
+//! # What an app may do
+//!
+//! Everything is called on the worker's thread, one call at a time, and a panic in any costs this app alone. In pull, push,
+//! reclaim, publish, arm and disarm an app does not allocate, lock, log, read a clock, or make a system call but the notification
+//! and its own input and output. The others are seldom called, and may allocate; but all frames of this worker wait
+//! for them, so none of them waits for anything.
+//!
+//! Only push can send frames on, and only pull can have some of its own.
 
-use std::any::Any;
+use std::any::{Any, type_name};
 use std::error::Error;
 
-use crate::{Burst, Counters, Lease, Outcomes, Outputs, Poller, Selection};
+use thiserror::Error;
 
-/// What a peer did wrong, in one line for an operator. The app has gone down by itself.
+use crate::{Burst, Counters, Lease, Numbers, Outcomes, Outputs, Poller, Selection};
+
+/// What went wrong, in one line for an operator: what a peer did, so that the app has gone down by itself; or what is the matter with
+/// settings.
 pub type Fault = Box<dyn Error + Send + Sync>;
 
-/// A node that frames pass through.
+/// A node that frames pass through: see [the life of an app](self).
 ///
-/// Everything is called on the worker's thread. On the busy path an app does not allocate, lock,
-/// log, read a clock, or make a system call but the notification and its own input and output.
-///
-/// The other defaults are those of an app without an outside, which says so: [`Self::has_outside`].
+/// Two methods have no default. The other defaults are those of an app with an outside that has nothing to say; one without says so:
+/// [`Self::has_outside`].
 pub trait App: Any + Send {
     /// Whether frames come from outside, or go there, or wait in the app. One without an outside is not
     /// asked to pull, nor to publish or when it has to be called: what is pushed to it, it passes on at once.
     /// Asked once, when the app is added.
     fn has_outside(&self) -> bool {
         true
+    }
+
+    /// Registers the descriptors that wake this app. Called once, when its worker begins, or when the app is added to one that runs.
+    fn register(&mut self, poller: &Poller) -> std::io::Result<()> {
+        let _ = poller;
+        Ok(())
     }
 
     /// Puts frames that came from outside into the burst, until it is full. They go out by output
@@ -29,12 +79,6 @@ pub trait App: Any + Send {
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         let _ = (lease, burst);
         false
-    }
-
-    /// Learns what became of the burst that [`Self::pull`] filled, and gets its lease back. Called
-    /// after each pull of frames, and after one of none that leased something.
-    fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
-        let _ = (outcomes, lease);
     }
 
     /// Takes the selected frames, which came by input `input`: delivers them outside, or passes
@@ -47,12 +91,25 @@ pub trait App: Any + Send {
         outputs: &mut Outputs<'_>,
     );
 
+    /// Learns what became of the burst that [`Self::pull`] filled, and gets its lease back. Called
+    /// after each pull of frames, and after one of none that leased something.
+    fn reclaim(&mut self, outcomes: Outcomes<'_>, lease: Lease) {
+        let _ = (outcomes, lease);
+    }
+
     /// Makes visible what was done, with one notification a ring at most. Called behind the turn of the
     /// app that did it, or at the end of the breath if that is not the first time in it; and only when
     /// the app had something to do, pulled frames, or was given some. An error is a peer's fault: the app is down
     /// from then on, and says so once.
     fn publish(&mut self) -> Result<(), Fault> {
         Ok(())
+    }
+
+    /// Does what has to be done every now and then: about once a second of [`Burst::now`], at the end of a breath, also when the app
+    /// has no outside or had no frames. A worker that sleeps is not woken for it: it does it in its next breath. What has to be done
+    /// in time has a [`Self::deadline`].
+    fn tick(&mut self, now: u64) {
+        let _ = now;
     }
 
     /// Asks to be woken, then looks once more. True when there is something to do already.
@@ -71,12 +128,56 @@ pub trait App: Any + Send {
     /// The worker is awake and polls: no need to be woken.
     fn disarm(&mut self) {}
 
-    /// Registers the descriptors that wake this app. Called once, when the app is added.
-    fn register(&mut self, poller: &Poller) -> std::io::Result<()> {
-        let _ = poller;
-        Ok(())
+    /// Whether there is somebody on the outside: a guest that can receive, an interface that is up. Asked when control has called
+    /// the app, as it also does to let go of a peer that had a fault. The apps that its outputs lead to hear of a change ([`Self::link`]).
+    fn is_up(&self) -> bool {
+        true
+    }
+
+    /// Learns that what leads to input `input` came up, or went down: all that is linked to it has failed or has nobody on its
+    /// outside. An app believes its inputs up until it hears otherwise. The same may be said more than once.
+    ///
+    /// Returns the output by which this is passed on: an app between two others is to each as if it were the other.
+    ///
+    /// Each part of an app hears it on its own worker, one after the other.
+    fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
+        let _ = (input, is_up);
+        None
+    }
+
+    /// Goes by other settings from now on, of the app's own type: see [`settings`]. With an error nothing has changed.
+    fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
+        let _ = settings;
+        Err(NoSettings.into())
     }
 
     /// What this app counted so far.
     fn counters(&self) -> &Counters;
+
+    /// Says numbers of its own, beside its counters, at the time `now`, as [`Burst::now`]. Called when somebody wants to know.
+    fn report(&self, now: u64, numbers: &mut Numbers) {
+        let _ = (now, numbers);
+    }
+
+    /// The app is taken out for good, or its worker stops. Called once, between breaths; nothing else is called afterwards but
+    /// [`Self::counters`]. What is still with the app goes no further: it hands it to whoever can have it without a worker, or counts
+    /// it as dropped ([`DropReason::Stopped`](crate::DropReason::Stopped)). Not called for an app that has failed.
+    fn stop(&mut self) {}
 }
+
+/// The settings that an app was given to [go by](App::reconfigure), as what they have to be.
+pub fn settings<S: Any>(settings: &dyn Any) -> Result<&S, OtherSettings> {
+    settings.downcast_ref().ok_or(OtherSettings { expected: type_name::<S>() })
+}
+
+/// Settings are not of the type that the app takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("these are settings of another kind of app: this one takes {expected}")]
+pub struct OtherSettings {
+    expected: &'static str,
+}
+
+/// The app cannot be given other settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("this kind of app has no settings that can be changed while it runs")]
+pub struct NoSettings;

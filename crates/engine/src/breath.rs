@@ -4,6 +4,9 @@
 use crate::burst::Storage;
 use crate::{App, AppId, Fault, Graph, Lease};
 
+/// Nanoseconds between two ticks of an app, at least.
+const TICK: u64 = 1_000_000_000;
+
 /// What control is told unasked.
 pub enum Event {
     /// A peer broke a rule; its app went down by itself.
@@ -67,8 +70,12 @@ impl Graph {
         while let Some(late) = self.due.late.pop() {
             self.publish(late, &mut report);
         }
+        if now >= self.next_tick {
+            self.tick(now);
+        }
         self.pulse.leave();
-        if self.has_failures() {
+        if self.has_news() {
+            self.settle();
             self.report_failures(report);
         }
         busy
@@ -106,8 +113,19 @@ impl Graph {
         }
     }
 
+    /// Has every app tick, and again in a second.
     #[cold]
-    fn report_failures(&mut self, mut report: impl FnMut(Event)) {
+    fn tick(&mut self, now: u64) {
+        self.next_tick = now + TICK;
+        for place in self.places() {
+            let Some(id) = self.at(place) else { continue };
+            self.pulse.enter(id);
+            self.call(id, |app| app.tick(now));
+        }
+    }
+
+    #[cold]
+    pub(crate) fn report_failures(&mut self, mut report: impl FnMut(Event)) {
         for (app, failure) in self.take_failures() {
             report(Event::Failed { app, message: failure.message, remains: failure.app });
         }

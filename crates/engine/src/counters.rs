@@ -117,6 +117,8 @@ drop_reasons! {
     FilterTooDeep = "filter_too_deep",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
+    /// It waited in an app that was taken out.
+    Stopped = "stopped",
 }
 
 /// Found where a frame comes from.

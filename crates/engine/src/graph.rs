@@ -1,5 +1,7 @@
 //! Apps and the links between them.
 
+mod carrier;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,7 +11,7 @@ use thiserror::Error;
 use crate::burst::Storage;
 use crate::change::{Change, Outgoing};
 use crate::id::{AppId, Ids};
-use crate::{App, Burst, Counters, DropReason, Pulse, Selection, Traffic};
+use crate::{App, Burst, Counters, DropReason, Fault, Numbers, Pulse, Selection, Traffic};
 
 /// Why two apps could not be linked.
 #[derive(Debug, Error)]
@@ -44,6 +46,8 @@ pub struct Link {
     pub to: (AppId, usize),
     /// What went by it.
     pub traffic: Traffic,
+    /// The app that it begins at runs, and has somebody on its outside; or what is behind it has.
+    pub is_up: bool,
 }
 
 /// The place of an app.
@@ -56,6 +60,14 @@ pub(crate) struct Slot {
     app: Option<Box<dyn App>>,
     has_failed: bool,
     has_outside: bool,
+    /// What it said last: see [`App::is_up`].
+    is_up: bool,
+    /// It is another app, or its links are others, since they were looked at.
+    is_new: bool,
+    /// The inputs that it was told are down: see [`App::link`].
+    down: Vec<usize>,
+    /// The outputs by which it passes on that something is down.
+    dark: Vec<usize>,
     /// Breaths since it had something to do.
     idle: u32,
     /// The time of the breath in which it was asked last.
@@ -66,7 +78,7 @@ pub(crate) struct Slot {
     published: u32,
     /// Not reported yet.
     failure: Option<Failure>,
-    outputs: Vec<Option<Target>>,
+    pub(crate) outputs: Vec<Option<Target>>,
     /// What apps counted that were here before this one, and the frames that there was none for.
     past: Counters,
 }
@@ -78,6 +90,8 @@ impl Slot {
             name: name.to_owned(),
             has_outside: app.has_outside(),
             app: Some(app),
+            is_up: true,
+            is_new: true,
             ..Self::default()
         }
     }
@@ -146,6 +160,10 @@ pub struct Graph {
     pub(crate) ask_all: bool,
     /// Frames that were pulled.
     pub(crate) frames: u64,
+    /// When apps are to [`tick`](App::tick) next.
+    pub(crate) next_tick: u64,
+    /// The apps whose links have to be looked at.
+    changed: Vec<AppId>,
     pub(crate) pulse: Arc<Pulse>,
 }
 
@@ -196,21 +214,28 @@ impl Graph {
         let mut change = Change::new(&self.ids);
         change.add(id, name, Box::new(app));
         self.change(&mut change);
+        self.may_have_changed(id);
         id
     }
 
     /// Makes a change, all of it at once, between two breaths. What it has taken out and replaced is in it afterwards, to be
-    /// dropped by whoever may wait. Nothing is allocated here.
+    /// dropped by whoever may wait. Apps that go are stopped, and those that stay hear what came up by it, and what went down.
     pub fn change(&mut self, change: &mut Change) {
         change.make_room(&mut self.slots, &mut self.due);
         for (id, removed) in &mut change.removed {
+            self.stop(*id);
             if let Some(slot) = self.slot_mut(*id) {
                 *removed = Some(std::mem::take(slot));
             }
         }
         for added in &mut change.added {
-            if let Some(place) = added.id.and_then(|id| self.slots.get_mut(id.place())) {
+            let Some(id) = added.id else { continue };
+            if let Some(place) = self.slots.get_mut(id.place()) {
                 std::mem::swap(place, added);
+            }
+            let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
+            if let Some(slot) = self.slot_mut(id) {
+                slot.is_up = is_up;
             }
         }
         for Outgoing { app, outputs } in &mut change.outgoing {
@@ -227,6 +252,7 @@ impl Graph {
         }
         self.unlink_the_gone();
         self.first = self.first.min(self.slots.len());
+        self.look_at_all(change.led_before());
     }
 
     /// Links that led to an app that is gone lead nowhere.
@@ -278,21 +304,27 @@ impl Graph {
             return Err(LinkError::Taken { app: slot.name.clone(), output });
         }
         slot.outputs[output] = Some(Target { app: to, input, traffic: Traffic::default() });
+        slot.is_new = true;
+        self.may_have_changed(from);
         Ok(())
     }
 
     /// Puts another app in the place of one, under its name and with its links. Returns the one that was there, if it had
-    /// not failed; what it counted stays. None is added when there is no such place: it is returned.
+    /// not failed, and is stopped; what it counted stays. None is added when there is no such place: it is returned.
     pub(crate) fn replace(&mut self, id: AppId, app: Box<dyn App>) -> Option<Box<dyn App>> {
+        self.stop(id);
         let Some(slot) = self.slot_mut(id) else { return Some(app) };
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
         slot.idle = 0;
+        // It is told anew.
+        (slot.down, slot.dark, slot.is_new) = (Vec::new(), Vec::new(), true);
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
         }
+        self.may_have_changed(id);
         old
     }
 
@@ -302,6 +334,7 @@ impl Graph {
         slot.has_failed = true;
         let app = slot.app.take()?;
         slot.retire(&*app);
+        self.may_have_changed(id);
         Some(app)
     }
 
@@ -317,11 +350,11 @@ impl Graph {
 
     /// All links.
     pub fn links(&self) -> impl Iterator<Item = Link> {
-        self.slots.iter().flat_map(|slot| {
-            slot.outputs.iter().enumerate().filter_map(move |(output, target)| {
-                let Target { app, input, traffic } = (*target)?;
-                Some(Link { from: (slot.id?, output), to: (app, input), traffic })
-            })
+        self.targets().map(|(from, output, Target { app, input, traffic })| Link {
+            from: (from, output),
+            to: (*app, *input),
+            traffic: *traffic,
+            is_up: self.is_link_up(from, output),
         })
     }
 
@@ -334,6 +367,32 @@ impl Graph {
     /// Whether an app is there, and has not failed.
     pub fn is_running(&self, id: AppId) -> bool {
         self.slot(id).is_some_and(|slot| slot.app.is_some())
+    }
+
+    /// What an app says of itself beside its counters, at a time as that of [`Burst::now`].
+    pub fn numbers(&mut self, id: AppId, now: u64) -> Numbers {
+        let mut numbers = Numbers::default();
+        self.call(id, |app| app.report(now, &mut numbers));
+        numbers
+    }
+
+    /// Has an app go by other settings, of its own type. With an error nothing has changed.
+    pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        let done = self.call(id, |app| app.reconfigure(settings));
+        done.unwrap_or_else(|| Err("the app has failed".into()))
+    }
+
+    /// Stops all apps, and is of no further use but to look at them.
+    pub fn stop_all(&mut self) {
+        for place in self.places() {
+            let Some(id) = self.at(place) else { continue };
+            self.stop(id);
+        }
+    }
+
+    /// Tells an app that it is taken out for good.
+    fn stop(&mut self, id: AppId) {
+        self.call(id, |app| app.stop());
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
@@ -403,6 +462,7 @@ impl Graph {
                 let app = slot.app.take()?;
                 slot.fail(app, panic);
                 self.has_failures = true;
+                self.may_have_changed(id);
                 None
             }
         }
@@ -454,6 +514,7 @@ impl Graph {
             Err(panic) => {
                 slot.fail(app, panic);
                 self.has_failures = true;
+                self.may_have_changed(target.app);
             }
         }
     }

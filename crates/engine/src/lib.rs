@@ -31,7 +31,7 @@
 //! A peer's faults are errors that an app reports from [`App::publish`]. A panic is our own bug: it
 //! is caught where the engine calls an app, costs that app, and the others breathe on.
 
-mod app;
+pub mod app;
 mod breath;
 mod burst;
 mod change;
@@ -39,6 +39,7 @@ mod counters;
 mod graph;
 mod histogram;
 mod id;
+mod numbers;
 mod poller;
 mod pulse;
 mod worker;
@@ -46,7 +47,7 @@ mod worker;
 #[cfg(test)]
 mod testing;
 
-pub use app::{App, Fault};
+pub use app::{App, Fault, NoSettings, OtherSettings, settings};
 pub use breath::Event;
 pub use burst::{
     Arrival, BURST, Burst, ENOUGH_SEGMENTS, Frame, Framed, HEAD, HEADER_ROOM, HELD, Lease, Outcome,
@@ -57,6 +58,7 @@ pub use counters::{Counters, DropReason, Traffic};
 pub use graph::{Graph, Link, LinkError, Outputs};
 pub use histogram::Histogram;
 pub use id::{AppId, Ids};
+pub use numbers::{Number, Numbers};
 pub use poller::Poller;
 pub use pulse::{Beat, Pulse};
 pub use worker::{Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};

@@ -1,10 +1,12 @@
 //! Apps to test with: a source, a sink, one that panics.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
 use crate::{
-    App, Burst, Counters, DropReason, Fault, Lease, Outcome, Outcomes, Outputs, Poller, Selection,
+    App, Burst, Counters, DropReason, Fault, Lease, Numbers, Outcome, Outcomes, Outputs, Poller,
+    Selection, settings,
 };
 use wire::virtio::Offload;
 
@@ -171,6 +173,12 @@ pub(crate) enum Moment {
     Publish,
     Arm,
     Disarm,
+    Tick,
+    IsUp,
+    Link,
+    Reconfigure,
+    Report,
+    Stop,
 }
 
 /// Panics each time at that moment, and no other.
@@ -224,6 +232,117 @@ impl App for Faulty {
     fn register(&mut self, _: &Poller) -> std::io::Result<()> {
         self.at(Moment::Register);
         Ok(())
+    }
+
+    fn tick(&mut self, _: u64) {
+        self.at(Moment::Tick);
+    }
+
+    fn is_up(&self) -> bool {
+        self.at(Moment::IsUp);
+        true
+    }
+
+    fn link(&mut self, _: usize, _: bool) -> Option<usize> {
+        self.at(Moment::Link);
+        None
+    }
+
+    fn reconfigure(&mut self, _: &dyn Any) -> Result<(), Fault> {
+        self.at(Moment::Reconfigure);
+        Ok(())
+    }
+
+    fn report(&self, _: u64, _: &mut Numbers) {
+        self.at(Moment::Report);
+    }
+
+    fn stop(&mut self) {
+        self.at(Moment::Stop);
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// What a [`Listener`] was told beside frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    Tick(u64),
+    Link(usize, bool),
+    Settings(u32),
+    Stop,
+}
+
+pub(crate) type Tidings = Arc<Mutex<Vec<Told>>>;
+
+/// Has no outside, passes frames that come by an input on by the output of the same number, and what it hears of that input, too.
+pub(crate) struct Listener {
+    pub(crate) tidings: Tidings,
+    pub(crate) is_up: bool,
+    pub(crate) settings: u32,
+    counters: Counters,
+}
+
+impl Listener {
+    pub(crate) fn new() -> (Self, Tidings) {
+        let tidings = Tidings::default();
+        let counters = Counters::default();
+        (Self { tidings: tidings.clone(), is_up: true, settings: 0, counters }, tidings)
+    }
+
+    fn note(&self, told: Told) {
+        self.tidings.lock().unwrap().push(told);
+    }
+}
+
+/// What a listener was told since this was asked last.
+pub(crate) fn told(tidings: &Tidings) -> Vec<Told> {
+    std::mem::take(&mut tidings.lock().unwrap())
+}
+
+impl App for Listener {
+    fn has_outside(&self) -> bool {
+        false
+    }
+
+    fn push(
+        &mut self,
+        input: usize,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        outputs: &mut Outputs<'_>,
+    ) {
+        outputs.push(input, burst, selection);
+    }
+
+    fn tick(&mut self, now: u64) {
+        self.note(Told::Tick(now));
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_up
+    }
+
+    fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
+        self.note(Told::Link(input, is_up));
+        Some(input)
+    }
+
+    fn reconfigure(&mut self, given: &dyn Any) -> Result<(), Fault> {
+        self.settings = *settings::<u32>(given)?;
+        self.note(Told::Settings(self.settings));
+        Ok(())
+    }
+
+    fn report(&self, now: u64, numbers: &mut Numbers) {
+        numbers.own("settings", "", self.settings.into());
+        numbers.own("by the clock", "ns", now);
+    }
+
+    fn stop(&mut self) {
+        self.note(Told::Stop);
     }
 
     fn counters(&self) -> &Counters {

@@ -20,7 +20,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
-use crate::{App, AppId, Change, Event, Graph, Histogram, Poller, Pulse};
+use crate::{App, AppId, Change, Event, Fault, Graph, Histogram, Numbers, Poller, Pulse};
 
 /// Commands that control may have under way. One a port is usual.
 const COMMANDS: usize = 1024;
@@ -140,7 +140,7 @@ impl WorkerHandle {
         &self.pulse
     }
 
-    /// Stops the worker, and returns its apps.
+    /// Stops the worker and its apps, and returns them.
     pub fn stop(self) -> Result<Graph, Stopped> {
         self.run(|worker| worker.stopping = true, |()| ())?;
         self.thread.join().map_err(|_| Stopped)
@@ -220,7 +220,24 @@ impl Worker {
         call: impl FnOnce(&mut dyn App, &Poller) -> R,
     ) -> Option<R> {
         let poller = &self.poller;
-        self.graph.call(id, |app| call(app, poller))
+        let result = self.graph.call(id, |app| call(app, poller));
+        self.graph.may_have_changed(id);
+        self.graph.settle();
+        result
+    }
+
+    /// Has an app go by other settings, of its own type. With an error nothing has changed.
+    pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        let done = self.graph.reconfigure(id, settings);
+        self.graph.may_have_changed(id);
+        self.graph.settle();
+        done
+    }
+
+    /// What an app says of itself beside its counters.
+    pub fn numbers(&mut self, id: AppId) -> Numbers {
+        let now = self.now();
+        self.graph.numbers(id, now)
     }
 
     /// Puts another app in the place of one that failed, or of one that runs: its name and its links stay. Returns the one
@@ -232,11 +249,11 @@ impl Worker {
         let poller = &self.poller;
         // A panic is reported with those of the next breath.
         let registered = self.graph.call(id, |app| app.register(poller)).unwrap_or(Ok(()));
-        if let Err(error) = registered {
+        if registered.is_err() {
             self.graph.take(id);
-            return Err(error);
         }
-        Ok(old)
+        self.graph.settle();
+        registered.map(|()| old)
     }
 
     /// Changes which apps there are, and what is linked to what: see [`Graph::change`]. Apps that are added have been registered
@@ -264,6 +281,7 @@ impl Worker {
             Mode::Poll => u64::MAX,
             Mode::Interrupt => 0,
         });
+        self.graph.settle();
         let mut now = self.now();
         let mut last_work = now;
         // Breaths since the clock was read.
@@ -273,6 +291,8 @@ impl Worker {
                 command(&mut self);
             }
             if self.stopping {
+                self.graph.stop_all();
+                self.graph.report_failures(&self.events);
                 return self.graph;
             }
             age += 1;

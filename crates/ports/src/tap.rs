@@ -23,8 +23,8 @@ use std::io;
 use std::sync::Arc;
 
 use engine::{
-    App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcome, Outcomes, Outputs, Poller,
-    Selection,
+    App, Burst, Counters, DropReason, Fault, Frame, Lease, Numbers, Outcome, Outcomes, Outputs,
+    Poller, Selection,
 };
 use memory::{WRITE_SLICES_MAX, WriteCursor};
 use rustix::io::Errno;
@@ -472,6 +472,14 @@ impl App for TapPort {
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
         self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_up && self.share.as_ref().is_some_and(|share| !share.is_gone)
+    }
+
+    fn report(&self, _: u64, numbers: &mut Numbers) {
+        numbers.own("held", "frames", self.frames.len() as u64);
     }
 
     fn counters(&self) -> &Counters {

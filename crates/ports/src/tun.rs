@@ -21,7 +21,8 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use engine::{
-    App, Burst, Counters, DropReason, Fault, Frame, Lease, Outcomes, Outputs, Poller, Selection,
+    App, Burst, Counters, DropReason, Fault, Frame, Lease, Numbers, Outcomes, Outputs, Poller,
+    Selection,
 };
 use memory::{ReadSlice, WRITE_SLICES_MAX, WriteCursor, recycle, write_vectored};
 use rustix::io::Errno;
@@ -358,6 +359,16 @@ impl App for TunPort {
             poller.watch(from_host.wake())?;
         }
         self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
+    }
+
+    fn is_up(&self) -> bool {
+        self.is_up && self.share.as_ref().is_some_and(|share| !share.is_gone)
+    }
+
+    fn report(&self, now: u64, numbers: &mut Numbers) {
+        if let Some(from_host) = &self.from_host {
+            from_host.report(now, numbers);
+        }
     }
 
     fn counters(&self) -> &Counters {

@@ -453,6 +453,10 @@ impl App for VhostNetPort {
         self.share.as_ref().map_or(Ok(()), |share| share.watch(poller))
     }
 
+    fn is_up(&self) -> bool {
+        self.is_up && self.share.as_ref().is_some_and(|share| !share.rings.is_latched())
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }

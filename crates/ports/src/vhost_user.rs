@@ -432,12 +432,6 @@ impl VhostUserPort {
         self.announcement = Some(frame);
     }
 
-    /// Whether a guest is there that can receive.
-    pub fn is_up(&self) -> bool {
-        let is_enabled = |active: &Active| !active.enabled.is_empty();
-        !self.shared.is_latched() && self.active.as_ref().is_some_and(is_enabled)
-    }
-
     /// Takes the port down, on all workers: only the first fault is reported.
     #[cold]
     fn latch(&mut self, fault: GuestFault) {
@@ -668,6 +662,12 @@ impl App for VhostUserPort {
         let held = self.full.iter().filter(|full| full.held.is_some());
         let deadlines = held.map(|full| full.since + PATIENCE).chain(self.transmit.deadline());
         deadlines.filter(|deadline| *deadline > now).min()
+    }
+
+    /// Whether a guest is there that can receive.
+    fn is_up(&self) -> bool {
+        let is_enabled = |active: &Active| !active.enabled.is_empty();
+        !self.shared.is_latched() && self.active.as_ref().is_some_and(is_enabled)
     }
 
     fn counters(&self) -> &Counters {

@@ -23,6 +23,9 @@ pub struct Report {
     pub apps: Vec<App>,
     /// What the ports know of their outside, in the order of the configuration.
     pub ports: Vec<Port>,
+    /// The ways from app to app.
+    #[serde(default)]
+    pub links: Vec<Link>,
 }
 
 /// A thread that moves frames.
@@ -59,6 +62,35 @@ pub struct App {
     pub sent: Traffic,
     /// Frames that were dropped, by the reason; those that never occurred are not there.
     pub drops: BTreeMap<String, u64>,
+    /// What it says of itself: how things are at present, of all workers together.
+    #[serde(default)]
+    pub own: Vec<Number>,
+}
+
+/// Something that an app says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Number {
+    /// How many.
+    pub value: u64,
+    /// Of what; nothing if the name says that.
+    pub unit: String,
+    /// What it is. All three are one phrase: `12 addresses`, `3 frames waiting`.
+    pub name: String,
+}
+
+/// A way from an app to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    /// The app that it begins at, and by which of its outputs: `vm1.tx`.
+    pub from: String,
+    /// The app that it leads to, and by which of its inputs: `bridge.vm1`.
+    pub to: String,
+    /// Whether there is somebody behind it: it is down where the app that it begins at has failed, or has nobody on its outside, or
+    /// lies between that one and the rest.
+    pub state: LinkState,
+    /// What went by it.
+    #[serde(flatten)]
+    pub traffic: Traffic,
 }
 
 /// Whether an app runs.
@@ -88,7 +120,7 @@ pub struct Port {
     pub name: String,
     /// Whether frames can pass: a guest's driver is there, or the interface is up and has a carrier. None where there is
     /// nothing that could be up or down, or nobody who says so.
-    pub link: Option<Link>,
+    pub link: Option<LinkState>,
     /// Bytes of the longest packet. None when that is not known.
     pub mtu: Option<u32>,
     /// The guest, if it is one that is connected.
@@ -98,14 +130,14 @@ pub struct Port {
 /// Whether frames can pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Link {
+pub enum LinkState {
     /// They can.
     Up,
     /// They cannot.
     Down,
 }
 
-impl Link {
+impl LinkState {
     /// Up, or not.
     pub fn new(is_up: bool) -> Self {
         if is_up { Self::Up } else { Self::Down }

@@ -17,7 +17,7 @@ use tokio::time::{sleep, timeout};
 use vhost_user::back_end::{Device, Event, Offer, Session, Violation, sharing};
 use vhost_user::{Connection, ConnectionError, Incoming, Message};
 
-use crate::switch::{Mtus, Stations};
+use crate::switch::Mtus;
 use crate::workers::Workers;
 
 /// What is logged of one connection about requests that were refused and forgiven: a front end
@@ -28,8 +28,6 @@ const NOTICES: usize = 16;
 pub struct Port {
     pub name: String,
     pub app: AppId,
-    /// The stations behind this port.
-    pub stations: Stations,
     pub offer: Offer,
     pub workers: Arc<Workers>,
     /// Where to say what MTU the guest has.
@@ -217,14 +215,13 @@ impl Port {
         }
     }
 
-    /// Has the workers let go of the guest, and the bridge forget its addresses. Returns what a worker
-    /// had found and not said yet.
+    /// Has the workers let go of the guest, by which the apps behind the port hear that it is gone. Returns what a
+    /// worker had found and not said yet.
     async fn link_down(&self) -> Result<Option<Trouble>, Ended> {
         let swapped = self.swap(None).await;
         let mtu = self.offer.max_mtu;
         self.mtus.note_guest(&self.name, mtu);
         let reset = self.on_port(move |port, _| port.set_mtu(mtu)).await;
-        self.stations.forget();
         let (swapped, _) = (swapped?, reset?);
         let fault = swapped.into_iter().find_map(|part| part.fault);
         Ok(fault.map(|fault| Trouble::Guest(fault.into())))

@@ -14,7 +14,6 @@ mod port;
 mod register;
 mod reload;
 mod settings;
-mod stations;
 mod supervisor;
 mod tap;
 mod tun;
@@ -41,7 +40,6 @@ pub(crate) use mtus::Mtus;
 pub use observer::Observer;
 use register::Register;
 pub use reload::{Read, Reloader};
-pub(crate) use stations::Stations;
 use supervisor::{Supervisor, pass_on};
 
 /// All workers answer within this time, unless one stands still.

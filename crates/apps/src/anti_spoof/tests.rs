@@ -387,14 +387,14 @@ fn a_list_that_is_empty_is_not_checked() {
 #[test]
 fn addresses_can_be_changed_and_parts_have_them() {
     let mut app = AntiSpoof::new(&Settings::default());
-    app.set(&settings());
+    app.reconfigure(&settings()).unwrap();
     let lie = ipv4(OTHER, OWN, 6, &[0; 20]);
     let truth = ipv4(OWN, OTHER, 6, &[0; 20]);
     for app in [app.part(), app] {
         let mut net = Net::new(app, 2);
         net.send(PORT, [lie.clone(), truth.clone()]);
         assert_eq!(net.received(NETWORK), std::slice::from_ref(&truth));
-        net.app::<AntiSpoof>().set(&Settings::default());
+        net.reconfigure(&Settings::default()).unwrap();
         net.send(PORT, [lie.clone()]);
         assert_eq!(net.received(NETWORK), std::slice::from_ref(&lie));
     }

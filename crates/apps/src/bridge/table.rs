@@ -13,7 +13,11 @@
 //! ([`Domain`]), and an address is known by what it is behind that mask: one number, as without VLANs. Two stations of
 //! two VLANs would be taken for one if their addresses differed by as much as the masks do, which nobody can know.
 //!
-//! Time comes in whole seconds, and ageing is decided when an entry is looked at: no sweep.
+//! Time comes in whole seconds, and ageing is decided when an entry is looked at. Those that have aged are swept away
+//! as well, a slice with each tick, so that it is known how many there are: see [`occupancy`](crate::occupancy).
+//!
+//! A port that goes down is forgotten, by each part of the bridge on its own worker. The first of them walks through the table; the
+//! others find that nothing was learned on the port since ([`Learned`]), as does whoever forgets a port that has sent nothing.
 //!
 //! # Who writes what
 //!
@@ -23,13 +27,17 @@
 //! then costs no more than a flood or a detour, as an evicted entry does.
 
 use std::array::from_fn;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{AcqRel, Relaxed, Release},
+};
 
 use wire::ethernet::MacAddress;
 
 use super::AGEING_SECONDS;
 use crate::eviction::victim;
 use crate::keyed::fold;
+use crate::occupancy::Occupancy;
 
 /// The number of a port on its bridge, counted from 0. [`PortNumber::MAX`] is none.
 pub type PortNumber = u16;
@@ -139,10 +147,42 @@ impl Bucket {
     }
 }
 
+/// The ports that something was learned on since they were forgotten last: a bit each.
+struct Learned(Box<[AtomicU64]>);
+
+impl Learned {
+    const BITS: usize = u64::BITS as usize;
+
+    fn new() -> Self {
+        Self((0..(1 << PortNumber::BITS) / Self::BITS).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn place(&self, port: PortNumber) -> (&AtomicU64, u64) {
+        let port = usize::from(port);
+        (&self.0[port / Self::BITS], 1 << (port % Self::BITS))
+    }
+
+    /// Something was learned: behind the entry, so that whoever takes this sees that.
+    fn note(&self, port: PortNumber) {
+        let (word, bit) = self.place(port);
+        if word.load(Relaxed) & bit == 0 {
+            word.fetch_or(bit, Release);
+        }
+    }
+
+    /// Whether something was, which is to be forgotten now.
+    fn take(&self, port: PortNumber) -> bool {
+        let (word, bit) = self.place(port);
+        word.fetch_and(!bit, AcqRel) & bit != 0
+    }
+}
+
 /// The table.
 pub struct Table {
     buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; 2],
+    learned: Learned,
+    occupancy: Occupancy<BUCKETS>,
 }
 
 /// A VLAN, by what the table masks its addresses with: in the upper 48 bits.
@@ -186,7 +226,7 @@ impl Table {
     pub fn new(key: [u64; 2]) -> Self {
         let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
         let buckets = buckets.try_into().unwrap_or_else(|_| unreachable!("that many were made"));
-        Self { buckets, key }
+        Self { buckets, key, learned: Learned::new(), occupancy: Occupancy::default() }
     }
 
     /// A VLAN.
@@ -222,11 +262,22 @@ impl Table {
         // Mostly both are what they were: no need to dirty the line.
         let entry = Entry::new(station, port);
         if bucket.entry(way) != entry {
-            bucket.set(way, entry);
+            self.remember(place, way, entry);
         }
         if bucket.age(way, now) != 0 {
             bucket.seen(way).store(now, Relaxed);
         }
+    }
+
+    /// Writes an entry that is another than what was there.
+    #[cold]
+    fn remember(&self, place: Place, way: usize, entry: Entry) {
+        let bucket = self.at(place);
+        if bucket.entry(way) == Entry::EMPTY {
+            self.occupancy.filled(place.bucket as usize % BUCKETS);
+        }
+        bucket.set(way, entry);
+        self.learned.note(entry.port());
     }
 
     /// The port where the address of `place`, which is one of this domain, was seen, unless that is too long ago.
@@ -242,25 +293,40 @@ impl Table {
 
     /// Forgets everything that was learned on `port`.
     pub fn forget_port(&self, port: PortNumber) {
-        for bucket in &*self.buckets {
+        if !self.learned.take(port) {
+            return;
+        }
+        for (number, bucket) in self.buckets.iter().enumerate() {
             for way in 0..WAYS {
                 let entry = bucket.entry(way);
                 if entry != Entry::EMPTY && entry.port() == port {
                     bucket.set(way, Entry::EMPTY);
+                    self.occupancy.emptied(number);
                 }
             }
         }
     }
 
-    /// Addresses that are known and not aged.
-    pub fn len(&self, now: u32) -> usize {
-        let fresh = |bucket: &Bucket| (0..WAYS).filter(|way| !bucket.is_aged(*way, now)).count();
-        self.buckets.iter().map(fresh).sum()
+    /// Sweeps away what has aged, in the next slice of the table.
+    pub(super) fn sweep(&self, now: u32) {
+        self.occupancy.sweep(|buckets| {
+            let mut used = 0;
+            for bucket in self.buckets.get(buckets).unwrap_or_default() {
+                for way in 0..WAYS {
+                    if !bucket.is_aged(way, now) {
+                        used += 1;
+                    } else if bucket.entry(way) != Entry::EMPTY {
+                        bucket.set(way, Entry::EMPTY);
+                    }
+                }
+            }
+            used
+        });
     }
 
-    /// Whether no address is known.
-    pub fn is_empty(&self, now: u32) -> bool {
-        self.len(now) == 0
+    /// Addresses that are known. Those that have aged may be among them, until they are swept away.
+    pub fn known(&self) -> u64 {
+        self.occupancy.used()
     }
 
     /// Two rounds of folded multiplication, each with both halves of the key.

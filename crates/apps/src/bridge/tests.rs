@@ -20,6 +20,7 @@ struct Station {
     sent: Vec<Vec<u8>>,
     received: Vec<Vec<u8>>,
     is_full: bool,
+    is_down: bool,
     counters: Counters,
 }
 
@@ -64,6 +65,10 @@ impl App for Station {
         }
     }
 
+    fn is_up(&self) -> bool {
+        !self.is_down
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -98,6 +103,13 @@ impl Net {
 
     fn station(&mut self, port: usize) -> &mut Station {
         self.graph.get(self.stations[port]).unwrap()
+    }
+
+    /// Has a station go down, or come up.
+    fn set_link(&mut self, port: usize, is_up: bool) {
+        self.station(port).is_down = !is_up;
+        self.graph.may_have_changed(self.stations[port]);
+        self.breathe();
     }
 
     fn breathe(&mut self) {
@@ -255,6 +267,49 @@ fn reserved_addresses_go_nowhere() {
 }
 
 #[test]
+fn the_stations_behind_a_port_that_goes_down_are_forgotten() {
+    let mut net = Net::new(3);
+    net.send(0, frame(9, 1));
+    net.send(1, frame(9, 2));
+    assert_eq!(net.send(2, frame(1, 3)), [0]);
+    net.set_link(0, false);
+    assert_eq!(net.send(2, frame(1, 3)), [0, 1], "it may be anywhere");
+    assert_eq!(net.send(2, frame(2, 3)), [1], "it is where it was");
+    // Of one that comes up nothing is known.
+    net.set_link(0, true);
+    assert_eq!(net.send(1, frame(1, 2)), [0, 2]);
+    // It moved.
+    net.send(2, frame(9, 1));
+    net.set_link(0, false);
+    assert_eq!(net.send(1, frame(1, 2)), [2]);
+}
+
+/// Once for all parts, and without those that have sent nothing for long.
+#[test]
+fn addresses_are_said() {
+    // With the usual key, these are neighbours in the table.
+    let key = [0x1234_5678_9abc_def1, 0xfedc_ba98_7654_3210];
+    let mut net = Net::of(3, Bridge::new(3, key));
+    let known = |net: &mut Net| {
+        let mut numbers = net.graph.numbers(net.bridge, net.now);
+        let part = net.graph.get::<Bridge>(net.bridge).unwrap().part();
+        let mut other = engine::Numbers::default();
+        part.report(net.now, &mut other);
+        numbers.add(other);
+        numbers.iter().map(|number| (number.name.clone(), number.value)).collect::<Vec<_>>()
+    };
+    for station in 1..=100 {
+        net.send(usize::from(station) % 2, frame(200, station));
+    }
+    assert_eq!(known(&mut net), [("addresses".to_owned(), 100)]);
+    for tick in 0..16 {
+        net.now = (300 + 2 * tick) * SECOND;
+        net.send(0, frame(200, 1));
+    }
+    assert_eq!(known(&mut net), [("addresses".to_owned(), 1)]);
+}
+
+#[test]
 fn a_source_that_is_a_group_is_dropped_and_not_learned() {
     let mut net = Net::new(3);
     for group in ["ff:ff:ff:ff:ff:ff", "01:00:5e:00:00:01", "03:00:00:00:00:01"] {
@@ -262,7 +317,7 @@ fn a_source_that_is_a_group_is_dropped_and_not_learned() {
     }
     assert_eq!(net.drops(DropReason::BadSource), 3);
     let bridge: &mut Bridge = net.graph.get(net.bridge).unwrap();
-    assert!(bridge.table().is_empty(0));
+    assert_eq!(bridge.table().known(), 0);
 }
 
 #[test]

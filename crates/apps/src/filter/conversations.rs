@@ -16,7 +16,8 @@
 //! # How long
 //!
 //! A conversation ages from when it was seen last, in either direction, and ageing is decided when an entry
-//! is looked at. UDP and SCTP have 5 minutes (RFC 4787, REQ-5), echoes 60 seconds (RFC 5508, REQ-1). TCP has 2
+//! is looked at. Those that have aged are swept away as well, a slice with each tick, so that it is known how many there are: see
+//! [`occupancy`](crate::occupancy). UDP and SCTP have 5 minutes (RFC 4787, REQ-5), echoes 60 seconds (RFC 5508, REQ-1). TCP has 2
 //! hours and 4 minutes once it was answered (RFC 5382, REQ-5), and 4 minutes before that, and after the
 //! FIN of one side; 10 seconds after both, for what has to be sent again; and 2 seconds after a RST: not none, because
 //! that may be held by a receiver that is full, and comes by once more. Sequence numbers are not
@@ -38,6 +39,7 @@ use wire::conversation::{Message, Step};
 
 use crate::eviction::victim;
 use crate::keyed::fold;
+use crate::occupancy::Occupancy;
 use crate::sides::PORT;
 
 /// Entries in a bucket: two cache lines.
@@ -205,6 +207,7 @@ pub(super) struct Place {
 pub(super) struct Conversations {
     buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; KEY_WORDS],
+    occupancy: Occupancy<BUCKETS>,
 }
 
 /// Words of a conversation.
@@ -223,7 +226,7 @@ impl Conversations {
             let number = (2 * number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             fold(fold(first ^ number, second | 1) ^ second, number | 1)
         };
-        Self { buckets, key: from_fn(word) }
+        Self { buckets, key: from_fn(word), occupancy: Occupancy::default() }
     }
 
     /// Where the conversation of a message belongs, which came in by side `input`. That is on its way to the
@@ -298,6 +301,9 @@ impl Conversations {
             None if matches!(place.step, Step::Tcp(segment) if segment.rst()) => {}
             None => {
                 let way = bucket.room(tag, now);
+                if bucket.tag(way).load(Relaxed) == Tag::EMPTY.0 {
+                    self.occupancy.filled(place.bucket as usize % BUCKETS);
+                }
                 // The state first: whoever finds the tag finds no old state.
                 bucket.state(way).store(State::new(place.step, now).0, Relaxed);
                 bucket.tag(way).store(tag.0, Release);
@@ -307,23 +313,40 @@ impl Conversations {
 
     /// Forgets the conversations that side `began_by` began.
     pub(super) fn forget(&self, began_by: usize) {
-        for bucket in &*self.buckets {
+        for (number, bucket) in self.buckets.iter().enumerate() {
             for tag in bucket.lines.iter().flat_map(|line| &line.tags) {
-                if Tag(tag.load(Relaxed)).began_by() == began_by {
+                let known = Tag(tag.load(Relaxed));
+                if known != Tag::EMPTY && known.began_by() == began_by {
                     tag.store(Tag::EMPTY.0, Relaxed);
+                    self.occupancy.emptied(number);
                 }
             }
         }
     }
 
-    /// Conversations that are remembered.
-    pub(super) fn len(&self, now: u32) -> usize {
-        let is_fresh = |bucket: &Bucket, way| {
-            let state = State(bucket.state(way).load(Relaxed));
-            bucket.tag(way).load(Relaxed) != Tag::EMPTY.0 && !state.is_aged(now)
-        };
-        let fresh = |bucket| (0..WAYS).filter(|way| is_fresh(bucket, *way)).count();
-        self.buckets.iter().map(fresh).sum()
+    /// Sweeps away what has aged, in the next slice of the table.
+    pub(super) fn sweep(&self, now: u32) {
+        self.occupancy.sweep(|buckets| {
+            let mut used = 0;
+            for bucket in self.buckets.get(buckets).unwrap_or_default() {
+                for way in 0..WAYS {
+                    if bucket.tag(way).load(Relaxed) == Tag::EMPTY.0 {
+                        continue;
+                    }
+                    if State(bucket.state(way).load(Relaxed)).is_aged(now) {
+                        bucket.tag(way).store(Tag::EMPTY.0, Relaxed);
+                    } else {
+                        used += 1;
+                    }
+                }
+            }
+            used
+        });
+    }
+
+    /// Conversations that are remembered. Those that have aged may be among them, until they are swept away.
+    pub(super) fn known(&self) -> u64 {
+        self.occupancy.used()
     }
 }
 

@@ -180,8 +180,8 @@ fn replies_pass_to_those_who_asked() {
     assert!(passes(&mut net, NETWORK, &ping(0, [2, 1])));
     assert!(!passes(&mut net, NETWORK, &ping(8, [2, 1])));
     let filter: &mut Filter = net.app();
-    assert_eq!(filter.conversations(0), 2);
-    assert_eq!(filter.conversations(61 * SECOND), 1);
+    let table = filter.known.table();
+    assert_eq!((table.len(0), table.len(61)), (2, 1));
 }
 
 #[test]
@@ -216,7 +216,7 @@ fn either_side_may_begin_where_it_is_let() {
     assert!(passes(&mut net, NETWORK, &syn));
     assert!(passes(&mut net, PORT, &answer));
     let closed = settings(allow_replies(accept("tcp")), accept("arp"));
-    net.app::<Filter>().set(closed);
+    net.reconfigure(&closed).unwrap();
     assert!(!passes(&mut net, NETWORK, &syn));
 }
 
@@ -246,6 +246,36 @@ fn time_is_that_of_the_breath() {
     assert!(!passes(&mut net, NETWORK, &udp([2, 1], [53, 1000])));
 }
 
+/// They are counted, and swept away when they are over.
+#[test]
+fn the_conversations_are_said() {
+    let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
+    let said = |count| [("conversations".to_owned(), count)];
+    for port in 1000..1100 {
+        assert!(passes(&mut net, PORT, &udp([1, 2], [port, 53])));
+    }
+    assert_eq!(net.numbers(), said(100));
+    for tick in 0..16 {
+        net.now = (300 + 2 * tick) * SECOND;
+        net.breathe();
+    }
+    assert_eq!(net.numbers(), said(0));
+}
+
+/// Whoever comes next is not let have their answers.
+#[test]
+fn who_goes_down_takes_its_conversations_along() {
+    let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    for (side, survives) in [(NETWORK, true), (PORT, false)] {
+        assert!(passes(&mut net, PORT, &question));
+        net.set_link(side, false);
+        net.set_link(side, true);
+        assert_eq!(passes(&mut net, NETWORK, &answer), survives, "side {side}");
+    }
+    assert_eq!(net.numbers(), [("conversations".to_owned(), 0)]);
+}
+
 #[test]
 fn questions_and_answers_of_one_burst() {
     let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
@@ -266,12 +296,12 @@ fn settings_change_and_what_they_allowed_no_more_is_forgotten() {
     let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
     assert!(passes(&mut net, PORT, &question));
     // The same: conversations go on.
-    net.app::<Filter>().set(open.clone());
+    net.reconfigure(&open).unwrap();
     assert!(passes(&mut net, NETWORK, &answer));
     // The other direction's: they go on too.
-    net.app::<Filter>().set(settings(open.from_port.clone(), accept("icmp")));
+    net.reconfigure(&settings(open.from_port.clone(), accept("icmp"))).unwrap();
     assert!(passes(&mut net, NETWORK, &answer));
-    net.app::<Filter>().set(settings(allow_replies(accept("udp port 99")), accept("arp")));
+    net.reconfigure(&settings(allow_replies(accept("udp port 99")), accept("arp"))).unwrap();
     assert!(!passes(&mut net, PORT, &question));
     assert!(!passes(&mut net, NETWORK, &answer));
     net.app::<Filter>().set(open);
@@ -325,7 +355,7 @@ fn parts_on_two_threads() {
             });
         }
     });
-    assert_eq!(filter.conversations(0), 2 * 50 * 64);
+    assert_eq!(filter.known.table().len(0), 2 * 50 * 64);
 }
 
 #[test]

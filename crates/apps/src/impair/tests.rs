@@ -375,22 +375,40 @@ fn what_cannot_be_done_is_refused() {
 }
 
 #[test]
+fn what_waits_is_said_and_counted_when_the_app_is_stopped() {
+    let mut net =
+        Net::new(Impair::new(Settings { to_port: delayed(9), ..only(delayed(5)) }).unwrap(), 2);
+    net.send(PORT, numbered(3, 60));
+    net.send(NETWORK, numbered(2, 60));
+    let waiting = |from, to| {
+        let all = [("waiting from the port", from), ("waiting to the port", to)];
+        all.map(|(name, count)| (name.to_owned(), count))
+    };
+    assert_eq!(net.numbers(), waiting(3, 2));
+    net.now = 5;
+    net.breathe();
+    assert_eq!(net.numbers(), waiting(0, 2));
+    net.graph.stop_all();
+    assert_eq!(net.drops(DropReason::Stopped), 2);
+}
+
+#[test]
 fn settings_can_be_changed_while_frames_wait() {
     let mut net = net(delayed(MILLISECOND));
     net.send(PORT, numbered(3, 60));
-    net.app::<Impair>().set(only(delayed(5 * MILLISECOND))).unwrap();
+    net.reconfigure(&only(delayed(5 * MILLISECOND))).unwrap();
     net.send(PORT, numbered(2, 90));
     net.now = MILLISECOND;
     net.breathe();
     assert_eq!(net.received(NETWORK), numbered(3, 60), "as they were to");
     // Other room: what waits is lost, and counted.
     let room = Room { frames: 1, bytes: BLOCK };
-    net.app::<Impair>().set(Settings { room, ..only(delayed(MILLISECOND)) }).unwrap();
+    net.reconfigure(&Settings { room, ..only(delayed(MILLISECOND)) }).unwrap();
     assert_eq!(net.drops(DropReason::DelayFull), 2);
     net.send(PORT, numbered(2, 60));
     assert_eq!(net.drops(DropReason::DelayFull), 3);
     // Nothing is done any more.
-    net.app::<Impair>().set(Settings { room, ..Settings::default() }).unwrap();
+    net.reconfigure(&Settings { room, ..Settings::default() }).unwrap();
     net.send(PORT, numbered(2, 70));
     assert_eq!(net.received(NETWORK), numbered(2, 70));
     net.now += MILLISECOND;

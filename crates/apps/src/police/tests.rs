@@ -142,13 +142,23 @@ fn parts_share_their_buckets() {
     let settings = Settings { from_port: frames(1, 12), ..settings };
     police.set(&settings).unwrap();
     let (mut one, mut two) = (Net::new(police, 2), Net::new(part, 2));
-    two.app::<Police>().set(&settings).unwrap();
+    two.reconfigure(&settings).unwrap();
     one.send(PORT, many(8, 60));
     two.send(PORT, many(8, 60));
     assert_eq!((one.received(NETWORK).len(), two.received(NETWORK).len()), (8, 4));
+    let left = |frames, bits| {
+        let (frames, bits) = (("left from the port", frames), ("left to the port", bits));
+        [frames, bits].map(|(name, left)| (name.to_owned(), left))
+    };
+    assert_eq!(one.numbers(), left(0, 8000));
+    two.now = 3_000_000_000;
+    assert_eq!(two.numbers(), left(3, 8000));
+    two.now = 0;
     two.send(NETWORK, many(2, 300));
     one.send(NETWORK, many(2, 300));
     assert_eq!((one.received(PORT).len(), two.received(PORT).len()), (1, 2));
+    one.now = 100_000_000_000;
+    assert_eq!(one.numbers(), left(12, 8000 - 3 * 300 * 8 + 100 * 8));
 }
 
 #[test]

@@ -163,7 +163,18 @@ fn one_part_sends_and_all_take_nothing() {
     assert_eq!(lab.breathe(0).0, 0);
     assert_eq!(lab.graph.counters(part)[DropReason::SendOnly], 1);
     // Anew, with another size.
-    let source: &mut Source = lab.graph.get(lab.source).unwrap();
-    source.set(Settings { size: 64, frames: Some(2), ..settings() }).unwrap();
-    assert_eq!(lab.breathe(0).0, 2);
+    let said = |lab: &mut Lab, app| {
+        let numbers = lab.graph.numbers(app, 0);
+        numbers.iter().map(|number| (number.name.clone(), number.value)).collect::<Vec<_>>()
+    };
+    let numbers =
+        |held, left| [("held", held), ("left", left)].map(|(name, value)| (name.to_owned(), value));
+    let new = Settings { size: 64, frames: Some(70), ..settings() };
+    lab.graph.reconfigure(lab.source, &new).unwrap();
+    let source = lab.source;
+    assert_eq!(said(&mut lab, source), numbers(0, 70));
+    lab.station().room = Some(4);
+    assert_eq!(lab.breathe(0).0, 4);
+    assert_eq!(said(&mut lab, source), numbers(60, 6));
+    assert_eq!(said(&mut lab, part), []);
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::testing::{
-    DELIBERATE, Faulty, Moment, Repeater, Sink, Source, silence_deliberate_panics, taken,
+    DELIBERATE, Faulty, Listener, Moment, Repeater, Sink, Source, Told, silence_deliberate_panics,
+    taken, told,
 };
 use crate::{Burst, Counters, DropReason, Outcomes, Outputs, Selection};
 
@@ -374,6 +375,16 @@ fn a_panic_in_publish_takes_that_app_out() {
 }
 
 #[test]
+fn a_panic_in_tick_takes_that_app_out() {
+    survives(Moment::Tick);
+}
+
+#[test]
+fn a_panic_in_what_says_whether_it_is_up_takes_that_app_out() {
+    survives(Moment::IsUp);
+}
+
+#[test]
 fn a_panic_after_frames_were_pulled_leaves_bursts_whole() {
     silence_deliberate_panics();
     let mut graph = Graph::new();
@@ -430,6 +441,22 @@ fn a_panic_while_arming_keeps_the_worker_awake_to_report_it() {
     assert_eq!(failures(&mut graph).len(), 1);
     assert!(graph.get::<Faulty>(faulty).is_none());
     assert!(!graph.arm());
+}
+
+#[test]
+fn apps_tick_about_once_a_second_also_when_they_have_nothing_to_do() {
+    let second = 1_000_000_000;
+    let mut graph = Graph::new();
+    let (listener, tidings) = Listener::new();
+    graph.add("listener", listener);
+    // Breaths of 0.3 s, then a sleep of ten seconds, then breaths again.
+    let before = (0..10).map(|breath| breath * second / 10 * 3);
+    let after = (0..4).map(|breath| 13 * second + breath * second / 2);
+    for now in before.chain(after) {
+        graph.breathe(now, |_| panic!("nothing to report was expected"));
+    }
+    let ticks = [0, 12, 24, 130, 140].map(|tenths| Told::Tick(tenths * second / 10));
+    assert_eq!(told(&tidings), ticks);
 }
 
 /// A peer's fault, each breath until it was told.

@@ -182,8 +182,8 @@ fn links_count_what_goes_by_them() {
     // Each of the source's frames has one byte. An output that leads nowhere is no link.
     let traffic = Traffic { frames: 3, bytes: 3 };
     let expected = [
-        Link { from: (source, 0), to: (repeater, 4), traffic },
-        Link { from: (repeater, 1), to: (sink, 2), traffic },
+        Link { from: (source, 0), to: (repeater, 4), traffic, is_up: true },
+        Link { from: (repeater, 1), to: (sink, 2), traffic, is_up: true },
     ];
     assert!(graph.links().eq(expected), "{:?}", graph.links().collect::<Vec<_>>());
     assert_eq!(graph.frames, 3);

@@ -4,7 +4,10 @@ use std::sync::mpsc::{Sender, channel};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::*;
-use crate::testing::{DELIBERATE, Faulty, Moment, Sink, Source, silence_deliberate_panics, taken};
+use crate::testing::{
+    DELIBERATE, Faulty, Listener, Moment, Sink, Source, Told, silence_deliberate_panics, taken,
+    told,
+};
 use crate::{Burst, Counters, Fault, Lease, Outputs, Selection};
 
 /// More than anything here takes, on the slowest machine.
@@ -208,6 +211,113 @@ fn stopping_returns_the_apps() {
         assert_eq!(graph.name(source), "source");
         assert!(graph.get::<Source>(source).is_some());
     }
+}
+
+#[test]
+fn apps_are_stopped_once_and_not_those_that_failed() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let (one, of_one) = Listener::new();
+    let (other, of_other) = Listener::new();
+    graph.add("one", one);
+    let other = graph.add("other", other);
+    let worker = Worker::start("test", graph, settings(Mode::Adaptive), Box::new(|_| ())).unwrap();
+    ask(&worker, move |worker| {
+        worker.with(other, |_: &mut Listener, _| panic!("{DELIBERATE}: with"))
+    });
+    drop(stop(worker));
+    let stops = |tidings| told(tidings).iter().filter(|told| **told == Told::Stop).count();
+    assert_eq!((stops(&of_one), stops(&of_other)), (1, 0));
+}
+
+#[test]
+fn an_app_that_gives_way_is_stopped() {
+    let mut graph = Graph::new();
+    let (listener, tidings) = Listener::new();
+    let place = graph.add("place", listener);
+    let worker = start(Mode::Adaptive, graph);
+    let new = Box::new(Source::default());
+    let old = ask(&worker, move |worker| worker.replace(place, new)).unwrap();
+    assert!(old.is_some());
+    assert_eq!(told(&tidings).last(), Some(&Told::Stop));
+    stop(worker);
+}
+
+#[test]
+fn a_panic_in_stop_is_reported() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let faulty = graph.add("faulty", Faulty::new(Moment::Stop));
+    let (sender, events) = channel();
+    let events_to = Box::new(move |event| sender.send(event).unwrap());
+    let worker = Worker::start("test", graph, settings(Mode::Adaptive), events_to).unwrap();
+    stop(worker);
+    expect_failure(&events, faulty, &format!("{DELIBERATE}: Stop"));
+}
+
+/// What control changes is passed on before it has its answer.
+#[test]
+fn an_app_that_control_has_called_is_asked_whether_it_is_up() {
+    let mut graph = Graph::new();
+    let (mut port, _) = Listener::new();
+    port.is_up = false;
+    let (listener, tidings) = Listener::new();
+    let port = graph.add("port", port);
+    let listener = graph.add("listener", listener);
+    graph.link((port, 4), (listener, 2)).unwrap();
+    let worker = start(Mode::Interrupt, graph);
+    let mut expected = vec![Told::Link(2, false)];
+    for is_up in [true, false] {
+        let set = move |port: &mut Listener, _: &Poller| port.is_up = is_up;
+        ask(&worker, move |worker| worker.with(port, set)).unwrap();
+        expected.push(Told::Link(2, is_up));
+        let mut told = told(&tidings);
+        told.retain(|told| matches!(told, Told::Link(..)));
+        tidings.lock().unwrap().extend(&told);
+        assert_eq!(told, expected);
+    }
+    stop(worker);
+}
+
+#[test]
+fn settings_are_the_apps_own() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let listener = graph.add("listener", Listener::new().0);
+    let source = graph.add("source", Source::default());
+    let faulty = graph.add("faulty", Faulty::new(Moment::Reconfigure));
+    let worker = Worker::start("test", graph, settings(Mode::Adaptive), Box::new(|_| ())).unwrap();
+    let try_it = |app, settings: &'static (dyn Any + Send + Sync)| {
+        let done = ask(&worker, move |worker| worker.reconfigure(app, settings));
+        done.map_err(|error| error.to_string())
+    };
+    assert_eq!(try_it(listener, &7u32), Ok(()));
+    let other = "these are settings of another kind of app: this one takes u32";
+    assert_eq!(try_it(listener, &8u64), Err(other.to_owned()));
+    let none = "this kind of app has no settings that can be changed while it runs";
+    assert_eq!(try_it(source, &9u32), Err(none.to_owned()));
+    assert_eq!(try_it(faulty, &9u32), Err("the app has failed".to_owned()));
+    let numbers = ask(&worker, move |worker| worker.numbers(listener));
+    let values: Vec<_> = numbers.iter().map(|number| (number.name.as_str(), number.unit)).collect();
+    assert_eq!(values, [("settings", ""), ("by the clock", "ns")]);
+    let values: Vec<_> = numbers.iter().map(|number| number.value).collect();
+    assert_eq!(values[0], 7);
+    assert!(values[1] > 0, "the time of breaths");
+    stop(worker);
+}
+
+#[test]
+fn a_panic_in_report_says_nothing_and_costs_that_app() {
+    silence_deliberate_panics();
+    let mut graph = Graph::new();
+    let faulty = graph.add("faulty", Faulty::new(Moment::Report));
+    let (sender, events) = channel();
+    let events_to = Box::new(move |event| sender.send(event).unwrap());
+    let worker = Worker::start("test", graph, settings(Mode::Interrupt), events_to).unwrap();
+    let numbers = ask(&worker, move |worker| worker.numbers(faulty));
+    assert_eq!(numbers, Numbers::default());
+    expect_failure(&events, faulty, &format!("{DELIBERATE}: Report"));
+    stop(worker);
 }
 
 #[test]
@@ -541,7 +651,15 @@ fn a_fault_becomes_an_event() {
 #[test]
 fn a_panic_anywhere_becomes_an_event() {
     silence_deliberate_panics();
-    for moment in [Moment::Register, Moment::Pull, Moment::Reclaim, Moment::Publish, Moment::Arm] {
+    for moment in [
+        Moment::Register,
+        Moment::Pull,
+        Moment::Reclaim,
+        Moment::Publish,
+        Moment::Tick,
+        Moment::IsUp,
+        Moment::Arm,
+    ] {
         let ring = Ring::new();
         let mut graph = Graph::new();
         let faulty = graph.add("faulty", Faulty::new(moment));

@@ -23,7 +23,9 @@ use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::Instant;
 
-use engine::{App, Burst, Counters, DropReason, Frame, Lease, Outputs, Poller, Selection, Traffic};
+use engine::{
+    App, Burst, Counters, DropReason, Frame, Lease, Numbers, Outputs, Poller, Selection, Traffic,
+};
 use memory::WriteCursor;
 use wire::pcap::{Packet, PacketHeader, packet_size};
 use wire::virtio::{Features, Offload};
@@ -289,14 +291,22 @@ impl App for PcapSink {
         poller.watch(&self.shared.lost)
     }
 
+    fn report(&self, _: u64, numbers: &mut Numbers) {
+        let [received, dropped, written] =
+            [&self.shared.received, &self.shared.dropped, &self.shared.written]
+                .map(|count| count.load(Ordering::Relaxed));
+        let behind = received.saturating_sub(dropped).saturating_sub(written);
+        numbers.shared("not written yet", "frames", behind);
+    }
+
+    /// What has not been handed over by a port that fails instead is lost, and said to be ([`Ended::lost`]).
+    fn stop(&mut self) {
+        self.collect();
+        self.hand_over();
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
-    }
-}
-
-impl Drop for PcapSink {
-    fn drop(&mut self) {
-        self.hand_over();
     }
 }
 
@@ -377,6 +387,14 @@ mod tests {
         let [sent, dropped] = [counters.sent.frames, counters[DropReason::ReceiverFull]];
         assert_eq!(sent + dropped, breaths * BURST as u64);
         assert!(sent >= (CHUNKS * (CHUNK / packet_size(LEN))) as u64);
+        let behind = graph.numbers(sink, 0);
+        assert!(
+            behind
+                .iter()
+                .map(|number| (&*number.name, number.value))
+                .eq([("not written yet", sent)])
+        );
+        graph.stop_all();
         drop(graph);
         prepared.run(&full, |error| panic!("{error}"));
         let file = fs::read(directory.path().join("a")).unwrap();
@@ -438,6 +456,7 @@ mod tests {
             let sent = counters.sent.frames;
             assert_eq!((all + sent, sent > 0), (breaths * BURST as u64, left > 0));
             assert_eq!(counters.sent.bytes, sent * LEN as u64);
+            graph.stop_all();
             drop(graph);
             thread.join().unwrap();
             assert_eq!(count(&shared.received), breaths * BURST as u64);

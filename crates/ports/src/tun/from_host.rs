@@ -15,7 +15,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
-use engine::{Burst, Counters, DropReason, Lease, Outcomes};
+use engine::{Burst, Counters, DropReason, Lease, Numbers, Outcomes};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use sys::tun::Queue;
@@ -393,6 +393,12 @@ impl FromHost {
     pub(super) fn arm(&mut self, now: u64, counters: &mut Counters) -> bool {
         self.listen(now, counters);
         self.moved || self.neighbours.has_changed()
+    }
+
+    /// Says who is known, and what waits for those who are not.
+    pub(super) fn report(&self, now: u64, numbers: &mut Numbers) {
+        numbers.own("neighbours", "", self.neighbours.known(now) as u64);
+        numbers.own("waiting for neighbours", "packets", self.waiting.len() as u64);
     }
 
     /// When there is something to do though nobody wakes us.

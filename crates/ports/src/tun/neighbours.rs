@@ -214,6 +214,12 @@ impl Neighbours {
         entry.map_or(Whereabouts::Unknown, Entry::whereabouts)
     }
 
+    /// How many there are whose whereabouts are known.
+    pub fn known(&self, now: u64) -> usize {
+        let entries = self.table.places().filter_map(|at| self.table.get(at));
+        entries.filter(|entry| entry.known().is_some() && entry.age(now) < AGEING).count()
+    }
+
     /// Whether whereabouts changed since this was asked last.
     pub fn take_changed(&mut self) -> bool {
         std::mem::take(&mut self.changed)

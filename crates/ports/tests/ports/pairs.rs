@@ -1,6 +1,6 @@
 //! A guest with several queue pairs.
 
-use engine::{BURST, DropReason, HELD};
+use engine::{App, BURST, DropReason, HELD};
 use ringway_ports::vhost_user::MAX_PAIRS;
 use wire::virtio::Features;
 

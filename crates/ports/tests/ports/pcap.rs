@@ -203,6 +203,7 @@ fn a_file_goes_into_another_in_order_and_as_often_as_it_is_to() {
     assert_eq!((report.sent, report.rounds, report.error.is_none()), (2100, 3, true));
     assert_eq!(graph.counters(source).received.frames, 2100);
     assert_eq!(graph.counters(sink).sent.frames, 2100);
+    graph.stop_all();
     drop(graph);
     let came: Vec<_> = files.written().into_iter().map(|frame| frame.1).collect();
     assert!(came == [&frames[..]; 3].concat(), "bytes out are bytes in, {} frames", came.len());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::Poller;
+use engine::{App, Poller};
 use ringway_ports::vhost_user::{PATIENCE, VhostUserPort};
 use wire::ethernet::MacAddress;
 use wire::virtio::Features;

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use engine::{DropReason, HELD};
+use engine::{App, DropReason, HELD};
 use rustix::fs::{MemfdFlags, memfd_create};
 use wire::virtio::Features;
 

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use engine::DropReason;
+use engine::{App, DropReason};
 use ringway_ports::vhost_user::PATIENCE;
 use rustix::fs::{MemfdFlags, memfd_create};
 use wire::virtio::Features;

@@ -1,5 +1,6 @@
 //! A switch without a thread and without a clock.
 
+use std::mem::take;
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,13 @@ pub struct World {
     pub guests: Vec<Guest>,
     /// What guests did wrong, in order of the reports.
     pub faults: Vec<(usize, String)>,
+}
+
+/// What apps have is handed to whom it is for, as at the end of a worker.
+impl Drop for World {
+    fn drop(&mut self) {
+        self.graph.stop_all();
+    }
 }
 
 impl World {
@@ -191,7 +199,8 @@ impl World {
             drop(self.swap(index, None));
             self.guests[index].reset();
         }
-        let Self { graph, ports, guests, .. } = self;
+        let (graph, ports) = (take(&mut self.graph), take(&mut self.ports));
+        let guests = take(&mut self.guests);
         let devices: Vec<Device> = guests.iter().map(Guest::device).collect();
         let settings = Settings { mode, ..Settings::default() };
         let handle = Worker::start("test", graph, settings, Box::new(|_| ())).unwrap();

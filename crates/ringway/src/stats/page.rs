@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::report::{App, Guest, Link, Port, Report, State, Traffic, Worker};
+use crate::report::{App, Guest, Link, LinkState, Number, Port, Report, State, Traffic, Worker};
 
 /// What there is to say of a switch: since its start, or since the look before.
 pub fn page(before: Option<&Report>, now: &Report) -> String {
@@ -20,7 +20,16 @@ pub fn page(before: Option<&Report>, now: &Report) -> String {
         now.process,
         duration(now.uptime())
     );
-    let sections = [head, view.workers(), view.ports(), view.guests(), view.drops(), view.failed()];
+    let sections = [
+        head,
+        view.workers(),
+        view.ports(),
+        view.guests(),
+        view.links(),
+        view.numbers(),
+        view.drops(),
+        view.failed(),
+    ];
     let sections: Vec<_> = sections.into_iter().filter(|section| !section.is_empty()).collect();
     sections.join("\n")
 }
@@ -45,12 +54,13 @@ impl View<'_> {
     }
 
     fn workers(&self) -> String {
-        let head = ["worker", "load", "frames", "breaths", "busy", "frames/busy breath", "sleeps"];
-        let head = head.map(|name| match name {
+        let head = ["worker", "load", "frames", "breaths", "busy", "frames/busy breath"];
+        let times = ["half under", "99 % under", "all under", "sleeps"];
+        let head = head.into_iter().chain(times).map(|name| match name {
             "frames" | "breaths" | "sleeps" => self.per(name),
             name => name.to_owned(),
         });
-        let mut rows = vec![head.to_vec()];
+        let mut rows = vec![head.collect()];
         for (number, worker) in self.now.workers.iter().enumerate() {
             let past = self.past.workers.get(number).cloned().unwrap_or_default();
             rows.push(self.worker(number, &past, worker));
@@ -61,6 +71,7 @@ impl View<'_> {
     fn worker(&self, number: usize, past: &Worker, now: &Worker) -> Vec<String> {
         let grown = |of: fn(&Worker) -> u64| of(now).saturating_sub(of(past)) as f64;
         let busy = grown(|worker| worker.busy_breaths);
+        let times = grown_by(&past.breath_times, &now.breath_times);
         vec![
             number.to_string(),
             percent(grown(|worker| worker.cpu_ns) / 1e9, self.seconds),
@@ -68,6 +79,9 @@ impl View<'_> {
             self.amount(past.breaths, now.breaths),
             percent(busy, grown(|worker| worker.breaths)),
             share(grown(|worker| worker.frames), busy).map_or("-".into(), |n| format!("{n:.1}")),
+            took_less(&times, 0.5),
+            took_less(&times, 0.99),
+            took_less(&times, 1.0),
             self.amount(past.sleeps, now.sleeps),
         ]
     }
@@ -86,8 +100,8 @@ impl View<'_> {
             let now = self.now.app(name).unwrap_or(&nothing);
             let past = self.past.app(name).unwrap_or(&nothing);
             let link = match link {
-                Some(Link::Up) => "up",
-                Some(Link::Down) => "down",
+                Some(LinkState::Up) => "up",
+                Some(LinkState::Down) => "down",
                 None => "-",
             };
             let mtu = mtu.map_or("-".to_owned(), |mtu| mtu.to_string());
@@ -124,6 +138,43 @@ impl View<'_> {
             )
         };
         guests.map(line).collect()
+    }
+
+    /// The links that something went by.
+    fn links(&self) -> String {
+        let (frames, bits) = match self.is_rate {
+            true => ("frame/s", "bit/s"),
+            false => ("frames", "bytes"),
+        };
+        let mut rows = vec![["link", "", frames, bits].map(str::to_owned).to_vec()];
+        for link @ Link { from, to, traffic, .. } in &self.now.links {
+            let is_same = |past: &&Link| (&past.from, &past.to) == (&link.from, &link.to);
+            let past = self.past.links.iter().find(is_same);
+            let past = past.map(|past| past.traffic).unwrap_or_default();
+            if traffic.frames > past.frames {
+                let [frames, bits] = self.traffic(past, *traffic);
+                rows.push(vec![from.clone(), format!("-> {to}"), frames, bits]);
+            }
+        }
+        if rows.len() == 1 {
+            return "nothing went by any link\n".to_owned();
+        }
+        table(&rows, 2)
+    }
+
+    /// What apps say of themselves, as it is now.
+    fn numbers(&self) -> String {
+        let apps = self.now.apps.iter().filter(|app| !app.own.is_empty());
+        let row = |app: &App| {
+            let phrases: Vec<_> = app.own.iter().map(phrase).collect();
+            vec![app.name.clone(), phrases.join(", ")]
+        };
+        let rows: Vec<_> = apps.map(row).collect();
+        if rows.is_empty() {
+            return String::new();
+        }
+        let head = ["app", "has now"].map(str::to_owned).to_vec();
+        table(&[vec![head], rows].concat(), 2)
     }
 
     /// Why frames were dropped, the most frequent reason of an app first.
@@ -171,6 +222,44 @@ fn table(rows: &[Vec<String>], words: usize) -> String {
         format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+/// A number as it is read: `3 frames waiting`.
+fn phrase(Number { value, unit, name }: &Number) -> String {
+    let space = if unit.is_empty() { "" } else { " " };
+    format!("{value}{space}{unit} {name}")
+}
+
+/// How often something took how long since: nanoseconds that some took less than, and how many those were.
+fn grown_by(past: &[(u64, u64)], now: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let grown = |(limit, count): &(u64, u64)| {
+        let past = past.iter().find(|(other, _)| other == limit).map_or(0, |(_, count)| *count);
+        (*limit, count.saturating_sub(past))
+    };
+    now.iter().map(grown).filter(|(_, count)| *count > 0).collect()
+}
+
+/// Less than what time such a share of all took.
+fn took_less(times: &[(u64, u64)], share: f64) -> String {
+    let total: u64 = times.iter().map(|(_, count)| count).sum();
+    let wanted = (total as f64 * share).ceil() as u64;
+    let mut so_far = 0;
+    let limit = times.iter().find(|(_, count)| {
+        so_far += count;
+        so_far >= wanted
+    });
+    limit.map_or("-".to_owned(), |(limit, _)| short_time(*limit))
+}
+
+/// Nanoseconds in two digits or three.
+fn short_time(nanoseconds: u64) -> String {
+    let time = nanoseconds as f64;
+    let units = [(1e9, "s"), (1e6, "ms"), (1e3, "us")];
+    match units.into_iter().find(|(unit, _)| time >= *unit) {
+        Some((unit, name)) if time < 10.0 * unit => format!("{:.1} {name}", time / unit),
+        Some((unit, name)) => format!("{:.0} {name}", time / unit),
+        None => format!("{nanoseconds} ns"),
+    }
 }
 
 fn share(part: f64, whole: f64) -> Option<f64> {

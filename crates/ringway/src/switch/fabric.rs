@@ -18,21 +18,21 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use apps::bridge::sides::{Side, Sides};
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Change, Ids, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
+use super::Mtus;
 use super::difference::{Difference, Fate};
 use super::make::{self, Made, Remake};
 use super::numbers::Numbers;
 use super::pcap::{END_LIMIT, FileCapture};
 use super::port::{Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
-use super::register::{Again, Entry, Listed, Register};
+use super::register::{Again, Entry, Listed, Register, Terminals};
 use super::settings::{self, Adjust};
-use super::{Mtus, Stations};
 use crate::config::PortKind;
 use crate::config::network::{End, Network, NetworkApp, Spec};
 use crate::session::Trouble;
@@ -70,8 +70,19 @@ struct RunningBridge {
     numbers: Numbers,
 }
 
+impl Running {
+    /// What its inputs are called, and its outputs, by the numbers that the workers know.
+    fn terminals(&self, app: &NetworkApp) -> Terminals {
+        let Some(bridge) = &self.bridge else {
+            return Terminals { inputs: app.inputs.clone(), outputs: app.outputs.clone() };
+        };
+        let sides: Vec<String> =
+            bridge.numbers.sides().map(|side| side.unwrap_or_default().to_owned()).collect();
+        Terminals { inputs: sides.clone(), outputs: sides }
+    }
+}
+
 struct RunningPort {
-    stations: Stations,
     troubles: Option<mpsc::UnboundedSender<Trouble>>,
     control: Option<JoinHandle<()>>,
     capture: Option<FileCapture>,
@@ -209,7 +220,7 @@ impl Fabric {
         let Some(again) = running.and_then(|running| running.again.as_ref()) else {
             return Ok(());
         };
-        settings::set(&mut *(again.remake)(0), app)
+        settings::set(&mut *(again.remake)(0), app).map_err(|fault| anyhow!("{fault}"))
     }
 
     /// Makes a change for which everything is there.
@@ -224,14 +235,10 @@ impl Fabric {
             self.apps.extract_if(|name, _| difference.goes(name)).collect();
         let mut captures = Vec::new();
         let mut removed = Vec::new();
-        let mut left = Vec::new();
         for (name, running) in gone {
             removed.push(running.id);
-            let Some(RunningPort { control, capture, stations, .. }) = running.port else {
-                continue;
-            };
+            let Some(RunningPort { control, capture, .. }) = running.port else { continue };
             captures.extend(capture);
-            left.push(stations);
             if let Some(control) = control {
                 control.abort();
                 // An error says that it was aborted, or panicked, which was reported.
@@ -251,7 +258,7 @@ impl Fabric {
                 let (sender, receiver) = mpsc::unbounded_channel();
                 let troubles = control.is_some().then_some(sender);
                 controls.extend(control.map(|control| (app.name.clone(), control, receiver)));
-                RunningPort { stations: Stations::default(), troubles, control: None, capture }
+                RunningPort { troubles, control: None, capture }
             });
             let running = Running {
                 id,
@@ -273,7 +280,6 @@ impl Fabric {
         }
         let moved = self.number_sides(network, &mut adjustments);
         let led = self.lead(network);
-        self.lead_ports(network);
         // Before the workers have something to say of them.
         self.register.set(self.entries(network));
 
@@ -299,7 +305,6 @@ impl Fabric {
         let remains = self.workers.on_all(commands.collect()).await?;
         drop(remains);
 
-        left.iter().for_each(Stations::forget);
         moved.iter().for_each(|(table, number)| table.forget_port(*number));
         (self.ids, self.network) = (ids, network.clone());
         for running in self.apps.values_mut() {
@@ -398,20 +403,6 @@ impl Fabric {
         Some((running.id, number))
     }
 
-    /// Has ports know where their stations are learned.
-    fn lead_ports(&self, network: &Network) {
-        for (number, app) in network.apps.iter().enumerate() {
-            let running = self.apps.get(&app.name).and_then(|running| running.port.as_ref());
-            let Some(port) = running else { continue };
-            let sides = network.learned_at(number).into_iter().filter_map(|end| {
-                let app = &network.apps[end.app];
-                let bridge = self.apps.get(&app.name)?.bridge.as_ref()?;
-                Some((bridge.table.clone(), bridge.numbers.of(app.inputs.get(end.number)?)?))
-            });
-            port.stations.learned_at(sides.collect());
-        }
-    }
-
     /// What everybody may know.
     fn entries(&self, network: &Network) -> Vec<Entry> {
         let entry = |app: &NetworkApp| {
@@ -422,6 +413,7 @@ impl Fabric {
                     name: app.name.clone(),
                     kind: app.spec.type_name(),
                     is_port: matches!(app.spec, Spec::Port(_)),
+                    terminals: Arc::new(running.terminals(app)),
                 },
                 again: running.again.clone(),
                 troubles: running.port.as_ref().and_then(|port| port.troubles.clone()),
@@ -437,7 +429,6 @@ impl Fabric {
         let handle = Handle {
             name: name.to_owned(),
             app: running.id,
-            stations: port.stations.clone(),
             workers: self.workers.clone(),
             mtus: self.mtus.clone(),
             troubles,

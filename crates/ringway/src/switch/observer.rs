@@ -1,18 +1,19 @@
 //! Looks at a running switch.
 
+use std::collections::HashMap;
 use std::process;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use engine::{Counters, Load, Poller, Worker};
+use engine::{AppId, Counters, Load, Numbers, Poller, Worker};
 use ports::vhost_user::{GuestLook, VhostUserPort};
 use tokio::time::timeout;
 
 use super::Mtus;
-use super::register::{Listed, Register};
+use super::register::{Listed, Register, Terminals};
 use crate::config::feature_names;
-use crate::report::{self, App, Guest, Link, Port, Report, Ring, State};
+use crate::report::{self, App, Guest, Link, LinkState, Number, Port, Report, Ring, State};
 use crate::workers::Workers;
 
 /// A worker answers within this time, unless it hangs: it does so between two breaths.
@@ -35,8 +36,17 @@ pub struct Observer {
 /// What one worker says.
 struct Part {
     load: Load,
-    /// What each app counted, and whether it runs; and its guest, if it is a port that has one.
-    apps: Vec<(Counters, bool, Option<GuestLook>)>,
+    apps: Vec<AppPart>,
+    links: Vec<engine::Link>,
+}
+
+/// What one worker says of an app.
+struct AppPart {
+    counters: Counters,
+    is_running: bool,
+    numbers: Numbers,
+    /// Of a port that has one.
+    guest: Option<GuestLook>,
 }
 
 impl Observer {
@@ -54,10 +64,13 @@ impl Observer {
             let look = |port: &mut VhostUserPort, _: &Poller| port.look();
             let app = |app: &Listed| {
                 let guest = worker.with(app.id, look).flatten();
+                let numbers = worker.numbers(app.id);
                 let graph = worker.graph();
-                (graph.counters(app.id), graph.is_running(app.id), guest)
+                let (counters, is_running) = (graph.counters(app.id), graph.is_running(app.id));
+                AppPart { counters, is_running, numbers, guest }
             };
-            Part { apps: asked.iter().map(app).collect(), load: worker.load() }
+            let apps = asked.iter().map(app).collect();
+            Part { apps, links: worker.graph().links().collect(), load: worker.load() }
         });
         let parts = timeout(LIMIT, parts).await;
         let parts = parts.ok().context("a worker hangs: it does not answer")??;
@@ -70,6 +83,7 @@ impl Observer {
             workers: parts.iter().map(worker).collect(),
             apps: apps(&listed, &parts),
             ports: self.ports(&listed, &parts),
+            links: links(&listed, &parts),
         })
     }
 
@@ -77,11 +91,11 @@ impl Observer {
         let ports = listed.iter().enumerate().filter(|(_, app)| app.is_port);
         let port = |(index, app): (usize, &Listed)| {
             let name = &app.name;
-            let looks = parts.iter().filter_map(|part| part.apps.get(index)?.2.as_ref());
+            let looks = parts.iter().filter_map(|part| part.apps.get(index)?.guest.as_ref());
             let guest = guest(&looks.collect::<Vec<_>>());
             let link = match app.kind {
-                "vhost-user" => Some(Link::new(guest.as_ref().is_some_and(is_up))),
-                _ => self.mtus.link(name).map(Link::new),
+                "vhost-user" => Some(LinkState::new(guest.as_ref().is_some_and(is_up))),
+                _ => self.mtus.link(name).map(LinkState::new),
             };
             Port { name: name.clone(), link, mtu: self.mtus.mtu(name), guest }
         };
@@ -92,10 +106,11 @@ impl Observer {
 fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
     let app = |(index, app): (usize, &Listed)| {
         let mut sum = Counters::default();
-        let mut runs = true;
-        for (counters, is_running, _) in parts.iter().filter_map(|part| part.apps.get(index)) {
-            sum += counters;
-            runs &= is_running;
+        let (mut runs, mut numbers) = (true, Numbers::default());
+        for part in parts.iter().filter_map(|part| part.apps.get(index)) {
+            sum += &part.counters;
+            runs &= part.is_running;
+            numbers.add(part.numbers.clone());
         }
         App {
             name: app.name.clone(),
@@ -104,9 +119,44 @@ fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
             received: sum.received.into(),
             sent: sum.sent.into(),
             drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
+            own: numbers.iter().map(number).collect(),
         }
     };
     listed.iter().enumerate().map(app).collect()
+}
+
+/// The links in the order of their first ends, with what went by each on all workers.
+fn links(listed: &[Listed], parts: &[Part]) -> Vec<Link> {
+    let apps: HashMap<AppId, &Listed> = listed.iter().map(|app| (app.id, app)).collect();
+    // An end of a link: `bridge.vm1`.
+    let terminal = |(id, number): (AppId, usize), of: fn(&Terminals) -> &[String]| {
+        let app = apps.get(&id);
+        let name = app.map_or("", |app| &app.name);
+        match app.and_then(|app| of(&app.terminals).get(number)) {
+            Some(terminal) => format!("{name}.{terminal}"),
+            None => format!("{name}.{number}"),
+        }
+    };
+    let mut places = HashMap::new();
+    let mut links: Vec<Link> = Vec::new();
+    for engine::Link { from, to, traffic, is_up } in parts.iter().flat_map(|part| &part.links) {
+        let place = *places.entry((*from, *to)).or_insert_with(|| {
+            links.push(Link {
+                from: terminal(*from, |app| &app.outputs),
+                to: terminal(*to, |app| &app.inputs),
+                state: LinkState::Up,
+                traffic: report::Traffic::default(),
+            });
+            links.len() - 1
+        });
+        let link = &mut links[place];
+        link.traffic.frames += traffic.frames;
+        link.traffic.bytes += traffic.bytes;
+        if !is_up {
+            link.state = LinkState::Down;
+        }
+    }
+    links
 }
 
 /// What the parts of a port know of its guest, each of its own rings.
@@ -143,9 +193,13 @@ fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
         busy_breaths: load.busy_breaths,
         sleeps: load.sleeps,
         // What waits for a receiver is had anew in each breath, and counted once.
-        frames: apps.iter().map(|(counters, ..)| counters.received.frames).sum(),
+        frames: apps.iter().map(|app| app.counters.received.frames).sum(),
         breath_times: load.times.buckets().collect(),
     }
+}
+
+fn number(engine::Number { name, unit, value, .. }: &engine::Number) -> Number {
+    Number { value: *value, unit: (*unit).to_owned(), name: name.clone() }
 }
 
 fn nanoseconds(time: Duration) -> u64 {

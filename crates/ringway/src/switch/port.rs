@@ -8,8 +8,8 @@ use std::time::Instant;
 use engine::{App, AppId};
 use tokio::sync::mpsc;
 
+use super::Mtus;
 use super::pcap::{self, FileCapture};
-use super::{Mtus, Stations};
 use super::{tap, tun, vhost_net, vhost_user};
 use crate::config::{PortKind, Tap, VhostNet};
 use crate::links::Links;
@@ -53,8 +53,6 @@ pub(super) type Running = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub(super) struct Handle {
     pub(super) name: String,
     pub(super) app: AppId,
-    /// The stations behind it.
-    pub(super) stations: Stations,
     pub(super) workers: Arc<Workers>,
     /// Where to say what MTU it has, if it has one.
     pub(super) mtus: Mtus,

@@ -42,6 +42,14 @@ pub(super) struct Listed {
     /// Its type.
     pub(super) kind: &'static str,
     pub(super) is_port: bool,
+    pub(super) terminals: Arc<Terminals>,
+}
+
+/// What the inputs of an app are called, and its outputs, by their numbers.
+#[derive(Debug)]
+pub(super) struct Terminals {
+    pub(super) inputs: Vec<String>,
+    pub(super) outputs: Vec<String>,
 }
 
 impl Register {

@@ -3,17 +3,10 @@
 use std::any::Any;
 use std::sync::Arc;
 
-use apps::anti_spoof::AntiSpoof;
 use apps::bridge::Bridge;
 use apps::bridge::sides::Sides;
-use apps::filter::Filter;
-use apps::impair::Impair;
-use apps::mirror::Mirror;
-use apps::police::Police;
-use apps::source::Source;
-use apps::storm::Storm;
-use apps::tee::Tee;
-use engine::{App, AppId, Worker};
+use apps::tee;
+use engine::{App, AppId, Fault, Worker};
 
 use crate::config::network::{NetworkApp, Spec};
 
@@ -29,23 +22,8 @@ pub(super) fn can_become(one: &Spec, other: &Spec) -> bool {
 }
 
 /// Gives a part of an app other settings. With an error nothing has changed. A bridge gets its ports otherwise: [`sides`].
-pub(super) fn set(app: &mut dyn App, new: &NetworkApp) -> anyhow::Result<()> {
-    fn typed<A: App>(app: &mut dyn App) -> anyhow::Result<&mut A> {
-        let app: &mut dyn Any = app;
-        app.downcast_mut().ok_or_else(|| anyhow::anyhow!("it is of another type"))
-    }
-    match &new.spec {
-        Spec::Police(settings) => typed::<Police>(app)?.set(settings)?,
-        Spec::Storm(settings) => typed::<Storm>(app)?.set(settings)?,
-        Spec::AntiSpoof(settings) => typed::<AntiSpoof>(app)?.set(settings),
-        Spec::Filter(settings) => typed::<Filter>(app)?.set(settings.clone()),
-        Spec::Mirror(settings) => typed::<Mirror>(app)?.set(settings.clone()),
-        Spec::Tee => typed::<Tee>(app)?.set(new.outputs.len()),
-        Spec::Source(settings) => typed::<Source>(app)?.set(settings.clone())?,
-        Spec::Impair(settings) => typed::<Impair>(app)?.set(settings.clone())?,
-        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => {}
-    }
-    Ok(())
+pub(super) fn set(app: &mut dyn App, new: &NetworkApp) -> Result<(), Fault> {
+    settings(new, |settings| app.reconfigure(settings)).unwrap_or(Ok(()))
 }
 
 /// What gives app `id` settings which another part of it has taken.
@@ -54,9 +32,24 @@ pub(super) fn adjust(id: AppId, new: &NetworkApp) -> Adjust {
     Arc::new(move || {
         let new = new.clone();
         Box::new(move |worker| {
-            let refused = worker.call(id, |app, _| set(app, &new)).and_then(Result::err);
+            let refused = settings(&new, |settings| worker.reconfigure(id, settings));
             Box::new((refused, new))
         })
+    })
+}
+
+/// Calls `give` with the settings of an app that has some, as it takes them.
+fn settings<R>(app: &NetworkApp, give: impl FnOnce(&dyn Any) -> R) -> Option<R> {
+    Some(match &app.spec {
+        Spec::Police(settings) => give(settings),
+        Spec::Storm(settings) => give(settings),
+        Spec::AntiSpoof(settings) => give(settings),
+        Spec::Filter(settings) => give(settings),
+        Spec::Mirror(settings) => give(settings),
+        Spec::Tee => give(&tee::Settings { outputs: app.outputs.len() }),
+        Spec::Source(settings) => give(settings),
+        Spec::Impair(settings) => give(settings),
+        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => return None,
     })
 }
 

@@ -596,9 +596,6 @@ impl<P: HostPort> Control<P> {
         }
         self.on_port(move |port, _| state.apply(port)).await?;
         self.note_link();
-        if !state.is_up {
-            self.forget();
-        }
         let (port, interface) = (&self.handle.name, &self.interface);
         if state.is_up != before.is_up {
             let is = if state.is_up { "up" } else { "down" };
@@ -609,11 +606,6 @@ impl<P: HostPort> Control<P> {
             self.handle.mtus.note(port, state.mtu);
         }
         Ok(())
-    }
-
-    /// Has bridges forget the stations behind this port.
-    fn forget(&self) {
-        self.handle.stations.forget();
     }
 
     /// Lets go of an interface that was deleted.
@@ -663,7 +655,7 @@ impl<P: HostPort> Control<P> {
         Ok(())
     }
 
-    /// Has the workers let go of the interface, and the bridge forget what was behind it.
+    /// Has the workers let go of the interface.
     async fn let_go(&mut self) -> Result<(), Over> {
         // The last part's is the one that closes the queues: here.
         drop(self.on_port(|port, poller| port.detach(poller)).await?);
@@ -673,7 +665,6 @@ impl<P: HostPort> Control<P> {
                 return self.clear().await;
             }
         }
-        self.forget();
         Ok(())
     }
 
@@ -686,7 +677,6 @@ impl<P: HostPort> Control<P> {
         };
         drop(self.handle.workers.on_each(detach).await.map_err(|_| Over)?);
         while self.handle.troubles.try_recv().is_ok() {}
-        self.forget();
         let (port, interface) = (&self.handle.name, &self.interface);
         if self.place == Place::Elsewhere {
             tracing::error!(port, interface, "the port is out of service");

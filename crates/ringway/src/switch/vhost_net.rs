@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 
 use anyhow::bail;
-use engine::{App, Burst, Counters, Fault, Lease, Outcomes, Outputs, Poller, Selection};
+use engine::{App, Burst, Counters, Fault, Lease, Numbers, Outcomes, Outputs, Poller, Selection};
 use ports::tap::{Queues, TapGone, TapPort};
 use ports::vhost_net::{Detached, OpenError, Rings, VhostNetFault, VhostNetPort};
 use sys::tun::Queue;
@@ -248,6 +248,14 @@ impl App for EitherPort {
 
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
         self.app_mut().register(poller)
+    }
+
+    fn is_up(&self) -> bool {
+        self.app().is_up()
+    }
+
+    fn report(&self, now: u64, numbers: &mut Numbers) {
+        self.app().report(now, numbers);
     }
 
     fn counters(&self) -> &Counters {

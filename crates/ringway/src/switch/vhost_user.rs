@@ -61,10 +61,10 @@ pub(super) fn open(
     };
     let parts = remake(workers);
     let control = move |handle: Handle| -> Running {
-        let Handle { name, app, stations, workers, mtus, troubles } = handle;
+        let Handle { name, app, workers, mtus, troubles } = handle;
         mtus.note_guest(&name, mtu);
         let remake = Box::new(remake);
-        let port = Port { name, app, stations, offer, workers, mtus, troubles, remake };
+        let port = Port { name, app, offer, workers, mtus, troubles, remake };
         match source {
             Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),

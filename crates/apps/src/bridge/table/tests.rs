@@ -22,6 +22,19 @@ fn find(table: &Table, address: MacAddress, now: u32) -> Option<PortNumber> {
     table.find(table.place(address, Domain::NONE), Domain::NONE, now)
 }
 
+impl Table {
+    /// Addresses that are known and not aged, by a look at all.
+    fn len(&self, now: u32) -> usize {
+        let fresh = |bucket: &Bucket| (0..WAYS).filter(|way| !bucket.is_aged(*way, now)).count();
+        self.buckets.iter().map(fresh).sum()
+    }
+
+    /// Sweeps all of it.
+    fn sweep_all(&self, now: u32) {
+        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(now));
+    }
+}
+
 fn bucket(table: &Table, number: u64) -> usize {
     table.place(mac(number), Domain::NONE).bucket as usize
 }
@@ -67,7 +80,12 @@ fn an_address_is_forgotten_after_300_seconds() {
     learn(&table, mac(1), 7, 1000);
     assert_eq!(find(&table, mac(1), 1299), Some(7));
     assert_eq!(find(&table, mac(1), 1300), None);
-    assert!(table.is_empty(1300) && !table.is_empty(1299));
+    assert_eq!((table.len(1299), table.len(1300), table.known()), (1, 0, 1));
+    // A slice at a time.
+    table.sweep_all(1299);
+    assert_eq!(table.known(), 1);
+    table.sweep_all(1300);
+    assert_eq!(table.known(), 0);
     // Seen again, by the entry that is still there.
     learn(&table, mac(1), 7, 1300);
     assert_eq!(find(&table, mac(1), 1599), Some(7));
@@ -96,6 +114,28 @@ fn forgetting_a_port_leaves_the_others() {
         let expected = Some((number % 3) as PortNumber).filter(|port| *port != 1);
         assert_eq!(find(&table, mac(number), 0), expected);
     }
+}
+
+/// Who forgets a port that has sent nothing since does not look at everything; who has sent is forgotten each time.
+#[test]
+fn a_port_is_forgotten_as_often_as_it_is_learned_on() {
+    let table = Table::new(KEY);
+    for round in 0..3 {
+        learn(&table, mac(1), 7, round);
+        learn(&table, mac(2), 8, round);
+        assert_eq!(table.known(), 2);
+        table.forget_port(7);
+        // The first of several workers has done it.
+        table.forget_port(7);
+        assert_eq!((find(&table, mac(1), round), find(&table, mac(2), round)), (None, Some(8)));
+        assert_eq!(table.known(), 1);
+    }
+    // A station that moved.
+    learn(&table, mac(2), 9, 3);
+    table.forget_port(8);
+    assert_eq!(find(&table, mac(2), 3), Some(9));
+    table.forget_port(9);
+    assert_eq!((find(&table, mac(2), 3), table.known()), (None, 0));
 }
 
 #[test]
@@ -279,6 +319,10 @@ proptest! {
         }
         let known = model.values().filter(|(_, seen)| now - seen < 300).count();
         prop_assert_eq!(table.len(now), known);
+        prop_assert!(table.known() >= known as u64);
+        table.sweep_all(now);
+        prop_assert_eq!(table.known(), known as u64);
+        prop_assert_eq!(table.len(now), known, "what is not aged stays");
     }
 
     /// Whatever is learned, what was learned last is found, and no more than there is room for.

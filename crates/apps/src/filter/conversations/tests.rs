@@ -12,6 +12,24 @@ const RST: Step = Step::Tcp(TcpFlags(0x14));
 const ACK: Step = Step::Tcp(TcpFlags(0x10));
 
 /// A message from the port; `conversation` is all that tells one from the other.
+impl Conversations {
+    /// Conversations that are remembered, by a look at all.
+    pub(in crate::filter) fn len(&self, now: u32) -> usize {
+        let is_fresh = |bucket: &Bucket, way| {
+            let state = State(bucket.state(way).load(Relaxed));
+            bucket.tag(way).load(Relaxed) != Tag::EMPTY.0 && !state.is_aged(now)
+        };
+        let fresh = |bucket| (0..WAYS).filter(|way| is_fresh(bucket, *way)).count();
+        self.buckets.iter().map(fresh).sum()
+    }
+
+    /// Sweeps all of it, and says how many are left.
+    fn swept(&self, now: u32) -> u64 {
+        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(now));
+        self.known()
+    }
+}
+
 fn message(conversation: u64, step: Step) -> Message {
     let number = match step {
         Step::Tcp(_) => 6,
@@ -178,9 +196,9 @@ fn the_conversations_of_one_side_are_forgotten() {
             talk.0.begin(place, side, 0);
         }
     }
-    assert_eq!(talk.0.len(0), 200);
+    assert_eq!((talk.0.len(0), talk.0.known()), (200, 200));
     talk.0.forget(PORT);
-    assert_eq!(talk.0.len(0), 100);
+    assert_eq!((talk.0.len(0), talk.0.known()), (100, 100));
     let of_network = reversed(message(7, ACK));
     assert!(talk.0.answer(talk.0.place(&of_network, PORT), NETWORK, 0));
     assert!(!talk.answer(7, ACK, 0));
@@ -266,6 +284,9 @@ fn workers_share_a_table_without_mixing_it_up() {
         }
     });
     assert_eq!(table.len(200), 600);
+    // However the workers have counted, and they may have counted wrong.
+    assert_eq!((table.swept(200), table.len(200)), (600, 600));
+    assert_eq!((table.swept(200 + TRANSITORY_SECONDS), table.swept(200 + OPEN_SECONDS)), (600, 0));
 }
 
 /// What is to happen, and the seconds before it.

@@ -94,24 +94,6 @@ impl<'a> Leads<'a> {
 }
 
 impl Network {
-    /// The inputs of bridges by which what a port sends comes in first: where its stations are learned.
-    pub fn learned_at(&self, port: usize) -> Vec<End> {
-        let leads = Leads::new(self);
-        let first = self.links.iter().filter(|link| link.from.app == port);
-        let mut next: Vec<End> = first.map(|link| link.to).collect();
-        let (mut seen, mut bridges) = (BTreeSet::new(), Vec::new());
-        while let Some(end) = next.pop() {
-            if !seen.insert(end) {
-                continue;
-            }
-            match self.apps[end.app].spec {
-                Spec::Bridge(_) => bridges.push(end),
-                _ => next.extend(leads.onward(end).into_iter().map(|link| self.links[link].to)),
-            }
-        }
-        bridges
-    }
-
     /// Ways on which frames would come back, in one breath, to an app that still has them: the numbers of the links. Of those
     /// by the same apps, one.
     pub fn cycles(&self) -> Vec<Vec<usize>> {

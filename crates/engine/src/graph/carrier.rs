@@ -1,0 +1,120 @@
+//! Which links are up, and who is told.
+//!
+//! A link is up when the app that it begins at runs and says that it is ([`App::is_up`](crate::App::is_up)), unless that app passes on
+//! by it that something else is down. An input is up when one of the links that lead to it is: its app hears of a
+//! change ([`App::link`](crate::App::link)), and may pass that on by one of its outputs.
+//!
+//! What may have changed is noted, and looked at when no frame is on its way: between breaths, or at the end of one.
+//!
+//! A change is passed on to its end before the next is looked at. All that comes of it is up, or all of it is down, so that
+//! each link changes once at most, also in a ring of apps.
+
+use std::collections::HashMap;
+
+use super::{Graph, Target};
+use crate::AppId;
+
+impl Graph {
+    /// Takes note that an app may have come up, or gone down; or is new, or its links are. The others hear of it at the end of the
+    /// next breath. For who has called an app of a graph without a worker.
+    pub fn may_have_changed(&mut self, id: AppId) {
+        self.changed.push(id);
+    }
+
+    /// Whether there is something to [`settle`](Self::settle), or a failure to report.
+    #[inline]
+    pub(crate) fn has_news(&self) -> bool {
+        self.has_failures() || !self.changed.is_empty()
+    }
+
+    /// Tells the apps what came up and what went down.
+    #[cold]
+    pub(crate) fn settle(&mut self) {
+        // One that panics meanwhile has gone down, and is looked at next.
+        while let Some(id) = self.changed.pop() {
+            self.pulse.enter(id);
+            let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
+            self.pulse.leave();
+            let Some(slot) = self.slot_mut(id) else { continue };
+            let was_up = std::mem::replace(&mut slot.is_up, is_up);
+            if !std::mem::take(&mut slot.is_new) && is_up == was_up {
+                continue;
+            }
+            let targets = slot.outputs.iter().flatten().map(|target| (target.app, target.input));
+            let targets: Vec<_> = targets.collect();
+            // What leads to it first: what it passes on of that, others need not hear twice.
+            let mut own = slot.down.clone();
+            let leading = self.targets().filter(|(.., target)| target.app == id);
+            own.extend(leading.map(|(.., target)| target.input));
+            let own = own.into_iter().map(|input| (id, input));
+            own.chain(targets).for_each(|(app, input)| self.look(app, input));
+        }
+    }
+
+    /// Tells all apps what came up and what went down, after a change of many. Of the inputs that nothing leads to, it is those
+    /// where something led `before` that went down.
+    ///
+    /// What is up is found in one pass; only of what is another than an app believes the rest is looked at.
+    pub(super) fn look_at_all(&mut self, before: impl Iterator<Item = (AppId, usize)>) {
+        let mut inputs: HashMap<(AppId, usize), bool> =
+            before.map(|input| (input, false)).collect();
+        for (from, output, target) in self.targets() {
+            *inputs.entry((target.app, target.input)).or_default() |= self.is_link_up(from, output);
+        }
+        inputs.retain(|(app, input), is_up| {
+            self.slot(*app).is_some_and(|slot| slot.down.contains(input) == *is_up)
+        });
+        inputs.into_keys().for_each(|(app, input)| self.look(app, input));
+    }
+
+    /// Tells an app what has become of what leads to an input, and those that it passes that on to.
+    fn look(&mut self, mut app: AppId, mut input: usize) {
+        loop {
+            let mut leading = self.targets();
+            let is_up = leading.any(|(from, output, target)| {
+                (target.app, target.input) == (app, input) && self.is_link_up(from, output)
+            });
+            drop(leading);
+            let Some(slot) = self.slot_mut(app) else { return };
+            if !set(&mut slot.down, input, !is_up) {
+                return;
+            }
+            self.pulse.enter(app);
+            let passed_on = self.call(app, |app| app.link(input, is_up)).flatten();
+            self.pulse.leave();
+            let Some(output) = passed_on else { return };
+            let Some(slot) = self.slot_mut(app) else { return };
+            set(&mut slot.dark, output, !is_up);
+            let Some(Some(target)) = slot.outputs.get(output) else { return };
+            (app, input) = (target.app, target.input);
+        }
+    }
+
+    /// Whether the link that begins there is up.
+    pub(super) fn is_link_up(&self, from: AppId, output: usize) -> bool {
+        let slot = self.slot(from);
+        slot.is_some_and(|slot| slot.is_up && !slot.dark.contains(&output))
+    }
+
+    /// Where all links lead, and where they begin.
+    pub(super) fn targets(&self) -> impl Iterator<Item = (AppId, usize, &Target)> {
+        self.slots.iter().flat_map(|slot| {
+            let targets = slot.outputs.iter().enumerate();
+            targets.filter_map(move |(output, target)| Some((slot.id?, output, target.as_ref()?)))
+        })
+    }
+}
+
+/// Has a number be in a set, or not. Returns whether that is new.
+fn set(numbers: &mut Vec<usize>, number: usize, is_in: bool) -> bool {
+    let before = numbers.len();
+    numbers.retain(|other| *other != number);
+    let was_in = numbers.len() < before;
+    if is_in {
+        numbers.push(number);
+    }
+    was_in != is_in
+}
+
+#[cfg(test)]
+mod tests;
