@@ -274,7 +274,7 @@ impl Graph {
 
     #[inline]
     fn slot_mut(&mut self, id: AppId) -> Option<&mut Slot> {
-        find(&mut self.slots, id)
+        self.slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
     }
 
     /// The places of apps, free ones included.
@@ -372,12 +372,18 @@ impl Graph {
     /// What an app says of itself beside its counters, at a time as that of [`Burst::now`].
     pub fn numbers(&mut self, id: AppId, now: u64) -> Numbers {
         let mut numbers = Numbers::default();
+        if !self.is_running(id) {
+            return numbers;
+        }
         self.call(id, |app| app.report(now, &mut numbers));
         numbers
     }
 
     /// Has an app go by other settings, of its own type. With an error nothing has changed.
     pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        if !self.is_running(id) {
+            return Err("there is no such app, or it has failed".into());
+        }
         let done = self.call(id, |app| app.reconfigure(settings));
         done.unwrap_or_else(|| Err("the app has failed".into()))
     }
@@ -392,7 +398,9 @@ impl Graph {
 
     /// Tells an app that it is taken out for good.
     fn stop(&mut self, id: AppId) {
-        self.call(id, |app| app.stop());
+        if self.is_running(id) {
+            self.call(id, |app| app.stop());
+        }
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
@@ -407,7 +415,7 @@ impl Graph {
         let is_its_turn =
             || (self.due.breath as usize).wrapping_add(id.place()).is_multiple_of(TURN);
         let is_asked = |slot: &Slot| slot.has_outside && (all || is_its_turn() || slot.idle < IDLE);
-        self.slot(id).is_some_and(is_asked)
+        self.slots.get(id.place()).is_some_and(is_asked)
     }
 
     /// See [`App::has_outside`].
@@ -439,7 +447,7 @@ impl Graph {
     #[inline]
     pub(crate) fn untouch(&mut self, id: AppId) {
         let breath = self.due.breath;
-        if let Some(slot) = self.slot_mut(id) {
+        if let Some(slot) = find(&mut self.slots, id) {
             (slot.is_touched, slot.published) = (false, breath);
         }
     }
@@ -449,7 +457,7 @@ impl Graph {
         self.slot(id).map_or(0, |slot| slot.asked)
     }
 
-    /// Calls an app, and catches its panic: the app is then taken out, and its links are dark.
+    /// Calls an app that is there, and catches its panic: the app is then taken out, and its links are dark.
     #[inline]
     pub(crate) fn call<R>(&mut self, id: AppId, call: impl FnOnce(&mut dyn App) -> R) -> Option<R> {
         let slot = find(&mut self.slots, id)?;
@@ -480,7 +488,7 @@ impl Graph {
         if selection.is_empty() {
             return;
         }
-        let Some(slot) = self.slot_mut(from) else {
+        let Some(slot) = find(&mut self.slots, from) else {
             return;
         };
         let Some(Some(target)) = slot.outputs.get_mut(output) else {
@@ -532,10 +540,11 @@ impl Graph {
     }
 }
 
-/// The place of an app that is there.
+/// The place of an app that is known to be there: one whose turn it is, or that a link leads to.
 #[inline]
 fn find(slots: &mut [Slot], id: AppId) -> Option<&mut Slot> {
-    slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
+    debug_assert!(slots.get(id.place()).is_some_and(|slot| slot.id == Some(id)), "it is gone");
+    slots.get_mut(id.place())
 }
 
 /// The outputs of the app that is being called.

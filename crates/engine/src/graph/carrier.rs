@@ -32,6 +32,10 @@ impl Graph {
     pub(crate) fn settle(&mut self) {
         // One that panics meanwhile has gone down, and is looked at next.
         while let Some(id) = self.changed.pop() {
+            // It may have gone since.
+            if self.slot(id).is_none() {
+                continue;
+            }
             self.pulse.enter(id);
             let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
             self.pulse.leave();
