@@ -66,7 +66,8 @@ pub trait App: Any + Send {
         true
     }
 
-    /// Registers the descriptors that wake this app. Called once, when its worker begins, or when the app is added to one that runs.
+    /// Registers the descriptors that wake this app. Called once: when its worker begins; or, before the app is added to one that
+    /// runs, by control, on its own thread.
     fn register(&mut self, poller: &Poller) -> std::io::Result<()> {
         let _ = poller;
         Ok(())

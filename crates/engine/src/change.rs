@@ -2,7 +2,7 @@
 //!
 //! Control makes a [`Change`] ready for each worker, with all the room that it takes. The worker makes it between two of its
 //! breaths, when no frame is in flight, by exchanging what is there for what is new ([`crate::Graph::change`]): it allocates
-//! nothing, and drops nothing. What it has exchanged is in the change then, which goes back to control.
+//! next to nothing, and drops nothing. What it has exchanged is in the change then, which goes back to control.
 //!
 //! Links are said by the app that they begin at, all of its outputs at once, so that there is no moment at which it
 //! has neither the old nor the new. Links to an app that goes need not be mentioned.
@@ -57,6 +57,19 @@ impl Change {
         let target = |(app, input)| Target { app, input, traffic: Traffic::default() };
         let outputs = outputs.iter().map(|output| output.map(target)).collect();
         self.outgoing.push(Outgoing { app, outputs });
+    }
+
+    /// The inputs that something led to, before this was made, that has changed.
+    pub(crate) fn led_before(&self) -> impl Iterator<Item = (AppId, usize)> {
+        let others = self.outgoing.iter().flat_map(|outgoing| outgoing.outputs.iter().flatten());
+        self.led_by_removed().chain(others.map(|target| (target.app, target.input)))
+    }
+
+    /// Those that apps led to which it has taken out.
+    pub(crate) fn led_by_removed(&self) -> impl Iterator<Item = (AppId, usize)> {
+        let removed = self.removed.iter().filter_map(|(_, slot)| slot.as_ref());
+        let targets = removed.flat_map(|slot| slot.outputs.iter().flatten());
+        targets.map(|target| (target.app, target.input))
     }
 
     /// Sees to it that there is a slot for each id, in the room that is here.

@@ -80,7 +80,7 @@ pub(crate) struct Slot {
     published: u32,
     /// Not reported yet.
     failure: Option<Failure>,
-    outputs: Vec<Option<Target>>,
+    pub(crate) outputs: Vec<Option<Target>>,
     /// What apps counted that were here before this one, and the frames that there was none for.
     past: Counters,
 }
@@ -96,11 +96,6 @@ impl Slot {
             app: Some(app),
             ..Self::default()
         }
-    }
-
-    /// Which inputs its outputs lead to.
-    fn inputs_beyond(&self) -> impl Iterator<Item = (AppId, usize)> {
-        self.outputs.iter().flatten().map(|target| (target.app, target.input))
     }
 
     pub(crate) fn counters(&self) -> Counters {
@@ -171,8 +166,6 @@ pub struct Graph {
     pub(crate) next_tick: u64,
     /// The apps whose links have to be looked at.
     changed: Vec<AppId>,
-    /// And inputs that a link led to that is gone.
-    cut: Vec<(AppId, usize)>,
     pub(crate) pulse: Arc<Pulse>,
 }
 
@@ -237,47 +230,45 @@ impl Graph {
         let mut change = Change::new(&self.ids);
         change.add(id, name, Box::new(app));
         self.change(&mut change);
+        self.may_have_changed(id);
         id
     }
 
     /// Makes a change, all of it at once, between two breaths. What it has taken out and replaced is in it afterwards, to be
-    /// dropped by whoever may wait. Nothing is allocated here.
+    /// dropped by whoever may wait. Apps that go are stopped, and those that stay hear what came up by it, and what went down.
     pub fn change(&mut self, change: &mut Change) {
         change.make_room(&mut self.slots, &mut self.due);
         for (id, removed) in &mut change.removed {
             self.stop(*id);
-            if let Some(slot) = find(&mut self.slots, *id) {
-                self.cut.extend(slot.inputs_beyond());
+            if let Some(slot) = self.slot_mut(*id) {
                 *removed = Some(std::mem::take(slot));
             }
         }
         for added in &mut change.added {
-            if let Some(id) = added.id
-                && let Some(place) = self.slots.get_mut(id.place())
-            {
+            let Some(id) = added.id else { continue };
+            if let Some(place) = self.slots.get_mut(id.place()) {
                 std::mem::swap(place, added);
-                self.may_have_changed(id);
+            }
+            let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
+            if let Some(slot) = self.slot_mut(id) {
+                slot.is_up = is_up;
             }
         }
         for Outgoing { app, outputs } in &mut change.outgoing {
-            let Some(slot) = find(&mut self.slots, *app) else { continue };
-            for (output, before) in slot.outputs.iter().enumerate() {
-                let Some(before) = before else { continue };
-                let ends = |target: &Target| (target.app, target.input);
-                match outputs.get_mut(output) {
-                    // A link that stays goes on counting.
-                    Some(Some(target)) if ends(target) == ends(before) => {
-                        target.traffic = before.traffic;
-                    }
-                    _ => self.cut.push(ends(before)),
+            let Some(slot) = self.slot_mut(*app) else { continue };
+            for (target, before) in outputs.iter_mut().zip(&slot.outputs) {
+                // A link that stays goes on counting.
+                if let (Some(target), Some(before)) = (target, before)
+                    && (target.app, target.input) == (before.app, before.input)
+                {
+                    target.traffic = before.traffic;
                 }
             }
             std::mem::swap(outputs, &mut slot.outputs);
-            slot.is_new = true;
-            self.may_have_changed(*app);
         }
         self.unlink_the_gone();
         self.first = self.first.min(self.slots.len());
+        self.look_at_all(change);
     }
 
     /// Links that led to an app that is gone lead nowhere.
@@ -299,7 +290,7 @@ impl Graph {
 
     #[inline]
     fn slot_mut(&mut self, id: AppId) -> Option<&mut Slot> {
-        find(&mut self.slots, id)
+        self.slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
     }
 
     /// The places of apps, free ones included.
@@ -328,8 +319,7 @@ impl Graph {
         if slot.outputs[output].is_some() {
             return Err(LinkError::Taken { app: slot.name.clone(), output });
         }
-        let traffic = Traffic::default();
-        slot.outputs[output] = Some(Target { app: to, input, traffic });
+        slot.outputs[output] = Some(Target { app: to, input, traffic: Traffic::default() });
         slot.is_new = true;
         self.may_have_changed(from);
         Ok(())
@@ -398,26 +388,35 @@ impl Graph {
     /// What an app says of itself beside its counters, at a time as that of [`Burst::now`].
     pub fn numbers(&mut self, id: AppId, now: u64) -> Numbers {
         let mut numbers = Numbers::default();
+        if !self.is_running(id) {
+            return numbers;
+        }
         self.call(id, |app| app.report(now, &mut numbers));
         numbers
     }
 
     /// Has an app go by other settings, of its own type. With an error nothing has changed.
     pub fn reconfigure(&mut self, id: AppId, settings: &dyn Any) -> Result<(), Fault> {
+        if !self.is_running(id) {
+            return Err("there is no such app, or it has failed".into());
+        }
         let done = self.call(id, |app| app.reconfigure(settings));
         done.unwrap_or_else(|| Err("the app has failed".into()))
     }
 
     /// Stops all apps, and is of no further use but to look at them.
     pub fn stop_all(&mut self) {
-        for id in self.places().filter_map(|place| self.at(place)).collect::<Vec<_>>() {
+        for place in self.places() {
+            let Some(id) = self.at(place) else { continue };
             self.stop(id);
         }
     }
 
     /// Tells an app that it is taken out for good.
     fn stop(&mut self, id: AppId) {
-        self.call(id, |app| app.stop());
+        if self.is_running(id) {
+            self.call(id, |app| app.stop());
+        }
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
@@ -431,7 +430,7 @@ impl Graph {
     pub(crate) fn is_asked(&self, id: AppId, all: bool) -> bool {
         let turn = (self.due.breath as usize).wrapping_add(id.place());
         let is_asked = |slot: &Slot| slot.has_outside && (all || turn & slot.pause == 0);
-        self.slot(id).is_some_and(is_asked)
+        self.slots.get(id.place()).is_some_and(is_asked)
     }
 
     /// See [`App::has_outside`].
@@ -464,7 +463,7 @@ impl Graph {
     #[inline]
     pub(crate) fn untouch(&mut self, id: AppId) {
         let breath = self.due.breath;
-        if let Some(slot) = self.slot_mut(id) {
+        if let Some(slot) = find(&mut self.slots, id) {
             (slot.is_touched, slot.published) = (false, breath);
         }
     }
@@ -474,7 +473,7 @@ impl Graph {
         self.slot(id).map_or(0, |slot| slot.asked)
     }
 
-    /// Calls an app, and catches its panic: the app is then taken out, and its links are dark.
+    /// Calls an app that is there, and catches its panic: the app is then taken out, and its links are dark.
     #[inline]
     pub(crate) fn call<R>(&mut self, id: AppId, call: impl FnOnce(&mut dyn App) -> R) -> Option<R> {
         let slot = find(&mut self.slots, id)?;
@@ -505,7 +504,7 @@ impl Graph {
         if selection.is_empty() {
             return;
         }
-        let Some(slot) = self.slot_mut(from) else {
+        let Some(slot) = find(&mut self.slots, from) else {
             return;
         };
         let Some(Some(target)) = slot.outputs.get_mut(output) else {
@@ -557,10 +556,11 @@ impl Graph {
     }
 }
 
-/// The place of an app that is there.
+/// The place of an app that is known to be there: one whose turn it is, or that a link leads to.
 #[inline]
 fn find(slots: &mut [Slot], id: AppId) -> Option<&mut Slot> {
-    slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
+    debug_assert!(slots.get(id.place()).is_some_and(|slot| slot.id == Some(id)), "it is gone");
+    slots.get_mut(id.place())
 }
 
 /// The outputs of the app that is being called.

@@ -219,6 +219,9 @@ impl Worker {
         id: AppId,
         call: impl FnOnce(&mut dyn App, &Poller) -> R,
     ) -> Option<R> {
+        if !self.graph.is_running(id) {
+            return None;
+        }
         let poller = &self.poller;
         let result = self.graph.call(id, |app| call(app, poller));
         self.graph.may_have_changed(id);
@@ -246,6 +249,9 @@ impl Worker {
     /// When the new one's descriptors cannot be watched, there is none: as if it had failed.
     pub fn replace(&mut self, id: AppId, app: Box<dyn App>) -> io::Result<Option<Box<dyn App>>> {
         let old = self.graph.replace(id, app);
+        if !self.graph.is_running(id) {
+            return Ok(old);
+        }
         let poller = &self.poller;
         // A panic is reported with those of the next breath.
         let registered = self.graph.call(id, |app| app.register(poller)).unwrap_or(Ok(()));
@@ -260,7 +266,6 @@ impl Worker {
     /// with [`WorkerHandle::poller`], and those that are removed forget their descriptors when they are dropped.
     pub fn change(&mut self, change: &mut Change) {
         self.graph.change(change);
-        self.graph.settle();
     }
 
     /// The apps.

@@ -3,7 +3,7 @@ use std::any::Any;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Repeater, Sink, Source, Taken, taken};
+use crate::testing::{Listener, Repeater, Sink, Source, Taken, Tidings, Told, taken, told};
 use crate::{Counters, DropReason, Graph, Traffic};
 
 fn breathe(graph: &mut Graph) {
@@ -109,6 +109,59 @@ fn what_stays_goes_on_counting_and_what_led_to_the_gone_leads_nowhere() {
     assert_eq!(graph.counters(repeater)[DropReason::NoDestination], 1);
     assert_eq!(graph.counters(one).sent.frames, 2);
     assert_eq!(graph.counters(three).sent.frames, 0);
+}
+
+#[test]
+fn what_goes_is_stopped_and_the_others_hear_what_came_up_and_what_went_down() {
+    let mut ids = Ids::default();
+    let mut graph = Graph::new();
+    let listener = |is_up| -> (Box<Listener>, Tidings) {
+        let (mut listener, tidings) = Listener::new();
+        listener.is_up = is_up;
+        (Box::new(listener), tidings)
+    };
+    let [port, between, bridge] = [(); 3].map(|()| ids.take());
+    let [(first, of_first), (second, of_second), (third, of_third)] =
+        [false, true, true].map(listener);
+    let mut change = Change::new(&ids);
+    change.add(port, "port", first);
+    change.add(between, "between", second);
+    change.add(bridge, "bridge", third);
+    change.lead(port, &[Some((between, 0))]);
+    change.lead(between, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    assert_eq!(told(&of_second), [Told::Link(0, false)], "nobody is there");
+    assert_eq!(told(&of_third).last(), Some(&Told::Link(0, false)), "by what is between");
+
+    // Another port that is up, in the place of that and what was between.
+    [port, between].into_iter().for_each(|id| ids.give_back(id));
+    let other = ids.take();
+    let mut change = Change::new(&ids);
+    change.remove(port);
+    change.remove(between);
+    change.add(other, "other", listener(true).0);
+    change.lead(other, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    assert_eq!(told(&of_third), [Told::Link(0, true)]);
+    assert_eq!((told(&of_first), told(&of_second)), (vec![Told::Stop], vec![Told::Stop]));
+
+    // One that is up in the place of one that is: who was behind that is gone.
+    ids.give_back(other);
+    let next = ids.take();
+    let mut change = Change::new(&ids);
+    change.remove(other);
+    change.add(next, "next", listener(true).0);
+    change.lead(next, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    assert_eq!(told(&of_third), [Told::Link(0, false), Told::Link(0, true)]);
+
+    // Nothing leads there any more.
+    let mut change = Change::new(&ids);
+    change.remove(next);
+    graph.change(&mut change);
+    assert_eq!(told(&of_third), [Told::Link(0, false)]);
+    graph.change(&mut Change::new(&ids));
+    assert_eq!(told(&of_third), [], "it was said");
 }
 
 /// What is done in one step of a random history.

@@ -9,8 +9,10 @@
 //! A change is passed on to its end before the next is looked at. All that comes of it is up, or all of it is down, so that
 //! each link changes once at most, also in a ring of apps.
 
+use std::collections::HashMap;
+
 use super::{Graph, Target};
-use crate::AppId;
+use crate::{AppId, Change};
 
 impl Graph {
     /// Takes note that an app may have come up, or gone down; or is new, or its links are. The others hear of it at the end of the
@@ -22,17 +24,18 @@ impl Graph {
     /// Whether there is something to [`settle`](Self::settle), or a failure to report.
     #[inline]
     pub(crate) fn has_news(&self) -> bool {
-        self.has_failures() || !self.changed.is_empty() || !self.cut.is_empty()
+        self.has_failures() || !self.changed.is_empty()
     }
 
     /// Tells the apps what came up and what went down.
     #[cold]
     pub(crate) fn settle(&mut self) {
-        // Whoever was there is gone, also if another one leads there now.
-        let cut = std::mem::take(&mut self.cut);
-        cut.iter().for_each(|(app, input)| self.look(*app, *input, true));
         // One that panics meanwhile has gone down, and is looked at next.
         while let Some(id) = self.changed.pop() {
+            // It may have gone since.
+            if self.slot(id).is_none() {
+                continue;
+            }
             self.pulse.enter(id);
             let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
             self.pulse.leave();
@@ -41,7 +44,8 @@ impl Graph {
             if !std::mem::take(&mut slot.is_new) && is_up == was_up {
                 continue;
             }
-            let targets: Vec<_> = slot.inputs_beyond().collect();
+            let targets = slot.outputs.iter().flatten().map(|target| (target.app, target.input));
+            let targets: Vec<_> = targets.collect();
             // What leads to it first: what it passes on of that, others need not hear twice.
             let mut own = slot.down.clone();
             let leading = self.targets().filter(|(.., target)| target.app == id);
@@ -49,7 +53,24 @@ impl Graph {
             let own = own.into_iter().map(|input| (id, input));
             own.chain(targets).for_each(|(app, input)| self.look(app, input, false));
         }
-        cut.into_iter().for_each(|(app, input)| self.look(app, input, false));
+    }
+
+    /// Tells all apps what came up and what went down, after a change of many. Of the inputs that nothing leads to, it is those
+    /// where something led before that went down; and those where an app led that is gone did so first, whoever leads there now.
+    ///
+    /// What is up is found in one pass; only of what is another than an app believes the rest is looked at.
+    pub(super) fn look_at_all(&mut self, change: &Change) {
+        change.led_by_removed().for_each(|(app, input)| self.look(app, input, true));
+        let before = change.led_before();
+        let mut inputs: HashMap<(AppId, usize), bool> =
+            before.map(|input| (input, false)).collect();
+        for (from, output, target) in self.targets() {
+            *inputs.entry((target.app, target.input)).or_default() |= self.is_link_up(from, output);
+        }
+        inputs.retain(|(app, input), is_up| {
+            self.slot(*app).is_some_and(|slot| slot.down.contains(input) == *is_up)
+        });
+        inputs.into_keys().for_each(|(app, input)| self.look(app, input, false));
     }
 
     /// Tells an app what has become of what leads to an input, and those that it passes that on to. With `is_cut` the input
@@ -87,7 +108,7 @@ impl Graph {
     pub(super) fn targets(&self) -> impl Iterator<Item = (AppId, usize, &Target)> {
         self.slots.iter().flat_map(|slot| {
             let targets = slot.outputs.iter().enumerate();
-            targets.filter_map(|(output, target)| Some((slot.id?, output, target.as_ref()?)))
+            targets.filter_map(move |(output, target)| Some((slot.id?, output, target.as_ref()?)))
         })
     }
 }

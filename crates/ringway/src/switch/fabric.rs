@@ -8,8 +8,8 @@
 //! 2. *Change*: ports that go let go of their guests. Then each worker gets all of the change in one command, between two of its
 //!    breaths: apps that go and come, links, and settings ([`engine::Change`]). An app that stays is not touched, and a link
 //!    that stays goes on.
-//! 3. *Clean up*: what is left of what went is dropped here, by control. Bridges forget the addresses that were learned on a side
-//!    that went, and only after that its number may be another's.
+//! 3. *Clean up*: what is left of what went is dropped here, by control. Bridges forget the addresses that were learned where a port
+//!    went, and only after that its number may be another's.
 //!
 //! A port that needs what another one has to let go of before, its socket or its interface, has to wait for that: first those
 //! go, then all the rest is done. If that fails, those that went are put back.
@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use apps::bridge::sides::{Side, Sides};
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Change, Ids, Worker};
@@ -31,7 +31,7 @@ use super::make::{self, Made, Remake};
 use super::numbers::Numbers;
 use super::pcap::{END_LIMIT, FileCapture};
 use super::port::{Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
-use super::register::{Again, Entry, Listed, Register};
+use super::register::{Again, Entry, Listed, Register, Terminals};
 use super::settings::{self, Adjust};
 use crate::config::PortKind;
 use crate::config::network::{End, Network, NetworkApp, Spec};
@@ -64,22 +64,22 @@ struct Running {
     port: Option<RunningPort>,
 }
 
-impl Running {
-    /// What its terminals are called, by their numbers. `names` are those of the configuration.
-    fn terminals(&self, names: &[String]) -> Vec<String> {
-        match &self.bridge {
-            Some(bridge) => {
-                bridge.numbers.sides().map(|side| side.unwrap_or_default().to_owned()).collect()
-            }
-            None => names.to_vec(),
-        }
-    }
-}
-
 #[derive(Clone)]
 struct RunningBridge {
     table: Arc<Table>,
     numbers: Numbers,
+}
+
+impl Running {
+    /// What its inputs are called, and its outputs, by the numbers that the workers know.
+    fn terminals(&self, app: &NetworkApp) -> Terminals {
+        let Some(bridge) = &self.bridge else {
+            return Terminals { inputs: app.inputs.clone(), outputs: app.outputs.clone() };
+        };
+        let sides: Vec<String> =
+            bridge.numbers.sides().map(|side| side.unwrap_or_default().to_owned()).collect();
+        Terminals { inputs: sides.clone(), outputs: sides }
+    }
 }
 
 struct RunningPort {
@@ -220,7 +220,7 @@ impl Fabric {
         let Some(again) = running.and_then(|running| running.again.as_ref()) else {
             return Ok(());
         };
-        settings::set(&mut *(again.remake)(0), app)
+        settings::set(&mut *(again.remake)(0), app).map_err(|fault| anyhow!("{fault}"))
     }
 
     /// Makes a change for which everything is there.
@@ -413,8 +413,7 @@ impl Fabric {
                     name: app.name.clone(),
                     kind: app.spec.type_name(),
                     is_port: matches!(app.spec, Spec::Port(_)),
-                    inputs: running.terminals(&app.inputs),
-                    outputs: running.terminals(&app.outputs),
+                    terminals: Arc::new(running.terminals(app)),
                 },
                 again: running.again.clone(),
                 troubles: running.port.as_ref().and_then(|port| port.troubles.clone()),

@@ -11,7 +11,7 @@ use ports::vhost_user::{GuestLook, VhostUserPort};
 use tokio::time::timeout;
 
 use super::Mtus;
-use super::register::{Listed, Register};
+use super::register::{Listed, Register, Terminals};
 use crate::config::feature_names;
 use crate::report::{self, App, Guest, Link, LinkState, Number, Port, Report, Ring, State};
 use crate::workers::Workers;
@@ -36,17 +36,16 @@ pub struct Observer {
 /// What one worker says.
 struct Part {
     load: Load,
-    /// In the order in which they were asked for.
-    apps: Vec<Look>,
+    apps: Vec<AppPart>,
     links: Vec<engine::Link>,
 }
 
-/// What one worker says of its part of an app.
-struct Look {
+/// What one worker says of an app.
+struct AppPart {
     counters: Counters,
-    runs: bool,
+    is_running: bool,
     numbers: Numbers,
-    /// If it is a port that has one.
+    /// Of a port that has one.
     guest: Option<GuestLook>,
 }
 
@@ -63,11 +62,12 @@ impl Observer {
             // Until this is done, or will never be.
             let _pending = &pending;
             let look = |port: &mut VhostUserPort, _: &Poller| port.look();
-            let app = |app: &Listed| Look {
-                guest: worker.with(app.id, look).flatten(),
-                numbers: worker.numbers(app.id),
-                counters: worker.graph().counters(app.id),
-                runs: worker.graph().is_running(app.id),
+            let app = |app: &Listed| {
+                let guest = worker.with(app.id, look).flatten();
+                let numbers = worker.numbers(app.id);
+                let graph = worker.graph();
+                let (counters, is_running) = (graph.counters(app.id), graph.is_running(app.id));
+                AppPart { counters, is_running, numbers, guest }
             };
             let apps = asked.iter().map(app).collect();
             Part { apps, links: worker.graph().links().collect(), load: worker.load() }
@@ -106,20 +106,20 @@ impl Observer {
 fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
     let app = |(index, app): (usize, &Listed)| {
         let mut sum = Counters::default();
-        let (mut all_run, mut own) = (true, Numbers::default());
-        for Look { counters, runs, numbers, .. } in parts.iter().filter_map(|p| p.apps.get(index)) {
-            sum += counters;
-            all_run &= runs;
-            own.add(numbers.clone());
+        let (mut runs, mut numbers) = (true, Numbers::default());
+        for part in parts.iter().filter_map(|part| part.apps.get(index)) {
+            sum += &part.counters;
+            runs &= part.is_running;
+            numbers.add(part.numbers.clone());
         }
         App {
             name: app.name.clone(),
             kind: app.kind.to_owned(),
-            state: if all_run { State::Running } else { State::Failed },
+            state: if runs { State::Running } else { State::Failed },
             received: sum.received.into(),
             sent: sum.sent.into(),
             drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),
-            own: own.iter().map(number).collect(),
+            own: numbers.iter().map(number).collect(),
         }
     };
     listed.iter().enumerate().map(app).collect()
@@ -128,19 +128,25 @@ fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
 /// The links in the order of their first ends, with what went by each on all workers.
 fn links(listed: &[Listed], parts: &[Part]) -> Vec<Link> {
     let apps: HashMap<AppId, &Listed> = listed.iter().map(|app| (app.id, app)).collect();
-    let end = |(id, number): (AppId, usize), names: fn(&Listed) -> &Vec<String>| {
-        // One that came or went meanwhile.
-        let app = apps.get(&id)?;
-        Some(format!("{}.{}", app.name, names(app).get(number)?))
+    // An end of a link: `bridge.vm1`.
+    let terminal = |(id, number): (AppId, usize), of: fn(&Terminals) -> &[String]| {
+        let app = apps.get(&id);
+        let name = app.map_or("", |app| &app.name);
+        match app.and_then(|app| of(&app.terminals).get(number)) {
+            Some(terminal) => format!("{name}.{terminal}"),
+            None => format!("{name}.{number}"),
+        }
     };
     let mut places = HashMap::new();
     let mut links: Vec<Link> = Vec::new();
     for engine::Link { from, to, traffic, is_up } in parts.iter().flat_map(|part| &part.links) {
-        let ends = (end(*from, |app| &app.outputs), end(*to, |app| &app.inputs));
-        let (Some(first), Some(second)) = ends else { continue };
         let place = *places.entry((*from, *to)).or_insert_with(|| {
-            let (state, traffic) = (LinkState::Up, report::Traffic::default());
-            links.push(Link { from: first, to: second, state, traffic });
+            links.push(Link {
+                from: terminal(*from, |app| &app.outputs),
+                to: terminal(*to, |app| &app.inputs),
+                state: LinkState::Up,
+                traffic: report::Traffic::default(),
+            });
             links.len() - 1
         });
         let link = &mut links[place];
@@ -187,7 +193,7 @@ fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
         busy_breaths: load.busy_breaths,
         sleeps: load.sleeps,
         // What waits for a receiver is had anew in each breath, and counted once.
-        frames: apps.iter().map(|look| look.counters.received.frames).sum(),
+        frames: apps.iter().map(|app| app.counters.received.frames).sum(),
         breath_times: load.times.buckets().collect(),
     }
 }

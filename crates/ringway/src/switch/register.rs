@@ -42,9 +42,13 @@ pub(super) struct Listed {
     /// Its type.
     pub(super) kind: &'static str,
     pub(super) is_port: bool,
-    /// What its inputs are called, by their numbers.
+    pub(super) terminals: Arc<Terminals>,
+}
+
+/// What the inputs of an app are called, and its outputs, by their numbers.
+#[derive(Debug)]
+pub(super) struct Terminals {
     pub(super) inputs: Vec<String>,
-    /// And its outputs.
     pub(super) outputs: Vec<String>,
 }
 

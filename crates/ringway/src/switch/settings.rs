@@ -6,7 +6,7 @@ use std::sync::Arc;
 use apps::bridge::Bridge;
 use apps::bridge::sides::Sides;
 use apps::tee;
-use engine::{App, AppId, Worker};
+use engine::{App, AppId, Fault, Worker};
 
 use crate::config::network::{NetworkApp, Spec};
 
@@ -22,20 +22,8 @@ pub(super) fn can_become(one: &Spec, other: &Spec) -> bool {
 }
 
 /// Gives a part of an app other settings. With an error nothing has changed. A bridge gets its ports otherwise: [`sides`].
-pub(super) fn set(app: &mut dyn App, new: &NetworkApp) -> anyhow::Result<()> {
-    let tee = tee::Settings { outputs: new.outputs.len() };
-    let settings: &dyn Any = match &new.spec {
-        Spec::Police(settings) => settings,
-        Spec::Storm(settings) => settings,
-        Spec::AntiSpoof(settings) => settings,
-        Spec::Filter(settings) => settings,
-        Spec::Mirror(settings) => settings,
-        Spec::Tee => &tee,
-        Spec::Source(settings) => settings,
-        Spec::Impair(settings) => settings,
-        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => return Ok(()),
-    };
-    app.reconfigure(settings).map_err(|error| anyhow::anyhow!(error))
+pub(super) fn set(app: &mut dyn App, new: &NetworkApp) -> Result<(), Fault> {
+    settings(new, |settings| app.reconfigure(settings)).unwrap_or(Ok(()))
 }
 
 /// What gives app `id` settings which another part of it has taken.
@@ -44,9 +32,24 @@ pub(super) fn adjust(id: AppId, new: &NetworkApp) -> Adjust {
     Arc::new(move || {
         let new = new.clone();
         Box::new(move |worker| {
-            let refused = worker.call(id, |app, _| set(app, &new)).and_then(Result::err);
+            let refused = settings(&new, |settings| worker.reconfigure(id, settings));
             Box::new((refused, new))
         })
+    })
+}
+
+/// Calls `give` with the settings of an app that has some, as it takes them.
+fn settings<R>(app: &NetworkApp, give: impl FnOnce(&dyn Any) -> R) -> Option<R> {
+    Some(match &app.spec {
+        Spec::Police(settings) => give(settings),
+        Spec::Storm(settings) => give(settings),
+        Spec::AntiSpoof(settings) => give(settings),
+        Spec::Filter(settings) => give(settings),
+        Spec::Mirror(settings) => give(settings),
+        Spec::Tee => give(&tee::Settings { outputs: app.outputs.len() }),
+        Spec::Source(settings) => give(settings),
+        Spec::Impair(settings) => give(settings),
+        Spec::Bridge(_) | Spec::Port(_) | Spec::Sink => return None,
     })
 }
 
