@@ -180,7 +180,7 @@ fn addresses(report: &Value) -> Result<u64> {
 fn the_addresses_of_a_guest_that_goes_are_forgotten() -> Result<()> {
     let options = ["--control", "control.sock", "--workers", "2"];
     let ports =
-        ["vm1=vhost-user:vm1.sock,rate-from=10Gbit,filter-from=not arp", "vm2=vhost-user:vm2.sock"];
+        ["vm1=vhost-user:vm1.sock,rate-from=10Gbit,storm-broadcast=1000frames", "vm2=vhost-user:vm2.sock"];
     let switch = Switch::start_with(&options, &ports)?;
     let control = switch.path("control.sock").display().to_string();
     let (mut one, mut two) = (station(&switch, 1)?, station(&switch, 2)?);
@@ -188,7 +188,7 @@ fn the_addresses_of_a_guest_that_goes_are_forgotten() -> Result<()> {
     exchange(&mut two, &mut one, &frame(2, 1), 10)?;
     let report = json(&control)?;
     ensure!(addresses(&report)? == 2, "{report}");
-    ensure!(link(&report, "vm1.filter.network", "bridge.vm1")?["state"] == "up", "{report}");
+    ensure!(link(&report, "vm1.police.network", "bridge.vm1")?["state"] == "up", "{report}");
     drop(one);
     let deadline = Instant::now() + LIMIT;
     let report = loop {
@@ -198,7 +198,7 @@ fn the_addresses_of_a_guest_that_goes_are_forgotten() -> Result<()> {
         }
         ensure!(Instant::now() < deadline, "known after {LIMIT:?}: {report}");
     };
-    ensure!(link(&report, "vm1.filter.network", "bridge.vm1")?["state"] == "down", "{report}");
+    ensure!(link(&report, "vm1.police.network", "bridge.vm1")?["state"] == "down", "{report}");
     ensure!(link(&report, "vm2.tx", "bridge.vm2")?["state"] == "up", "{report}");
     let police = named(&report["apps"], "vm1.police")?;
     let bucket = named(&police["own"], "left from the port")?;

@@ -153,6 +153,12 @@ fn packets_wait_for_their_neighbour_and_then_go_in_order() {
     let question = world.until("a question", |_, received| read_arp(&received));
     assert_eq!((question.operation, question.target.octets()), (Operation::Request, GUEST_V4));
     until_read(&mut world, 5);
+    // Who is known, and what waits for those who are not.
+    let said = |world: &mut World| {
+        let numbers = world.graph.numbers(world.ports[TUN], world.now);
+        numbers.iter().map(|number| number.value).collect::<Vec<_>>()
+    };
+    assert_eq!(said(&mut world), [0, 3]);
     world.guests[0].send(&answer(question));
     socket.send_to(&[5; 50], "10.9.0.2:900").unwrap();
     // The newest three of those that waited, and then what came later.
@@ -162,6 +168,7 @@ fn packets_wait_for_their_neighbour_and_then_go_in_order() {
         next += 1;
         (next == 6).then_some(())
     });
+    assert_eq!(said(&mut world), [1, 0]);
     world.assert_drops(TUN, &[(DropReason::NoNeighbour, 2)]);
 }
 

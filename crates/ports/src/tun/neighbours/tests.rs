@@ -65,7 +65,9 @@ fn an_address_is_asked_for_once_a_second_and_given_up_after_three() {
 fn an_answer_is_good_for_a_while_and_then_checked_in_use() {
     let mut table = neighbours();
     table.resolve(v6(1), 0);
+    assert_eq!(table.known(9), 0, "it is asked for");
     table.hear(v6(1), Some(ONE), ANSWER, 10);
+    assert_eq!((table.known(10), table.known(10 + AGEING)), (1, 0));
     assert!(table.take_changed());
     assert_eq!(table.resolve(v6(1), 9 + CONFIRMED), (Whereabouts::At(ONE), None));
     assert_eq!(asked(&mut table, 9 + CONFIRMED), []);
