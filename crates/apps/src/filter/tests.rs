@@ -197,10 +197,11 @@ fn only_what_was_accepted_is_replied_to() {
     let mut net = net(settings(allow_replies(accept("udp port 53")), accept("arp")));
     assert!(!passes(&mut net, PORT, &udp([1, 2], [1000, 54])));
     assert!(!passes(&mut net, NETWORK, &udp([2, 1], [54, 1000])));
-    // And nothing is, without being told to.
+    // And nothing is, without being told to: there is no table to look into.
     let mut net = self::net(settings(accept("udp"), accept("arp")));
     assert!(passes(&mut net, PORT, &udp([1, 2], [1000, 53])));
     assert!(!passes(&mut net, NETWORK, &udp([2, 1], [53, 1000])));
+    assert!(net.app::<Filter>().known.table.get().is_none());
 }
 
 #[test]

@@ -189,6 +189,24 @@ fn two_tags_lead_into_no_other_vlan() {
     }
 }
 
+/// Nor where it is known who they are for: alone, or among others.
+#[test]
+fn a_station_that_is_known_gets_no_inner_tag() {
+    let mut net = net(vec![Membership::Access(10), trunk(None, &[10]), Membership::Tunnel(10)]);
+    assert_eq!(net.pass(0, &frame(9, 2)).len(), 2);
+    for (port, inner, plain) in [
+        (1, vec![(CUSTOMER, 10), (CUSTOMER, 20)], vec![(CUSTOMER, 10)]),
+        (2, vec![(CUSTOMER, 20)], vec![]),
+    ] {
+        let [inner, plain] = [inner, plain].map(|tags| tagged(2, 1, &tags));
+        let before = net.drops(DropReason::NoDestination);
+        assert_eq!(net.pass(port, &inner), [], "from port {port}");
+        net.send(port, [inner.clone(), plain, inner]);
+        assert_eq!(net.received(0), [frame(2, 1)], "from port {port}");
+        assert_eq!(net.drops(DropReason::NoDestination), before + 3, "from port {port}");
+    }
+}
+
 /// Frames one behind the other that differ in what is behind their outer tag alone are not treated alike.
 #[test]
 fn frames_of_a_burst_differ_by_their_inner_tag() {
