@@ -179,8 +179,10 @@ fn addresses(report: &Value) -> Result<u64> {
 #[test]
 fn the_addresses_of_a_guest_that_goes_are_forgotten() -> Result<()> {
     let options = ["--control", "control.sock", "--workers", "2"];
-    let ports =
-        ["vm1=vhost-user:vm1.sock,rate-from=10Gbit,storm-broadcast=1000frames", "vm2=vhost-user:vm2.sock"];
+    let ports = [
+        "vm1=vhost-user:vm1.sock,rate-from=10Gbit,storm-broadcast=1000frames",
+        "vm2=vhost-user:vm2.sock",
+    ];
     let switch = Switch::start_with(&options, &ports)?;
     let control = switch.path("control.sock").display().to_string();
     let (mut one, mut two) = (station(&switch, 1)?, station(&switch, 2)?);
