@@ -3,7 +3,7 @@
 //! A [`Network`] says which apps there are to be, and what is linked to what. Whatever the fabric is, nothing at all in the
 //! beginning, it becomes that by the smallest change:
 //!
-//! 1. *Prepare*: what is new is opened and made, and other settings are tried on a part of the app that nobody uses. All that
+//! 1. *Prepare*: what is new is opened and made, and other settings are tried on an app that nobody uses. All that
 //!    can fail does so here, when nothing has changed; what was opened goes again then.
 //! 2. *Change*: ports that go let go of their guests. Then each worker gets all of the change in one command, between two of its
 //!    breaths: apps that go and come, links, and settings ([`engine::Change`]). An app that stays is not touched, and a link
@@ -18,7 +18,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use apps::bridge::sides::{Side, Sides};
 use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Change, Ids, Worker};
@@ -194,7 +194,8 @@ impl Fabric {
                     self.workers.register(&mut made.parts).with_context(what)?;
                     new.insert(app.name.clone(), made);
                 }
-                Some(Fate::Changes) => self.try_settings(app).with_context(|| app.name.clone())?,
+                // Whether its settings can be had shows in an app that nobody uses.
+                Some(Fate::Changes) => drop(make::make(app, 1)?),
                 Some(Fate::Goes) | None => {}
             }
         }
@@ -211,16 +212,6 @@ impl Fabric {
         let Spec::Port(kind) = &app.spec else { bail!("app `{}` is of no known type", app.name) };
         let Opened { parts, control, capture } = self.opener.open(&app.name, kind).await?;
         Ok(New { parts, control, capture, ..new })
-    }
-
-    /// Gives settings to a part of an app that nobody uses: whether they can be had, and so that what they take is there before the
-    /// workers need it.
-    fn try_settings(&self, app: &NetworkApp) -> anyhow::Result<()> {
-        let running = self.apps.get(&app.name);
-        let Some(again) = running.and_then(|running| running.again.as_ref()) else {
-            return Ok(());
-        };
-        settings::set(&mut *(again.remake)(0), app).map_err(|fault| anyhow!("{fault}"))
     }
 
     /// Makes a change for which everything is there.
@@ -275,6 +266,8 @@ impl Fabric {
             let Some(running) = self.apps.get_mut(&app.name) else { continue };
             if let Some(again) = &mut running.again {
                 again.adjust = settings::adjust(running.id, app);
+                // What parts share and other settings take, a table for a filter, is allocated by this one here.
+                let _ = settings::set(&mut *(again.remake)(0), app);
                 adjustments.push(again.adjust.clone());
             }
         }
