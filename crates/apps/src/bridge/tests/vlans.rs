@@ -347,6 +347,35 @@ impl App for Witness {
     }
 }
 
+/// Each bit of their addresses counts, to the last.
+#[test]
+fn frames_of_a_burst_differ_by_any_bit_of_their_addresses() {
+    let plain = frame(2, 1);
+    // But for those that make a group of an address.
+    for bit in (0..96).filter(|bit| ![0, 48].contains(bit)) {
+        let mut net = net([10; 3].map(Membership::Access).to_vec());
+        net.ports_of(1, frame(9, 2));
+        net.received(2);
+        let mut other = plain.clone();
+        other[bit / 8] ^= 1 << (bit % 8);
+        net.send(0, [plain.clone(), other.clone()]);
+        let is_source = bit >= 48;
+        let expected = if is_source { vec![] } else { vec![other] };
+        assert_eq!(net.received(2), expected, "bit {bit}");
+        assert_eq!(net.app::<Bridge>().table().len(0), 2 + usize::from(is_source), "bit {bit}");
+    }
+}
+
+/// More than there are places for in one bucket of the table.
+#[test]
+fn an_address_may_be_in_many_vlans() {
+    let vlans: Vec<u16> = (1..=20).collect();
+    let mut net = net(vec![trunk(None, &vlans), trunk(None, &vlans)]);
+    net.send(0, vlans.iter().map(|vlan| tagged(2, 1, &[(CUSTOMER, *vlan)])));
+    assert_eq!(net.received(1).len(), 20);
+    assert_eq!(net.app::<Bridge>().table().len(0), 20);
+}
+
 /// What an app in front of a bridge sees of frames to host 2, before it passes them on and afterwards. Host 2 is in VLAN 10, at
 /// port 1, if that is known.
 fn witnessed(is_known: bool, frames: &[Vec<u8>]) -> Vec<[Vec<u8>; 2]> {
