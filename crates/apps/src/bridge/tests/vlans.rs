@@ -362,7 +362,7 @@ fn frames_of_a_burst_differ_by_any_bit_of_their_addresses() {
         let is_source = bit >= 48;
         let expected = if is_source { vec![] } else { vec![other] };
         assert_eq!(net.received(2), expected, "bit {bit}");
-        assert_eq!(net.app::<Bridge>().table().len(0), 2 + usize::from(is_source), "bit {bit}");
+        assert_eq!(net.app::<Bridge>().table().known(), 2 + u64::from(is_source), "bit {bit}");
     }
 }
 
@@ -373,7 +373,7 @@ fn an_address_may_be_in_many_vlans() {
     let mut net = net(vec![trunk(None, &vlans), trunk(None, &vlans)]);
     net.send(0, vlans.iter().map(|vlan| tagged(2, 1, &[(CUSTOMER, *vlan)])));
     assert_eq!(net.received(1).len(), 20);
-    assert_eq!(net.app::<Bridge>().table().len(0), 20);
+    assert_eq!(net.app::<Bridge>().table().known(), 20);
 }
 
 /// What an app in front of a bridge sees of frames to host 2, before it passes them on and afterwards. Host 2 is in VLAN 10, at
