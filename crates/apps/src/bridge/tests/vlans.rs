@@ -350,7 +350,7 @@ impl App for Witness {
 /// Each bit of their addresses counts, to the last.
 #[test]
 fn frames_of_a_burst_differ_by_any_bit_of_their_addresses() {
-    let plain = frame(2, 1);
+    let plain = frame_of(host(2), host(1), &[0; 50]);
     // But for those that make a group of an address.
     for bit in (0..96).filter(|bit| ![0, 48].contains(bit)) {
         let mut net = net([10; 3].map(Membership::Access).to_vec());
