@@ -4,25 +4,33 @@
 /// in that place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct AppId {
-    place: u32,
-    /// How many apps were in this place before.
-    generation: u32,
+    /// Its place in the lower half; in the upper one how many apps were there before. In one word, as it is noted at each
+    /// call of an app.
+    word: u64,
 }
 
 impl AppId {
+    fn new(place: u32, generation: u32) -> Self {
+        Self { word: u64::from(generation) << 32 | u64::from(place) }
+    }
+
     /// Where a graph has it.
     #[inline]
     pub(crate) fn place(self) -> usize {
-        self.place as usize
+        self.word as u32 as usize
+    }
+
+    fn generation(self) -> u32 {
+        (self.word >> 32) as u32
     }
 
     #[inline]
     pub(crate) fn to_word(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.place)
+        self.word
     }
 
     pub(crate) fn from_word(word: u64) -> Self {
-        Self { place: word as u32, generation: (word >> 32) as u32 }
+        Self { word }
     }
 }
 
@@ -42,18 +50,18 @@ impl Ids {
             self.generations.push(0);
             self.generations.len() as u32 - 1
         });
-        AppId { place, generation: self.generations[place as usize] }
+        AppId::new(place, self.generations[place as usize])
     }
 
     /// The app of this id is gone, or was never added.
     pub fn give_back(&mut self, id: AppId) {
         if let Some(generation) = self.generations.get_mut(id.place())
-            && *generation == id.generation
+            && *generation == id.generation()
         {
             *generation += 1;
             // In 2^32 changes. The place is never used again then.
             if *generation < u32::MAX {
-                self.free.push(id.place);
+                self.free.push(id.place() as u32);
             }
         }
     }
