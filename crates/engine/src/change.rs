@@ -7,6 +7,8 @@
 //! Links are said by the app that they begin at, all of its outputs at once, so that there is no moment at which it
 //! has neither the old nor the new. Links to an app that goes need not be mentioned.
 
+use std::collections::{HashMap, HashSet};
+
 use crate::graph::{Due, Slot, Target};
 use crate::id::{AppId, Ids};
 use crate::{App, Traffic};
@@ -15,6 +17,8 @@ use crate::{App, Traffic};
 pub struct Change {
     /// The apps that go.
     pub(crate) removed: Vec<(AppId, Option<Slot>)>,
+    /// Those of them that frames came from.
+    ends: Vec<AppId>,
     /// The apps that come.
     pub(crate) added: Vec<Slot>,
     pub(crate) outgoing: Vec<Outgoing>,
@@ -35,6 +39,7 @@ impl Change {
         let places = ids.places();
         Self {
             removed: Vec::new(),
+            ends: Vec::new(),
             added: Vec::new(),
             outgoing: Vec::new(),
             slots: Vec::with_capacity(places),
@@ -42,9 +47,15 @@ impl Change {
         }
     }
 
-    /// Takes an app out, and all links from it and to it.
+    /// Takes an app out, and all links from it and to it. One that lies between others: who was behind it may still be there.
     pub fn remove(&mut self, id: AppId) {
         self.removed.push((id, None));
+    }
+
+    /// The same for an app that frames came from: whoever was behind it is gone, also for those that another app leads to then.
+    pub fn remove_end(&mut self, id: AppId) {
+        self.remove(id);
+        self.ends.push(id);
     }
 
     /// Puts an app in, under an id that no other has had. Its descriptors are to be registered already.
@@ -61,15 +72,27 @@ impl Change {
 
     /// The inputs that something led to, before this was made, that has changed.
     pub(crate) fn led_before(&self) -> impl Iterator<Item = (AppId, usize)> {
-        let others = self.outgoing.iter().flat_map(|outgoing| outgoing.outputs.iter().flatten());
-        self.led_by_removed().chain(others.map(|target| (target.app, target.input)))
+        let removed = self.removed.iter().filter_map(|(_, slot)| slot.as_ref());
+        let removed = removed.map(|slot| &slot.outputs);
+        let outputs = removed.chain(self.outgoing.iter().map(|outgoing| &outgoing.outputs));
+        outputs.flatten().flatten().map(|target| (target.app, target.input))
     }
 
-    /// Those that apps led to which it has taken out.
-    pub(crate) fn led_by_removed(&self) -> impl Iterator<Item = (AppId, usize)> {
-        let removed = self.removed.iter().filter_map(|(_, slot)| slot.as_ref());
-        let targets = removed.flat_map(|slot| slot.outputs.iter().flatten());
-        targets.map(|target| (target.app, target.input))
+    /// Those that apps led to, by others that it has taken out or directly, which frames came from and which it has taken out.
+    pub(crate) fn led_by_ends(&self) -> Vec<(AppId, usize)> {
+        let slots: HashMap<_, _> = self.removed.iter().map(|(id, slot)| (*id, slot)).collect();
+        let (mut next, mut seen) = (self.ends.clone(), HashSet::new());
+        let mut led = Vec::new();
+        while let Some(id) = next.pop() {
+            let Some(Some(slot)) = slots.get(&id).filter(|_| seen.insert(id)) else { continue };
+            for target in slot.outputs.iter().flatten() {
+                match slots.contains_key(&target.app) {
+                    true => next.push(target.app),
+                    false => led.push((target.app, target.input)),
+                }
+            }
+        }
+        led
     }
 
     /// Sees to it that there is a slot for each id, in the room that is here.

@@ -166,6 +166,8 @@ pub struct Graph {
     pub(crate) next_tick: u64,
     /// The apps whose links have to be looked at.
     changed: Vec<AppId>,
+    /// Frames that apps received which are gone.
+    received_by_gone: u64,
     pub(crate) pulse: Arc<Pulse>,
 }
 
@@ -237,10 +239,21 @@ impl Graph {
     /// Makes a change, all of it at once, between two breaths. What it has taken out and replaced is in it afterwards, to be
     /// dropped by whoever may wait. Apps that go are stopped, and those that stay hear what came up by it, and what went down.
     pub fn change(&mut self, change: &mut Change) {
+        self.stop_those(change);
+        self.exchange(change);
+    }
+
+    /// Stops the apps that go by a change: before it, so that what fails in that can be reported.
+    pub(crate) fn stop_those(&mut self, change: &Change) {
+        change.removed.iter().for_each(|(id, _)| self.stop(*id));
+    }
+
+    /// Makes a change whose apps have been stopped.
+    pub(crate) fn exchange(&mut self, change: &mut Change) {
         change.make_room(&mut self.slots, &mut self.due);
         for (id, removed) in &mut change.removed {
-            self.stop(*id);
-            if let Some(slot) = self.slot_mut(*id) {
+            if let Some(slot) = find_current(&mut self.slots, *id) {
+                self.received_by_gone += slot.counters().received.frames;
                 *removed = Some(std::mem::take(slot));
             }
         }
@@ -256,11 +269,14 @@ impl Graph {
         }
         for Outgoing { app, outputs } in &mut change.outgoing {
             let Some(slot) = self.slot_mut(*app) else { continue };
-            for (target, before) in outputs.iter_mut().zip(&slot.outputs) {
-                // A link that stays goes on counting.
-                if let (Some(target), Some(before)) = (target, before)
-                    && (target.app, target.input) == (before.app, before.input)
-                {
+            for (output, target) in outputs.iter_mut().enumerate() {
+                let Some(target) = target else { continue };
+                // A link that stays goes on counting, also if its output has another number.
+                let is_same =
+                    |before: &&Target| (target.app, target.input) == (before.app, before.input);
+                let mut others = slot.outputs.iter().flatten();
+                let there = slot.outputs.get(output).and_then(Option::as_ref).filter(is_same);
+                if let Some(before) = there.or_else(|| others.find(is_same)) {
                     target.traffic = before.traffic;
                 }
             }
@@ -290,7 +306,7 @@ impl Graph {
 
     #[inline]
     fn slot_mut(&mut self, id: AppId) -> Option<&mut Slot> {
-        self.slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
+        find_current(&mut self.slots, id)
     }
 
     /// The places of apps, free ones included.
@@ -415,8 +431,16 @@ impl Graph {
     /// Tells an app that it is taken out for good.
     fn stop(&mut self, id: AppId) {
         if self.is_running(id) {
+            self.pulse.enter(id);
             self.call(id, |app| app.stop());
+            self.pulse.leave();
         }
+    }
+
+    /// Frames that apps received, those that are gone included.
+    pub fn received(&self) -> u64 {
+        let received = |slot: &Slot| slot.counters().received.frames;
+        self.received_by_gone + self.slots.iter().map(received).sum::<u64>()
     }
 
     /// What an app counted, and those that were in its place before, with what was dropped for its absence.
@@ -554,6 +578,12 @@ impl Graph {
         self.has_failures = false;
         self.slots.iter_mut().filter_map(|slot| Some((slot.id?, slot.failure.take()?)))
     }
+}
+
+/// The place of an app, if it is still there.
+#[inline]
+fn find_current(slots: &mut [Slot], id: AppId) -> Option<&mut Slot> {
+    slots.get_mut(id.place()).filter(|slot| slot.id == Some(id))
 }
 
 /// The place of an app that is known to be there: one whose turn it is, or that a link leads to.

@@ -265,7 +265,9 @@ impl Worker {
     /// Changes which apps there are, and what is linked to what: see [`Graph::change`]. Apps that are added have been registered
     /// with [`WorkerHandle::poller`], and those that are removed forget their descriptors when they are dropped.
     pub fn change(&mut self, change: &mut Change) {
-        self.graph.change(change);
+        self.graph.stop_those(change);
+        self.graph.report_failures(&self.events);
+        self.graph.exchange(change);
     }
 
     /// The apps.

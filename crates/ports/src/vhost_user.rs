@@ -255,6 +255,8 @@ pub struct VhostUserPort {
     /// The kick descriptors that wake this worker, by ring number, and where they are watched.
     kicks: Vec<Option<Arc<OwnedFd>>>,
     poller: Option<Poller>,
+    /// What is left of a guest since this was stopped, to be dropped by whoever may wait.
+    left: Option<Swapped>,
     /// A fault to be reported.
     fault: Option<GuestFault>,
     counters: Counters,
@@ -308,6 +310,7 @@ impl VhostUserPort {
             full: Vec::with_capacity(MAX_PAIRS),
             kicks: Vec::new(),
             poller: None,
+            left: None,
             fault: None,
             counters: Counters::default(),
             announcement: None,
@@ -598,6 +601,14 @@ impl App for VhostUserPort {
                 let pairs = self.shared.choose(active, burst, selection);
                 self.deliver_to(&pairs, burst, selection);
             }
+        }
+    }
+
+    /// Gives the guest its rings back as they are, as if it had left: it finds its connection closed only after that, and may
+    /// go on with whoever serves it next.
+    fn stop(&mut self) {
+        if let Some(poller) = self.poller.clone() {
+            self.left = Some(self.swap(None, &poller));
         }
     }
 

@@ -31,6 +31,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::Config;
+use crate::config::network::Network;
 use crate::control;
 use crate::report::Report;
 use crate::socket::Listener;
@@ -156,7 +157,12 @@ impl Switch {
             let _ = task.await;
         }
         let state = Arc::into_inner(self.state).context("somebody still changes the switch")?;
-        let captures = state.into_inner().fabric.stop().await;
+        let mut fabric = state.into_inner().fabric;
+        if !stands_still {
+            // A worker that has died is said below.
+            let _ = fabric.become_network(&Network::default()).await;
+        }
+        let captures = fabric.stop().await;
         self.events.shutdown().await;
         if stands_still {
             fabric::end(captures).await;

@@ -149,15 +149,43 @@ fn what_goes_is_stopped_and_the_others_hear_what_came_up_and_what_went_down() {
     ids.give_back(other);
     let next = ids.take();
     let mut change = Change::new(&ids);
-    change.remove(other);
+    change.remove_end(other);
     change.add(next, "next", listener(true).0);
     change.lead(next, &[Some((bridge, 0))]);
     graph.change(&mut change);
     assert_eq!(told(&of_third), [Told::Link(0, false), Told::Link(0, true)]);
 
+    // Something comes between, and goes again: who is behind it was there all along.
+    let [filter, tap] = [(); 2].map(|()| ids.take());
+    let mut change = Change::new(&ids);
+    change.add(filter, "filter", listener(true).0);
+    change.lead(next, &[Some((filter, 0))]);
+    change.lead(filter, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    let mut change = Change::new(&ids);
+    change.remove(filter);
+    change.lead(next, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    assert_eq!(told(&of_third), []);
+
+    // An end that goes with what is between is gone for those behind that, too.
+    let between = ids.take();
+    let mut change = Change::new(&ids);
+    change.add(between, "between", listener(true).0);
+    change.lead(next, &[Some((between, 0))]);
+    change.lead(between, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    let mut change = Change::new(&ids);
+    change.remove(between);
+    change.remove_end(next);
+    change.add(tap, "tap", listener(true).0);
+    change.lead(tap, &[Some((bridge, 0))]);
+    graph.change(&mut change);
+    assert_eq!(told(&of_third), [Told::Link(0, false), Told::Link(0, true)]);
+
     // Nothing leads there any more.
     let mut change = Change::new(&ids);
-    change.remove(next);
+    change.remove(tap);
     graph.change(&mut change);
     assert_eq!(told(&of_third), [Told::Link(0, false)]);
     graph.change(&mut Change::new(&ids));

@@ -9,10 +9,13 @@
 //! A change is passed on to its end before the next is looked at. All that comes of it is up, or all of it is down, so that
 //! each link changes once at most, also in a ring of apps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::{Graph, Target};
 use crate::{AppId, Change};
+
+/// The outputs that lead to each input.
+type Leading = HashMap<(AppId, usize), Vec<(AppId, usize)>>;
 
 impl Graph {
     /// Takes note that an app may have come up, or gone down; or is new, or its links are. The others hear of it at the end of the
@@ -30,6 +33,7 @@ impl Graph {
     /// Tells the apps what came up and what went down.
     #[cold]
     pub(crate) fn settle(&mut self) {
+        let mut all = None;
         // One that panics meanwhile has gone down, and is looked at next.
         while let Some(id) = self.changed.pop() {
             // It may have gone since.
@@ -51,38 +55,47 @@ impl Graph {
             let leading = self.targets().filter(|(.., target)| target.app == id);
             own.extend(leading.map(|(.., target)| target.input));
             let own = own.into_iter().map(|input| (id, input));
-            own.chain(targets).for_each(|(app, input)| self.look(app, input, false));
+            let all = all.get_or_insert_with(|| self.leading());
+            own.chain(targets).for_each(|(app, input)| self.look(all, app, input, false));
         }
     }
 
     /// Tells all apps what came up and what went down, after a change of many. Of the inputs that nothing leads to, it is those
-    /// where something led before that went down; and those where an app led that is gone did so first, whoever leads there now.
+    /// where something led before that went down; and those that were behind an end that is gone did so first, whoever leads there now.
     ///
     /// What is up is found in one pass; only of what is another than an app believes the rest is looked at.
     pub(super) fn look_at_all(&mut self, change: &Change) {
-        change.led_by_removed().for_each(|(app, input)| self.look(app, input, true));
-        let before = change.led_before();
-        let mut inputs: HashMap<(AppId, usize), bool> =
-            before.map(|input| (input, false)).collect();
+        let all = self.leading();
+        change.led_by_ends().into_iter().for_each(|(app, input)| self.look(&all, app, input, true));
+        let before = change.led_before().chain(all.keys().copied());
+        let inputs: HashSet<(AppId, usize)> = before.collect();
+        let differs = |(app, input): &(AppId, usize)| {
+            let is_up = self.is_input_up(&all, *app, *input);
+            self.slot(*app).is_some_and(|slot| slot.down.contains(input) == is_up)
+        };
+        let inputs: Vec<_> = inputs.into_iter().filter(differs).collect();
+        inputs.into_iter().for_each(|(app, input)| self.look(&all, app, input, false));
+    }
+
+    /// The outputs that lead to each input.
+    fn leading(&self) -> Leading {
+        let mut leading = Leading::new();
         for (from, output, target) in self.targets() {
-            *inputs.entry((target.app, target.input)).or_default() |= self.is_link_up(from, output);
+            leading.entry((target.app, target.input)).or_default().push((from, output));
         }
-        inputs.retain(|(app, input), is_up| {
-            self.slot(*app).is_some_and(|slot| slot.down.contains(input) == *is_up)
-        });
-        inputs.into_keys().for_each(|(app, input)| self.look(app, input, false));
+        leading
+    }
+
+    fn is_input_up(&self, all: &Leading, app: AppId, input: usize) -> bool {
+        let mut leading = all.get(&(app, input)).into_iter().flatten();
+        leading.any(|(from, output)| self.is_link_up(*from, *output))
     }
 
     /// Tells an app what has become of what leads to an input, and those that it passes that on to. With `is_cut` the input
     /// is down, whatever leads to it.
-    fn look(&mut self, mut app: AppId, mut input: usize, mut is_cut: bool) {
+    fn look(&mut self, all: &Leading, mut app: AppId, mut input: usize, mut is_cut: bool) {
         loop {
-            let mut leading = self.targets();
-            let is_up = !std::mem::take(&mut is_cut)
-                && leading.any(|(from, output, target)| {
-                    (target.app, target.input) == (app, input) && self.is_link_up(from, output)
-                });
-            drop(leading);
+            let is_up = !std::mem::take(&mut is_cut) && self.is_input_up(all, app, input);
             let Some(slot) = self.slot_mut(app) else { return };
             if !set(&mut slot.down, input, !is_up) {
                 return;

@@ -5,7 +5,7 @@
 //!
 //! 1. *Prepare*: what is new is opened and made, and other settings are tried on an app that nobody uses. All that
 //!    can fail does so here, when nothing has changed; what was opened goes again then.
-//! 2. *Change*: ports that go let go of their guests. Then each worker gets all of the change in one command, between two of its
+//! 2. *Change*: each worker gets all of the change in one command, between two of its
 //!    breaths: apps that go and come, links, and settings ([`engine::Change`]). An app that stays is not touched, and a link
 //!    that stays goes on.
 //! 3. *Clean up*: what is left of what went is dropped here, by control. Bridges forget the addresses that were learned where a port
@@ -124,6 +124,12 @@ impl Fabric {
         }
     }
 
+    /// Waits until each worker has answered.
+    pub(super) async fn ask_workers(&mut self) -> anyhow::Result<()> {
+        self.workers.on_each(|_| ()).await?;
+        Ok(())
+    }
+
     /// What it is to be at present.
     pub(super) fn network(&self) -> &Network {
         &self.network
@@ -132,20 +138,26 @@ impl Fabric {
     /// Becomes this network. With an error it is what it was, but that ports may have let go of their guests for a moment which
     /// were to be made anew.
     pub(super) async fn become_network(&mut self, new: &Network) -> anyhow::Result<()> {
-        let blocking = self.blocking(new)?;
+        const NOTHING: &str = "nothing was changed";
+        let blocking = self.blocking(new).context(NOTHING)?;
         if blocking.is_empty() {
-            return self.change(new).await;
+            return self.change(new).await.context(NOTHING);
         }
         let old = self.network.clone();
-        self.change(&without(&old, &blocking)).await?;
+        self.change(&without(&old, &blocking)).await.context(NOTHING)?;
         let Err(error) = self.change(new).await else { return Ok(()) };
         match self.change(&old).await {
-            Ok(()) => Err(error),
+            Ok(()) => Err(error.context(NOTHING)),
             Err(lost) => {
                 let names = blocking.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-                Err(error.context(format!("{names}: cannot be put back either ({lost:#})")))
+                Err(error.context(format!("{names}: taken out, and cannot be put back ({lost:#})")))
             }
         }
+    }
+
+    /// Whether there is a way to become this network, as far as can be said without doing it.
+    pub(super) fn check(&self, new: &Network) -> anyhow::Result<()> {
+        self.blocking(new).map(drop)
     }
 
     /// The ports that have what others need, and let go of it.
@@ -224,19 +236,12 @@ impl Fabric {
         let Prepared { ids, mut new } = prepared;
         let gone: Vec<(String, Running)> =
             self.apps.extract_if(|name, _| difference.goes(name)).collect();
-        let mut captures = Vec::new();
-        let mut removed = Vec::new();
-        for (name, running) in gone {
-            removed.push(running.id);
-            let Some(RunningPort { control, capture, .. }) = running.port else { continue };
-            captures.extend(capture);
-            if let Some(control) = control {
-                control.abort();
-                // An error says that it was aborted, or panicked, which was reported.
-                let _ = control.await;
-            }
-            self.mtus.forget(&name);
-        }
+        let removed: Vec<(AppId, bool)> = {
+            let is_end = |app: &&NetworkApp| matches!(app.spec, Spec::Port(_) | Spec::Source(_));
+            let ends = self.network.apps.iter().filter(is_end).map(|app| &app.name);
+            let ends: HashSet<&String> = ends.collect();
+            gone.iter().map(|(name, running)| (running.id, ends.contains(name))).collect()
+        };
 
         let mut controls = Vec::new();
         let mut added = Vec::new();
@@ -278,7 +283,9 @@ impl Fabric {
 
         let mut changes: Vec<Change> = (0..self.workers.len()).map(|_| Change::new(&ids)).collect();
         for change in &mut changes {
-            removed.iter().for_each(|id| change.remove(*id));
+            for (id, is_end) in &removed {
+                if *is_end { change.remove_end(*id) } else { change.remove(*id) }
+            }
             led.iter().for_each(|(id, outputs)| change.lead(*id, outputs));
         }
         for (id, name, parts) in added {
@@ -295,8 +302,10 @@ impl Fabric {
                 (change, remains)
             }
         });
-        let remains = self.workers.on_all(commands.collect()).await?;
-        drop(remains);
+        let remains = self.workers.on_all(commands.collect()).await;
+        // Also when a worker has died.
+        let captures = let_go(gone, &self.mtus).await;
+        drop(remains?);
 
         moved.iter().for_each(|(table, number)| table.forget_port(*number));
         (self.ids, self.network) = (ids, network.clone());
@@ -444,6 +453,23 @@ impl Fabric {
         }
         captures
     }
+}
+
+/// Ends what goes on behind ports that no worker has any more: a guest finds its connection closed when nobody touches its
+/// rings any more, and not before. Returns the captures, which are to be ended.
+async fn let_go(gone: Vec<(String, Running)>, mtus: &Mtus) -> Vec<FileCapture> {
+    let mut captures = Vec::new();
+    for (name, running) in gone {
+        let Some(RunningPort { control, capture, .. }) = running.port else { continue };
+        captures.extend(capture);
+        if let Some(control) = control {
+            control.abort();
+            // An error says that it was aborted, or panicked, which was reported.
+            let _ = control.await;
+        }
+        mtus.forget(&name);
+    }
+    captures
 }
 
 /// Waits for captures to be complete, which no worker has any more.

@@ -17,7 +17,7 @@ use crate::report::{self, App, Guest, Link, LinkState, Number, Port, Report, Rin
 use crate::workers::Workers;
 
 /// A worker answers within this time, unless it hangs: it does so between two breaths.
-const LIMIT: Duration = Duration::from_secs(2);
+pub(super) const LIMIT: Duration = Duration::from_secs(2);
 /// Looks that are not answered, of all workers together: beyond that no more are asked for, because one that hangs takes
 /// 1024 commands, and who sends the next waits for it. Eight looks at 64 workers at once are some 520.
 const PENDING: usize = 768;
@@ -36,6 +36,8 @@ pub struct Observer {
 /// What one worker says.
 struct Part {
     load: Load,
+    /// Frames that came in from outside, also by apps that are gone.
+    received: u64,
     apps: Vec<AppPart>,
     links: Vec<engine::Link>,
 }
@@ -70,7 +72,9 @@ impl Observer {
                 AppPart { counters, is_running, numbers, guest }
             };
             let apps = asked.iter().map(app).collect();
-            Part { apps, links: worker.graph().links().collect(), load: worker.load() }
+            let graph = worker.graph();
+            let (received, links) = (graph.received(), graph.links().collect());
+            Part { apps, received, links, load: worker.load() }
         });
         let parts = timeout(LIMIT, parts).await;
         let parts = parts.ok().context("a worker hangs: it does not answer")??;
@@ -186,14 +190,14 @@ fn is_up(guest: &Guest) -> bool {
     guest.rings.iter().any(|ring| ring.enabled && ring.number.is_multiple_of(2))
 }
 
-fn worker(Part { load, apps, .. }: &Part) -> report::Worker {
+fn worker(Part { load, received, .. }: &Part) -> report::Worker {
     report::Worker {
         cpu_ns: nanoseconds(load.cpu),
         breaths: load.breaths,
         busy_breaths: load.busy_breaths,
         sleeps: load.sleeps,
         // What waits for a receiver is had anew in each breath, and counted once.
-        frames: apps.iter().map(|app| app.counters.received.frames).sum(),
+        frames: *received,
         breath_times: load.times.buckets().collect(),
     }
 }

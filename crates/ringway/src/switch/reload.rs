@@ -10,6 +10,7 @@ use tokio::sync::Mutex;
 
 use super::State;
 use super::difference::Difference;
+use super::observer::LIMIT;
 use crate::config::Config;
 use crate::log;
 
@@ -46,9 +47,13 @@ impl Reloader {
             lines.push(format!("~ log {}", new.log.to_string().to_lowercase()));
         }
         if dry_run {
+            fabric.check(&network)?;
             return Ok(lines);
         }
-        fabric.become_network(&network).await.context("nothing was changed")?;
+        // One that hangs would have all of this, and who asks next, wait for ever.
+        let answered = tokio::time::timeout(LIMIT, fabric.ask_workers()).await;
+        answered.context("a worker hangs: nothing was changed")??;
+        fabric.become_network(&network).await?;
         log::set_level(new.log);
         *config = new;
         Ok(lines)
