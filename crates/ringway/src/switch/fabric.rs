@@ -24,6 +24,7 @@ use apps::bridge::table::{PortNumber, Table};
 use engine::{App, AppId, Change, Ids, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tracing::dispatcher;
 
 use super::Mtus;
 use super::difference::{Difference, Fate};
@@ -479,7 +480,12 @@ pub(super) async fn end(captures: Vec<FileCapture>) {
     }
     let limit = Instant::now() + END_LIMIT;
     // They wait for disks.
-    let ended = spawn_blocking(move || captures.into_iter().for_each(|capture| capture.end(limit)));
+    let log = dispatcher::get_default(Clone::clone);
+    let ended = spawn_blocking(move || {
+        dispatcher::with_default(&log, || {
+            captures.into_iter().for_each(|capture| capture.end(limit))
+        });
+    });
     let _ = ended.await;
 }
 

@@ -464,7 +464,7 @@ async fn a_switch_whose_worker_stands_still_ends_all_the_same_and_so_do_its_capt
     assert_eq!(format!("{error:#}"), text);
     let log = log.text();
     let end = format!(
-        "{} has 0 frames: 0 were dropped, and 0 were not written yet when the switch had to end. It lacks its end",
+        "{} has 0 frames: 0 were dropped, and 0 were not written yet when the capture had to end. It lacks its end",
         file.display()
     );
     assert!(log.contains(&end), "{log}");
