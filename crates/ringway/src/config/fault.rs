@@ -164,8 +164,7 @@ pub enum Problem {
     #[error("{0} is linked to nothing: expected its name in `links`")]
     Unlinked(String),
     #[error(
-        "frames would come back to an app that still has them: {0}; expected a port, or an impairment that keeps them, \
-         on the way"
+        "frames would come back to an app that still has them: {0}; expected a port or a sink on the way, or one link less"
     )]
     Cycle(String),
     #[error("wrong value for `{key}`: {error}")]
