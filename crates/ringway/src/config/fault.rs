@@ -155,8 +155,22 @@ pub enum Problem {
         did_you_mean(.nearest)
     )]
     NoApp { end: String, link: String, what: &'static str, nearest: Option<String> },
-    #[error("`{end}` of the link `{link}`: `{app}` has no such {what}: expected {expected}")]
-    NoTerminal { end: String, link: String, app: String, what: &'static str, expected: String },
+    #[error(
+        "`{end}` of the link `{link}`: `{app}` has no such {what}: expected {expected}{}",
+        did_you_mean(.nearest)
+    )]
+    NoTerminal {
+        end: String,
+        link: String,
+        app: String,
+        what: &'static str,
+        expected: String,
+        nearest: Option<String>,
+    },
+    #[error(
+        "`{end}` of the link `{link}`: a port of type {kind} {does} no frames: expected another app, or a link back as well"
+    )]
+    NoFlow { end: String, link: String, kind: &'static str, does: &'static str },
     #[error(
         "`{output}` is linked twice, first in {first}: expected one link from each output; a tee sends to several"
     )]

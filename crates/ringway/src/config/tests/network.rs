@@ -42,6 +42,7 @@ fn files() -> Vec<String> {
     vec![
         port("vm1", ""),
         port("vm1", "qinq = false"),
+        [port("vm1", ""), tap.to_owned(), "[port.again]\ntype = 'pcap-read'\nfile = 'b'\nrate-from = '1Gbit'\n".to_owned()].concat(),
         [port("vm1", ""), port("host.1", ""), port("host", "rate-to = '1Gbit'")].concat(),
         ["mode = 'poll'\nworkers = 2\n".to_owned(), port("vm1", "vlan = 1\ntrunk = [10, '20-29']"), port("vm2", "vlan = 2\nqinq = true")].concat(),
         [port("vm1", every_key), port("vm2", "mirror-to = 'tap'"), tap.to_owned()].concat(),
@@ -266,6 +267,34 @@ ringway.toml:5:3: `t.$` of the link `t.$ -> vm3.rx`: `t` has no such output: exp
     assert_file_fault(&file, expected);
 }
 
+/// As for apps that there are not.
+#[test]
+fn ends_that_are_nearly_there() {
+    let fault = |end: &str, link: &str, rest: &str| {
+        let (app, _) = end.split_once('.').unwrap();
+        format!("ringway.toml:1:10: `{end}` of the link `{link}`: `{app}` has no such {rest}")
+    };
+    for (link, faults) in [
+        (
+            "vm1.xt -> f.prot",
+            [
+                ("vm1.xt", "output: expected tx; did you mean `vm1.tx`?"),
+                ("f.prot", "input: expected port or network; did you mean `f.port`?"),
+            ],
+        ),
+        // What is there in the other direction is no wrong spelling.
+        (
+            "vm1.rx -> f.q",
+            [("vm1.rx", "output: expected tx"), ("f.q", "input: expected port or network")],
+        ),
+    ] {
+        let file = with_ports(&format!(
+            "links = ['{link}']\napp.f.type = 'police'\napp.f.rate-to = '1Gbit'"
+        ));
+        assert_file_fault(&file, &faults.map(|(end, rest)| fault(end, link, rest)).join("\n"));
+    }
+}
+
 /// An app that has a fault is there, and so what leads to it is none.
 #[test]
 fn a_link_to_what_has_a_fault_is_none() {
@@ -433,6 +462,37 @@ fn cycles() {
     assert_file_fault(&mirror("from"), &cycle("1:100", "m -> bridge -> m"));
 }
 
+#[test]
+fn ports_that_only_send_or_only_take() {
+    let file = |links: &str| {
+        format!(
+            "links = [{links}]\n[port.again]\ntype = 'pcap-read'\nfile = 'a'\n[port.dump]\ntype = 'pcap-write'\nfile = 'b'\n\
+             [port.vm1]\ntype = 'tap'\ninterface = 'a'"
+        )
+    };
+    let fault = |end: &str, link: &str, what: &str| {
+        format!(
+            "ringway.toml:1:10: `{end}` of the link `{link}`: a port of type {what} no frames: expected another app, or \
+             a link back as well"
+        )
+    };
+    let link = "vm1.tx -> again.rx";
+    assert_file_fault(&file(&format!("'{link}'")), &fault("again.rx", link, "pcap-read takes"));
+    let elsewhere = "'vm1.tx -> again.rx', 'again.tx -> dump.rx'";
+    assert_file_fault(&file(elsewhere), &fault("again.rx", link, "pcap-read takes"));
+    let link = "dump.tx -> vm1.rx";
+    assert_file_fault(&file(&format!("'{link}'")), &fault("dump.tx", link, "pcap-write sends"));
+    let link = "dump.tx -> again.rx";
+    let both =
+        [fault("dump.tx", link, "pcap-write sends"), fault("again.rx", link, "pcap-read takes")];
+    assert_file_fault(&file(&format!("'{link}'")), &both.join("\n"));
+    config(&file("'again.tx -> vm1.rx', 'vm1.tx -> dump.rx'"));
+    // As they are joined to the bridge.
+    config(&file(
+        "'again.tx -> bridge.a', 'bridge.a -> again.rx', 'dump.tx -> bridge.b', 'bridge.b -> dump.rx'",
+    ));
+}
+
 /// A reload looks for them while frames pass.
 #[test]
 fn cycles_of_many_ports_are_found_quickly() {
@@ -487,6 +547,28 @@ fn copies_go_to_another_port() {
         "a=tap:a,mirror=from",
         "`mirror` has no effect without a port for the copies: expected `mirror-to`",
     );
+    // One that would do nothing with them.
+    let file = |to: &str, keys: &str| {
+        format!(
+            "[port.vm1]\ntype = 'tap'\ninterface = 'a'\nmirror-to = '{to}'\n[port.again]\ntype = 'pcap-read'\nfile = 'a'\n{keys}"
+        )
+    };
+    let refused = |to: &str, expected: &str| {
+        format!(
+            "ringway.toml:4:13: wrong value `{to}` for `mirror-to`: expected another port{expected}"
+        )
+    };
+    assert_file_fault(
+        &file("again", ""),
+        &refused("again", ", as one of type pcap-read takes no frames"),
+    );
+    let tap = "[port.tap]\ntype = 'pcap-write'\nfile = 'b'";
+    assert_file_fault(
+        &file("again", tap),
+        &refused("again", ", as one of type pcap-read takes no frames: tap"),
+    );
+    assert_file_fault(&file("agian", tap), &refused("agian", ": tap"));
+    config(&file("tap", tap));
     // Two that have copies sent to each other.
     let file = "[port.a]\ntype = 'tap'\ninterface = 'a'\nmirror-to = 'b'\n[port.b]\ntype = 'tap'\ninterface = 'b'\nmirror-to = 'a'";
     let expected = "ringway.toml:5:7: frames would come back to an app that still has them: a.mirror -> b.mirror -> a.mirror; \
