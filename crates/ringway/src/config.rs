@@ -170,6 +170,16 @@ impl PortKind {
         self.target().0.name
     }
 
+    /// Whether frames come from it.
+    pub fn sends(&self) -> bool {
+        !matches!(self, Self::PcapWrite(_))
+    }
+
+    /// Whether it does anything with frames that come to it but drop them.
+    pub fn takes(&self) -> bool {
+        !matches!(self, Self::PcapRead(_))
+    }
+
     /// The descriptors that it was given.
     fn descriptors(&self) -> &[RawFd] {
         match self {

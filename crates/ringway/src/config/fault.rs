@@ -155,8 +155,22 @@ pub enum Problem {
         did_you_mean(.nearest)
     )]
     NoApp { end: String, link: String, what: &'static str, nearest: Option<String> },
-    #[error("`{end}` of the link `{link}`: `{app}` has no such {what}: expected {expected}")]
-    NoTerminal { end: String, link: String, app: String, what: &'static str, expected: String },
+    #[error(
+        "`{end}` of the link `{link}`: `{app}` has no such {what}: expected {expected}{}",
+        did_you_mean(.nearest)
+    )]
+    NoTerminal {
+        end: String,
+        link: String,
+        app: String,
+        what: &'static str,
+        expected: String,
+        nearest: Option<String>,
+    },
+    #[error(
+        "`{end}` of the link `{link}`: a port of type {kind} {does} no frames: expected another app, or a link back as well"
+    )]
+    NoFlow { end: String, link: String, kind: &'static str, does: &'static str },
     #[error(
         "`{output}` is linked twice, first in {first}: expected one link from each output; a tee sends to several"
     )]
@@ -164,8 +178,7 @@ pub enum Problem {
     #[error("{0} is linked to nothing: expected its name in `links`")]
     Unlinked(String),
     #[error(
-        "frames would come back to an app that still has them: {0}; expected a port, or an impairment that keeps them, \
-         on the way"
+        "frames would come back to an app that still has them: {0}; expected a port or a sink on the way, or one link less"
     )]
     Cycle(String),
     #[error("wrong value for `{key}`: {error}")]

@@ -72,15 +72,16 @@ impl Apps {
             return None;
         };
         let terminals = terminals.as_ref()?;
-        let expected = match terminals[direction as usize] {
-            Terminals::Any if is_name(name, TERMINAL_LIMIT) => None,
-            Terminals::Any => Some("1 to 64 characters out of A-Z, a-z, 0-9, . _ -".to_owned()),
-            Terminals::These(names) if names.contains(&name) => None,
-            Terminals::These([]) => Some("another app, as it has none".to_owned()),
-            Terminals::These(names) => Some(one_of(names)),
-        };
-        let Some(expected) = expected else {
-            return Some(Terminal { app: app.to_owned(), name: name.to_owned() });
+        let (expected, near) = match terminals[direction as usize] {
+            Terminals::Any if is_name(name, TERMINAL_LIMIT) => {
+                return Some(Terminal::new(app, name));
+            }
+            Terminals::Any => ("1 to 64 characters out of A-Z, a-z, 0-9, . _ -".to_owned(), None),
+            Terminals::These(names) if names.contains(&name) => {
+                return Some(Terminal::new(app, name));
+            }
+            Terminals::These([]) => ("another app, as it has none".to_owned(), None),
+            Terminals::These(names) => (one_of(names), nearest_terminal(name, names)),
         };
         fault(Problem::NoTerminal {
             end: end.to_owned(),
@@ -88,6 +89,7 @@ impl Apps {
             app: app.to_owned(),
             what: direction.name(),
             expected,
+            nearest: near.map(|name| format!("{app}.{name}")),
         });
         None
     }
@@ -107,6 +109,13 @@ impl Apps {
         ends.sort_unstable();
         ends
     }
+}
+
+/// What could have been meant. Most are so short that two letters in the wrong order are unlike.
+fn nearest_terminal(name: &str, names: &[&str]) -> Option<String> {
+    let is_swapped = |other: &&&str| name.chars().rev().eq(other.chars());
+    let swapped = names.iter().find(is_swapped).map(|other| (*other).to_owned());
+    swapped.or_else(|| nearest(name, names.iter().copied()))
 }
 
 /// The links of one entry, and where each was written. What is wrong with them goes to the faults.

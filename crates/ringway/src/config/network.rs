@@ -130,7 +130,8 @@ struct Side {
 }
 
 impl Terminal {
-    fn new(app: &str, name: &str) -> Self {
+    /// A terminal of an app.
+    pub fn new(app: &str, name: &str) -> Self {
         Self { app: app.to_owned(), name: name.to_owned() }
     }
 }

@@ -4,10 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use super::app::WrittenApp;
 use super::fault::{Fault, Place, Problem};
-use super::network::{BRIDGE, Origin, Spec, Terminal, Terminals};
+use super::network::{BRIDGE, NamedLink, Origin, Spec, Terminal, Terminals};
 use super::value::{Misfit, nearest, one_of};
 use super::written::Written;
-use super::{Config, PortConfig, between, vlan};
+use super::{Config, PortConfig, PortKind, between, vlan};
 
 /// What was written, each with its place.
 pub struct Sources<'a> {
@@ -78,8 +78,10 @@ pub fn check_names(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Faul
             faults.push(table.fault(Problem::NameOfSide(table.name.clone())));
         }
     }
+    let deaf = config.ports.iter().filter(|port| !port.kind.takes());
+    let deaf = deaf.map(|port| (port.name.as_str(), port.kind.type_name())).collect();
     for port in &config.ports {
-        check_mirror(port, sources, faults);
+        check_mirror(port, &deaf, sources, faults);
     }
 }
 
@@ -88,19 +90,28 @@ fn is_below(name: &str, other: &str) -> bool {
     name.strip_prefix(other).is_some_and(|rest| rest.starts_with('.'))
 }
 
-/// Copies go to another port.
-fn check_mirror(port: &PortConfig, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+/// Copies go to another port that takes them. `deaf` has the types of those that do not, by their names.
+fn check_mirror(
+    port: &PortConfig,
+    deaf: &HashMap<&str, &'static str>,
+    sources: &Sources<'_>,
+    faults: &mut Vec<Fault>,
+) {
     let Some(mirror) = &port.between.mirror else { return };
     let others = sources.ports.iter().map(|port| port.name.as_str());
-    let others: Vec<&str> = others.filter(|other| *other != port.name).collect();
+    let others = others.filter(|other| *other != port.name && !deaf.contains_key(other));
+    let others: Vec<&str> = others.collect();
     let entry = sources.port(&port.name).and_then(|port| port.entry(between::MIRROR_TO));
     if let Some(entry) = entry
         && !others.contains(&mirror.to.as_str())
     {
-        let expected = match others.as_slice() {
-            [] => "another port".to_owned(),
-            others => format!("another port: {}", one_of(others)),
-        };
+        let mut expected = "another port".to_owned();
+        if let Some(kind) = deaf.get(mirror.to.as_str()).filter(|_| mirror.to != port.name) {
+            expected += &format!(", as one of type {kind} takes no frames");
+        }
+        if !others.is_empty() {
+            expected += &format!(": {}", one_of(&others));
+        }
         let nearest = nearest(&mirror.to, others);
         faults.push(entry.wrong(&entry.value, Misfit { expected, nearest }));
     }
@@ -124,6 +135,7 @@ pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Faul
     if faults.len() > before {
         return;
     }
+    check_flow(config, sources, faults);
     check_use(config, sources, faults);
     check_vlans(config, sources, faults);
     let network = config.network();
@@ -138,6 +150,29 @@ pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Faul
         let last = cycle.iter().max().map(|link| sources.place(origins[*link]));
         let place = last.unwrap_or(Place::CommandLine);
         faults.push(Fault { place, problem: Problem::Cycle(names.join(" -> ")) });
+    }
+}
+
+/// Nothing goes into ports that only send, and nothing comes out of those that only take. A link there does no harm beside one
+/// back, as ports are joined to the bridge both ways; alone it is a mistake.
+fn check_flow(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
+    let links = config.links.iter().map(|link| (link.from.app.as_str(), link.to.app.as_str()));
+    let links: HashSet<(&str, &str)> = links.collect();
+    let ports = config.ports.iter().map(|port| (port.name.as_str(), &port.kind));
+    let ports: HashMap<&str, &PortKind> = ports.collect();
+    for (number, NamedLink { from, to }) in config.links.iter().enumerate() {
+        if links.contains(&(&to.app, &from.app)) {
+            continue;
+        }
+        let port = |end: &Terminal| ports.get(end.app.as_str()).copied();
+        let sender = port(from).filter(|kind| !kind.sends()).map(|kind| (from, kind, "sends"));
+        let receiver = port(to).filter(|kind| !kind.takes()).map(|kind| (to, kind, "takes"));
+        for (end, kind, does) in sender.into_iter().chain(receiver) {
+            let end = format!("{}.{}", end.app, end.name);
+            let link = format!("{}.{} -> {}.{}", from.app, from.name, to.app, to.name);
+            let problem = Problem::NoFlow { end, link, kind: kind.type_name(), does };
+            faults.push(Fault { place: sources.place(Origin::Link(number)), problem });
+        }
     }
 }
 

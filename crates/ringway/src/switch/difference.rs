@@ -53,9 +53,10 @@ impl Difference {
                 (one, other) if one == other => {}
                 (Spec::Bridge(one), Spec::Bridge(other)) => {
                     // Those that come and go are told of by what is joined to them.
-                    let sides: Vec<&str> = (other.iter())
-                        .filter(|(side, vlans)| one.get(*side).is_some_and(|was| was != *vlans))
-                        .map(|(side, _)| side.as_str())
+                    let stays = |side: &&String| was.inputs.contains(*side);
+                    let sides: Vec<&str> = (app.inputs.iter().filter(stays))
+                        .filter(|side| one.get(*side) != other.get(*side))
+                        .map(String::as_str)
                         .collect();
                     if !sides.is_empty() {
                         let line = format!("~ {}: the VLANs of {}", app.name, sides.join(", "));

@@ -1,6 +1,7 @@
 //! What apps and links are made of a configuration.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::super::network::{Network, Spec};
 use super::super::{Config, Draft, app, keys};
@@ -41,6 +42,7 @@ fn files() -> Vec<String> {
     vec![
         port("vm1", ""),
         port("vm1", "qinq = false"),
+        [port("vm1", ""), tap.to_owned(), "[port.again]\ntype = 'pcap-read'\nfile = 'b'\nrate-from = '1Gbit'\n".to_owned()].concat(),
         [port("vm1", ""), port("host.1", ""), port("host", "rate-to = '1Gbit'")].concat(),
         ["mode = 'poll'\nworkers = 2\n".to_owned(), port("vm1", "vlan = 1\ntrunk = [10, '20-29']"), port("vm2", "vlan = 2\nqinq = true")].concat(),
         [port("vm1", every_key), port("vm2", "mirror-to = 'tap'"), tap.to_owned()].concat(),
@@ -265,6 +267,34 @@ ringway.toml:5:3: `t.$` of the link `t.$ -> vm3.rx`: `t` has no such output: exp
     assert_file_fault(&file, expected);
 }
 
+/// As for apps that there are not.
+#[test]
+fn ends_that_are_nearly_there() {
+    let fault = |end: &str, link: &str, rest: &str| {
+        let (app, _) = end.split_once('.').unwrap();
+        format!("ringway.toml:1:10: `{end}` of the link `{link}`: `{app}` has no such {rest}")
+    };
+    for (link, faults) in [
+        (
+            "vm1.xt -> f.prot",
+            [
+                ("vm1.xt", "output: expected tx; did you mean `vm1.tx`?"),
+                ("f.prot", "input: expected port or network; did you mean `f.port`?"),
+            ],
+        ),
+        // What is there in the other direction is no wrong spelling.
+        (
+            "vm1.rx -> f.q",
+            [("vm1.rx", "output: expected tx"), ("f.q", "input: expected port or network")],
+        ),
+    ] {
+        let file = with_ports(&format!(
+            "links = ['{link}']\napp.f.type = 'police'\napp.f.rate-to = '1Gbit'"
+        ));
+        assert_file_fault(&file, &faults.map(|(end, rest)| fault(end, link, rest)).join("\n"));
+    }
+}
+
 /// An app that has a fault is there, and so what leads to it is none.
 #[test]
 fn a_link_to_what_has_a_fault_is_none() {
@@ -396,8 +426,8 @@ fn vlans_of_some_sides_and_not_of_others() {
 fn cycles() {
     let cycle = |place: &str, apps: &str| {
         format!(
-            "ringway.toml:{place}: frames would come back to an app that still has them: {apps}; expected a port, or an \
-             impairment that keeps them, on the way"
+            "ringway.toml:{place}: frames would come back to an app that still has them: {apps}; expected a port or a \
+             sink on the way, or one link less"
         )
     };
     let tees = "links = ['vm1.tx -> t.in',\n't.1 -> u.in',\n'u.1 -> t.in', 'u.2 -> vm1.rx']\n\
@@ -412,15 +442,16 @@ fn cycles() {
     let filter = "links = ['vm1.tx -> f.port', 'f.network -> f.network', 'f.port -> vm1.rx']\n\
                   app.f.type = 'police'\napp.f.rate-to = '1bit'";
     assert_file_fault(&with_ports(filter), &cycle("1:30", "f -> f"));
-    // What is kept comes out in another breath.
+    // What is kept comes out in another breath, but cannot come back in that one.
     let impaired = |keys: &str| {
         with_ports(&format!(
             "links = ['vm1.tx -> t.in', 't.1 -> i.port', 'i.network -> t.in', 't.2 -> vm1.rx']\n\
              app.t.type = 'tee'\napp.i.type = 'impair'\n{keys}"
         ))
     };
-    config(&impaired("app.i.delay-from = '1ms'"));
-    assert_file_fault(&impaired("app.i.delay-to = '1ms'"), &cycle("1:45", "t -> i -> t"));
+    for keys in ["app.i.delay-from = '1ms'", "app.i.delay-to = '1ms'"] {
+        assert_file_fault(&impaired(keys), &cycle("1:45", "t -> i -> t"));
+    }
     // A mirror whose copies come to itself, when it copies those that it sends there.
     let mirror = |what: &str| {
         with_ports(&format!(
@@ -429,6 +460,71 @@ fn cycles() {
         ))
     };
     assert_file_fault(&mirror("from"), &cycle("1:100", "m -> bridge -> m"));
+}
+
+#[test]
+fn ports_that_only_send_or_only_take() {
+    let file = |links: &str| {
+        format!(
+            "links = [{links}]\n[port.again]\ntype = 'pcap-read'\nfile = 'a'\n[port.dump]\ntype = 'pcap-write'\nfile = 'b'\n\
+             [port.vm1]\ntype = 'tap'\ninterface = 'a'"
+        )
+    };
+    let fault = |end: &str, link: &str, what: &str| {
+        format!(
+            "ringway.toml:1:10: `{end}` of the link `{link}`: a port of type {what} no frames: expected another app, or \
+             a link back as well"
+        )
+    };
+    let link = "vm1.tx -> again.rx";
+    assert_file_fault(&file(&format!("'{link}'")), &fault("again.rx", link, "pcap-read takes"));
+    let elsewhere = "'vm1.tx -> again.rx', 'again.tx -> dump.rx'";
+    assert_file_fault(&file(elsewhere), &fault("again.rx", link, "pcap-read takes"));
+    let link = "dump.tx -> vm1.rx";
+    assert_file_fault(&file(&format!("'{link}'")), &fault("dump.tx", link, "pcap-write sends"));
+    let link = "dump.tx -> again.rx";
+    let both =
+        [fault("dump.tx", link, "pcap-write sends"), fault("again.rx", link, "pcap-read takes")];
+    assert_file_fault(&file(&format!("'{link}'")), &both.join("\n"));
+    config(&file("'again.tx -> vm1.rx', 'vm1.tx -> dump.rx'"));
+    // As they are joined to the bridge.
+    config(&file(
+        "'again.tx -> bridge.a', 'bridge.a -> again.rx', 'dump.tx -> bridge.b', 'bridge.b -> dump.rx'",
+    ));
+}
+
+/// A reload looks for them while frames pass.
+#[test]
+fn cycles_of_many_ports_are_found_quickly() {
+    let port = |n: usize| {
+        format!(
+            "[port.p{n}]\ntype = 'tap'\ninterface = 'p{n}'\ndelay-to = '1ms'\nmirror-to = 'tap'\nallow-ips = '10.0.0.1'\n\
+             storm-multicast = '1frames'\nrate-to = '1Gbit'\nfilter-to = '1,6 0 0 1'\n"
+        )
+    };
+    let ports: String = (0..512).map(port).collect();
+    let tap = "[port.tap]\ntype = 'pcap-write'\nfile = 'a.pcapng'\n";
+    let find = |links: &str| {
+        let mut draft = Draft::default();
+        draft.add_file(
+            Path::new("ringway.toml"),
+            &format!("links = [{links}]\n{ports}{tap}[app.br]\ntype = 'bridge'"),
+        );
+        let start = Instant::now();
+        let faults = draft.finish().err().map(|faults| faults.to_string());
+        // A search for each of them takes many times as long.
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        faults
+    };
+    assert_eq!(find("'br.a -> bridge.a', 'bridge.a -> br.a'"), None);
+    let faults =
+        find("'br.a -> bridge.a', 'bridge.a -> br.a', 'br.b -> bridge.b', 'bridge.b -> br.b'");
+    // The ring, and not each port that leads to it.
+    let faults = faults.expect("bridges that are joined twice");
+    assert!(
+        faults.contains(": bridge -> br -> bridge;") && faults.lines().count() == 1,
+        "{faults}"
+    );
 }
 
 #[test]
@@ -451,10 +547,32 @@ fn copies_go_to_another_port() {
         "a=tap:a,mirror=from",
         "`mirror` has no effect without a port for the copies: expected `mirror-to`",
     );
+    // One that would do nothing with them.
+    let file = |to: &str, keys: &str| {
+        format!(
+            "[port.vm1]\ntype = 'tap'\ninterface = 'a'\nmirror-to = '{to}'\n[port.again]\ntype = 'pcap-read'\nfile = 'a'\n{keys}"
+        )
+    };
+    let refused = |to: &str, expected: &str| {
+        format!(
+            "ringway.toml:4:13: wrong value `{to}` for `mirror-to`: expected another port{expected}"
+        )
+    };
+    assert_file_fault(
+        &file("again", ""),
+        &refused("again", ", as one of type pcap-read takes no frames"),
+    );
+    let tap = "[port.tap]\ntype = 'pcap-write'\nfile = 'b'";
+    assert_file_fault(
+        &file("again", tap),
+        &refused("again", ", as one of type pcap-read takes no frames: tap"),
+    );
+    assert_file_fault(&file("agian", tap), &refused("agian", ": tap"));
+    config(&file("tap", tap));
     // Two that have copies sent to each other.
     let file = "[port.a]\ntype = 'tap'\ninterface = 'a'\nmirror-to = 'b'\n[port.b]\ntype = 'tap'\ninterface = 'b'\nmirror-to = 'a'";
     let expected = "ringway.toml:5:7: frames would come back to an app that still has them: a.mirror -> b.mirror -> a.mirror; \
-                    expected a port, or an impairment that keeps them, on the way";
+                    expected a port or a sink on the way, or one link less";
     assert_file_fault(file, expected);
 }
 

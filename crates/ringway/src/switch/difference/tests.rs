@@ -52,6 +52,19 @@ fn vlans_are_told_of_by_the_sides_that_are_there_before_and_afterwards() {
 }
 
 #[test]
+fn a_bridge_gets_vlans_and_loses_them() {
+    let (without, with) =
+        ([("vm1", ""), ("vm2", "")], [("vm1", "vlan = 10"), ("vm2", "vlan = 10")]);
+    assert_eq!(lines(&without, &with), ["~ bridge: the VLANs of vm1, vm2"]);
+    assert_eq!(lines(&with, &without), ["~ bridge: the VLANs of vm1, vm2"]);
+    // Of a side that comes with them, its port tells.
+    assert_eq!(
+        lines(&without[..1], &with),
+        ["~ bridge: the VLANs of vm1", "+ port vm2 (vhost-user)"]
+    );
+}
+
+#[test]
 fn an_app_becomes_another_of_its_type_only() {
     let (old, new) = (network("", &[("vm1", "rate-to = \"1Gbit\"")]), {
         let mut network = network("", &[("vm1", "filter-to = \"1,6 0 0 1\"")]);
