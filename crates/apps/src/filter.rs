@@ -29,7 +29,7 @@ pub mod conversations;
 mod expression;
 
 use std::any::Any;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::{
     App, BURST, Burst, Counters, DropReason, Fault, HEAD, Numbers, Outputs, PRIVATE, Selection,
@@ -73,30 +73,39 @@ pub struct Filter {
     counters: Counters,
 }
 
-/// The conversations that are known to all parts. There is no table until settings are made that need it.
+/// What all parts know: the conversations, and what to do. There is no table until settings are made that need it.
 struct Known {
     key: [u64; 2],
     table: OnceLock<Conversations>,
+    /// What a part has been told last, for parts that are made later: one that is told what is in force already has nothing to forget.
+    in_force: Mutex<[Direction; 2]>,
 }
 
 impl Known {
     fn table(&self) -> &Conversations {
         self.table.get_or_init(|| Conversations::new(self.key))
     }
+
+    /// Not for the frame path.
+    fn in_force(&self) -> MutexGuard<'_, [Direction; 2]> {
+        self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Filter {
     /// A filter whose conversations are keyed by `key`: something that no guest can guess.
     pub fn new(settings: Settings, key: [u64; 2]) -> Self {
-        let known = Arc::new(Known { key, table: OnceLock::new() });
-        let mut filter = Self::with(known);
+        let known = Known { key, table: OnceLock::new(), in_force: Mutex::default() };
+        let mut filter = Self::with(Arc::new(known));
         filter.set(settings);
         filter
     }
 
-    /// A part of this filter for another worker: the conversations that begin at one pass at all.
+    /// A part of this filter for another worker: the conversations that begin at one pass at all. It does what a part was
+    /// told last, whatever this one does.
     pub fn part(&self) -> Self {
-        Self { directions: self.directions.clone(), ..Self::with(self.known.clone()) }
+        let directions = self.known.in_force().clone();
+        Self { directions, ..Self::with(self.known.clone()) }
     }
 
     fn with(known: Arc<Known>) -> Self {
@@ -112,7 +121,8 @@ impl Filter {
     /// Changes what this part does. Conversations go on, but those that began in a direction whose settings
     /// change: they are remembered again with the next frame that is accepted there.
     ///
-    /// To be called for every part, between breaths. It may allocate.
+    /// To be called for every part, between breaths. Each forgets, as those that have not been told yet go on remembering.
+    /// The first one may allocate.
     fn set(&mut self, settings: Settings) {
         let Settings { from_port, to_port } = settings;
         let directions = [from_port, to_port];
@@ -126,6 +136,11 @@ impl Filter {
                 }
             }
         }
+        let mut in_force = self.known.in_force();
+        if *in_force != directions {
+            in_force.clone_from(&directions);
+        }
+        drop(in_force);
         self.directions = directions;
     }
 }
@@ -266,9 +281,7 @@ impl App for Filter {
 
     /// What was said with somebody who has gone is not what a successor at the same port may have answers to, nor the other way round.
     fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
-        if let (PORT, false, Some(table)) = (input, is_up, self.known.table.get())
-            && table.known() > 0
-        {
+        if let (PORT, false, Some(table)) = (input, is_up, self.known.table.get()) {
             [PORT, NETWORK].into_iter().for_each(|side| table.forget(side));
         }
         passed_on(input)

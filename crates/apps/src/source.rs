@@ -97,10 +97,17 @@ impl Source {
     /// not to.
     fn set(&mut self, settings: Settings) -> Result<(), SourceError> {
         let new = Sending::new(settings)?;
+        self.drop_held();
         if let Some(sending) = &mut self.sending {
             *sending = new;
         }
         Ok(())
+    }
+
+    /// Frames that are held go nowhere.
+    fn drop_held(&mut self) {
+        let held = self.sending.as_mut().map_or(0, |sending| std::mem::take(&mut sending.held));
+        self.counters[DropReason::Stopped] += held as u64;
     }
 }
 
@@ -213,6 +220,10 @@ impl App for Source {
         if let Some(frames) = settings.frames {
             numbers.own("left", "frames", frames - total);
         }
+    }
+
+    fn stop(&mut self) {
+        self.drop_held();
     }
 
     fn counters(&self) -> &Counters {

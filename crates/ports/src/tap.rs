@@ -493,6 +493,11 @@ impl App for TapPort {
         numbers.own("held", "frames", self.frames.len() as u64);
     }
 
+    /// What is held goes nowhere.
+    fn stop(&mut self) {
+        self.counters[DropReason::Stopped] += self.frames.len() as u64;
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }

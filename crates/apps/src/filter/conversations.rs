@@ -207,7 +207,38 @@ pub(super) struct Place {
 pub(super) struct Conversations {
     buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; KEY_WORDS],
+    /// By the side that began them.
+    begun: [Begun; 2],
     occupancy: Occupancy<BUCKETS>,
+}
+
+/// Whether one side has begun a conversation that is not forgotten: exactly, as what decides on who may send is not to hang on the
+/// [occupancy](crate::occupancy), which workers at once may have counted wrong. In a cache line of its own: what is beside it
+/// is read for each frame.
+#[derive(Default)]
+#[repr(align(64))]
+struct Begun {
+    /// Conversations that were entered.
+    entered: AtomicU64,
+    /// How many of those were, when all were forgotten last.
+    forgotten: AtomicU64,
+}
+
+impl Begun {
+    /// One was entered: behind its entry, so that whoever reads this sees that.
+    fn note(&self) {
+        self.entered.fetch_add(1, Release);
+    }
+
+    /// Has all of them forgotten by `forget`, if there are any. Only what it has seen counts as forgotten then, and only after it has
+    /// returned: nobody else goes on before that.
+    fn forget(&self, forget: impl FnOnce()) {
+        let entered = self.entered.load(Acquire);
+        if self.forgotten.load(Acquire) < entered {
+            forget();
+            self.forgotten.fetch_max(entered, Release);
+        }
+    }
 }
 
 /// Words of a conversation.
@@ -226,7 +257,8 @@ impl Conversations {
             let number = (2 * number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             fold(fold(first ^ number, second | 1) ^ second, number | 1)
         };
-        Self { buckets, key: from_fn(word), occupancy: Occupancy::default() }
+        let (begun, occupancy) = Default::default();
+        Self { buckets, key: from_fn(word), begun, occupancy }
     }
 
     /// Where the conversation of a message belongs, which came in by side `input`. That is on its way to the
@@ -307,12 +339,18 @@ impl Conversations {
                 // The state first: whoever finds the tag finds no old state.
                 bucket.state(way).store(State::new(place.step, now).0, Relaxed);
                 bucket.tag(way).store(tag.0, Release);
+                self.begun[tag.began_by()].note();
             }
         }
     }
 
-    /// Forgets the conversations that side `began_by` began.
+    /// Forgets the conversations that side `began_by` began. Where there are none, this does not look at everything.
     pub(super) fn forget(&self, began_by: usize) {
+        self.begun[began_by & 1].forget(|| self.forget_all_of(began_by));
+    }
+
+    #[cold]
+    fn forget_all_of(&self, began_by: usize) {
         for (number, bucket) in self.buckets.iter().enumerate() {
             for tag in bucket.lines.iter().flat_map(|line| &line.tags) {
                 let known = Tag(tag.load(Relaxed));

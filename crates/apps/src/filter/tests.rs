@@ -275,6 +275,12 @@ fn who_goes_down_takes_its_conversations_along() {
         assert_eq!(passes(&mut net, NETWORK, &answer), survives, "side {side}");
     }
     assert_eq!(net.numbers(), [("conversations".to_owned(), 0)]);
+    // However many there are said to be.
+    assert!(passes(&mut net, PORT, &question));
+    net.app::<Filter>().known.table().count_nothing();
+    net.set_link(PORT, false);
+    net.set_link(PORT, true);
+    assert!(!passes(&mut net, NETWORK, &answer));
 }
 
 #[test]
@@ -333,6 +339,32 @@ fn parts_share_what_they_know() {
     let mut nets = [Net::new(part, 2), Net::new(filter, 2)];
     assert!(passes(&mut nets[0], PORT, &question));
     assert!(passes(&mut nets[1], NETWORK, &answer));
+}
+
+/// As when one has failed: it begins with what is in force, and not with what once was.
+#[test]
+fn a_part_that_is_made_later_forgets_nothing() {
+    let first = settings(allow_replies(accept("udp")), accept("arp"));
+    let second = settings(allow_replies(accept("udp port 53")), accept("arp"));
+    let filter = Filter::new(first, [1, 2]);
+    let spare = filter.part();
+    let mut net = Net::new(filter, 2);
+    net.reconfigure(&second).unwrap();
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    assert!(passes(&mut net, PORT, &question));
+    let mut later = Net::new(spare.part(), 2);
+    assert!(!passes(&mut later, PORT, &udp([1, 2], [1000, 99])));
+    later.reconfigure(&second).unwrap();
+    assert!(passes(&mut net, NETWORK, &answer));
+    assert!(passes(&mut later, NETWORK, &answer));
+
+    // With other settings than those only what began where they are others.
+    let third = settings(second.from_port.clone(), accept("icmp"));
+    spare.part().set(third.clone());
+    net.reconfigure(&third).unwrap();
+    assert!(passes(&mut net, NETWORK, &answer));
+    spare.part().set(settings(accept("arp"), accept("icmp")));
+    assert!(!passes(&mut net, NETWORK, &answer));
 }
 
 #[test]

@@ -132,6 +132,26 @@ fn no_more_are_made_than_the_receiver_takes() {
     assert_eq!(lab.graph.counters(lab.source).received.frames, 100);
 }
 
+/// By other settings, or for good. Each frame that was made was sent or dropped.
+#[test]
+fn what_is_held_when_it_ends_is_counted() {
+    let mut lab = Lab::new(settings());
+    lab.station().room = Some(10);
+    lab.breathe(0);
+    let refused = Settings { size: 13, ..settings() };
+    assert!(lab.graph.reconfigure(lab.source, &refused).is_err());
+    assert_eq!(lab.graph.counters(lab.source)[DropReason::Stopped], 0, "it goes on");
+    let other = Settings { size: 300, ..settings() };
+    lab.graph.reconfigure(lab.source, &other).unwrap();
+    assert_eq!(lab.graph.counters(lab.source)[DropReason::Stopped], 54);
+    lab.station().room = Some(7);
+    lab.breathe(0);
+    lab.graph.stop_all();
+    let [source, station] = [lab.source, lab.station].map(|app| lab.graph.counters(app));
+    assert_eq!(source[DropReason::Stopped], 54 + 57);
+    assert_eq!(source.received.frames, station.sent.frames + source[DropReason::Stopped]);
+}
+
 #[test]
 fn what_cannot_be_sent_is_refused() {
     for (wrong, error) in [

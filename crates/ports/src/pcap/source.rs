@@ -167,6 +167,12 @@ impl App for PcapSource {
         self.sending.as_ref().map_or(Ok(()), |sending| poller.watch(&*sending.ready))
     }
 
+    /// What is held goes nowhere.
+    fn stop(&mut self) {
+        let held = self.sending.as_ref().map_or(0, |sending| sending.pending.len());
+        self.counters[DropReason::Stopped] += held as u64;
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }

@@ -36,7 +36,8 @@ impl Reader {
 
     /// Reads a frame into each of these `count` rooms, until there are no more of either. Says of each read, in
     /// order, how many bytes came or why none did: the n-th is into the n-th room. Returns whether there were
-    /// no more frames. `full` is how often in a row there were more.
+    /// no more frames. `full` is how often in a row there were more, for as many rooms as are worth it: a few say
+    /// nothing of a burst.
     pub(crate) fn read<'r>(
         &mut self,
         queue: BorrowedFd<'_>,
@@ -64,7 +65,11 @@ impl Reader {
             }
             None => while rooms.next().is_some_and(|room| !note(rustix::io::read(queue, room))) {},
         }
-        *full = if is_empty { 0 } else { full.saturating_add(1) };
+        if is_empty {
+            *full = 0;
+        } else if count >= TOGETHER {
+            *full = full.saturating_add(1);
+        }
         is_empty
     }
 }
@@ -148,6 +153,12 @@ mod tests {
             let together = if count < TOGETHER { 1 } else { count };
             assert_eq!(in_vain, [vec![0; FULL as usize], vec![together, 1]].concat());
         }
+        // However often there were more for a few rooms, a burst may be another thing.
+        for _ in 0..FULL {
+            (0..TOGETHER - 1).for_each(|_| assert_eq!(host.send(b"frame").unwrap(), 5));
+            read(&mut reader, &queue, &mut full, TOGETHER - 1);
+        }
+        assert_eq!(read(&mut reader, &queue, &mut full, TOGETHER), (Vec::new(), 1, true));
     }
 
     #[test]

@@ -239,6 +239,25 @@ fn a_slow_guest_loses_nothing() {
     world.assert_drops(0, &[]);
 }
 
+#[test]
+fn what_is_held_when_it_stops_is_counted() {
+    let files = Files::new();
+    let (source, _report) = files.source(&capture(&with_times(&stream(300))), ONCE);
+    let mut world = guest_and_source(source.unwrap());
+    world.guests[0].post_many(10);
+    let (guest, source) = (world.ports[0], world.ports[1]);
+    let start = Instant::now();
+    while world.graph.counters(source).received.frames <= 10 {
+        world.breathe();
+        assert!(start.elapsed() < LIMIT, "no frames came within {LIMIT:?}");
+    }
+    world.graph.stop_all();
+    let [guest, source] = [guest, source].map(|app| world.graph.counters(app));
+    assert!(guest.sent.frames > 0 && source[DropReason::Stopped] > 0);
+    assert_eq!(source.received.frames, guest.sent.frames + source[DropReason::Stopped]);
+    world.assert_drops(0, &[]);
+}
+
 /// By the clock of the test: each frame goes when it is due and no sooner, and the worker is told when
 /// that is.
 #[test]

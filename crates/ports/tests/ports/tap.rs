@@ -511,6 +511,24 @@ fn frames_from_the_host_wait_for_a_receiver_that_is_full() {
 }
 
 #[test]
+fn what_is_held_when_it_stops_is_counted() {
+    let mut world = host(modern());
+    world.run_until_asleep();
+    let counts = |world: &World| [0, TAP].map(|port| world.graph.counters(world.ports[port]));
+    let [guest, tap] = counts(&world);
+    let before = (guest.sent.frames, tap.received.frames);
+    world.guests[0].post_many(5);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    (0..9u8).for_each(|number| _ = socket.send_to(&[number; 99], "10.9.0.2:900").unwrap());
+    (0..2).for_each(|_| _ = world.breathe());
+    world.graph.stop_all();
+    let [guest, tap] = counts(&world);
+    assert_eq!((guest.sent.frames - before.0, tap.received.frames - before.1), (5, 9));
+    assert_eq!(tap[DropReason::Stopped], 4);
+    world.assert_drops(0, &[]);
+}
+
+#[test]
 fn frames_from_the_host_pass_by_those_that_wait() {
     let mut world = host(modern());
     ip("neighbour add 10.9.0.3 lladdr 52:54:00:00:00:01 dev rw0");

@@ -90,6 +90,8 @@ impl World {
             world.graph.link((*port, 0), (bridge, index)).unwrap();
             world.graph.link((bridge, index), (*port, 0)).unwrap();
         }
+        // The bridge hears who is there, and forgets whoever was not, before there is something to forget.
+        world.breathe();
         for index in 0..world.guests.len() {
             // Reserved: learned from, and not forwarded.
             let hello = addressed([0x01, 0x80, 0xc2, 0, 0, 0], mac(index), 60, 0);

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use wire::conversation::{Endpoint, Protocol, TcpFlags};
 
 use super::*;
-use crate::sides::NETWORK;
+use crate::sides::{NETWORK, opposite};
 
 const FIN: Step = Step::Tcp(TcpFlags(0x11));
 const SYN: Step = Step::Tcp(TcpFlags(0x02));
@@ -13,6 +13,12 @@ const ACK: Step = Step::Tcp(TcpFlags(0x10));
 
 /// A message from the port; `conversation` is all that tells one from the other.
 impl Conversations {
+    /// Has workers at once have counted wrong: sweeps that did not see what was entered beside them.
+    pub(in crate::filter) fn count_nothing(&self) {
+        (0..crate::occupancy::SLICES).for_each(|_| self.occupancy.sweep(|_| 0));
+        assert_eq!(self.known(), 0);
+    }
+
     /// Conversations that are remembered, by a look at all.
     pub(in crate::filter) fn len(&self, now: u32) -> usize {
         let is_fresh = |bucket: &Bucket, way| {
@@ -354,4 +360,41 @@ proptest! {
             }
         }
     }
+}
+
+/// Workers at once may count wrong: a sweep that has not seen a conversation says that there is none.
+#[test]
+fn what_was_not_counted_is_forgotten() {
+    for began_by in [PORT, NETWORK] {
+        let table = Conversations::new([1, 2]);
+        let message = message(1, Step::Datagram);
+        let asked = table.place(&message, began_by);
+        let answered = table.place(&reversed(message), opposite(began_by));
+        for _ in 0..3 {
+            table.begin(asked, began_by, 0);
+            table.count_nothing();
+            table.forget(opposite(began_by));
+            assert!(table.answer(answered, began_by, 0));
+            table.forget(began_by);
+            assert!(!table.answer(answered, began_by, 0));
+        }
+    }
+}
+
+/// One that was entered while others were forgotten, in a bucket that had its turn.
+#[test]
+fn what_begins_meanwhile_is_forgotten_the_next_time() {
+    let begun = Begun::default();
+    let mut walks = 0;
+    begun.forget(|| walks += 1);
+    assert_eq!(walks, 0, "there is nothing");
+    begun.note();
+    begun.forget(|| {
+        walks += 1;
+        begun.note();
+    });
+    begun.forget(|| walks += 1);
+    assert_eq!(walks, 2);
+    begun.forget(|| walks += 1);
+    assert_eq!(walks, 2, "all are forgotten");
 }
