@@ -361,7 +361,9 @@ impl App for Bridge {
 
     /// The stations behind a port that went down may turn up elsewhere.
     fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
-        if let (false, Ok(port)) = (is_up, PortNumber::try_from(input)) {
+        // What was learned where no port is any more, control has forgotten: see [`Self::set_sides`].
+        let is_there = self.sides.present.get(input).is_some_and(|is_there| *is_there);
+        if let (false, true, Ok(port)) = (is_up, is_there, PortNumber::try_from(input)) {
             self.table.forget_port(port);
         }
         None

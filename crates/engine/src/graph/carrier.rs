@@ -33,31 +33,41 @@ impl Graph {
     /// Tells the apps what came up and what went down.
     #[cold]
     pub(crate) fn settle(&mut self) {
-        let mut all = None;
         // One that panics meanwhile has gone down, and is looked at next.
-        while let Some(id) = self.changed.pop() {
-            // It may have gone since.
-            if self.slot(id).is_none() {
+        while !self.changed.is_empty() {
+            // First all of them, then those that they lead to, which else might believe of one that it is down.
+            let mut changed = std::mem::take(&mut self.changed);
+            changed.retain(|id| self.is_other(*id));
+            if changed.is_empty() {
                 continue;
             }
-            self.pulse.enter(id);
-            let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
-            self.pulse.leave();
-            let Some(slot) = self.slot_mut(id) else { continue };
-            let was_up = std::mem::replace(&mut slot.is_up, is_up);
-            if !std::mem::take(&mut slot.is_new) && is_up == was_up {
-                continue;
+            let all = self.leading();
+            for id in changed {
+                let Some(slot) = self.slot(id) else { continue };
+                let targets = slot.outputs.iter().flatten();
+                let targets: Vec<_> = targets.map(|target| (target.app, target.input)).collect();
+                // What leads to it first: what it passes on of that, others need not hear twice.
+                let mut own = slot.down.clone();
+                let leading = self.targets().filter(|(.., target)| target.app == id);
+                own.extend(leading.map(|(.., target)| target.input));
+                let own = own.into_iter().map(|input| (id, input));
+                own.chain(targets).for_each(|(app, input)| self.look(&all, app, input, false));
             }
-            let targets = slot.outputs.iter().flatten().map(|target| (target.app, target.input));
-            let targets: Vec<_> = targets.collect();
-            // What leads to it first: what it passes on of that, others need not hear twice.
-            let mut own = slot.down.clone();
-            let leading = self.targets().filter(|(.., target)| target.app == id);
-            own.extend(leading.map(|(.., target)| target.input));
-            let own = own.into_iter().map(|input| (id, input));
-            let all = all.get_or_insert_with(|| self.leading());
-            own.chain(targets).for_each(|(app, input)| self.look(all, app, input, false));
         }
+    }
+
+    /// Asks an app whether it is up. Returns whether that is another than before, or the app.
+    fn is_other(&mut self, id: AppId) -> bool {
+        // It may have gone since.
+        if self.slot(id).is_none() {
+            return false;
+        }
+        self.pulse.enter(id);
+        let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
+        self.pulse.leave();
+        let Some(slot) = self.slot_mut(id) else { return false };
+        let was_up = std::mem::replace(&mut slot.is_up, is_up);
+        std::mem::take(&mut slot.is_new) || is_up != was_up
     }
 
     /// Tells all apps what came up and what went down, after a change of many. Of the inputs that nothing leads to, it is those

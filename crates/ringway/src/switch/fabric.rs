@@ -266,7 +266,7 @@ impl Fabric {
             };
             self.apps.insert(app.name.clone(), running);
         }
-        let mut adjustments: Vec<Adjust> = Vec::new();
+        let (mut adjustments, mut later): (Vec<Adjust>, Vec<Adjust>) = Default::default();
         let changed = |app: &&NetworkApp| difference.fate(&app.name) == Some(Fate::Changes);
         for app in network.apps.iter().filter(changed) {
             let Some(running) = self.apps.get_mut(&app.name) else { continue };
@@ -277,7 +277,7 @@ impl Fabric {
                 adjustments.push(again.adjust.clone());
             }
         }
-        let moved = self.number_sides(network, &mut adjustments);
+        let moved = self.number_sides(network, &mut adjustments, &mut later);
         let led = self.lead(network);
         // Before the workers have something to say of them.
         self.register.set(self.entries(network));
@@ -295,11 +295,14 @@ impl Fabric {
             }
         }
         let commands = changes.into_iter().map(|mut change| {
-            let adjustments: Vec<_> = adjustments.iter().map(|adjust| adjust()).collect();
-            let mut remains = Vec::with_capacity(adjustments.len());
+            let [before, after] = [&adjustments, &later]
+                .map(|some| some.iter().map(|adjust| adjust()).collect::<Vec<_>>());
+            let mut remains = Vec::with_capacity(before.len() + after.len());
             move |worker: &mut Worker| {
+                // A bridge that knows which of its sides go does not look for what it has learned there: control does.
+                remains.extend(before.into_iter().map(|adjust| adjust(worker)));
                 worker.change(&mut change);
-                remains.extend(adjustments.into_iter().map(|adjust| adjust(worker)));
+                remains.extend(after.into_iter().map(|adjust| adjust(worker)));
                 (change, remains)
             }
         });
@@ -328,6 +331,7 @@ impl Fabric {
         &mut self,
         network: &Network,
         adjustments: &mut Vec<Adjust>,
+        of_new: &mut Vec<Adjust>,
     ) -> Vec<(Arc<Table>, PortNumber)> {
         let mut moved = Vec::new();
         let empty = Default::default();
@@ -337,6 +341,7 @@ impl Fabric {
                 Spec::Bridge(vlans) if other.name == app.name => Some(vlans),
                 _ => None,
             });
+            let adjustments = if before.is_some() { &mut *adjustments } else { &mut *of_new };
             let before = before.unwrap_or(&empty);
             let Some(running) = self.apps.get_mut(&app.name) else { continue };
             let Some(bridge) = &mut running.bridge else { continue };

@@ -36,6 +36,26 @@ fn each_app_hears_in_the_beginning_what_is_down() {
     assert_eq!(told(&tidings), [Told::Tick(0)]);
 }
 
+/// Whatever the order in which they were noted.
+#[test]
+fn nobody_hears_of_a_port_as_it_was_before() {
+    let mut graph = Graph::new();
+    let ports = ["one", "two"].map(|name| {
+        let (mut listener, _) = Listener::new();
+        listener.is_up = false;
+        graph.add(name, listener)
+    });
+    let (bridge, tidings) = add(&mut graph, "bridge");
+    for (number, port) in ports.into_iter().enumerate() {
+        graph.link((bridge, number), (port, 0)).unwrap();
+        graph.link((port, 0), (bridge, number)).unwrap();
+        graph.get::<Listener>(port).unwrap().is_up = true;
+    }
+    graph.may_have_changed(bridge);
+    graph.settle();
+    assert_eq!(told(&tidings), [], "both are up");
+}
+
 #[test]
 fn those_between_two_others_pass_it_on() {
     let mut graph = Graph::new();
