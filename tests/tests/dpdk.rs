@@ -661,6 +661,11 @@ impl Station {
     fn receive(&mut self) -> Result<bool> {
         let before = self.received;
         while let Some(found) = self.guest.driver().receive(|received| received.frame.to_vec())? {
+            let destination = Ethernet::parse(&found).map(|ethernet| ethernet.destination);
+            if destination.is_some_and(|destination| destination != self.address) {
+                // Flooded, as its receiver was away for a moment and is not known since.
+                continue;
+            }
             let number = found.get(NUMBER).and_then(|number| number.try_into().ok());
             let flow = self.flow(number.map_or(0, u32::from_be_bytes));
             let due = self.due[flow];
