@@ -675,10 +675,9 @@ impl App for VhostUserPort {
         deadlines.filter(|deadline| *deadline > now).min()
     }
 
-    /// Whether a guest is there that can receive.
+    /// Whether a guest is there. One whose driver begins anew is: its stations are where they were.
     fn is_up(&self) -> bool {
-        let is_enabled = |active: &Active| !active.enabled.is_empty();
-        !self.shared.is_latched() && self.active.as_ref().is_some_and(is_enabled)
+        !self.shared.is_latched() && self.active.is_some()
     }
 
     fn counters(&self) -> &Counters {
