@@ -56,6 +56,25 @@ fn held_frames_arrive_in_order_when_there_are_buffers() {
     world.assert_drops(1, &[]);
 }
 
+/// Whoever serves the guest next begins where the used index is: what was taken and is not given back would be lost to it.
+#[test]
+fn a_port_that_is_taken_out_gives_its_rings_back_whole() {
+    let mut world = World::modern();
+    send(&mut world, &frames(0, 1, 0..3));
+    world.breathe();
+    assert_eq!(world.guests[0].reap(), 0, "all are held");
+    assert!(world.port(0).is_up());
+    world.graph.stop_all();
+    assert_eq!(world.guests[0].reap(), 3);
+    assert_eq!(world.guests[0].used_index(TRANSMIT), 3);
+    assert_eq!(full(&world, 0), 3, "and they are counted");
+    assert!(!world.port(0).is_up());
+    // Nothing is touched any more.
+    send(&mut world, &frames(0, 1, 3..4));
+    world.breathe();
+    assert_eq!(world.guests[0].used_index(TRANSMIT), 3);
+}
+
 #[test]
 fn a_frame_that_needs_more_buffers_than_there_are_takes_none() {
     let mut world = World::modern();
