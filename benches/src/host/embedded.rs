@@ -186,7 +186,11 @@ impl Place<'_> {
                     }
                 }
                 guest.flush();
-                guest.driver().reclaim()
+                let taken = guest.driver().reclaim()?;
+                if taken == 0 {
+                    std::hint::spin_loop();
+                }
+                Ok::<_, anyhow::Error>(taken)
             };
             let (mut touched, start) = (0, Instant::now());
             while touched < 2 * usize::from(RING) {
@@ -287,7 +291,7 @@ impl Place<'_> {
                             return Ok(());
                         }
                     }
-                    Ok(None) => {}
+                    Ok(None) => std::hint::spin_loop(),
                     Err(Gone) => return Ok(()),
                 }
             }
@@ -299,7 +303,10 @@ impl Place<'_> {
                 while !is_over(written) {
                     let taken =
                         ours.take().map_err(|Gone| anyhow!("the other thread has ended"))?;
-                    let Some(batch) = taken else { continue };
+                    let Some(batch) = taken else {
+                        std::hint::spin_loop();
+                        continue;
+                    };
                     batch
                         .frames()
                         .try_for_each(|frame| rustix::io::write(&queue, frame).map(drop))?;
@@ -338,7 +345,7 @@ impl Place<'_> {
                             return Ok(());
                         }
                     }
-                    Ok(None) => {}
+                    Ok(None) => std::hint::spin_loop(),
                     Err(Gone) => return Ok(()),
                 }
             }
