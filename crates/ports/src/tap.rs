@@ -39,8 +39,7 @@ use crate::frame::{ETHERNET, MAX_FRAME};
 use crate::offload::Delivery;
 
 pub use queues::Queues;
-use queues::Share;
-use reader::Reader;
+use queues::{Share, Together};
 use writer::Writer;
 
 /// Frames that are read from the kernel at most in one burst. Fewer than a guest's, since each has
@@ -108,6 +107,12 @@ pub(crate) fn is_within_limits(offload: &Offload, frame_len: usize) -> bool {
 #[error("the interface is gone: {0}")]
 pub struct TapGone(pub(crate) io::Error);
 
+/// What a part had of an interface: whoever drops the last of them closes it.
+pub struct Detached {
+    _together: Together,
+    _queues: Arc<Queues>,
+}
+
 /// A frame in the buffer.
 struct Filled {
     slot: usize,
@@ -147,7 +152,7 @@ pub struct TapPort {
     /// The breath in which something was pushed last.
     breath: u32,
     fault: Option<TapGone>,
-    reader: Reader,
+    together: Together,
     writer: Writer,
     /// Where a header and a frame are put together that cannot be written from where they lie.
     assembly: Box<[u8]>,
@@ -187,7 +192,7 @@ impl TapPort {
             segments: SEGMENT_BUDGET,
             breath: 0,
             fault: None,
-            reader: Reader::default(),
+            together: None,
             writer: Writer::new(),
             assembly: vec![0; SLOT].into_boxed_slice(),
             counters: Counters::default(),
@@ -198,11 +203,7 @@ impl TapPort {
     /// part has to be given the same. Returns those it had before, to be dropped by control.
     ///
     /// When it fails, the part is without queues.
-    pub fn attach(
-        &mut self,
-        queues: Arc<Queues>,
-        poller: &Poller,
-    ) -> io::Result<Option<Arc<Queues>>> {
+    pub fn attach(&mut self, queues: Arc<Queues>, poller: &Poller) -> io::Result<Option<Detached>> {
         let before = self.detach();
         let mut share = Share::new(queues, self.number, self.workers);
         share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
@@ -212,10 +213,10 @@ impl TapPort {
 
     /// Takes this part's queues away: frames to it are then counted as [`DropReason::ReceiverDown`].
     /// Returns what is to be dropped by control.
-    pub fn detach(&mut self) -> Option<Arc<Queues>> {
+    pub fn detach(&mut self) -> Option<Detached> {
         let share = self.share.take()?;
         self.fault = None;
-        Some(share.all.clone())
+        Some(Detached { _together: self.together.take(), _queues: share.all.clone() })
     }
 
     /// Says whether the interface is up. While it is down, frames to it are not even offered to the
@@ -238,7 +239,7 @@ impl TapPort {
 
     /// Why each frame to the interface takes a system call, if it does.
     pub fn one_by_one(&self) -> Option<&io::Error> {
-        self.writer.problem()
+        self.together.as_ref()?.as_ref().err()
     }
 
     /// Goes on counting where another port has stopped, whose place it takes.
@@ -251,14 +252,11 @@ impl TapPort {
         if let Some(share) = &share {
             let offloads = share.offloads();
             (self.asks, self.takes) = (asks(offloads), takes(offloads));
-            self.writer.prepare(&share.all);
+            self.together = Some(share.all.together());
             if !share.own.is_empty() && self.buffer.is_empty() {
                 self.buffer = vec![0; FRAMES * SLOT].into_boxed_slice();
                 self.frames.reserve(FRAMES);
                 self.free = u16::MAX >> (u16::BITS as usize - FRAMES);
-            }
-            if !share.own.is_empty() {
-                self.reader.prepare(&share.all);
             }
         }
         self.share = share;
@@ -266,7 +264,7 @@ impl TapPort {
 
     /// Reads frames into free slots, until there is none of either. Returns how many.
     fn read(&mut self, now: u64) -> usize {
-        let Self { share, buffer, frames, free, reader, counters, .. } = self;
+        let Self { share, buffer, frames, free, together, counters, .. } = self;
         let (before, mut gone) = (frames.len(), None);
         let Some(Share { all, own, is_gone: false, .. }) = share else { return 0 };
         if own.len() > 1 {
@@ -281,8 +279,9 @@ impl TapPort {
             let rooms = buffer.chunks_exact_mut(SLOT).enumerate();
             let rooms = rooms.filter(|(slot, _)| is_free(slot)).map(|(_, room)| room);
             let mut slots = (0..FRAMES).filter(is_free);
-            let (queue, count) = (own.queue(all).as_fd(), now_free.count_ones() as usize);
-            let is_empty = reader.read(queue, &mut own.full, count, rooms, |result| {
+            let queue = (own.place(), own.queue(all).as_fd());
+            let count = now_free.count_ones() as usize;
+            let is_empty = reader::read(together, queue, &mut own.full, count, rooms, |result| {
                 let slot = slots.next().unwrap_or_default();
                 match result {
                     Ok(len) if len < NetHeader::SIZE + wire::ethernet::HEADER_SIZE => {
@@ -353,7 +352,7 @@ impl TapPort {
     fn write(&mut self, burst: &Burst<'_>) {
         let Some(share) = &self.share else { return };
         let (counters, mut gone) = (&mut self.counters, None);
-        self.writer.write(&share.all, burst, |len, result| match result {
+        self.writer.write(&mut self.together, &share.all, burst, |len, result| match result {
             Ok(()) => counters.sent.count(len),
             Err(error) => {
                 counters.drop(refusal(error));

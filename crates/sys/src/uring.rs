@@ -4,6 +4,9 @@
 //! begun is over when that returns: between two calls nothing is under way. So this is no asynchronous
 //! I/O, but `writev` and `read` for several at a time. Nothing waits either: what would have to, fails with
 //! EAGAIN.
+//!
+//! The kernel is told of the files once, so that it looks none up for each write: it holds them for as long as
+//! there is the ring.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -16,7 +19,7 @@ use rustix::io::Errno;
 /// Writes, or reads, that one call takes.
 pub const DEPTH: usize = 64;
 
-/// An io_uring of the kernel's.
+/// An io_uring of the kernel's, for some files.
 pub struct Uring {
     ring: IoUring,
     /// All that was ever put into the ring is over. If not, it is not used again: what is left in it
@@ -27,12 +30,16 @@ pub struct Uring {
 }
 
 impl Uring {
-    /// Opens one, for files such as this one, to which it writes no byte. It fails where the kernel
+    /// Opens one for these files, of one kind: to the first it writes no byte. It fails where the kernel
     /// has none, does not let us, or cannot write to such a file, or read it, without waiting.
-    pub fn open(file: BorrowedFd<'_>) -> io::Result<Self> {
+    ///
+    /// Until it is dropped they are open, whoever else closes them.
+    pub fn open<'f>(files: impl Iterator<Item = BorrowedFd<'f>>) -> io::Result<Self> {
         let ring = IoUring::new(DEPTH as u32)?;
+        let files: Vec<_> = files.map(|file| file.as_raw_fd()).collect();
+        ring.submitter().register_files(&files)?;
         let mut uring = Self { ring, is_empty: true, results: Box::new([0; DEPTH]) };
-        let nothing: (_, &[ReadSlice<'_>]) = (file, &[ReadSlice::EMPTY]);
+        let nothing: (_, &[ReadSlice<'_>]) = (0, &[ReadSlice::EMPTY]);
         match uring.write([nothing].into_iter()).next() {
             // It cannot be entered.
             None => return Err(Errno::NOSYS.into()),
@@ -43,29 +50,29 @@ impl Uring {
         Ok(uring)
     }
 
-    /// Writes to each file what its slices hold, together: the first [`DEPTH`] of `writes`, in
-    /// order. Gives of each, in order, how many bytes it took or why it failed.
+    /// Writes to each file, by its place among those that it was opened for, what its slices hold, together: the
+    /// first [`DEPTH`] of `writes`, in order. Gives of each, in order, how many bytes it took or why it failed.
     ///
     /// If they are less than there were, those behind were not begun, and nothing is written by this
     /// any more.
     pub fn write<'a>(
         &mut self,
-        writes: impl Iterator<Item = (BorrowedFd<'a>, &'a [ReadSlice<'a>])>,
+        writes: impl Iterator<Item = (usize, &'a [ReadSlice<'a>])>,
     ) -> impl Iterator<Item = Result<usize, Errno>> {
-        // SAFETY: files and slices are borrowed for longer than this call.
+        // SAFETY: slices are borrowed for longer than this call, and the files are the ring's own.
         unsafe { self.submit(writes.map(|(file, slices)| write(file, slices))) }
     }
 
-    /// Reads each file once, into the room given with it: the first [`DEPTH`] of `reads`, in order.
+    /// Reads each file, by its place, once, into the room given with it: the first [`DEPTH`] of `reads`, in order.
     /// Gives of each, in order, how many bytes came or why none did.
     ///
     /// If they are less than there were, those behind were not begun, and nothing is read by this any
     /// more.
     pub fn read<'a>(
         &mut self,
-        reads: impl Iterator<Item = (BorrowedFd<'a>, &'a mut [u8])>,
+        reads: impl Iterator<Item = (usize, &'a mut [u8])>,
     ) -> impl Iterator<Item = Result<usize, Errno>> {
-        // SAFETY: files are borrowed for longer than this call, and so is all room, by nobody else.
+        // SAFETY: all room is borrowed for longer than this call, by nobody else, and the files are the ring's own.
         unsafe { self.submit(reads.map(|(file, room)| read(file, room))) }
     }
 
@@ -134,9 +141,22 @@ impl Uring {
     }
 }
 
+/// Closing a ring leaves what it holds to be let go of some time later, and until then an interface would be in use.
+impl Drop for Uring {
+    fn drop(&mut self) {
+        // They were registered; so there is nothing to be said of it.
+        let _ = self.ring.submitter().unregister_files();
+    }
+}
+
+/// One of the ring's files. The kernel refuses a place where there is none.
+fn place(file: usize) -> types::Fixed {
+    types::Fixed(u32::try_from(file).unwrap_or(u32::MAX))
+}
+
 /// A write that fails where it would wait.
-fn write(file: BorrowedFd<'_>, slices: &[ReadSlice<'_>]) -> Entry {
-    let file = types::Fd(file.as_raw_fd());
+fn write(file: usize, slices: &[ReadSlice<'_>]) -> Entry {
+    let file = place(file);
     // A slice is laid out as an iovec (see its definition).
     let vectors: *const libc::iovec = slices.as_ptr().cast();
     // Of a single one the kernel need not read where it lies, which takes it a while.
@@ -153,10 +173,9 @@ fn write(file: BorrowedFd<'_>, slices: &[ReadSlice<'_>]) -> Entry {
 }
 
 /// A read that fails where it would wait.
-fn read(file: BorrowedFd<'_>, room: &mut [u8]) -> Entry {
+fn read(file: usize, room: &mut [u8]) -> Entry {
     let len = u32::try_from(room.len()).unwrap_or(u32::MAX);
-    let file = types::Fd(file.as_raw_fd());
-    opcode::Read::new(file, room.as_mut_ptr(), len).rw_flags(libc::RWF_NOWAIT).build()
+    opcode::Read::new(place(file), room.as_mut_ptr(), len).rw_flags(libc::RWF_NOWAIT).build()
 }
 
 #[cfg(test)]

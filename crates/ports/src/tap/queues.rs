@@ -1,12 +1,18 @@
 //! The queues of an interface, and which part of a port has which.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use engine::Poller;
 use sys::tun::{Offloads, Queue};
+use sys::uring::Uring;
 use wire::flow;
+
+/// What a part of a port has to read or write several frames at a time, in the queues' order, or why it has nothing; `None`
+/// without queues.
+pub(crate) type Together = Option<io::Result<Uring>>;
 
 /// All queues of an interface, which the parts of a port share.
 #[derive(Debug)]
@@ -20,6 +26,11 @@ impl Queues {
     /// Of one interface, opened together.
     pub fn new(queues: Vec<Queue>) -> Arc<Self> {
         Arc::new(Self { queues: queues.into(), is_reported: AtomicBool::new(false) })
+    }
+
+    /// What reads and writes several frames at a time. It has them open, too.
+    pub(crate) fn together(&self) -> io::Result<Uring> {
+        Uring::open(self.queues.iter().map(Queue::as_fd))
     }
 
     pub(crate) fn first(&self) -> Option<&Queue> {
@@ -56,6 +67,10 @@ pub(crate) struct Own {
 }
 
 impl Own {
+    pub(crate) fn place(&self) -> usize {
+        self.index
+    }
+
     pub(crate) fn queue<'q>(&self, queues: &'q Queues) -> &'q Queue {
         &queues.queues[self.index]
     }

@@ -6,17 +6,16 @@
 //! Of a large one the rest is taken from its sender's memory. All of them are written before the burst
 //! goes on.
 
-use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
 use engine::{BURST, Burst, Framed};
 use memory::{ReadSlice, recycle, write_vectored};
 use rustix::io::Errno;
-use sys::uring::{DEPTH, Uring};
+use sys::uring::DEPTH;
 use wire::virtio::NetHeader;
 
-use super::queues::Queues;
+use super::queues::{Queues, Together};
 
 const _: () = assert!(BURST <= DEPTH);
 
@@ -42,8 +41,6 @@ struct Noted {
 
 /// Writes frames.
 pub(crate) struct Writer {
-    /// What there is for several at a time, or why there is nothing; `None` until there is a queue.
-    uring: Option<io::Result<Uring>>,
     noted: Vec<Noted>,
     /// One for each frame of a burst.
     slots: Box<[[u8; SLOT]]>,
@@ -53,23 +50,10 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new() -> Self {
         Self {
-            uring: None,
             noted: Vec::with_capacity(BURST),
             slots: vec![[0; SLOT]; BURST].into_boxed_slice(),
             slices: Vec::new(),
         }
-    }
-
-    /// Gets ready for queues. These are the first of the interface.
-    pub(crate) fn prepare(&mut self, queues: &Queues) {
-        if let (None, Some(queue)) = (&self.uring, queues.first()) {
-            self.uring = Some(Uring::open(queue.as_fd()));
-        }
-    }
-
-    /// Why each frame takes a system call, if it does.
-    pub(crate) fn problem(&self) -> Option<&io::Error> {
-        self.uring.as_ref()?.as_ref().err()
     }
 
     /// Takes note of a frame of the burst, which is behind its header there, and of the queue that it is
@@ -83,6 +67,7 @@ impl Writer {
     /// did.
     pub(crate) fn write(
         &mut self,
+        together: &mut Together,
         queues: &Queues,
         burst: &Burst<'_>,
         mut done: impl FnMut(usize, Result<(), Errno>),
@@ -111,10 +96,10 @@ impl Writer {
         let pieces = |noted: &Noted| slices.get(noted.slices.clone()).unwrap_or_default();
         let len = |noted: &Noted| burst.framed(noted.frame, 0).len;
         let mut written = 0;
-        if let Some(Ok(uring)) = &mut self.uring
+        if let Some(Ok(uring)) = together
             && self.noted.len() >= TOGETHER
         {
-            let writes = self.noted.iter().map(|it| (queues.get(it.queue).as_fd(), pieces(it)));
+            let writes = self.noted.iter().map(|noted| (noted.queue, pieces(noted)));
             for result in uring.write(writes) {
                 if let Some(noted) = self.noted.get(written) {
                     done(len(noted), result.map(drop));
@@ -122,7 +107,7 @@ impl Writer {
                 written += 1;
             }
             if written < self.noted.len() {
-                self.uring = Some(Err(Errno::NOSYS.into()));
+                *together = Some(Err(Errno::NOSYS.into()));
             }
         }
         for noted in self.noted.get(written..).unwrap_or_default() {

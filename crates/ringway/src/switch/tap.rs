@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use engine::{App, Fault, Poller, Worker};
-use ports::tap::{Queues, TapPort};
+use ports::tap::{Detached, Queues, TapPort};
 use ports::tun::Subnet;
 use rustix::io::Errno;
 use sys::tun::{Kind, Offloads, Persistence, Queue, Request, TunError, adopt};
@@ -82,7 +82,7 @@ pub(super) trait HostPort: App + Sized {
 
 impl HostPort for TapPort {
     type Shared = Arc<Queues>;
-    type Detached = Arc<Queues>;
+    type Detached = Detached;
 
     fn share(queues: Vec<Queue>) -> anyhow::Result<Self::Shared> {
         Ok(Queues::new(queues))

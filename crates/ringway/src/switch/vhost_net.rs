@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::bail;
 use engine::{App, Burst, Counters, Fault, Lease, Numbers, Outcomes, Outputs, Poller, Selection};
-use ports::tap::{Queues, TapGone, TapPort};
+use ports::tap::{Detached as TapDetached, Queues, TapGone, TapPort};
 use ports::vhost_net::{Detached, OpenError, Rings, VhostNetFault, VhostNetPort};
 use sys::tun::Queue;
 use sys::vhost::Device;
@@ -123,7 +123,7 @@ enum Shared {
 }
 
 /// What either of them has let go of.
-type Released = (Option<Detached>, Option<Arc<Queues>>);
+type Released = (Option<Detached>, Option<TapDetached>);
 
 impl EitherPort {
     fn app(&self) -> &dyn App {
