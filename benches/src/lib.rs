@@ -1,5 +1,5 @@
 //! Programs that measure ringway. `peers` measures it beside what its users would otherwise run; `flame` shows where
-//! the cycles of a frame go; `host` measures the way to the host and back.
+//! the cycles of a frame go; `host` measures the way to the host and back; `copies` what one copy saves.
 //!
 //! # How it works
 //!
@@ -8,6 +8,7 @@
 //! | `peers`        | the first program                                                          |
 //! | `flame`        | the second one                                                             |
 //! | `host`         | the third one                                                              |
+//! | `copies`       | the fourth one                                                             |
 //! | `matrix`       | what is measured: cases, switches, generators, and the names of all cells  |
 //! | `means`        | what there is to measure with, and what is left out for want of it         |
 //! | `machine`      | the machine and all versions                                               |
@@ -22,6 +23,7 @@
 //! | `drawings`     | throughput over size, latency over load                                    |
 //! | `interrupt`    | Ctrl-C                                                                     |
 
+mod copies;
 mod drawings;
 mod flame;
 mod generators;
@@ -39,6 +41,7 @@ mod switches;
 mod targets;
 mod usage;
 
+pub use copies::main as copies;
 pub use flame::main as flame;
 pub use host::main as host;
 pub use peers::main as peers;
