@@ -3,6 +3,7 @@
 //! Guest number `n` has the MAC address `52:54:00:00:00:0n` and, once [`plug_in`] was called for it, 10.0.0.n/24 and
 //! fd00::n/64 on `eth0`.
 
+mod processors;
 mod switch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use testbed::traffic::{self, Ping};
 use testbed::{Builder, Guest, Image, Network, Nic, Shell};
 
+pub use processors::{bind, let_first, two_processors};
 pub use switch::{NOBODY, Switch, binary, ringway, ringway_in};
 
 /// The network card of guest number `n` on the switch's socket `vm<n>.sock`.

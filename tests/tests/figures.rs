@@ -1,13 +1,16 @@
 //! What the switch costs, and how fast it is. These tests measure, so they run alone: `.config/nextest.toml` sees to it.
 
-use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::thread;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
+use std::{fmt, fs, thread};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use ringway_tests::*;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::gettid;
+use serde_json::Value;
 use testbed::traffic::{self, Iperf};
 use testbed::{Network, Nic, Shell};
 
@@ -182,82 +185,229 @@ fn processor_time(switch: &Switch) -> Result<Duration> {
     Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
 }
 
-/// Ports that come by one reload, and go by the next.
+/// Ports that come by one reload, and go by another.
 const MANY_PORTS: usize = 256;
+/// Those of them with a guest that has talked, each by so many addresses.
+const MANY_GUESTS: usize = 128;
+const ADDRESSES: u8 = 8;
+/// Each reload is measured so often.
+const RELOADS: usize = 5;
+/// Far more than is said of a machine that does nothing else.
 const RELOAD_LIMIT: Duration = Duration::from_secs(1);
-const GAP_LIMIT: Duration = Duration::from_millis(100);
+/// What a reload may add to the largest gap that there is without one.
+const GAP_LIMIT: Duration = Duration::from_millis(1);
+/// A frame is sent so long after the last one.
+const PACE: Duration = Duration::from_micros(100);
+/// Whatever is waited for happens within this time.
+const LIMIT: Duration = Duration::from_secs(20);
 
-/// Two guests send each other one frame, back and forth, while 256 ports come, change and go by three reloads.
+/// 256 ports come, change and go by reloads, and two guests that have nothing to do with that look how long no frame comes from the
+/// one to the other, and how long it is without a reload. The worker has one processor and goes first there; the guests go first on
+/// the other, which control and all else share with them. So a gap is what the worker did not do, whatever else the machine does.
 #[test]
 fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
+    binary()?;
+    let [worker, others] = two_processors()?;
+    bind(others)?;
+    // For the guests' rings.
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files })?;
+
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("ringway.toml");
     let port = |name: &str, keys: &str| {
         format!("[port.{name}]\ntype = \"vhost-user\"\npath = \"{name}.sock\"\n{keys}")
     };
-    let few = port("vm1", "") + &port("vm2", "");
-    let many =
-        |keys| (0..MANY_PORTS).fold(few.clone(), |all, n| all + &port(&format!("more{n}"), keys));
+    let few = format!(
+        "mode = \"interrupt\"\ncpus = \"{worker}\"\n{}",
+        port("vm1", "") + &port("vm2", "")
+    );
+    let many = |keys: &str| {
+        (0..MANY_PORTS).fold(few.clone(), |all, n| all + &port(&format!("more{n}"), keys))
+    };
+    let rate = |rate: u8, more: &str| many(&format!("rate-from = \"{rate}Gbit\"\n{more}"));
+    let [come, limited, changed, anew] =
+        [many(""), rate(1, ""), rate(2, ""), rate(2, "queue-pairs = 2\n")];
     fs::write(&file, &few)?;
     let path = file.display().to_string();
     let switch = Switch::start_with(&["--config", &path, "--control", "control.sock"], &[])?;
     let control = switch.path("control.sock").display().to_string();
+    let thread = self::worker(&switch)?;
+    let thread = thread.file_name().and_then(|name| name.to_str()?.parse().ok());
+    let_first(thread.and_then(Pid::from_raw).context("a thread")?)?;
     let connect = |n: u8| {
         let path = switch.path(&format!("vm{n}.sock"));
         guest::Guest::connect(&path, &guest::Options::default())
     };
     let (mut one, mut two) = (connect(1)?, connect(2)?);
-    let is_over = std::sync::atomic::AtomicBool::new(false);
-    let (reloads, gaps) = thread::scope(|scope| {
-        let pair = scope.spawn(|| back_and_forth(&mut one, &mut two, &is_over));
-        let reload = |text: &str| -> Result<Duration> {
+
+    let (is_started, is_over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (reloads, came) = thread::scope(|scope| {
+        let pair = scope.spawn(|| keep_pace(&mut one, &mut two, &is_started, &is_over));
+        let reload = |text: &str| -> Result<Measured> {
             fs::write(&file, text)?;
             let start = Instant::now();
             let output = ringway(&[], &["reload", "--control", &control])?;
-            let took = start.elapsed();
-            anyhow::ensure!(output.status == 0, "{}", String::from_utf8_lossy(&output.bytes));
-            Ok(took)
+            let end = Instant::now();
+            ensure!(output.status == 0, "{}", output.text());
+            // As long again without one.
+            thread::sleep(end - start);
+            Ok(Measured { start, end, quiet: Instant::now() })
         };
-        let reloads = [&many(""), &many("rate-from = \"1Gbit\"\n"), &few].map(|text| reload(text));
-        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
-        let gaps = pair.join().ok().context("the pair panicked")??;
-        anyhow::Ok((reloads.into_iter().collect::<Result<Vec<_>>>()?, gaps))
+        let round = || -> Result<[Measured; 5]> {
+            let come = reload(&come)?;
+            let guests = many_guests(&switch)?;
+            let known = known_addresses(&control)?;
+            ensure!(known >= (MANY_GUESTS * usize::from(ADDRESSES)) as u64, "{known} addresses");
+            let limited = reload(&limited)?;
+            let changed = reload(&changed)?;
+            let anew = reload(&anew)?;
+            drop(guests);
+            let guests = many_guests(&switch)?;
+            let go = reload(&few)?;
+            drop(guests);
+            Ok([come, limited, changed, anew, go])
+        };
+        let reloads = (|| {
+            wait_for("the guests' first frame", || Ok(is_started.load(Relaxed)))?;
+            (0..RELOADS).map(|_| round()).collect::<Result<Vec<_>>>()
+        })();
+        is_over.store(true, Relaxed);
+        let came = pair.join().ok().context("the guests panicked")??;
+        anyhow::Ok((reloads?, came))
     })?;
-    let (frames, gap) = gaps;
-    println!("reloads of {MANY_PORTS} ports that come, are policed, and go: {reloads:?}");
-    println!("largest gap between {frames} frames of two others: {gap:?}");
     drop((one, two));
     switch.stop()?;
-    assert!(reloads.iter().all(|took| *took < RELOAD_LIMIT));
-    assert!(gap < GAP_LIMIT);
+
+    println!("{MANY_PORTS} ports; medians of {RELOADS}, and the least and the most:");
+    let mut measured = Vec::new();
+    for (number, what) in
+        ["they come", "each gets a rate", "each gets another", "they are made anew", "they go"]
+            .iter()
+            .enumerate()
+    {
+        let all = || reloads.iter().map(|round| &round[number]);
+        let took = Summary::of(all().map(|reload| Ok(reload.end - reload.start)))?;
+        let with = Summary::of(all().map(|reload| largest_gap(&came, reload.start, reload.end)))?;
+        let without =
+            Summary::of(all().map(|reload| largest_gap(&came, reload.end, reload.quiet)))?;
+        println!("{what}: took {took}; largest gap {with}, and as long without a reload {without}");
+        measured.push((took, with, without));
+    }
+    for (took, with, without) in measured {
+        // What else the machine does adds to them: what is the reload's own is in the least.
+        assert!(took.least < RELOAD_LIMIT && with.least < without.least + GAP_LIMIT);
+    }
     Ok(())
 }
 
-/// Has two guests send one frame back and forth. Returns how often it crossed, and the longest time that took once.
-fn back_and_forth(
+/// When a reload began and ended, and until when there was none after it.
+struct Measured {
+    start: Instant,
+    end: Instant,
+    quiet: Instant,
+}
+
+/// Of some times.
+struct Summary {
+    median: Duration,
+    least: Duration,
+    most: Duration,
+}
+
+impl Summary {
+    fn of(times: impl Iterator<Item = Result<Duration>>) -> Result<Summary> {
+        let mut times = times.collect::<Result<Vec<_>>>()?;
+        times.sort();
+        let (least, most) = times.first().zip(times.last()).context("no times")?;
+        Ok(Summary { median: times[times.len() / 2], least: *least, most: *most })
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { median, least, most } = self;
+        write!(f, "{median:.2?} ({least:.2?} to {most:.2?})")
+    }
+}
+
+/// The longest time without a frame between two instants.
+fn largest_gap(came: &[Instant], start: Instant, end: Instant) -> Result<Duration> {
+    let pairs = came.windows(2).filter(|pair| pair[1] > start && pair[0] < end);
+    let gap = pairs.map(|pair| pair[1] - pair[0]).max();
+    let is_after = came.last().is_some_and(|last| *last >= end);
+    gap.filter(|_| is_after).context("frames ended before the measurement did")
+}
+
+/// Has one guest send another a frame every [`PACE`]. Returns when one had come, as far as that is seen by looking so often.
+fn keep_pace(
     one: &mut guest::Guest,
     two: &mut guest::Guest,
-    is_over: &std::sync::atomic::AtomicBool,
-) -> Result<(u64, Duration)> {
-    let frame = |to: u8, from: u8| {
-        [&[0x52, 0x54, 0, 0, 0, to][..], &[0x52, 0x54, 0, 0, 0, from], &[0x88, 0xb5], &[0; 46]]
-            .concat()
-    };
-    let mut ends = [(one, frame(2, 1)), (two, frame(1, 2))];
-    let (mut frames, mut longest) = (0, Duration::ZERO);
-    while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
-        let [(from, frame), (to, _)] = &mut ends;
-        let start = Instant::now();
-        from.driver().reclaim()?;
-        anyhow::ensure!(from.driver().send(Default::default(), frame)?, "no room for a frame");
-        from.flush();
-        while to.driver().receive(|_| ())?.is_none() {
-            anyhow::ensure!(start.elapsed() < READY_LIMIT * 100, "frame {frames} did not come");
+    is_started: &AtomicBool,
+    is_over: &AtomicBool,
+) -> Result<Vec<Instant>> {
+    let_first(gettid())?;
+    let frame = [&[0x52, 0x54, 0, 0, 0, 2][..], &[0x52, 0x54, 0, 0, 0, 1], &[0x88, 0xb5], &[0; 46]]
+        .concat();
+    let mut came = Vec::with_capacity(1 << 20);
+    while !is_over.load(Relaxed) {
+        one.driver().reclaim()?;
+        // If there is no room, the worker has not taken what was sent before.
+        one.driver().send(Default::default(), &frame)?;
+        one.flush();
+        thread::sleep(PACE);
+        let mut has_come = false;
+        while two.driver().receive(|_| ())?.is_some() {
+            has_come = true;
         }
-        to.flush();
-        longest = longest.max(start.elapsed());
-        frames += 1;
-        ends.swap(0, 1);
+        two.flush();
+        if has_come {
+            came.push(Instant::now());
+            is_started.store(true, Relaxed);
+        }
     }
-    Ok((frames, longest))
+    Ok(came)
+}
+
+/// Guests behind some of the many ports, of whom the bridge knows all addresses.
+fn many_guests(switch: &Switch) -> Result<Vec<guest::Guest>> {
+    let guest = |number: usize| -> Result<guest::Guest> {
+        let path = switch.path(&format!("more{number}.sock"));
+        let options = guest::Options { ring_size: 32, ..Default::default() };
+        let mut guest = guest::Guest::connect(&path, &options)?;
+        for address in 0..ADDRESSES {
+            // To itself, so that it goes no further.
+            let own = [2, 0, 0, u8::try_from(number)?, 0, address];
+            let frame = [&own[..], &own, &[0x88, 0xb5], &[0; 46]].concat();
+            ensure!(guest.driver().send(Default::default(), &frame)?, "no room for a frame");
+        }
+        guest.flush();
+        wait_for("the switch to take a guest's frames", || {
+            guest.driver().reclaim()?;
+            Ok(guest.driver().in_flight() == 0)
+        })?;
+        Ok(guest)
+    };
+    (0..MANY_GUESTS).map(guest).collect()
+}
+
+/// How many addresses the bridge knows.
+fn known_addresses(control: &str) -> Result<u64> {
+    let output = ringway(&[], &["stats", "--control", control, "--json"])?;
+    let report: Value = serde_json::from_str(&output.text())?;
+    let named = |list: &Value, name: &str| {
+        let mut items = list.as_array().into_iter().flatten();
+        items.find(|item| item["name"] == name).cloned().unwrap_or_default()
+    };
+    let addresses = named(&named(&report["apps"], "bridge")["own"], "addresses");
+    addresses["value"].as_u64().with_context(|| format!("no number of addresses in {report}"))
+}
+
+fn wait_for(what: &str, mut is_there: impl FnMut() -> Result<bool>) -> Result<()> {
+    let start = Instant::now();
+    while !is_there()? {
+        ensure!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {what}");
+        thread::yield_now();
+    }
+    Ok(())
 }

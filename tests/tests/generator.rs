@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ringway_tests::*;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use serde_json::Value;
 use testbed::Program;
 use testbed::dpdk::{Testpmd, VirtioUser};
@@ -26,11 +25,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// second of processor time that the generator had.
 #[test]
 fn loads_a_core_as_testpmd_does_and_half_as_much_again() -> Result<()> {
-    let all = sched_getaffinity(None)?;
-    let cpus: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu)).collect();
-    let [ours, theirs, ..] = cpus[..] else {
-        anyhow::bail!("it takes two processors, one for each side, and there is {cpus:?}");
-    };
+    let [ours, theirs] = two_processors()?;
     let directory = tempfile::Builder::new().prefix("ringway-").tempdir()?;
     let socket = directory.path().join("back-end.sock");
     // What is started from here is bound as this thread is.
@@ -55,12 +50,6 @@ fn loads_a_core_as_testpmd_does_and_half_as_much_again() -> Result<()> {
     println!("ringway bench : testpmd = {ratio:.2} (at least {RATIO_LIMIT})");
     ensure!(ratio >= RATIO_LIMIT, "ringway bench loads the back end {ratio:.2} times as much");
     Ok(())
-}
-
-fn bind(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    Ok(sched_setaffinity(None, &set)?)
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -264,7 +264,8 @@ impl Graph {
             }
             let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
             if let Some(slot) = self.slot_mut(id) {
-                slot.is_up = is_up;
+                // What leads to it, and where it leads, is looked at below, once for all.
+                (slot.is_up, slot.is_new) = (is_up, false);
             }
         }
         for Outgoing { app, outputs } in &mut change.outgoing {

@@ -18,7 +18,7 @@
 //! a flow is heard, and the one that delivers to it where it is delivered; mostly they only read.
 //! Should two of them deliver one flow at once, there is no order between their frames anyway.
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering::Relaxed};
 
 /// Places in the table.
 const PLACES: usize = 4096;
@@ -36,6 +36,8 @@ pub(super) struct Steering {
     heard: Box<[AtomicU8]>,
     /// Where frames are delivered.
     delivered: Box<[AtomicU32]>,
+    /// There may be something in them.
+    is_used: AtomicBool,
 }
 
 /// The pair that a flow was delivered to last, and the tick when.
@@ -78,14 +80,28 @@ impl Steering {
         Self {
             heard: (0..PLACES).map(|_| AtomicU8::new(0)).collect(),
             delivered: (0..PLACES).map(|_| AtomicU32::new(never)).collect(),
+            is_used: AtomicBool::new(false),
         }
     }
 
-    /// Forgets all flows.
-    pub(super) fn forget(&self) {
+    /// Forgets all flows. Returns whether there could be any. Most guests have one pair of queues, and no flows: many of them that go
+    /// at once are not to hold the worker up by that.
+    pub(super) fn forget(&self) -> bool {
+        if !self.is_used.swap(false, Relaxed) {
+            return false;
+        }
         let never = Last::NEVER.to_word();
         self.heard.iter().for_each(|heard| heard.store(0, Relaxed));
         self.delivered.iter().for_each(|delivered| delivered.store(never, Relaxed));
+        true
+    }
+
+    /// Takes note that there is something to be forgotten.
+    #[inline]
+    fn note_use(&self) {
+        if !self.is_used.load(Relaxed) {
+            self.is_used.store(true, Relaxed);
+        }
     }
 
     /// The guest transmitted a frame of the flow with this hash by `pair`.
@@ -96,12 +112,14 @@ impl Steering {
         // Mostly it is known: no need to dirty the line.
         if place.load(Relaxed) != value {
             place.store(value, Relaxed);
+            self.note_use();
         }
     }
 
     /// Chooses pairs for the frames of a burst, out of those that are `enabled`, in ascending order and
     /// not empty, at the time `now`. A flow may move that was quiet for `quiet` nanoseconds.
     pub(super) fn burst<'s>(&'s self, enabled: &'s [u8], now: u64, quiet: u64) -> Chooser<'s> {
+        self.note_use();
         Chooser { steering: self, enabled, now, quiet, chosen: [0; PLACES / 64] }
     }
 }
@@ -189,6 +207,20 @@ mod tests {
         assert_eq!(steering.burst(&[0, 1], NOW, QUIET).choose(hash, never), 1, "by the hash");
         assert_eq!(steering.burst(&[7], NOW, QUIET).choose(hash, never), 7);
         assert_eq!(choose(&steering, hash, &[0, 2]), 2, "not forgotten");
+    }
+
+    /// A guest of one pair, which steers nothing, costs nothing when it goes.
+    #[test]
+    fn flows_are_forgotten_if_there_are_any() {
+        let steering = Steering::new();
+        assert!(!steering.forget(), "nobody has come");
+        let all = [0, 1, 2, 3];
+        let spread = choose(&steering, 5, &all);
+        assert!(steering.forget(), "one was delivered");
+        steering.learn(5, usize::from(spread) + 1);
+        assert!(steering.forget(), "one was heard");
+        assert!(!steering.forget(), "all are forgotten");
+        assert_eq!(choose(&steering, 5, &all), spread, "as if it was never heard");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use crate::testing::{
     Faulty, Listener, Moment, Sink, Source, Tidings, Told, silence_deliberate_panics, told,
 };
-use crate::{AppId, Graph};
+use crate::{AppId, Change, Graph, Ids};
 
 /// An app, and what it was told.
 fn add(graph: &mut Graph, name: &str) -> (AppId, Tidings) {
@@ -34,6 +34,29 @@ fn each_app_hears_in_the_beginning_what_is_down() {
     graph.settle();
     graph.breathe(0, |_| panic!("nothing to report was expected"));
     assert_eq!(told(&tidings), [Told::Tick(0)]);
+}
+
+/// Many that come by one change are looked at by that, and not one by one when each is called for the first time: a look finds out
+/// where all links lead.
+#[test]
+fn who_came_by_a_change_is_not_looked_at_again() {
+    let mut ids = Ids::default();
+    let mut graph = Graph::new();
+    let [port, app] = [(); 2].map(|()| ids.take());
+    let ((mut down, _), (listener, tidings)) = (Listener::new(), Listener::new());
+    down.is_up = false;
+    let mut change = Change::new(&ids);
+    change.add(port, "port", Box::new(down));
+    change.add(app, "app", Box::new(listener));
+    change.lead(port, &[Some((app, 3))]);
+    graph.change(&mut change);
+    assert_eq!(told(&tidings), [Told::Link(3, false)]);
+    assert!(
+        ![port, app].map(|id| graph.is_other(id)).contains(&true),
+        "nothing has happened since"
+    );
+    set(&mut graph, port, true);
+    assert_eq!(told(&tidings), [Told::Link(3, true)]);
 }
 
 /// Whatever the order in which they were noted.
