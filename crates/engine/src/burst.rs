@@ -17,7 +17,7 @@ use wire::checksum::PartialChecksum;
 use wire::ethernet::{TAG_SIZE, VlanTag};
 use wire::virtio::Offload;
 
-use crate::DropReason;
+use crate::{DropReason, Traffic};
 
 /// Most frames in a burst.
 pub const BURST: usize = 64;
@@ -168,7 +168,7 @@ impl Storage {
             hold_limit: HELD,
             output: 0,
             depth: 0,
-            total: None,
+            bytes: 0,
         }
     }
 
@@ -223,8 +223,8 @@ pub struct Burst<'b> {
     output: usize,
     /// How many apps have passed frames on and wait for that to be done, without the one that pulled them.
     depth: usize,
-    /// Bytes of all frames, if somebody has asked and none has changed since.
-    total: Option<u64>,
+    /// Bytes of all frames.
+    bytes: u64,
 }
 
 impl<'b> Burst<'b> {
@@ -258,15 +258,22 @@ impl<'b> Burst<'b> {
         Selection { len: self.len.min(BURST) as u8, ..Selection::ALL }
     }
 
-    /// Bytes of the selected frames.
+    /// The selected frames and their bytes.
     #[inline]
-    pub(crate) fn bytes(&mut self, selection: &Selection) -> u64 {
-        let len = |record: &Record| u64::from(record.len);
-        if selection.len() != self.len {
-            return selection.iter().filter_map(|index| self.records.get(index)).map(len).sum();
+    pub fn traffic(&self, selection: &Selection) -> Traffic {
+        // As good as always it is all of them, and that is known: nobody has to count for each frame.
+        if selection.len() == self.len {
+            return self.pulled();
         }
-        // As good as always, and on each link that they go by.
-        *self.total.get_or_insert_with(|| self.records.iter().take(self.len).map(len).sum())
+        let records = selection.iter().filter_map(|index| self.records.get(index));
+        let bytes = records.map(|record| u64::from(record.len)).sum();
+        Traffic { frames: selection.len() as u64, bytes }
+    }
+
+    /// All frames and their bytes: for an app that pulls, what it has put in so far.
+    #[inline]
+    pub fn pulled(&self) -> Traffic {
+        Traffic { frames: self.len as u64, bytes: self.bytes }
     }
 
     /// Where an app that pulls puts the segments of its next frame, behind those of the others. Take
@@ -333,6 +340,7 @@ impl<'b> Burst<'b> {
         record.replicated = false;
         record.outcome = Outcome::Done;
         self.len += 1;
+        self.bytes += len as u64;
         Ok(Some(index))
     }
 
@@ -350,7 +358,7 @@ impl<'b> Burst<'b> {
     ) {
         debug_assert!(header_len <= HEADER_ROOM);
         let header_at = HEADER_ROOM.saturating_sub(header_len);
-        let mut index = self.len;
+        let (mut index, mut bytes) = (self.len, self.bytes);
         let records = &mut *self.records;
         let first = segments.start as u32;
         let segments = self.segments.get_mut(segments).unwrap_or_default();
@@ -375,8 +383,9 @@ impl<'b> Burst<'b> {
             record.replicated = false;
             record.outcome = Outcome::Done;
             index += 1;
+            bytes += len as u64;
         }
-        self.len = index;
+        (self.len, self.bytes) = (index, bytes);
     }
 
     /// The first bytes of frame `index`: see [`Frame::head`]. Empty when there is no such frame.
@@ -490,9 +499,7 @@ impl<'b> Burst<'b> {
         record.bytes[at..behind].copy_from_slice(&tag.to_bytes());
         record.head_len += TAG_SIZE as u8;
         record.len += TAG_SIZE as u32;
-        if let Some(total) = &mut self.total {
-            *total += TAG_SIZE as u64;
-        }
+        self.bytes += TAG_SIZE as u64;
         Ok(())
     }
 
@@ -511,9 +518,7 @@ impl<'b> Burst<'b> {
         record.bytes.copy_within(at + TAG_SIZE..HEAD_END, at);
         record.head_len -= TAG_SIZE as u8;
         record.len -= TAG_SIZE as u32;
-        if let Some(total) = &mut self.total {
-            *total -= TAG_SIZE as u64;
-        }
+        self.bytes -= TAG_SIZE as u64;
         Ok(tag)
     }
 
@@ -706,6 +711,12 @@ impl Selection {
             *slot = index as u8;
             self.len += 1;
         }
+    }
+
+    /// Keeps the first so many of them.
+    #[inline]
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len().min(len) as u8;
     }
 
     /// Selects nothing.

@@ -607,20 +607,41 @@ fn a_checksum_stays_where_it_is_in_the_packet() {
 }
 
 #[test]
-fn bytes_are_those_of_the_frames_as_they_are() {
+fn traffic_is_that_of_the_frames_as_they_are() {
     let mut storage = Storage::default();
     let mut burst = storage.begin(0, 0);
     let frames = [bytes(60), bytes(1514), bytes(9014)];
     for frame in &frames {
         push(&mut burst, &[frame], 0).unwrap();
     }
-    let all = burst.all();
     let mut some = Selection::default();
     some.push(0);
     some.push(2);
-    assert_eq!((burst.bytes(&all), burst.bytes(&some)), (60 + 1514 + 9014, 60 + 9014));
+    let traffic = |frames, bytes| Traffic { frames, bytes };
+    let both =
+        |burst: &Burst<'_>, some: &Selection| (burst.traffic(&burst.all()), burst.traffic(some));
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(2, 60 + 9014)));
     burst.push_tag(2, VlanTag::customer(1)).unwrap();
-    assert_eq!((burst.bytes(&all), burst.bytes(&some)), (60 + 1514 + 9018, 60 + 9018));
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9018), traffic(2, 60 + 9018)));
     burst.pop_tag(2).unwrap();
-    assert_eq!((burst.bytes(&all), burst.bytes(&Selection::default())), (60 + 1514 + 9014, 0));
+    some.truncate(5);
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(2, 60 + 9014)));
+    some.truncate(1);
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(1, 60)));
+    some.truncate(0);
+    assert_eq!(burst.traffic(&some), Traffic::default());
+
+    // Those that come by the other way in, and not one that comes to none.
+    let before = burst.pulled();
+    let start = burst.segments().len();
+    burst.segments().extend([0, 1, 0].map(|at| ReadSlice::from(frames[at].as_slice())));
+    burst
+        .push_singles(start..start + 3, 10, |arrival| (arrival.len == 50).then_some(Offload::NONE));
+    assert_eq!(burst.pulled() - before, traffic(2, 100));
+    let refused = burst.push(start..start + 1, 0, |_, _| Err(()));
+    assert_eq!((refused, burst.pulled() - before), (Err(()), traffic(2, 100)));
+    // The next burst has none of them.
+    let finished = burst.finish();
+    storage.keep(finished);
+    assert_eq!(storage.begin(0, 0).pulled(), Traffic::default());
 }
