@@ -91,6 +91,7 @@ impl Graph {
         let had_frames = !burst.is_empty();
         self.note(id, now, was_busy || had_frames);
         if had_frames {
+            burst.count();
             self.frames += burst.len() as u64;
             let (all, output) = (burst.all(), burst.output());
             self.send(id, output, &mut burst, &all);

@@ -168,7 +168,7 @@ impl Storage {
             hold_limit: HELD,
             output: 0,
             depth: 0,
-            bytes: 0,
+            total: None,
         }
     }
 
@@ -223,8 +223,8 @@ pub struct Burst<'b> {
     output: usize,
     /// How many apps have passed frames on and wait for that to be done, without the one that pulled them.
     depth: usize,
-    /// Bytes of all frames.
-    bytes: u64,
+    /// Bytes of all frames; known once all were pulled.
+    total: Option<u64>,
 }
 
 impl<'b> Burst<'b> {
@@ -258,22 +258,47 @@ impl<'b> Burst<'b> {
         Selection { len: self.len.min(BURST) as u8, ..Selection::ALL }
     }
 
+    /// Takes note of frames that were just put in, by whoever has counted them anyway: so that nobody has to add up their bytes
+    /// again.
+    #[inline]
+    pub fn counted(&mut self, new: Traffic) {
+        if new.frames == self.len as u64 {
+            self.total = Some(new.bytes);
+        }
+    }
+
+    /// Counts what nobody has counted. To be called when all frames were pulled, before the first goes on.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        let total = self.total.unwrap_or_else(|| self.add_up());
+        debug_assert_eq!(total, self.add_up(), "somebody counted wrong");
+        self.total = Some(total);
+    }
+
     /// The selected frames and their bytes.
     #[inline]
     pub fn traffic(&self, selection: &Selection) -> Traffic {
-        // As good as always it is all of them, and that is known: nobody has to count for each frame.
-        if selection.len() == self.len {
-            return self.pulled();
-        }
-        let records = selection.iter().filter_map(|index| self.records.get(index));
-        let bytes = records.map(|record| u64::from(record.len)).sum();
-        Traffic { frames: selection.len() as u64, bytes }
+        self.traffic_of_first(selection, selection.len())
     }
 
-    /// All frames and their bytes: for an app that pulls, what it has put in so far.
+    /// The same of the first `count` of them.
     #[inline]
-    pub fn pulled(&self) -> Traffic {
-        Traffic { frames: self.len as u64, bytes: self.bytes }
+    pub fn traffic_of_first(&self, selection: &Selection, count: usize) -> Traffic {
+        // As good as always these are all frames, which go by several links, and then out.
+        let bytes = match self.total {
+            Some(total) if count == self.len => total,
+            _ => {
+                let records = selection.iter().take(count);
+                let records = records.filter_map(|index| self.records.get(index));
+                records.map(|record| u64::from(record.len)).sum()
+            }
+        };
+        Traffic { frames: count as u64, bytes }
+    }
+
+    /// Bytes of all frames.
+    fn add_up(&self) -> u64 {
+        self.records.iter().take(self.len).map(|record| u64::from(record.len)).sum()
     }
 
     /// Where an app that pulls puts the segments of its next frame, behind those of the others. Take
@@ -340,7 +365,7 @@ impl<'b> Burst<'b> {
         record.replicated = false;
         record.outcome = Outcome::Done;
         self.len += 1;
-        self.bytes += len as u64;
+        self.total = None;
         Ok(Some(index))
     }
 
@@ -358,7 +383,7 @@ impl<'b> Burst<'b> {
     ) {
         debug_assert!(header_len <= HEADER_ROOM);
         let header_at = HEADER_ROOM.saturating_sub(header_len);
-        let (mut index, mut bytes) = (self.len, self.bytes);
+        let mut index = self.len;
         let records = &mut *self.records;
         let first = segments.start as u32;
         let segments = self.segments.get_mut(segments).unwrap_or_default();
@@ -383,9 +408,9 @@ impl<'b> Burst<'b> {
             record.replicated = false;
             record.outcome = Outcome::Done;
             index += 1;
-            bytes += len as u64;
         }
-        (self.len, self.bytes) = (index, bytes);
+        self.len = index;
+        self.total = None;
     }
 
     /// The first bytes of frame `index`: see [`Frame::head`]. Empty when there is no such frame.
@@ -499,7 +524,7 @@ impl<'b> Burst<'b> {
         record.bytes[at..behind].copy_from_slice(&tag.to_bytes());
         record.head_len += TAG_SIZE as u8;
         record.len += TAG_SIZE as u32;
-        self.bytes += TAG_SIZE as u64;
+        self.total = self.total.map(|total| total + TAG_SIZE as u64);
         Ok(())
     }
 
@@ -518,7 +543,7 @@ impl<'b> Burst<'b> {
         record.bytes.copy_within(at + TAG_SIZE..HEAD_END, at);
         record.head_len -= TAG_SIZE as u8;
         record.len -= TAG_SIZE as u32;
-        self.bytes -= TAG_SIZE as u64;
+        self.total = self.total.map(|total| total - TAG_SIZE as u64);
         Ok(tag)
     }
 
@@ -711,12 +736,6 @@ impl Selection {
             *slot = index as u8;
             self.len += 1;
         }
-    }
-
-    /// Keeps the first so many of them.
-    #[inline]
-    pub fn truncate(&mut self, len: usize) {
-        self.len = self.len().min(len) as u8;
     }
 
     /// Selects nothing.

@@ -1,7 +1,7 @@
 //! What an app counts. Counters are plain numbers, private to the worker while it breathes; control
 //! gets a copy between breaths, so that counting costs an addition and nothing else.
 
-use std::ops::{AddAssign, Index, IndexMut, Sub};
+use std::ops::{AddAssign, Index, IndexMut};
 
 use wire::segment::SegmentFault;
 use wire::virtio::HeaderFault;
@@ -176,16 +176,6 @@ impl AddAssign for Traffic {
     fn add_assign(&mut self, other: Self) {
         self.frames += other.frames;
         self.bytes += other.bytes;
-    }
-}
-
-/// What came since the other was all there was.
-impl Sub for Traffic {
-    type Output = Self;
-
-    #[inline]
-    fn sub(self, other: Self) -> Self {
-        Self { frames: self.frames - other.frames, bytes: self.bytes - other.bytes }
     }
 }
 

@@ -614,6 +614,7 @@ fn traffic_is_that_of_the_frames_as_they_are() {
     for frame in &frames {
         push(&mut burst, &[frame], 0).unwrap();
     }
+    burst.count();
     let mut some = Selection::default();
     some.push(0);
     some.push(2);
@@ -624,24 +625,29 @@ fn traffic_is_that_of_the_frames_as_they_are() {
     burst.push_tag(2, VlanTag::customer(1)).unwrap();
     assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9018), traffic(2, 60 + 9018)));
     burst.pop_tag(2).unwrap();
-    some.truncate(5);
     assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(2, 60 + 9014)));
-    some.truncate(1);
-    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(1, 60)));
-    some.truncate(0);
-    assert_eq!(burst.traffic(&some), Traffic::default());
+    let all = burst.all();
+    let first = |count| (burst.traffic_of_first(&all, count), burst.traffic_of_first(&some, count));
+    assert_eq!(first(1), (traffic(1, 60), traffic(1, 60)));
+    assert_eq!(first(2), (traffic(2, 60 + 1514), traffic(2, 60 + 9014)));
+    assert_eq!(first(0), (Traffic::default(), Traffic::default()));
+}
 
-    // Those that come by the other way in, and not one that comes to none.
-    let before = burst.pulled();
-    let start = burst.segments().len();
-    burst.segments().extend([0, 1, 0].map(|at| ReadSlice::from(frames[at].as_slice())));
-    burst
-        .push_singles(start..start + 3, 10, |arrival| (arrival.len == 50).then_some(Offload::NONE));
-    assert_eq!(burst.pulled() - before, traffic(2, 100));
-    let refused = burst.push(start..start + 1, 0, |_, _| Err(()));
-    assert_eq!((refused, burst.pulled() - before), (Err(()), traffic(2, 100)));
-    // The next burst has none of them.
-    let finished = burst.finish();
-    storage.keep(finished);
-    assert_eq!(storage.begin(0, 0).pulled(), Traffic::default());
+/// By whoever has pulled them: some of them, all, or none.
+#[test]
+fn what_was_not_counted_is_counted_in_the_end() {
+    let frames = [bytes(60), bytes(1514), bytes(9014)];
+    for counted in 0..=3 {
+        let mut storage = Storage::default();
+        let mut burst = storage.begin(0, 0);
+        for (at, frame) in frames.iter().enumerate() {
+            push(&mut burst, &[frame], 0).unwrap();
+            if at < counted {
+                burst.counted(Traffic { frames: 1, bytes: frame.len() as u64 });
+            }
+        }
+        burst.count();
+        let expected = Traffic { frames: 3, bytes: 60 + 1514 + 9014 };
+        assert_eq!(burst.traffic(&burst.all()), expected, "{counted} counted");
+    }
 }

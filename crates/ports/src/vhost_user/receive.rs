@@ -397,9 +397,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
                 copied += slice.skip(copied).copy_from(*segment);
             }
         }
-        let mut written = *selection;
-        written.truncate(singles.count);
-        *sent += burst.traffic(&written);
+        *sent += burst.traffic_of_first(selection, singles.count);
         let lens = slices.iter().map(|slice| slice.len() as u32);
         self.queue.give_all_back(chains.iter().copied().zip(lens));
         slices.clear();

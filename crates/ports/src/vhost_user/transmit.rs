@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use engine::{
     Arrival, BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, Frame, HEAD, HEADER_ROOM, Lease,
-    Outcomes,
+    Outcomes, Traffic,
 };
 use memory::{GuestMemory, ReadSlice, Translator};
 use vhost_user::Device;
@@ -403,7 +403,7 @@ fn make_singles(
     let Some(maker) = maker else {
         return counters[DropReason::SenderDisabled] += chains.len() as u64;
     };
-    let before = burst.pulled();
+    let mut received = Traffic::default();
     let mut chains = chains.iter_mut();
     burst.push_singles(
         segments,
@@ -413,6 +413,7 @@ fn make_singles(
             match maker.judge(header, len) {
                 Ok(offload) => {
                     taken.frame = Some(index as u8);
+                    received.count(len);
                     maker.learn(head);
                     Some(offload)
                 }
@@ -423,7 +424,8 @@ fn make_singles(
             }
         },
     );
-    counters.received += burst.pulled() - before;
+    counters.received += received;
+    burst.counted(received);
 }
 
 /// As [`make_singles`], of any chains.
