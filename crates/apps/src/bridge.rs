@@ -8,7 +8,8 @@
 //! With VLANs (802.1Q) a frame belongs to one of them, and goes to its members alone, each of which learns and floods as if it
 //! had a bridge of its own: see [`vlan`]. Without, tags are payload.
 //!
-//! Ports come and go while the bridge runs: see [`sides`].
+//! Ports come and go while the bridge runs: see [`sides`]. Of one that goes down the addresses are forgotten, by each part of the bridge
+//! on its own worker, before its next burst: however many have gone by then, it looks through its table once.
 //!
 //! The table of addresses is bounded: see [`table`].
 
@@ -22,7 +23,7 @@ use engine::{App, BURST, Burst, Counters, DropReason, Numbers, Outputs, Selectio
 use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE};
 
 use sides::{Side, Sides};
-use table::{Domain, Place, PortNumber, Table};
+use table::{Domain, Place, PortNumber, Ports, Table};
 use vlan::{Membership, Tagging};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
@@ -34,6 +35,8 @@ const NANOSECONDS: u64 = 1_000_000_000;
 pub struct Bridge {
     table: Arc<Table>,
     sides: Sides,
+    /// Ports that have gone down, whose addresses this part has not forgotten yet.
+    gone: Ports,
     /// Kept for its allocation.
     runs: Vec<Run>,
     /// What VLAN each run is in, on a bridge with VLANs.
@@ -65,6 +68,7 @@ impl Bridge {
         Self {
             table,
             sides,
+            gone: Ports::default(),
             runs: Vec::with_capacity(BURST),
             taggings: Vec::with_capacity(BURST),
             run_of: [0; BURST],
@@ -87,6 +91,13 @@ impl Bridge {
     /// The addresses that are known, to all parts and to whoever keeps this.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
+    }
+
+    /// Forgets what was learned on ports that have gone down.
+    #[cold]
+    fn forget_gone(&mut self) {
+        self.table.forget(&self.gone);
+        self.gone.clear();
     }
 }
 
@@ -264,7 +275,7 @@ impl Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sides, runs, taggings, run_of, counters } = self;
+        let Self { table, sides, runs, taggings, run_of, counters, .. } = self;
         let Sides { sorted, memberships, .. } = sides;
         let Some(membership) = memberships.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
@@ -329,6 +340,9 @@ impl App for Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
+        if !self.gone.is_empty() {
+            self.forget_gone();
+        }
         if !self.sides.memberships.is_empty() {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
@@ -356,7 +370,19 @@ impl App for Bridge {
     }
 
     fn tick(&mut self, now: u64) {
+        self.forget_gone();
         self.table.sweep(seconds(now));
+    }
+
+    /// As long as there is something that may age, or is to be swept away.
+    fn deadline(&self, now: u64) -> Option<u64> {
+        (self.table.known() > 0).then_some(now + NANOSECONDS)
+    }
+
+    /// There is time for that now; and when the worker wakes up, somebody else may have been learned there.
+    fn arm(&mut self) -> bool {
+        self.forget_gone();
+        false
     }
 
     /// The stations behind a port that went down may turn up elsewhere.
@@ -364,12 +390,13 @@ impl App for Bridge {
         // What was learned where no port is any more, control has forgotten: see [`Self::set_sides`].
         let is_there = self.sides.present.get(input).is_some_and(|is_there| *is_there);
         if let (false, true, Ok(port)) = (is_up, is_there, PortNumber::try_from(input)) {
-            self.table.forget_port(port);
+            self.gone.insert(port);
         }
         None
     }
 
     fn report(&self, _: u64, numbers: &mut Numbers) {
+        self.table.forget(&self.gone);
         numbers.shared("addresses", "", self.table.known());
     }
 

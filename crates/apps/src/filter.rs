@@ -29,6 +29,7 @@ pub mod conversations;
 mod expression;
 
 use std::any::Any;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::{
@@ -38,7 +39,7 @@ use wire::bpf::{Program, Verdict};
 use wire::conversation::Message;
 
 use crate::sides::{self, NETWORK, PORT, passed_on};
-use conversations::{Conversations, Place};
+use conversations::{Conversations, Era, Place};
 
 pub use expression::{CompileError, compile};
 
@@ -66,6 +67,8 @@ pub struct Settings {
 pub struct Filter {
     /// By the side where frames come in.
     directions: [Direction; 2],
+    /// Which settings of all that there were those are, by the same side.
+    numbers: [u32; 2],
     known: Arc<Known>,
     /// Kept for its allocation.
     places: Vec<Option<Place>>,
@@ -77,8 +80,12 @@ pub struct Filter {
 struct Known {
     key: [u64; 2],
     table: OnceLock<Conversations>,
-    /// What a part has been told last, for parts that are made later: one that is told what is in force already has nothing to forget.
+    /// What a part has been told last: the first one changes it, and the others find it so.
     in_force: Mutex<[Direction; 2]>,
+    /// How often each of those was another one. Changed under the lock of that alone.
+    numbers: [AtomicU32; 2],
+    /// How often a part heard that the port went down.
+    downs: AtomicU32,
 }
 
 impl Known {
@@ -90,13 +97,24 @@ impl Known {
     fn in_force(&self) -> MutexGuard<'_, [Direction; 2]> {
         self.in_force.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn numbers(&self) -> [u32; 2] {
+        self.numbers.each_ref().map(|number| number.load(Relaxed))
+    }
+
+    /// The eras of what both sides begin by settings of these numbers.
+    #[inline]
+    fn eras(&self, numbers: [u32; 2]) -> [Era; 2] {
+        let downs = self.downs.load(Relaxed);
+        numbers.map(|number| Era::new(number, downs))
+    }
 }
 
 impl Filter {
     /// A filter whose conversations are keyed by `key`: something that no guest can guess.
     pub fn new(settings: Settings, key: [u64; 2]) -> Self {
-        let known = Known { key, table: OnceLock::new(), in_force: Mutex::default() };
-        let mut filter = Self::with(Arc::new(known));
+        let (table, in_force, numbers, downs) = Default::default();
+        let mut filter = Self::with(Arc::new(Known { key, table, in_force, numbers, downs }));
         filter.set(settings);
         filter
     }
@@ -104,13 +122,18 @@ impl Filter {
     /// A part of this filter for another worker: the conversations that begin at one pass at all. It does what a part was
     /// told last, whatever this one does.
     pub fn part(&self) -> Self {
-        let directions = self.known.in_force().clone();
-        Self { directions, ..Self::with(self.known.clone()) }
+        let mut part = Self::with(self.known.clone());
+        let in_force = self.known.in_force();
+        part.directions.clone_from(&in_force);
+        part.numbers = self.known.numbers();
+        drop(in_force);
+        part
     }
 
     fn with(known: Arc<Known>) -> Self {
         Self {
             directions: Default::default(),
+            numbers: Default::default(),
             known,
             places: Vec::with_capacity(BURST),
             window: Window(Box::new([0; PRIVATE])),
@@ -121,25 +144,22 @@ impl Filter {
     /// Changes what this part does. Conversations go on, but those that began in a direction whose settings
     /// change: they are remembered again with the next frame that is accepted there.
     ///
-    /// To be called for every part, between breaths. Each forgets, as those that have not been told yet go on remembering.
-    /// The first one may allocate.
+    /// To be called for every part, between breaths. One that has not been told yet goes by what it was told, and the others do not know
+    /// what it remembers by that, nor it what they do: also if it never is told, as it has failed. The first one may allocate.
     fn set(&mut self, settings: Settings) {
         let Settings { from_port, to_port } = settings;
         let directions = [from_port, to_port];
         if directions.iter().any(|direction| direction.allow_replies) {
             self.known.table();
         }
-        if let Some(table) = self.known.table.get() {
-            for side in [PORT, NETWORK] {
-                if self.directions[side] != directions[side] {
-                    table.forget(side);
-                }
+        let mut in_force = self.known.in_force();
+        for side in [PORT, NETWORK] {
+            if in_force[side] != directions[side] {
+                in_force[side].clone_from(&directions[side]);
+                self.known.numbers[side].fetch_add(1, Relaxed);
             }
         }
-        let mut in_force = self.known.in_force();
-        if *in_force != directions {
-            in_force.clone_from(&directions);
-        }
+        self.numbers = self.known.numbers();
         drop(in_force);
         self.directions = directions;
     }
@@ -218,7 +238,7 @@ impl App for Filter {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { directions, known, places, window, counters } = self;
+        let Self { directions, numbers, known, places, window, counters } = self;
         let other = sides::opposite(input);
         let Some(direction) = directions.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
@@ -230,11 +250,11 @@ impl App for Filter {
             if direction.allow_replies && back.accept.is_some() {
                 let table = known.table();
                 note_places(places, table, burst, selection, input);
-                let now = seconds(burst.now());
+                let (eras, now) = (known.eras(*numbers), seconds(burst.now()));
                 for (index, place) in selection.iter().zip(places.drain(..)) {
                     // It would be another's, once the checksum is completed.
                     if let Some(place) = place.filter(|_| is_sound(burst, index)) {
-                        table.begin(place, input, now);
+                        table.begin(place, input, eras[input], now);
                     }
                 }
             }
@@ -252,16 +272,17 @@ impl App for Filter {
             let table = known.table();
             // All places first, so that what is known is on its way before the first is decided on.
             note_places(places, table, burst, selection, input);
-            let now = seconds(burst.now());
+            let (eras, now) = (known.eras(*numbers), seconds(burst.now()));
             for (index, place) in selection.iter().zip(places.drain(..)) {
                 let may_answer = answers && is_sound(burst, index);
-                if may_answer && place.is_some_and(|place| table.answer(place, other, now)) {
+                let is_answer = |place| table.answer(place, other, eras[other], now);
+                if may_answer && place.is_some_and(is_answer) {
                     pass(index, Ok(()));
                     continue;
                 }
                 let verdict = window.judge(program, burst, index);
                 if let (true, Ok(()), Some(place)) = (begins, verdict, place) {
-                    table.begin(place, input, now);
+                    table.begin(place, input, eras[input], now);
                 }
                 pass(index, verdict);
             }
@@ -275,14 +296,21 @@ impl App for Filter {
 
     fn tick(&mut self, now: u64) {
         if let Some(table) = self.known.table.get() {
-            table.sweep(seconds(now));
+            // What is in force, though this part may not know of it yet.
+            table.sweep(self.known.eras(self.known.numbers()), seconds(now));
         }
+    }
+
+    /// As long as there is something that may age, or is to be swept away.
+    fn deadline(&self, now: u64) -> Option<u64> {
+        let table = self.known.table.get()?;
+        (table.known() > 0).then_some(now + NANOSECONDS)
     }
 
     /// What was said with somebody who has gone is not what a successor at the same port may have answers to, nor the other way round.
     fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
-        if let (PORT, false, Some(table)) = (input, is_up, self.known.table.get()) {
-            [PORT, NETWORK].into_iter().for_each(|side| table.forget(side));
+        if (input, is_up) == (PORT, false) {
+            self.known.downs.fetch_add(1, Relaxed);
         }
         passed_on(input)
     }

@@ -60,7 +60,7 @@ pub type Fault = Box<dyn Error + Send + Sync>;
 /// [`Self::has_outside`].
 pub trait App: Any + Send {
     /// Whether frames come from outside, or go there, or wait in the app. One without an outside is not
-    /// asked to pull, nor to publish or when it has to be called: what is pushed to it, it passes on at once.
+    /// asked to pull, nor to publish: what is pushed to it, it passes on at once.
     /// Asked once, when the app is added.
     fn has_outside(&self) -> bool {
         true
@@ -107,8 +107,7 @@ pub trait App: Any + Send {
     }
 
     /// Does what has to be done every now and then: about once a second of [`Burst::now`], at the end of a breath, also when the app
-    /// has no outside or had no frames. A worker that sleeps is not woken for it: it does it in its next breath. What has to be done
-    /// in time has a [`Self::deadline`].
+    /// has no outside or had no frames. A worker that sleeps is not woken for it, but by a [`Self::deadline`]: it does it in its next breath.
     fn tick(&mut self, now: u64) {
         let _ = now;
     }
@@ -120,7 +119,7 @@ pub trait App: Any + Send {
 
     /// When this app has to be called though nothing woke it, if it has to: asked before the worker
     /// sleeps, in the time of [`Burst::now`]. `now` is when it was asked last: whatever was due by then
-    /// was done.
+    /// was done. An app without an outside is not asked, but ticks, when that is due next: for it, `now` is when it ticked last.
     fn deadline(&self, now: u64) -> Option<u64> {
         let _ = now;
         None

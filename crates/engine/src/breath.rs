@@ -91,6 +91,7 @@ impl Graph {
         let had_frames = !burst.is_empty();
         self.note(id, now, was_busy || had_frames);
         if had_frames {
+            burst.count();
             self.frames += burst.len() as u64;
             let (all, output) = (burst.all(), burst.output());
             self.send(id, output, &mut burst, &all);
@@ -148,15 +149,15 @@ impl Graph {
     /// When an app has to be called at the latest, though nothing woke it; that may be over. Deadlines up
     /// to when it was asked last, `now` at the latest, were met by that.
     pub(crate) fn deadline(&mut self, now: u64) -> Option<u64> {
+        let ticked = self.next_tick.saturating_sub(TICK);
         let deadlines = self.places().filter_map(|place| {
             let id = self.at(place)?;
-            if !self.has_outside(id) {
-                return None;
-            }
             // Not every app was asked in the last breath.
-            let asked = self.asked(id).min(now);
-            let deadline = self.call(id, |app| app.deadline(asked)).flatten();
-            deadline.filter(|deadline| *deadline > asked)
+            let called = if self.has_outside(id) { self.asked(id).min(now) } else { ticked };
+            let deadline = self.call(id, |app| app.deadline(called)).flatten();
+            let deadline = deadline.filter(|deadline| *deadline > called)?;
+            // One without an outside is called by the tick.
+            Some(if self.has_outside(id) { deadline } else { deadline.max(self.next_tick) })
         });
         deadlines.min()
     }

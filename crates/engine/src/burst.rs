@@ -17,7 +17,7 @@ use wire::checksum::PartialChecksum;
 use wire::ethernet::{TAG_SIZE, VlanTag};
 use wire::virtio::Offload;
 
-use crate::DropReason;
+use crate::{DropReason, Traffic};
 
 /// Most frames in a burst.
 pub const BURST: usize = 64;
@@ -223,7 +223,7 @@ pub struct Burst<'b> {
     output: usize,
     /// How many apps have passed frames on and wait for that to be done, without the one that pulled them.
     depth: usize,
-    /// Bytes of all frames, if somebody has asked and none has changed since.
+    /// Bytes of all frames; known once all were pulled.
     total: Option<u64>,
 }
 
@@ -258,15 +258,47 @@ impl<'b> Burst<'b> {
         Selection { len: self.len.min(BURST) as u8, ..Selection::ALL }
     }
 
-    /// Bytes of the selected frames.
+    /// Takes note of frames that were just put in, by whoever has counted them anyway: so that nobody has to add up their bytes
+    /// again.
     #[inline]
-    pub(crate) fn bytes(&mut self, selection: &Selection) -> u64 {
-        let len = |record: &Record| u64::from(record.len);
-        if selection.len() != self.len {
-            return selection.iter().filter_map(|index| self.records.get(index)).map(len).sum();
+    pub fn counted(&mut self, new: Traffic) {
+        if new.frames == self.len as u64 {
+            self.total = Some(new.bytes);
         }
-        // As good as always, and on each link that they go by.
-        *self.total.get_or_insert_with(|| self.records.iter().take(self.len).map(len).sum())
+    }
+
+    /// Counts what nobody has counted. To be called when all frames were pulled, before the first goes on.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        let total = self.total.unwrap_or_else(|| self.add_up());
+        debug_assert_eq!(total, self.add_up(), "somebody counted wrong");
+        self.total = Some(total);
+    }
+
+    /// The selected frames and their bytes.
+    #[inline]
+    pub fn traffic(&self, selection: &Selection) -> Traffic {
+        self.traffic_of_first(selection, selection.len())
+    }
+
+    /// The same of the first `count` of them.
+    #[inline]
+    pub fn traffic_of_first(&self, selection: &Selection, count: usize) -> Traffic {
+        // As good as always these are all frames, which go by several links, and then out.
+        let bytes = match self.total {
+            Some(total) if count == self.len => total,
+            _ => {
+                let records = selection.iter().take(count);
+                let records = records.filter_map(|index| self.records.get(index));
+                records.map(|record| u64::from(record.len)).sum()
+            }
+        };
+        Traffic { frames: count as u64, bytes }
+    }
+
+    /// Bytes of all frames.
+    fn add_up(&self) -> u64 {
+        self.records.iter().take(self.len).map(|record| u64::from(record.len)).sum()
     }
 
     /// Where an app that pulls puts the segments of its next frame, behind those of the others. Take
@@ -333,6 +365,7 @@ impl<'b> Burst<'b> {
         record.replicated = false;
         record.outcome = Outcome::Done;
         self.len += 1;
+        self.total = None;
         Ok(Some(index))
     }
 
@@ -377,6 +410,7 @@ impl<'b> Burst<'b> {
             index += 1;
         }
         self.len = index;
+        self.total = None;
     }
 
     /// The first bytes of frame `index`: see [`Frame::head`]. Empty when there is no such frame.
@@ -490,9 +524,7 @@ impl<'b> Burst<'b> {
         record.bytes[at..behind].copy_from_slice(&tag.to_bytes());
         record.head_len += TAG_SIZE as u8;
         record.len += TAG_SIZE as u32;
-        if let Some(total) = &mut self.total {
-            *total += TAG_SIZE as u64;
-        }
+        self.total = self.total.map(|total| total + TAG_SIZE as u64);
         Ok(())
     }
 
@@ -511,9 +543,7 @@ impl<'b> Burst<'b> {
         record.bytes.copy_within(at + TAG_SIZE..HEAD_END, at);
         record.head_len -= TAG_SIZE as u8;
         record.len -= TAG_SIZE as u32;
-        if let Some(total) = &mut self.total {
-            *total -= TAG_SIZE as u64;
-        }
+        self.total = self.total.map(|total| total - TAG_SIZE as u64);
         Ok(tag)
     }
 

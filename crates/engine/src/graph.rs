@@ -536,8 +536,7 @@ impl Graph {
             slot.past[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
-        target.traffic.frames += selection.len() as u64;
-        target.traffic.bytes += burst.bytes(selection);
+        target.traffic += burst.traffic(selection);
         let target = *target;
         let Some(slot) = find(&mut self.slots, target.app) else {
             return;

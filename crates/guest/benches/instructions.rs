@@ -83,7 +83,7 @@ const SPLIT: Case = Case {
     vlans: Vlans::None,
 };
 
-const CASES: [Case; 20] = [
+const CASES: [Case; 21] = [
     SPLIT,
     Case { name: "split-in-order", features: Features::IN_ORDER, ..SPLIT },
     Case { name: "split-event-idx", features: Features::EVENT_IDX, ..SPLIT },
@@ -109,6 +109,8 @@ const CASES: [Case; 20] = [
     Case { name: "queue-pairs-4", queue_pairs: 4, features: Features::MQ, ..SPLIT },
     Case { name: "vlan-access", vlans: Vlans::Access, ..SPLIT },
     Case { name: "vlan-trunk", vlans: Vlans::Trunk, ..SPLIT },
+    // Each frame of a burst is of another conversation than the one before.
+    Case { name: "vlan-stations-8", vlans: Vlans::Trunk, stations: 8, ..SPLIT },
     Case { name: "police", between: Some(between::police), ..SPLIT },
     Case { name: "anti-spoof", between: Some(between::anti_spoof), ..SPLIT },
     Case { name: "storm", between: Some(between::storm), ..SPLIT },

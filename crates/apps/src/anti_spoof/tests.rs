@@ -333,6 +333,15 @@ fn extension_headers_hide_nothing() {
         check([(ipv6(OWN6, chain, 58, &lie), false), (ipv6(OWN6, chain, 58, &truth), true)]);
     }
     let report = icmpv6(143, &[0; 4], &[]);
+    // The other two of a listener's messages, and a question, which a router asks.
+    for (kind, expected) in [(131, true), (132, true), (130, false)] {
+        let message = icmpv6(kind, &[0; 20], &[]);
+        check([
+            (ipv6("::", &[(0, options(0))], 58, &message), expected),
+            (ipv6(OWN6, &[(0, options(0))], 58, &message), true),
+            (ipv6(OTHER6, &[(0, options(0))], 58, &message), false),
+        ]);
+    }
     check([
         // Listeners report from no address, with a router alert.
         (ipv6("::", &[(0, options(0))], 58, &report), true),

@@ -16,8 +16,8 @@
 //! Time comes in whole seconds, and ageing is decided when an entry is looked at. Those that have aged are swept away
 //! as well, a slice with each tick, so that it is known how many there are: see [`occupancy`](crate::occupancy).
 //!
-//! A port that goes down is forgotten, by each part of the bridge on its own worker. The first of them walks through the table; the
-//! others find that nothing was learned on the port since ([`Learned`]), as does whoever forgets a port that has sent nothing.
+//! Ports are forgotten by a walk through the whole table, which takes as long as to move some hundred frames: so there is one for all that
+//! are to be forgotten ([`Ports`]), and not one each.
 //!
 //! # Who writes what
 //!
@@ -27,10 +27,7 @@
 //! then costs no more than a flood or a detour, as an evicted entry does.
 
 use std::array::from_fn;
-use std::sync::atomic::{
-    AtomicU32, AtomicU64,
-    Ordering::{AcqRel, Relaxed, Release},
-};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
 use wire::ethernet::MacAddress;
 
@@ -147,33 +144,46 @@ impl Bucket {
     }
 }
 
-/// The ports that something was learned on since they were forgotten last: a bit each.
-struct Learned(Box<[AtomicU64]>);
+/// Ports of a bridge, by their numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// A bit each.
+    words: Vec<u64>,
+}
 
-impl Learned {
-    const BITS: usize = u64::BITS as usize;
-
-    fn new() -> Self {
-        Self((0..(1 << PortNumber::BITS) / Self::BITS).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    fn place(&self, port: PortNumber) -> (&AtomicU64, u64) {
-        let port = usize::from(port);
-        (&self.0[port / Self::BITS], 1 << (port % Self::BITS))
-    }
-
-    /// Something was learned: behind the entry, so that whoever takes this sees that.
-    fn note(&self, port: PortNumber) {
-        let (word, bit) = self.place(port);
-        if word.load(Relaxed) & bit == 0 {
-            word.fetch_or(bit, Release);
+impl Ports {
+    /// Adds a port.
+    pub fn insert(&mut self, port: PortNumber) {
+        debug_assert!(port != PortNumber::MAX, "there is no such port");
+        let (word, bit) = Self::place(port);
+        if self.words.len() <= word {
+            self.words.resize(word + 1, 0);
         }
+        self.words[word] |= bit;
     }
 
-    /// Whether something was, which is to be forgotten now.
-    fn take(&self, port: PortNumber) -> bool {
-        let (word, bit) = self.place(port);
-        word.fetch_and(!bit, AcqRel) & bit != 0
+    /// Whether there is none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.words.is_empty()
+    }
+
+    /// Takes all of them out. The room for them stays.
+    pub fn clear(&mut self) {
+        self.words.clear();
+    }
+
+    /// Whether a port is among them.
+    #[inline]
+    fn contains(&self, port: PortNumber) -> bool {
+        let (word, bit) = Self::place(port);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    fn place(port: PortNumber) -> (usize, u64) {
+        const BITS: usize = u64::BITS as usize;
+        let port = usize::from(port);
+        (port / BITS, 1 << (port % BITS))
     }
 }
 
@@ -181,8 +191,10 @@ impl Learned {
 pub struct Table {
     buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; 2],
-    learned: Learned,
     occupancy: Occupancy<BUCKETS>,
+    /// Entries that were looked at to forget ports.
+    #[cfg(test)]
+    pub(super) visited: AtomicU64,
 }
 
 /// A VLAN, by what the table masks its addresses with: in the upper 48 bits.
@@ -226,7 +238,13 @@ impl Table {
     pub fn new(key: [u64; 2]) -> Self {
         let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
         let buckets = buckets.try_into().unwrap_or_else(|_| unreachable!("that many were made"));
-        Self { buckets, key, learned: Learned::new(), occupancy: Occupancy::default() }
+        Self {
+            buckets,
+            key,
+            occupancy: Occupancy::default(),
+            #[cfg(test)]
+            visited: AtomicU64::default(),
+        }
     }
 
     /// A VLAN.
@@ -277,7 +295,6 @@ impl Table {
             self.occupancy.filled(place.bucket as usize % BUCKETS);
         }
         bucket.set(way, entry);
-        self.learned.note(entry.port());
     }
 
     /// The port where the address of `place`, which is one of this domain, was seen, unless that is too long ago.
@@ -291,15 +308,17 @@ impl Table {
         is_known.then(|| entry.port())
     }
 
-    /// Forgets everything that was learned on `port`.
-    pub fn forget_port(&self, port: PortNumber) {
-        if !self.learned.take(port) {
+    /// Forgets everything that was learned on these ports.
+    pub fn forget(&self, ports: &Ports) {
+        if ports.is_empty() {
             return;
         }
         for (number, bucket) in self.buckets.iter().enumerate() {
+            #[cfg(test)]
+            self.visited.fetch_add(WAYS as u64, Relaxed);
             for way in 0..WAYS {
-                let entry = bucket.entry(way);
-                if entry != Entry::EMPTY && entry.port() == port {
+                // An empty entry is of a port that there is not.
+                if ports.contains(bucket.entry(way).port()) {
                     bucket.set(way, Entry::EMPTY);
                     self.occupancy.emptied(number);
                 }

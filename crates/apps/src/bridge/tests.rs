@@ -199,6 +199,16 @@ fn addresses_are_said() {
         net.ports_of(0, frame(200, 1));
     }
     assert_eq!(known(&mut net), [("addresses".to_owned(), 1)]);
+    // Also while nobody sends anything: as long as there are some, a worker that sleeps is woken for them.
+    let deadline = |net: &mut Net, now| net.app::<Bridge>().deadline(now);
+    for _ in 0..316 {
+        let is_known = net.app::<Bridge>().table().known() > 0;
+        assert_eq!(deadline(&mut net, 7), is_known.then_some(7 + SECOND));
+        net.now += SECOND;
+        net.breathe();
+    }
+    assert_eq!(known(&mut net), [("addresses".to_owned(), 0)]);
+    assert_eq!(deadline(&mut net, 7), None);
 }
 
 #[test]

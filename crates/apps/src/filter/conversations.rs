@@ -23,6 +23,11 @@
 //! that may be held by a receiver that is full, and comes by once more. Sequence numbers are not
 //! followed: who can send in the name of a conversation can also end it.
 //!
+//! # Eras
+//!
+//! All conversations of one side are forgotten at once, without a look at any: each belongs to an [`Era`], which is mixed into what it is
+//! known by. In another era nobody finds it; it ages there, or gives way, and the sweep takes it away.
+//!
 //! # Who writes what
 //!
 //! All workers, at any time, without a lock. The word that says what conversation it is, and who began it, is one
@@ -74,14 +79,21 @@ impl State {
     /// A FIN of who began it, and of the other.
     const FINS: [u64; 2] = [1 << 35, 1 << 36];
     const RESET: u64 = 1 << 37;
+    /// Where the mark of the era begins.
+    const ERA: u32 = 40;
 
-    fn new(step: Step, now: u32) -> Self {
+    fn new(step: Step, era: Era, now: u32) -> Self {
         let flags = match step {
             Step::Tcp(_) => Self::TCP,
             Step::Datagram => 0,
             Step::EchoRequest | Step::EchoReply => Self::ECHO,
         };
-        Self(flags | u64::from(now)).after(step, 0, now)
+        Self(flags | era.mark() << Self::ERA | u64::from(now)).after(step, 0, now)
+    }
+
+    /// Whether it began in this era, as far as its mark says. That is good enough to count by.
+    fn is_of(self, era: Era) -> bool {
+        self.0 >> Self::ERA == era.mark()
     }
 
     /// What it is after a message `by` who began it (0) or the other (1).
@@ -138,6 +150,28 @@ impl Tag {
 
     fn began_by(self) -> usize {
         (self.0 & 1) as usize
+    }
+}
+
+/// A time after which nothing is known any more of what one side began before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Era(u64);
+
+impl Era {
+    /// That of these settings, by how often they were changed; after so many times that the port went down.
+    pub(super) fn new(settings: u32, downs: u32) -> Self {
+        Self(u64::from(settings) << 32 | u64::from(downs))
+    }
+
+    /// What an era makes of what a conversation is known by, but for the two lowest bits. An odd factor takes no two eras to one.
+    #[inline]
+    fn mask(self) -> u64 {
+        self.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) & !3
+    }
+
+    /// As much of it as there is room for beside a state: 24 bits.
+    fn mark(self) -> u64 {
+        (self.0 >> 32 & 0xfff) << 12 | self.0 & 0xfff
     }
 }
 
@@ -199,46 +233,23 @@ impl Bucket {
 pub(super) struct Place {
     bucket: u32,
     step: Step,
-    /// Without the bit that says who began it.
+    /// Without the bit that says who began it, and of no era yet.
     tag: u64,
+}
+
+impl Place {
+    /// What the conversation is known by that side `began_by` began in this era.
+    #[inline]
+    fn tag(self, began_by: usize, era: Era) -> Tag {
+        Tag(self.tag ^ era.mask() | (began_by & 1) as u64)
+    }
 }
 
 /// The table.
 pub(super) struct Conversations {
     buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; KEY_WORDS],
-    /// By the side that began them.
-    begun: [Begun; 2],
     occupancy: Occupancy<BUCKETS>,
-}
-
-/// Whether one side has begun a conversation that is not forgotten: exactly, as what decides on who may send is not to hang on the
-/// [occupancy](crate::occupancy), which workers at once may have counted wrong. In a cache line of its own: what is beside it
-/// is read for each frame.
-#[derive(Default)]
-#[repr(align(64))]
-struct Begun {
-    /// Conversations that were entered.
-    entered: AtomicU64,
-    /// How many of those were, when all were forgotten last.
-    forgotten: AtomicU64,
-}
-
-impl Begun {
-    /// One was entered: behind its entry, so that whoever reads this sees that.
-    fn note(&self) {
-        self.entered.fetch_add(1, Release);
-    }
-
-    /// Has all of them forgotten by `forget`, if there are any. Only what it has seen counts as forgotten then, and only after it has
-    /// returned: nobody else goes on before that.
-    fn forget(&self, forget: impl FnOnce()) {
-        let entered = self.entered.load(Acquire);
-        if self.forgotten.load(Acquire) < entered {
-            forget();
-            self.forgotten.fetch_max(entered, Release);
-        }
-    }
 }
 
 /// Words of a conversation.
@@ -257,8 +268,7 @@ impl Conversations {
             let number = (2 * number as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
             fold(fold(first ^ number, second | 1) ^ second, number | 1)
         };
-        let (begun, occupancy) = Default::default();
-        Self { buckets, key: from_fn(word), begun, occupancy }
+        Self { buckets, key: from_fn(word), occupancy: Occupancy::default() }
     }
 
     /// Where the conversation of a message belongs, which came in by side `input`. That is on its way to the
@@ -301,32 +311,32 @@ impl Conversations {
         &self.buckets[place.bucket as usize % BUCKETS]
     }
 
-    /// Whether a message belongs to a conversation that side `began_by` began, being the other's. It is
+    /// Whether a message belongs to a conversation that side `began_by` began in this era, being the other's. It is
     /// remembered for longer then, or shorter.
     #[inline]
-    pub(super) fn answer(&self, place: Place, began_by: usize, now: u32) -> bool {
+    pub(super) fn answer(&self, place: Place, began_by: usize, era: Era, now: u32) -> bool {
         if place.step == Step::EchoRequest {
             return false;
         }
         let bucket = self.bucket(place);
-        let tag = Tag(place.tag | (began_by & 1) as u64);
+        let tag = place.tag(began_by, era);
         let Some((way, state)) = bucket.find(tag, now) else { return false };
         bucket.note(way, state, state.after(place.step, 1, now));
         true
     }
 
-    /// Remembers the conversation of a message that was accepted from side `began_by`.
+    /// Remembers the conversation of a message that was accepted from side `began_by`, in this era of it.
     #[inline]
-    pub(super) fn begin(&self, place: Place, began_by: usize, now: u32) {
+    pub(super) fn begin(&self, place: Place, began_by: usize, era: Era, now: u32) {
         if place.step == Step::EchoReply {
             return;
         }
         let bucket = self.bucket(place);
-        let tag = Tag(place.tag | (began_by & 1) as u64);
+        let tag = place.tag(began_by, era);
         match bucket.find(tag, now) {
             // A new one, with the addresses and ports of an old one.
             Some((way, state)) if is_first(place.step) => {
-                bucket.note(way, state, State::new(place.step, now));
+                bucket.note(way, state, State::new(place.step, era, now));
             }
             Some((way, state)) => bucket.note(way, state, state.after(place.step, 0, now)),
             // Nothing begins with its end.
@@ -337,41 +347,24 @@ impl Conversations {
                     self.occupancy.filled(place.bucket as usize % BUCKETS);
                 }
                 // The state first: whoever finds the tag finds no old state.
-                bucket.state(way).store(State::new(place.step, now).0, Relaxed);
+                bucket.state(way).store(State::new(place.step, era, now).0, Relaxed);
                 bucket.tag(way).store(tag.0, Release);
-                self.begun[tag.began_by()].note();
             }
         }
     }
 
-    /// Forgets the conversations that side `began_by` began. Where there are none, this does not look at everything.
-    pub(super) fn forget(&self, began_by: usize) {
-        self.begun[began_by & 1].forget(|| self.forget_all_of(began_by));
-    }
-
-    #[cold]
-    fn forget_all_of(&self, began_by: usize) {
-        for (number, bucket) in self.buckets.iter().enumerate() {
-            for tag in bucket.lines.iter().flat_map(|line| &line.tags) {
-                let known = Tag(tag.load(Relaxed));
-                if known != Tag::EMPTY && known.began_by() == began_by {
-                    tag.store(Tag::EMPTY.0, Relaxed);
-                    self.occupancy.emptied(number);
-                }
-            }
-        }
-    }
-
-    /// Sweeps away what has aged, in the next slice of the table.
-    pub(super) fn sweep(&self, now: u32) {
+    /// Sweeps away what has aged, and what is of other eras than these of both sides, in the next slice of the table.
+    pub(super) fn sweep(&self, eras: [Era; 2], now: u32) {
         self.occupancy.sweep(|buckets| {
             let mut used = 0;
             for bucket in self.buckets.get(buckets).unwrap_or_default() {
                 for way in 0..WAYS {
-                    if bucket.tag(way).load(Relaxed) == Tag::EMPTY.0 {
+                    let tag = Tag(bucket.tag(way).load(Relaxed));
+                    if tag == Tag::EMPTY {
                         continue;
                     }
-                    if State(bucket.state(way).load(Relaxed)).is_aged(now) {
+                    let state = State(bucket.state(way).load(Relaxed));
+                    if state.is_aged(now) || !state.is_of(eras[tag.began_by()]) {
                         bucket.tag(way).store(Tag::EMPTY.0, Relaxed);
                     } else {
                         used += 1;
@@ -382,7 +375,7 @@ impl Conversations {
         });
     }
 
-    /// Conversations that are remembered. Those that have aged may be among them, until they are swept away.
+    /// Conversations that are remembered. Those that have aged, or were forgotten, may be among them until they are swept away.
     pub(super) fn known(&self) -> u64 {
         self.occupancy.used()
     }

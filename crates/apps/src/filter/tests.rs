@@ -252,15 +252,18 @@ fn time_is_that_of_the_breath() {
 fn the_conversations_are_said() {
     let mut net = net(settings(allow_replies(accept("udp")), accept("arp")));
     let said = |count| [("conversations".to_owned(), count)];
+    assert_eq!(net.app::<Filter>().deadline(7), None);
     for port in 1000..1100 {
         assert!(passes(&mut net, PORT, &udp([1, 2], [port, 53])));
     }
     assert_eq!(net.numbers(), said(100));
+    assert_eq!(net.app::<Filter>().deadline(7), Some(7 + SECOND), "though the worker sleeps");
     for tick in 0..16 {
         net.now = (300 + 2 * tick) * SECOND;
         net.breathe();
     }
     assert_eq!(net.numbers(), said(0));
+    assert_eq!(net.app::<Filter>().deadline(7), None);
 }
 
 /// Whoever comes next is not let have their answers.
@@ -274,13 +277,43 @@ fn who_goes_down_takes_its_conversations_along() {
         net.set_link(side, true);
         assert_eq!(passes(&mut net, NETWORK, &answer), survives, "side {side}");
     }
+    for tick in 1..=16 {
+        net.now = tick * SECOND;
+        net.breathe();
+    }
     assert_eq!(net.numbers(), [("conversations".to_owned(), 0)]);
-    // However many there are said to be.
-    assert!(passes(&mut net, PORT, &question));
-    net.app::<Filter>().known.table().count_nothing();
+    // Also what the network began.
+    let mut net = self::net(settings(accept("arp"), allow_replies(accept("udp"))));
+    assert!(passes(&mut net, NETWORK, &question));
     net.set_link(PORT, false);
     net.set_link(PORT, true);
-    assert!(!passes(&mut net, NETWORK, &answer));
+    assert!(!passes(&mut net, PORT, &answer));
+}
+
+/// However many conversations there are: all filters of a switch may be told at once, between two breaths.
+#[test]
+fn nobody_looks_at_conversations_to_forget_them() {
+    let open = settings(allow_replies(accept("udp")), accept("arp"));
+    let mut net = net(open.clone());
+    let questions = || (0..500u16).map(|port| udp([1, 2], [port, 53]));
+    net.send(PORT, questions());
+    net.reconfigure(&settings(allow_replies(accept("udp port 53")), accept("arp"))).unwrap();
+    net.send(PORT, questions());
+    net.app::<Filter>().link(PORT, false);
+    net.send(PORT, questions());
+    net.received(NETWORK);
+    let filter: &mut Filter = net.app();
+    let table = filter.known.table();
+    assert_eq!(
+        (table.len(0), table.known()),
+        (1500, 1500),
+        "those that are forgotten are still there"
+    );
+    let eras = filter.known.eras(filter.numbers);
+    assert_eq!(table.swept_in(eras, 0), 500);
+    for port in 0..500 {
+        assert!(passes(&mut net, NETWORK, &udp([2, 1], [53, port])));
+    }
 }
 
 #[test]
@@ -326,10 +359,24 @@ fn parts_share_what_they_know() {
     let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
     assert!(passes(&mut nets[0], PORT, &question));
     assert!(passes(&mut nets[1], NETWORK, &answer));
-    // What one is told is not what the other one is told; but it has no answers to it either.
-    nets[0].app::<Filter>().set(settings(accept("arp"), accept("arp")));
-    assert!(!passes(&mut nets[1], NETWORK, &answer));
+    // What one is told is not what the other one is told, which has its answers until it is, and never the other's.
+    let second = settings(allow_replies(accept("udp port 53")), accept("arp"));
+    nets[0].reconfigure(&second).unwrap();
+    assert!(passes(&mut nets[1], NETWORK, &answer));
+    assert!(!passes(&mut nets[0], NETWORK, &answer));
     assert!(passes(&mut nets[1], PORT, &question));
+    assert!(!passes(&mut nets[0], NETWORK, &answer), "what began by what was in force before");
+    assert!(passes(&mut nets[0], PORT, &question));
+    nets[1].reconfigure(&second).unwrap();
+    assert!(passes(&mut nets[1], NETWORK, &answer), "what one began that was told already");
+    // Both hear that the port went down, and the second one when the first has begun something again.
+    nets[0].set_link(PORT, false);
+    nets[0].set_link(PORT, true);
+    assert!(!passes(&mut nets[0], NETWORK, &answer) && !passes(&mut nets[1], NETWORK, &answer));
+    nets[1].set_link(PORT, false);
+    assert!(passes(&mut nets[0], PORT, &question));
+    nets[1].set_link(PORT, true);
+    assert!(passes(&mut nets[1], NETWORK, &answer));
 
     // From a filter that had no table when the part was made.
     let mut filter = Filter::new(Settings::default(), [1, 2]);
@@ -363,8 +410,28 @@ fn a_part_that_is_made_later_forgets_nothing() {
     spare.part().set(third.clone());
     net.reconfigure(&third).unwrap();
     assert!(passes(&mut net, NETWORK, &answer));
-    spare.part().set(settings(accept("arp"), accept("icmp")));
+    let fourth = settings(allow_replies(accept("udp")), accept("icmp"));
+    spare.part().set(fourth.clone());
+    net.reconfigure(&fourth).unwrap();
     assert!(!passes(&mut net, NETWORK, &answer));
+}
+
+/// One part was told of other settings, and the other one fails before it is: what it remembered by the old ones goes with them.
+#[test]
+fn a_part_that_fails_before_it_is_told_leaves_nothing_behind() {
+    let first = settings(allow_replies(accept("udp")), accept("arp"));
+    let second = settings(allow_replies(accept("udp port 99")), accept("arp"));
+    let filter = Filter::new(first, [1, 2]);
+    let spare = filter.part();
+    let mut nets = [Net::new(filter.part(), 2), Net::new(filter, 2)];
+    nets[0].reconfigure(&second).unwrap();
+    let (question, answer) = (udp([1, 2], [1000, 53]), udp([2, 1], [53, 1000]));
+    assert!(passes(&mut nets[1], PORT, &question));
+    let mut again = Net::new(spare.part(), 2);
+    again.reconfigure(&second).unwrap();
+    for net in [&mut nets[0], &mut again] {
+        assert!(!passes(net, NETWORK, &answer));
+    }
 }
 
 #[test]

@@ -345,6 +345,26 @@ fn the_worker_does_not_sleep_over_what_is_due() {
     assert!(!net.app::<Impair>().arm());
 }
 
+/// Who took one may take another: that is something to do, and the worker stays awake for it. It is nothing to do if none made way.
+#[test]
+fn frames_that_made_way_keep_the_worker_awake_and_those_that_wait_do_not() {
+    let mut net = net(delayed(1));
+    net.send(PORT, numbered(4, 60));
+    net.now = 1;
+    let mut breathe = |room| {
+        net.station(NETWORK).room = room;
+        let was_busy = net.graph.breathe(net.now, |_| panic!("an app failed"));
+        (was_busy, net.app::<Impair>().arm(), net.received(NETWORK).len())
+    };
+    assert_eq!(breathe(Some(1)), (true, true, 1), "they were due, and one made way");
+    assert_eq!(breathe(Some(0)), (true, false, 0), "one had made way");
+    assert_eq!(breathe(Some(0)), (false, false, 0), "nothing since");
+    assert_eq!(breathe(Some(2)), (false, true, 2));
+    assert_eq!(breathe(None), (true, true, 1));
+    assert_eq!(breathe(None), (true, false, 0), "the last had made way");
+    assert_eq!(breathe(None), (false, false, 0));
+}
+
 #[test]
 fn what_cannot_be_done_is_refused() {
     let percent = |what, percent| ImpairError::Percent { what, percent };

@@ -212,6 +212,61 @@ fn a_deadline_in_a_breath_without_a_turn_is_not_forgotten() {
     assert_eq!(graph.deadline(1000), None, "it has had its turn");
 }
 
+/// Has something to do with each tick, and has no outside; says when it ticked.
+#[derive(Default)]
+struct Sweeper(Vec<u64>, Counters);
+
+impl App for Sweeper {
+    fn has_outside(&self) -> bool {
+        false
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn tick(&mut self, now: u64) {
+        self.0.push(now);
+    }
+
+    fn deadline(&self, now: u64) -> Option<u64> {
+        assert_eq!(self.0.last(), Some(&now), "when it ticked last");
+        // As long as there is something to do, and it is content with less often than a second.
+        let every = match self.0.len() {
+            ..3 => TICK / 2,
+            3 => 3 * TICK,
+            _ => return None,
+        };
+        Some(now + every)
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.1
+    }
+}
+
+#[test]
+fn an_app_without_an_outside_has_its_tick_in_time() {
+    let mut graph = Graph::new();
+    let sweeper = graph.add("sweeper", Sweeper::default());
+    graph.add("timer", Timer(10 * TICK, Counters::default()));
+    graph.breathe(7, |_| ());
+    for tick in 1..=2 {
+        let due = 7 + tick * TICK;
+        assert_eq!(graph.deadline(due - TICK), Some(due));
+        // Whatever else wakes the worker before.
+        graph.breathe(due - 1, |_| ());
+        assert_eq!(graph.deadline(due - 1), Some(due));
+        graph.breathe(due, |_| ());
+    }
+    assert_eq!(graph.get::<Sweeper>(sweeper).unwrap().0, [7, 7 + TICK, 7 + 2 * TICK]);
+    assert_eq!(
+        graph.deadline(8 + 2 * TICK),
+        Some(7 + 5 * TICK),
+        "not before it wants to be called"
+    );
+    graph.breathe(7 + 5 * TICK, |_| ());
+    assert_eq!(graph.deadline(8 + 5 * TICK), Some(10 * TICK), "that of the other app");
+}
+
 #[test]
 fn idle_apps_are_asked_less_often_and_each_in_its_turn() {
     let mut graph = Graph::new();

@@ -607,20 +607,47 @@ fn a_checksum_stays_where_it_is_in_the_packet() {
 }
 
 #[test]
-fn bytes_are_those_of_the_frames_as_they_are() {
+fn traffic_is_that_of_the_frames_as_they_are() {
     let mut storage = Storage::default();
     let mut burst = storage.begin(0, 0);
     let frames = [bytes(60), bytes(1514), bytes(9014)];
     for frame in &frames {
         push(&mut burst, &[frame], 0).unwrap();
     }
-    let all = burst.all();
+    burst.count();
     let mut some = Selection::default();
     some.push(0);
     some.push(2);
-    assert_eq!((burst.bytes(&all), burst.bytes(&some)), (60 + 1514 + 9014, 60 + 9014));
+    let traffic = |frames, bytes| Traffic { frames, bytes };
+    let both =
+        |burst: &Burst<'_>, some: &Selection| (burst.traffic(&burst.all()), burst.traffic(some));
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(2, 60 + 9014)));
     burst.push_tag(2, VlanTag::customer(1)).unwrap();
-    assert_eq!((burst.bytes(&all), burst.bytes(&some)), (60 + 1514 + 9018, 60 + 9018));
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9018), traffic(2, 60 + 9018)));
     burst.pop_tag(2).unwrap();
-    assert_eq!((burst.bytes(&all), burst.bytes(&Selection::default())), (60 + 1514 + 9014, 0));
+    assert_eq!(both(&burst, &some), (traffic(3, 60 + 1514 + 9014), traffic(2, 60 + 9014)));
+    let all = burst.all();
+    let first = |count| (burst.traffic_of_first(&all, count), burst.traffic_of_first(&some, count));
+    assert_eq!(first(1), (traffic(1, 60), traffic(1, 60)));
+    assert_eq!(first(2), (traffic(2, 60 + 1514), traffic(2, 60 + 9014)));
+    assert_eq!(first(0), (Traffic::default(), Traffic::default()));
+}
+
+/// By whoever has pulled them: some of them, all, or none.
+#[test]
+fn what_was_not_counted_is_counted_in_the_end() {
+    let frames = [bytes(60), bytes(1514), bytes(9014)];
+    for counted in 0..=3 {
+        let mut storage = Storage::default();
+        let mut burst = storage.begin(0, 0);
+        for (at, frame) in frames.iter().enumerate() {
+            push(&mut burst, &[frame], 0).unwrap();
+            if at < counted {
+                burst.counted(Traffic { frames: 1, bytes: frame.len() as u64 });
+            }
+        }
+        burst.count();
+        let expected = Traffic { frames: 3, bytes: 60 + 1514 + 9014 };
+        assert_eq!(burst.traffic(&burst.all()), expected, "{counted} counted");
+    }
 }

@@ -572,6 +572,43 @@ fn a_deadline_ends_a_sleep_and_one_that_is_over_does_not_keep_the_worker_awake()
 }
 
 #[test]
+fn a_worker_that_sleeps_is_woken_for_a_tick_that_an_app_wants() {
+    /// Has no outside, and something to sweep.
+    struct Sweeper(Sender<u64>, Counters);
+
+    impl App for Sweeper {
+        fn has_outside(&self) -> bool {
+            false
+        }
+
+        fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+        fn tick(&mut self, now: u64) {
+            let _ = self.0.send(now);
+        }
+
+        fn deadline(&self, now: u64) -> Option<u64> {
+            Some(now + 1)
+        }
+
+        fn counters(&self) -> &Counters {
+            &self.1
+        }
+    }
+
+    let (ticked, ticks) = channel();
+    let mut graph = Graph::new();
+    graph.add("sweeper", Sweeper(ticked, Counters::default()));
+    let worker = start(Mode::Interrupt, graph);
+    let next = || ticks.recv_timeout(LIMIT).expect("a tick, though nothing else happens");
+    let [first, second] = [next(), next()];
+    assert!(second - first >= 1_000_000_000, "{first} {second}");
+    let load = ask(&worker, |worker| worker.load());
+    assert!(load.sleeps < 20, "it slept until then: {load:?}");
+    stop(worker);
+}
+
+#[test]
 fn a_worker_runs_where_it_is_told() {
     let allowed = sched_getaffinity(None).unwrap();
     let cpu = (0..CpuSet::MAX_CPU).rfind(|cpu| allowed.is_set(*cpu)).unwrap();

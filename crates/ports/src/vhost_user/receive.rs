@@ -390,16 +390,14 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             chains.push(single.chain);
             true
         })?;
-        let mut written = Traffic::default();
         for (index, slice) in selection.iter().zip(&*slices) {
-            let Framed { front, body, len } = burst.framed(index, header_size);
+            let Framed { front, body, .. } = burst.framed(index, header_size);
             let mut copied = slice.copy_from(front.into());
             for segment in body {
                 copied += slice.skip(copied).copy_from(*segment);
             }
-            written.count(len);
         }
-        *sent += written;
+        *sent += burst.traffic_of_first(selection, singles.count);
         let lens = slices.iter().map(|slice| slice.len() as u32);
         self.queue.give_all_back(chains.iter().copied().zip(lens));
         slices.clear();

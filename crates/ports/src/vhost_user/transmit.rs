@@ -425,6 +425,7 @@ fn make_singles(
         },
     );
     counters.received += received;
+    burst.counted(received);
 }
 
 /// As [`make_singles`], of any chains.

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use apps::bridge::sides::{Side, Sides};
-use apps::bridge::table::{PortNumber, Table};
+use apps::bridge::table::{Ports, Table};
 use engine::{App, AppId, Change, Ids, Worker};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -311,7 +311,7 @@ impl Fabric {
         let captures = let_go(gone, &self.mtus).await;
         drop(remains?);
 
-        moved.iter().for_each(|(table, number)| table.forget_port(*number));
+        moved.iter().for_each(|(table, numbers)| table.forget(numbers));
         (self.ids, self.network) = (ids, network.clone());
         for running in self.apps.values_mut() {
             if let Some(capture) = running.port.as_mut().and_then(|port| port.capture.as_mut()) {
@@ -332,7 +332,7 @@ impl Fabric {
         network: &Network,
         adjustments: &mut Vec<Adjust>,
         of_new: &mut Vec<Adjust>,
-    ) -> Vec<(Arc<Table>, PortNumber)> {
+    ) -> Vec<(Arc<Table>, Ports)> {
         let mut moved = Vec::new();
         let empty = Default::default();
         for app in &network.apps {
@@ -350,12 +350,14 @@ impl Fabric {
             if next == bridge.numbers && before == vlans {
                 continue;
             }
+            let mut numbers = Ports::default();
             for (number, name) in (0..).zip(bridge.numbers.sides()) {
                 let Some(name) = name else { continue };
                 if next.of(name).is_none() || before.get(name) != vlans.get(name) {
-                    moved.push((bridge.table.clone(), number));
+                    numbers.insert(number);
                 }
             }
+            moved.push((bridge.table.clone(), numbers));
             let sides = next.sides().map(|name| match name {
                 None => Side::Free,
                 Some(name) => vlans.get(name).cloned().map_or(Side::Plain, Side::Vlan),

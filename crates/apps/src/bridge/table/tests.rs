@@ -29,6 +29,12 @@ impl Table {
         self.buckets.iter().map(fresh).sum()
     }
 
+    fn forget_port(&self, port: PortNumber) {
+        let mut ports = Ports::default();
+        ports.insert(port);
+        self.forget(&ports);
+    }
+
     /// Sweeps all of it.
     fn sweep_all(&self, now: u32) {
         (0..crate::occupancy::SLICES).for_each(|_| self.sweep(now));
@@ -116,7 +122,30 @@ fn forgetting_a_port_leaves_the_others() {
     }
 }
 
-/// Who forgets a port that has sent nothing since does not look at everything; who has sent is forgotten each time.
+#[test]
+fn many_ports_are_forgotten_by_one_walk() {
+    let table = Table::new(KEY);
+    for number in 0..1000 {
+        learn(&table, mac(number), number as PortNumber, 0);
+    }
+    let mut ports = Ports::default();
+    table.forget(&ports);
+    assert_eq!((table.known(), table.visited.load(Relaxed)), (1000, 0), "of none");
+    (0..1000).filter(|port| port % 3 != 1).for_each(|port| ports.insert(port));
+    table.forget(&ports);
+    for number in 0..1000 {
+        let expected = Some(number as PortNumber).filter(|port| port % 3 == 1);
+        assert_eq!(find(&table, mac(number), 0), expected);
+    }
+    assert_eq!((table.known(), table.visited.load(Relaxed)), (333, CAPACITY as u64));
+    // None of before are in it any more.
+    ports.clear();
+    assert!(ports.is_empty());
+    ports.insert(998);
+    table.forget(&ports);
+    assert_eq!(table.known(), 333);
+}
+
 #[test]
 fn a_port_is_forgotten_as_often_as_it_is_learned_on() {
     let table = Table::new(KEY);
@@ -125,7 +154,7 @@ fn a_port_is_forgotten_as_often_as_it_is_learned_on() {
         learn(&table, mac(2), 8, round);
         assert_eq!(table.known(), 2);
         table.forget_port(7);
-        // The first of several workers has done it.
+        // As each of several workers does.
         table.forget_port(7);
         assert_eq!((find(&table, mac(1), round), find(&table, mac(2), round)), (None, Some(8)));
         assert_eq!(table.known(), 1);

@@ -1,10 +1,13 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
 use wire::conversation::{Endpoint, Protocol, TcpFlags};
 
 use super::*;
 use crate::sides::{NETWORK, opposite};
+
+/// One like others.
+const ERA: Era = Era(7);
 
 const FIN: Step = Step::Tcp(TcpFlags(0x11));
 const SYN: Step = Step::Tcp(TcpFlags(0x02));
@@ -13,12 +16,6 @@ const ACK: Step = Step::Tcp(TcpFlags(0x10));
 
 /// A message from the port; `conversation` is all that tells one from the other.
 impl Conversations {
-    /// Has workers at once have counted wrong: sweeps that did not see what was entered beside them.
-    pub(in crate::filter) fn count_nothing(&self) {
-        (0..crate::occupancy::SLICES).for_each(|_| self.occupancy.sweep(|_| 0));
-        assert_eq!(self.known(), 0);
-    }
-
     /// Conversations that are remembered, by a look at all.
     pub(in crate::filter) fn len(&self, now: u32) -> usize {
         let is_fresh = |bucket: &Bucket, way| {
@@ -31,7 +28,12 @@ impl Conversations {
 
     /// Sweeps all of it, and says how many are left.
     fn swept(&self, now: u32) -> u64 {
-        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(now));
+        self.swept_in([ERA; 2], now)
+    }
+
+    /// The same, when these are the eras of both sides.
+    pub(in crate::filter) fn swept_in(&self, eras: [Era; 2], now: u32) -> u64 {
+        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(eras, now));
         self.known()
     }
 }
@@ -65,12 +67,12 @@ impl Talk {
     }
 
     fn begin(&self, conversation: u64, step: Step, now: u32) {
-        self.0.begin(self.0.place(&message(conversation, step), PORT), PORT, now);
+        self.0.begin(self.0.place(&message(conversation, step), PORT), PORT, ERA, now);
     }
 
     fn answer(&self, conversation: u64, step: Step, now: u32) -> bool {
         let message = reversed(message(conversation, step));
-        self.0.answer(self.0.place(&message, NETWORK), PORT, now)
+        self.0.answer(self.0.place(&message, NETWORK), PORT, ERA, now)
     }
 }
 
@@ -85,7 +87,7 @@ fn only_answers_to_what_was_begun_are_known() {
     assert_eq!(talk.0.len(0), 1);
     // Each of these is another conversation.
     let answer = reversed(message(1, ACK));
-    let is_known = |message: Message| talk.0.answer(talk.0.place(&message, NETWORK), PORT, 0);
+    let is_known = |message: Message| talk.0.answer(talk.0.place(&message, NETWORK), PORT, ERA, 0);
     assert!(is_known(answer));
     let Message { source, destination, protocol, .. } = answer;
     let ipv6 = Protocol { ip_version: 6, ..protocol };
@@ -102,8 +104,8 @@ fn only_answers_to_what_was_begun_are_known() {
         assert!(!is_known(other), "{other:?}");
     }
     // The answer is none to what the network began, nor did it begin anything.
-    assert!(!talk.0.answer(talk.0.place(&answer, NETWORK), NETWORK, 0));
-    assert!(!talk.0.answer(talk.0.place(&message(1, ACK), PORT), NETWORK, 0));
+    assert!(!talk.0.answer(talk.0.place(&answer, NETWORK), NETWORK, ERA, 0));
+    assert!(!talk.0.answer(talk.0.place(&message(1, ACK), PORT), NETWORK, ERA, 0));
 }
 
 #[test]
@@ -194,20 +196,46 @@ fn a_reset_begins_nothing() {
 }
 
 #[test]
-fn the_conversations_of_one_side_are_forgotten() {
+fn the_conversations_of_one_side_are_forgotten_in_another_era() {
     let talk = Talk::new();
     for side in [PORT, NETWORK] {
         for number in 0..100 {
             let place = talk.0.place(&message(number, SYN), side);
-            talk.0.begin(place, side, 0);
+            talk.0.begin(place, side, ERA, 0);
         }
     }
     assert_eq!((talk.0.len(0), talk.0.known()), (200, 200));
-    talk.0.forget(PORT);
-    assert_eq!((talk.0.len(0), talk.0.known()), (100, 100));
-    let of_network = reversed(message(7, ACK));
-    assert!(talk.0.answer(talk.0.place(&of_network, PORT), NETWORK, 0));
-    assert!(!talk.answer(7, ACK, 0));
+    let next = Era(8);
+    let is_known = |number, side, era| {
+        let answer = reversed(message(number, ACK));
+        talk.0.answer(talk.0.place(&answer, opposite(side)), side, era, 0)
+    };
+    assert!(is_known(7, PORT, ERA) && !is_known(7, PORT, next) && is_known(7, NETWORK, ERA));
+    // What begins anew.
+    talk.0.begin(talk.0.place(&message(7, SYN), PORT), PORT, next, 0);
+    assert!(is_known(7, PORT, next) && !is_known(8, PORT, next));
+    // Those of before are swept away.
+    assert_eq!(talk.0.known(), 201);
+    assert_eq!(talk.0.swept_in([next, ERA], 0), 101);
+    assert!(is_known(7, PORT, next) && is_known(7, NETWORK, ERA) && !is_known(7, PORT, ERA));
+    assert_eq!((talk.0.len(0), talk.0.swept_in([next; 2], 0)), (101, 1));
+}
+
+#[test]
+fn each_era_is_another_one() {
+    let numbers = [0, 1, 2, 3, 4, 0xfff, 0x1000, u32::MAX];
+    let eras = || numbers.iter().flat_map(|one| numbers.iter().map(|two| Era::new(*one, *two)));
+    let masks: HashSet<u64> = eras().map(Era::mask).collect();
+    assert_eq!(masks.len(), numbers.len() * numbers.len());
+    let talk = Talk::new();
+    let answer = reversed(message(1, ACK));
+    for era in eras() {
+        let is_known = |era| talk.0.answer(talk.0.place(&answer, NETWORK), PORT, era, 0);
+        assert!(!is_known(era), "{era:?}");
+        talk.0.begin(talk.0.place(&message(1, SYN), PORT), PORT, era, 0);
+        assert!(is_known(era), "{era:?}");
+        assert_eq!(talk.0.swept_in([era; 2], 0), 1, "{era:?}");
+    }
 }
 
 #[test]
@@ -240,12 +268,12 @@ fn a_flood_from_one_side_leaves_the_other_side_its_half() {
         }
         // One bucket in four has one: hardly any has more than its half.
         for number in 0..1000 {
-            table.begin(table.place(&honest(number), NETWORK), NETWORK, 1);
+            table.begin(table.place(&honest(number), NETWORK), NETWORK, ERA, 1);
         }
         flood(2);
         let is_answered = |number: &u64| {
             let answer = reversed(Message { step: ACK, ..honest(*number) });
-            table.answer(table.place(&answer, PORT), NETWORK, 3)
+            table.answer(table.place(&answer, PORT), NETWORK, ERA, 3)
         };
         assert_eq!((0..1000).filter(is_answered).count(), 1000, "flooded first: {flooded_first}");
     }
@@ -276,14 +304,14 @@ fn workers_share_a_table_without_mixing_it_up() {
                 for round in 0..200u32 {
                     for number in 0..200u64 {
                         let mine = message(number << 2 | worker, SYN);
-                        table.begin(table.place(&mine, PORT), PORT, round);
+                        table.begin(table.place(&mine, PORT), PORT, ERA, round);
                         let answer = reversed(Message { step: ACK, ..mine });
                         // Nobody else has so many that it would be pushed out.
-                        assert!(table.answer(table.place(&answer, NETWORK), PORT, round));
+                        assert!(table.answer(table.place(&answer, NETWORK), PORT, ERA, round));
                         // What nobody began.
-                        assert!(!table.answer(table.place(&answer, NETWORK), NETWORK, round));
+                        assert!(!table.answer(table.place(&answer, NETWORK), NETWORK, ERA, round));
                         let never = reversed(message(number << 2 | 3, ACK));
-                        assert!(!table.answer(table.place(&never, NETWORK), PORT, round));
+                        assert!(!table.answer(table.place(&never, NETWORK), PORT, ERA, round));
                     }
                 }
             });
@@ -360,41 +388,4 @@ proptest! {
             }
         }
     }
-}
-
-/// Workers at once may count wrong: a sweep that has not seen a conversation says that there is none.
-#[test]
-fn what_was_not_counted_is_forgotten() {
-    for began_by in [PORT, NETWORK] {
-        let table = Conversations::new([1, 2]);
-        let message = message(1, Step::Datagram);
-        let asked = table.place(&message, began_by);
-        let answered = table.place(&reversed(message), opposite(began_by));
-        for _ in 0..3 {
-            table.begin(asked, began_by, 0);
-            table.count_nothing();
-            table.forget(opposite(began_by));
-            assert!(table.answer(answered, began_by, 0));
-            table.forget(began_by);
-            assert!(!table.answer(answered, began_by, 0));
-        }
-    }
-}
-
-/// One that was entered while others were forgotten, in a bucket that had its turn.
-#[test]
-fn what_begins_meanwhile_is_forgotten_the_next_time() {
-    let begun = Begun::default();
-    let mut walks = 0;
-    begun.forget(|| walks += 1);
-    assert_eq!(walks, 0, "there is nothing");
-    begun.note();
-    begun.forget(|| {
-        walks += 1;
-        begun.note();
-    });
-    begun.forget(|| walks += 1);
-    assert_eq!(walks, 2);
-    begun.forget(|| walks += 1);
-    assert_eq!(walks, 2, "all are forgotten");
 }
