@@ -357,13 +357,18 @@ fn a_switch_without_a_file_has_nothing_to_read_again() -> Result<()> {
 const NOBODY_HERE: [u8; 6] = [0x52, 0x54, 0, 0, 0, 0x99];
 
 /// Sends frames to nobody, which a capture has to have, a few at a time and each before the next ones, until it is
-/// enough. Returns what came into the file, in which some of the last ones may be missing.
-fn fill(one: &mut Station, capture: &mut Capture, is_enough: impl Fn() -> bool) -> Result<u32> {
+/// enough. One that goes meanwhile need not have the last of them.
+fn fill(
+    one: &mut Station,
+    capture: &mut Capture,
+    goes: bool,
+    is_enough: impl Fn() -> bool,
+) -> Result<()> {
     let mut captured = one.sent;
     while !is_enough() {
         while one.sent - captured < 32 && one.send(NOBODY_HERE)? {}
         let mut since = Instant::now();
-        while captured < one.sent && !is_enough() {
+        while captured < one.sent && !(goes && is_enough()) {
             one.guest.flush();
             one.guest.driver().reclaim()?;
             let came = capture.frames()?;
@@ -380,8 +385,7 @@ fn fill(one: &mut Station, capture: &mut Capture, is_enough: impl Fn() -> bool) 
             thread::yield_now();
         }
     }
-    finish(one)?;
-    Ok(captured)
+    finish(one)
 }
 
 /// Waits until the switch has taken all that a station sent.
@@ -396,19 +400,20 @@ fn finish(one: &mut Station) -> Result<()> {
     Ok(())
 }
 
-/// Does something while a station fills a capture; which has all frames in the end, unless it is one that goes.
+/// Does something while a station fills a capture.
 fn while_filling<R>(
     one: &mut Station,
     capture: &mut Capture,
+    goes: bool,
     act: impl FnOnce() -> Result<R>,
-) -> Result<(R, u32)> {
+) -> Result<R> {
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
-        let load = scope.spawn(|| fill(one, capture, || is_over.load(Relaxed)));
+        let load = scope.spawn(|| fill(one, capture, goes, || is_over.load(Relaxed)));
         let done = act();
         is_over.store(true, Relaxed);
-        let captured = load.join().ok().context("the load panicked")?.context("the load")?;
-        Ok((done?, captured))
+        load.join().ok().context("the load panicked")?.context("the load")?;
+        done
     })
 }
 
@@ -428,7 +433,7 @@ fn a_capture_that_stays_goes_on_and_one_that_goes_is_complete() -> Result<()> {
         let mut one = reloadable.station(1)?;
         let mut capture = Capture::open(&path)?;
         // One that stays: other ports come and go, and something comes between its guest and it.
-        while_filling(&mut one, &mut capture, || {
+        while_filling(&mut one, &mut capture, false, || {
             reloadable.have_others_come_and_go(&with(""), 5)?;
             let limited = with("").replace("[port.dump]", "rate-from = \"1Gbit\"\n[port.dump]");
             reloadable.expect(
@@ -442,7 +447,7 @@ fn a_capture_that_stays_goes_on_and_one_that_goes_is_complete() -> Result<()> {
         })?;
         let stayed = one.sent;
         // One that goes while frames come: it has all of them up to that moment, and nothing else.
-        while_filling(&mut one, &mut capture, || {
+        while_filling(&mut one, &mut capture, true, || {
             reloadable.expect(ONE, &["- port dump (pcap-write)"])
         })?;
         let frames = captured(&path)?;
@@ -458,7 +463,9 @@ fn a_capture_that_stays_goes_on_and_one_that_goes_is_complete() -> Result<()> {
         ] {
             reloadable.expect(&text, &[line])?;
             let mut capture = Capture::open(&path)?;
-            while_filling(&mut one, &mut capture, || reloadable.have_others_come_and_go(&text, 1))?;
+            while_filling(&mut one, &mut capture, false, || {
+                reloadable.have_others_come_and_go(&text, 1)
+            })?;
         }
         println!("{} frames, of which {} were in the first file", one.sent, frames.len());
         drop(one);
@@ -627,7 +634,8 @@ fn frames_that_wait_for_a_full_guest_wait_on() -> Result<()> {
                 let (from, to) = (one.address, two.address);
                 while !is_over.load(Relaxed) || one.guest.driver().in_flight() > 0 {
                     one.guest.driver().reclaim()?;
-                    while !is_over.load(Relaxed) && one.send(to)? {}
+                    let goes_on = !is_over.load(Relaxed);
+                    while goes_on && one.send(to)? {}
                     one.guest.flush();
                     if took.elapsed() >= LATE {
                         while two.receive_one(from, two.received..one.sent)?.is_some() {
