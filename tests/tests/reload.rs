@@ -461,7 +461,14 @@ fn a_capture_that_stays_goes_on_and_one_that_goes_is_complete() -> Result<()> {
             (with(""), "+ port dump (pcap-write)"),
             (with("snaplen = 65536\n"), "~ port dump (pcap-write): made anew"),
         ] {
+            let before = fs::metadata(&path)?.len();
             reloadable.expect(&text, &[line])?;
+            // A thread of its own does that.
+            let since = Instant::now();
+            while fs::metadata(&path)?.len() >= before {
+                ensure!(since.elapsed() < LIMIT, "{line}: the file was not emptied");
+                thread::yield_now();
+            }
             let mut capture = Capture::open(&path)?;
             while_filling(&mut one, &mut capture, false, || {
                 reloadable.have_others_come_and_go(&text, 1)
