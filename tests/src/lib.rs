@@ -1,9 +1,11 @@
-//! What the end-to-end tests share: a real `ringway run`, and stock QEMU guests on it.
+//! What the end-to-end tests share: a real `ringway run`, and stock QEMU guests and embedded ones on it.
 //!
 //! Guest number `n` has the MAC address `52:54:00:00:00:0n` and, once [`plug_in`] was called for it, 10.0.0.n/24 and
 //! fd00::n/64 on `eth0`.
 
+mod capture;
 mod processors;
+mod station;
 mod switch;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,8 +15,10 @@ use anyhow::{Context, Result, bail, ensure};
 use testbed::traffic::{self, Ping};
 use testbed::{Builder, Guest, Image, Network, Nic, Shell};
 
+pub use capture::{Capture, captured};
 pub use processors::{bind, let_first, two_processors};
-pub use switch::{NOBODY, Switch, binary, ringway, ringway_in};
+pub use station::{Station, exchange, exchange_until, numbered, udp};
+pub use switch::{NOBODY, Switch, Totals, binary, ringway, ringway_in};
 
 /// The network card of guest number `n` on the switch's socket `vm<n>.sock`.
 pub fn nic(switch: &Switch, n: u8) -> Nic {

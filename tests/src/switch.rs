@@ -194,6 +194,38 @@ impl Switch {
     }
 }
 
+/// What a port counted, as the switch says it when it ends.
+#[derive(Debug)]
+pub struct Totals {
+    /// Frames that came from it.
+    pub received: u64,
+    /// Frames that were delivered to it.
+    pub sent: u64,
+    /// Frames that were dropped there, for any reason.
+    pub dropped: u64,
+}
+
+impl Totals {
+    /// Of one port.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was said of it.
+    pub fn of(log: &str, port: &str) -> Result<Totals> {
+        let counted = |line: &str| {
+            // "vm1: 5 frames received, 3 sent, dropped: receiver_full 1, too_long 1", or "dropped: none".
+            let (_, counts) = line.split_once(&format!(" {port}: "))?;
+            let (traffic, drops) = counts.split_once(", dropped: ")?;
+            let (received, sent) = traffic.split_once(" frames received, ")?;
+            let drops =
+                drops.split(", ").filter_map(|drop| drop.split_once(' ')?.1.parse::<u64>().ok());
+            let sent = sent.strip_suffix(" sent")?.parse().ok()?;
+            Some(Totals { received: received.parse().ok()?, sent, dropped: drops.sum() })
+        };
+        log.lines().find_map(counted).with_context(|| format!("no totals of {port}:\n{log}"))
+    }
+}
+
 /// Runs `ringway` to its end, with these words before it, such as `setpriv`'s. For runs that fail by themselves.
 ///
 /// # Errors

@@ -3,13 +3,11 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use guest::{Guest, Options};
 use ringway_tests::*;
-use wire::pcap::{Reader, Step};
 use wire::virtio::NetHeader;
 
 /// Whatever is waited for happens within this time, on a machine that is busy with other tests.
@@ -65,18 +63,6 @@ impl Pair {
 
 const ONE: u8 = 1;
 const TWO: u8 = 2;
-
-/// A UDP datagram in IPv4 from one guest to the other, with a checksum that nobody looks at.
-fn udp(from: u8, to: u8, ports: [u16; 2], number: u8) -> Vec<u8> {
-    let mut frame = Vec::new();
-    frame.extend([0x52, 0x54, 0, 0, 0, to, 0x52, 0x54, 0, 0, 0, from]);
-    frame.extend([0x08, 0x00, 0x45, 0, 0, 46, 0, 0, 0, 0, 64, 17, 0, 0]);
-    frame.extend([10, 0, 0, from, 10, 0, 0, to]);
-    frame.extend(ports.iter().flat_map(|port| port.to_be_bytes()));
-    frame.extend([0, 26, 0, 0, number]);
-    frame.resize(60, 0);
-    frame
-}
 
 /// These frames, and behind them one that has to arrive.
 fn and_then(frames: impl Iterator<Item = Vec<u8>>, marker: Vec<u8>) -> Vec<Vec<u8>> {
@@ -282,25 +268,6 @@ fn guests_talk_through_a_network_of_ones_own() -> Result<()> {
         ensure!(!report.contains("bridge"), "{report}");
     }
     Ok(())
-}
-
-/// The frames of a capture file.
-fn captured(path: &Path) -> Result<Vec<Vec<u8>>> {
-    let file = fs::read(path)?;
-    let (mut reader, mut rest, mut frames) = (Reader::new(), &file[..], Vec::new());
-    loop {
-        match reader.step(rest)? {
-            Step::Skip(bytes) => rest = rest.get(bytes as usize..).context("it is cut off")?,
-            Step::Frame(bytes, frame) => {
-                frames.push(frame.bytes.to_vec());
-                rest = &rest[bytes as usize..];
-            }
-            Step::More(needed) => {
-                reader.end(rest, needed)?;
-                return Ok(frames);
-            }
-        }
-    }
 }
 
 /// A file has what a port sends and gets, what is dropped further on included, and what is dropped before not; and nobody notices.

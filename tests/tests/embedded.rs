@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use guest::{Guest, Options};
+use guest::Options;
 use memory::{FrontEndAddress, GuestAddress, SharedMemory};
 use ringway_tests::*;
 use rustix::event::{EventfdFlags, eventfd};
@@ -25,91 +25,6 @@ const TRANSMIT: u8 = 1;
 
 /// A frame crosses the switch within this time, on a machine that is busy with other tests.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Frames on their way at once: they fit the receiver's ring, so none may be lost.
-const WINDOW: u32 = 64;
-
-/// An embedded guest with an address, and what it has sent and received of a numbered stream.
-struct Station {
-    guest: Guest,
-    address: [u8; 6],
-    sent: u32,
-    received: u32,
-}
-
-impl Station {
-    fn connect(switch: &Switch, n: u8) -> Result<Station> {
-        Station::connect_with(switch, n, &Options::default())
-    }
-
-    fn connect_with(switch: &Switch, n: u8, options: &Options) -> Result<Station> {
-        let guest = Guest::connect(&switch.path(&format!("vm{n}.sock")), options)?;
-        let address = [0x52, 0x54, 0, 0, 0, n];
-        Ok(Station { guest, address, sent: 0, received: 0 })
-    }
-
-    /// Sends the next frame of the stream to `to`. False when there is no room for it now.
-    fn send(&mut self, to: [u8; 6]) -> Result<bool> {
-        let frame = numbered(self.address, to, self.sent);
-        let sent = self.guest.driver().send(NetHeader::default(), &frame)?;
-        self.sent += u32::from(sent);
-        Ok(sent)
-    }
-
-    /// Takes what came from `from`, which must be its stream, whole and in order. What is for everyone is passed over.
-    fn receive(&mut self, from: [u8; 6]) -> Result<()> {
-        let (address, next) = (self.address, &mut self.received);
-        let mut broken = None;
-        while let Some(()) = self.guest.driver().receive(|received| {
-            if received.frame.starts_with(&[address, from].concat()) {
-                if received.frame == numbered(from, address, *next) {
-                    *next += 1;
-                } else {
-                    broken = Some(received.frame.get(14..18).map(<[u8]>::to_vec));
-                }
-            }
-        })? {}
-        match broken {
-            Some(found) => anyhow::bail!("frame {next} was due, and {found:?} came"),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Frame `number` of a stream: its length and every byte follow from the number.
-fn numbered(from: [u8; 6], to: [u8; 6], number: u32) -> Vec<u8> {
-    let len = 60 + (number as usize * 97) % 1455;
-    let mut frame = [&to[..], &from, &[0x88, 0xb5], &number.to_be_bytes()].concat();
-    let noise = (0u32..).map(|at| (at.wrapping_add(number).wrapping_mul(0x9e37_79b1) >> 24) as u8);
-    frame.extend(noise.take(len - frame.len()));
-    frame
-}
-
-/// Has both stations send each other `count` frames more, and checks every one that arrives.
-fn exchange(one: &mut Station, two: &mut Station, count: u32) -> Result<()> {
-    let deadline = Instant::now() + LIMIT;
-    let target = (one.sent + count, two.sent + count);
-    let (first, second) = (one.address, two.address);
-    while (two.received, one.received) != target {
-        while one.sent < target.0 && one.sent - two.received < WINDOW && one.send(second)? {}
-        while two.sent < target.1 && two.sent - one.received < WINDOW && two.send(first)? {}
-        one.guest.flush();
-        two.guest.flush();
-        one.guest.driver().reclaim()?;
-        two.guest.driver().reclaim()?;
-        one.receive(second)?;
-        two.receive(first)?;
-        ensure!(
-            Instant::now() < deadline,
-            "{} of {} and {} of {} frames came within {LIMIT:?}",
-            two.received,
-            target.0,
-            one.received,
-            target.1
-        );
-    }
-    Ok(())
-}
-
 #[test]
 fn every_byte_arrives_both_ways_in_order() -> Result<()> {
     let switch = Switch::start(&["vm1=vhost-user:vm1.sock", "vm2=vhost-user:vm2.sock"])?;
@@ -334,30 +249,6 @@ fn a_guest_is_offered_what_is_configured() -> Result<()> {
     ensure!(complaint.contains("MRG_RXBUF"), "{complaint}");
     switch.stop()?;
     Ok(())
-}
-
-/// What a port counted, as the switch says it when it ends.
-#[derive(Debug)]
-struct Totals {
-    received: u64,
-    sent: u64,
-    dropped: u64,
-}
-
-impl Totals {
-    fn of(log: &str, port: &str) -> Result<Totals> {
-        let counted = |line: &str| {
-            // "vm1: 5 frames received, 3 sent, dropped: receiver_full 1, too_long 1", or "dropped: none".
-            let (_, counts) = line.split_once(&format!("{port}: "))?;
-            let (traffic, drops) = counts.split_once(", dropped: ")?;
-            let (received, sent) = traffic.split_once(" frames received, ")?;
-            let drops =
-                drops.split(", ").filter_map(|drop| drop.split_once(' ')?.1.parse::<u64>().ok());
-            let sent = sent.strip_suffix(" sent")?.parse().ok()?;
-            Some(Totals { received: received.parse().ok()?, sent, dropped: drops.sum() })
-        };
-        log.lines().find_map(counted).with_context(|| format!("no totals of {port}:\n{log}"))
-    }
 }
 
 /// What a rogue writes into its ring, and what is said of it.

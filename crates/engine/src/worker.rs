@@ -140,9 +140,15 @@ impl WorkerHandle {
         &self.pulse
     }
 
+    /// Has the worker stop, without waiting for it: [`Self::stop`] does.
+    pub fn begin_to_stop(&self) -> Result<(), Stopped> {
+        self.run(|worker| worker.stopping = true, |()| ())
+    }
+
     /// Stops the worker and its apps, and returns them.
     pub fn stop(self) -> Result<Graph, Stopped> {
-        self.run(|worker| worker.stopping = true, |()| ())?;
+        // It may have begun to before, and be done.
+        let _ = self.begin_to_stop();
         self.thread.join().map_err(|_| Stopped)
     }
 

@@ -142,9 +142,14 @@ impl Ended {
 }
 
 impl Port {
-    /// Serves one connection. When this returns, the workers have let go of all that was the guest's.
+    /// Serves one connection. When this returns, the workers have let go of all that was the guest's. Only then the connection is
+    /// closed, by whatever it ended: a front end that finds it so may go on elsewhere with rings that nobody touches any more.
     pub async fn serve(&mut self, connection: Connection) -> Ended {
-        let ended = match self.converse(connection).await {
+        let mut socket = match Socket::new(connection) {
+            Ok(socket) => socket,
+            Err(error) => return error.into(),
+        };
+        let ended = match self.converse(&mut socket).await {
             Ok(never) => match never {},
             Err(ended) => ended,
         };
@@ -160,8 +165,7 @@ impl Port {
         }
     }
 
-    async fn converse(&mut self, connection: Connection) -> Result<Infallible, Ended> {
-        let mut socket = Socket::new(connection)?;
+    async fn converse(&mut self, socket: &mut Socket) -> Result<Infallible, Ended> {
         let mut session = Session::new(self.offer);
         let mut notices = NOTICES;
         let mut pace = Pace::new(Instant::now());

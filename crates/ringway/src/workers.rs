@@ -92,8 +92,12 @@ impl Workers {
         Ok(results)
     }
 
-    /// Stops all of them.
+    /// Stops all of them, at the same time: the kernel takes its time to take down what a thread had.
     pub fn stop(self) -> Result<(), Stopped> {
+        for worker in &self.0 {
+            // What is wrong with it is said when it is waited for.
+            let _ = worker.begin_to_stop();
+        }
         // All, also after one that had stopped already.
         let results: Vec<_> = self.0.into_iter().map(|worker| worker.stop().map(drop)).collect();
         results.into_iter().collect()
@@ -107,4 +111,53 @@ fn run<R: Send + 'static>(
     let (sender, receiver) = oneshot::channel();
     worker.run(command, move |result| drop(sender.send(result)))?;
     Ok(receiver)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use engine::{Burst, Counters, Graph, Outputs, Selection, Settings};
+
+    use super::*;
+
+    /// More than anything here takes, on the slowest machine.
+    const LIMIT: Duration = Duration::from_secs(20);
+
+    /// An app that is not stopped before another one on another worker is about to be.
+    struct Pair {
+        here: Sender<()>,
+        there: Receiver<()>,
+        met: Sender<bool>,
+        counters: Counters,
+    }
+
+    impl App for Pair {
+        fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+        fn stop(&mut self) {
+            let _ = self.here.send(());
+            let _ = self.met.send(self.there.recv_timeout(LIMIT).is_ok());
+        }
+
+        fn counters(&self) -> &Counters {
+            &self.counters
+        }
+    }
+
+    #[test]
+    fn workers_stop_at_the_same_time() {
+        let ((here, one), (there, other)) = (channel(), channel());
+        let (met, have_met) = channel();
+        let start = |here, there| {
+            let mut graph = Graph::new();
+            graph
+                .add("pair", Pair { here, there, met: met.clone(), counters: Counters::default() });
+            Worker::start("test", graph, Settings::default(), Box::new(|_| ())).unwrap()
+        };
+        let workers = Workers::new(vec![start(here, other), start(there, one)]);
+        workers.stop().unwrap();
+        assert_eq!(have_met.try_iter().collect::<Vec<_>>(), [true, true]);
+    }
 }

@@ -1,3 +1,5 @@
+mod let_go;
+
 use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
