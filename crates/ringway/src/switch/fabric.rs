@@ -16,7 +16,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use apps::bridge::sides::{Side, Sides};
@@ -33,11 +33,11 @@ use super::numbers::Numbers;
 use super::pcap::{END_LIMIT, FileCapture};
 use super::port::{Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
 use super::register::{Again, Entry, Listed, Register, Terminals};
-use super::settings::{self, Adjust};
+use super::settings::{self, Adjust, Refused};
 use crate::config::PortKind;
 use crate::config::network::{End, Network, NetworkApp, Spec};
 use crate::session::Trouble;
-use crate::workers::Workers;
+use crate::workers::{Unanswered, Workers};
 
 /// Where each output of an app leads.
 type Outputs = Vec<Option<(AppId, usize)>>;
@@ -125,10 +125,9 @@ impl Fabric {
         }
     }
 
-    /// Waits until each worker has answered.
-    pub(super) async fn ask_workers(&mut self) -> anyhow::Result<()> {
-        self.workers.on_each(|_| ()).await?;
-        Ok(())
+    /// Waits until each worker has answered, but not for longer than `limit`.
+    pub(super) async fn ask_workers(&mut self, limit: Duration) -> Result<(), Unanswered> {
+        self.workers.on_each_within(limit, |_| ()).await.map(drop)
     }
 
     /// What it is to be at present.
@@ -309,7 +308,16 @@ impl Fabric {
         let remains = self.workers.on_all(commands.collect()).await;
         // Also when a worker has died.
         let captures = let_go(gone, &self.mtus).await;
-        drop(remains?);
+        for (worker, (_change, adjusted)) in remains?.into_iter().enumerate() {
+            adjusted.into_iter().filter_map(|adjusted| adjusted.refused).for_each(|refused| {
+                let Refused { app, fault } = refused;
+                tracing::error!(
+                    app = self.register.name(app),
+                    worker,
+                    "a bug of ours: it goes by its old settings on this worker, and refuses the new ones: {fault}"
+                );
+            });
+        }
 
         moved.iter().for_each(|(table, number)| table.forget_port(*number));
         (self.ids, self.network) = (ids, network.clone());

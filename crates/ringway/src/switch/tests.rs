@@ -1,13 +1,14 @@
+use std::any::Any;
 use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Raw;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::mpsc::{self as sync_mpsc, Sender};
+use std::sync::mpsc::{self as sync_mpsc, Receiver, Sender};
 use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
@@ -18,7 +19,7 @@ use apps::filter::{self, Filter};
 use apps::impair::{self, Impair};
 use apps::police::{self, Police};
 use apps::storm::{self, Storm};
-use engine::{AppId, Mode};
+use engine::{App, AppId, Burst, COMMANDS, Counters, Fault, Mode, Outputs, Selection};
 use guest::{Guest, Options};
 use ports::tap::TapPort;
 use ports::vhost_user::VhostUserPort;
@@ -26,12 +27,15 @@ use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use sys::testing::{Call, refuse};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::subscriber::DefaultGuard;
 use wire::virtio::NetHeader;
 
 use super::*;
 use crate::config::{Between, ControlSocket, PcapWrite, PortConfig, PortKind, VhostUser};
+use crate::control::{Answer, Request};
+use crate::socket::listen_at;
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -433,7 +437,7 @@ impl Log {
 /// Has the first worker do nothing any more until what this returns is dropped.
 async fn hold_first(switch: &Switch) -> Sender<()> {
     let (let_go, held) = sync_mpsc::channel();
-    let (entered, is_held) = tokio::sync::oneshot::channel();
+    let (entered, is_held) = oneshot::channel();
     let hold = switch.workers.on_first(move |_| {
         let _ = entered.send(());
         // Until the other end is gone.
@@ -487,6 +491,214 @@ async fn a_worker_that_gets_no_processor_for_a_while_is_waited_for() {
     switch.stop().await.unwrap();
     assert!(start.elapsed() > WHILE / 2, "after {:?}: nobody was waited for", start.elapsed());
     late.join().unwrap();
+}
+
+/// In the place of an app: does not come back when it is to stop, until it is let go.
+struct Stubborn {
+    entered: Option<oneshot::Sender<()>>,
+    let_go: Receiver<()>,
+    counters: Counters,
+}
+
+impl App for Stubborn {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn stop(&mut self) {
+        if let Some(entered) = self.entered.take() {
+            let _ = entered.send(());
+            // Until the other end is gone.
+            let _ = self.let_go.recv();
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// Puts this in the place of an app, on the first worker.
+async fn put_on_first(switch: &Switch, name: &str, part: impl App) {
+    let app = app(switch, name);
+    let replaced = switch.workers.on_first(move |worker| worker.replace(app, Box::new(part))).await;
+    drop(replaced.unwrap().unwrap());
+}
+
+/// Has the first worker hang when this app is taken out. Returns what says that it does, and what lets it go when it is
+/// dropped.
+async fn hang_when_taken_out(switch: &Switch, name: &str) -> (oneshot::Receiver<()>, Sender<()>) {
+    let (let_go, held) = sync_mpsc::channel();
+    let (entered, is_entered) = oneshot::channel();
+    let part = Stubborn { entered: Some(entered), let_go: held, counters: Counters::default() };
+    put_on_first(switch, name, part).await;
+    (is_entered, let_go)
+}
+
+/// A switch with ports of these names, and its control socket, by which it is reloaded without the first of them. The first
+/// worker hangs in the middle of that.
+async fn hangs_in_reload(directory: &Path, names: &[&str]) -> (Switch, PathBuf, Sender<()>) {
+    let port = |name: &&str| {
+        let socket = VhostUser::new(directory.join(format!("{name}.sock")));
+        PortConfig::new(name, PortKind::VhostUser(socket))
+    };
+    let mut config = config(directory, Vec::new());
+    config.ports = names.iter().map(port).collect();
+    let mut switch = Switch::start(&config).await.unwrap();
+    let (hangs, let_go) = hang_when_taken_out(&switch, names[0]).await;
+    config.ports.drain(..names.len() - 1);
+    let reloader = switch.reloader(Arc::new(move || Ok(config.clone())));
+    let control = directory.join("control.sock");
+    switch.attend(listen_at(&control, 0o600, None).unwrap(), reloader);
+    let path = control.clone();
+    tokio::spawn(async move { control::ask(Some(&path), RELOAD).await });
+    let hangs = tokio::time::timeout(LIMIT, hangs).await;
+    hangs.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the reload")).unwrap();
+    (switch, control, let_go)
+}
+
+const RELOAD: Request = Request::Reload { dry_run: false };
+
+#[tokio::test]
+async fn while_a_reload_hangs_others_are_refused_at_once_and_stats_are_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let (switch, control, let_go) = hangs_in_reload(directory.path(), &["vm", "other"]).await;
+    let ask = async |request| control::ask(Some(&control), request).await;
+    // As many as are served at once.
+    let others: Vec<_> = (0..8)
+        .map(|_| {
+            let control = control.clone();
+            tokio::spawn(async move { control::ask(Some(&control), RELOAD).await })
+        })
+        .collect();
+    let look = ask(Request::Stats).await.unwrap();
+    let Answer::Error(why) = look else { panic!("{look:?}") };
+    assert_eq!(why, "worker0 hangs: it has not answered within 2s");
+    for other in others {
+        let answer = other.await.unwrap().unwrap();
+        let Answer::Error(why) = answer else { panic!("{answer:?}") };
+        assert!(why.starts_with("the switch is being reloaded just now"), "{why}");
+    }
+    drop(let_go);
+    let start = Instant::now();
+    // All that there was to be done is done then.
+    while !matches!(ask(RELOAD).await, Ok(Answer::Reloaded(lines)) if lines.is_empty()) {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the reload to end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let Ok(Answer::Stats(report)) = ask(Request::Stats).await else { panic!("no report") };
+    let ports: Vec<_> = report.ports.iter().map(|port| &port.name).collect();
+    assert_eq!(ports, ["other"]);
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_switch_that_is_being_changed_stops_when_that_is_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let changing = switch.state.clone().lock_owned().await;
+    let change = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(changing);
+    });
+    switch.stop().await.unwrap();
+    change.await.unwrap();
+    assert!(!path.exists(), "the socket is gone");
+}
+
+#[tokio::test]
+async fn a_switch_whose_worker_hangs_when_an_app_is_to_stop_ends_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let (_, let_go) = hang_when_taken_out(&switch, "vm").await;
+    let stopped = tokio::time::timeout(LIMIT, switch.stop()).await;
+    let error = stopped.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the end")).unwrap_err();
+    let text = "a worker stands still, and was not waited for: a bug of ours";
+    assert_eq!(format!("{error:#}"), text);
+    drop(let_go);
+}
+
+#[tokio::test]
+async fn whoever_has_a_command_for_a_worker_that_takes_none_waits_and_nobody_else_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let let_go = hold_first(&switch).await;
+    // More than its queue has room for.
+    let wait = |workers: Arc<Workers>| async move { workers.on_each(|_| ()).await };
+    let waiting: Vec<_> =
+        (0..COMMANDS + 8).map(|_| tokio::spawn(wait(switch.workers.clone()))).collect();
+    for _ in 0..2 {
+        let error = switch.report().await.unwrap_err();
+        assert_eq!(error.to_string(), "worker0 hangs: it has not answered within 2s");
+    }
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+    assert!(is_served(&path, LIMIT).await, "control waits for the worker");
+    drop(let_go);
+    for waiting in waiting {
+        let done = tokio::time::timeout(LIMIT, waiting).await;
+        done.unwrap_or_else(|_| panic!("waited {LIMIT:?} for an answer")).unwrap().unwrap();
+    }
+    switch.report().await.unwrap();
+    switch.stop().await.unwrap();
+}
+
+/// In the place of an app: takes no settings.
+struct Refuses {
+    panics: bool,
+    counters: Counters,
+}
+
+impl App for Refuses {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn reconfigure(&mut self, _: &dyn Any) -> Result<(), Fault> {
+        assert!(!self.panics, "deliberate");
+        Err("not these".into())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[tokio::test]
+async fn settings_that_a_worker_does_not_take_are_told_of() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let mut limit = |rate| {
+        let frames = police::FrameLimit { rate, burst: rate };
+        let limits = police::Limits { frames: Some(frames), ..Default::default() };
+        let police = police::Settings { from_port: limits, to_port: limits };
+        config.ports[0].between.police = Some(police);
+        config.clone()
+    };
+    let switch = Switch::start(&limit(1000)).await.unwrap();
+    for (panics, rate, says) in [
+        (
+            false,
+            2000,
+            "goes by its old settings on this worker, and refuses the new ones: not these",
+        ),
+        (true, 3000, "a bug of ours took this down: deliberate"),
+    ] {
+        put_on_first(&switch, "vm.police", Refuses { panics, counters: Counters::default() }).await;
+        let config = limit(rate);
+        let reloader = switch.reloader(Arc::new(move || Ok(config.clone())));
+        assert_eq!(reloader.reload(false).await.unwrap(), ["~ vm.police"]);
+        log.until(says).await;
+        let text = log.text();
+        let line = text.lines().find(|line| line.contains(says)).unwrap();
+        assert!(line.contains("app=\"vm.police\""), "{line}");
+        assert!(panics || line.contains("worker=0"), "{line}");
+        assert_eq!(
+            text.lines().filter(|line| line.contains(" ERROR ")).count(),
+            1 + usize::from(panics)
+        );
+    }
+    log.until("started again").await;
+    switch.stop().await.unwrap();
 }
 
 #[tokio::test]
