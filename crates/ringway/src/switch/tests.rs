@@ -33,7 +33,7 @@ use tracing::subscriber::DefaultGuard;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, PcapWrite, PortConfig, PortKind, VhostUser};
+use crate::config::{Between, ControlSocket, PcapWrite, PortConfig, PortKind, SocketRole, VhostUser};
 use crate::control::{Answer, Request};
 use crate::socket::listen_at;
 
@@ -339,6 +339,79 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     assert!(spawn_blocking(again).await.unwrap(), "not started again within {LIMIT:?}");
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
     switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_fails_while_no_guest_is_there_is_ready_for_the_next() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let late = directory.path().join("late.sock");
+    let mut config = config(&path, Vec::new());
+    let connects = VhostUser { socket: SocketRole::Connect, ..VhostUser::new(late) };
+    config.ports.push(PortConfig::new("connects", PortKind::VhostUser(connects)));
+    let switch = Switch::start(&config).await.unwrap();
+    for (name, restarts) in [("vm", 1), ("connects", 2)] {
+        let port = app(&switch, name);
+        let fail = move |worker: &mut Worker| {
+            worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
+        };
+        switch.workers.on_first(fail).await.unwrap();
+        log.until(&format!("the port is out of service for 2s port=\"{name}\"")).await;
+        log.until(&format!("started again port=\"{name}\"")).await;
+        assert_eq!(log.text().matches("started again").count(), restarts);
+    }
+    let connect = move || Guest::connect(&path, &Options::default()).map(drop);
+    spawn_blocking(connect).await.unwrap().unwrap();
+    assert!(!log.text().contains("the port has failed"), "{}", log.text());
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_started_again_because_its_worker_has_died_says_so_and_ends() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let port = app(&switch, "vm");
+    let fail = move |worker: &mut Worker| {
+        worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
+    };
+    switch.workers.on_first(fail).await.unwrap();
+    log.until("the port is out of service for 2s").await;
+    assert!(switch.workers.on_first(|_| -> () { panic!("deliberate") }).await.is_err());
+    log.until("not started again: the worker has stopped").await;
+    let error = switch.stop().await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "the worker has stopped");
+    assert!(!path.exists(), "the socket is gone");
+}
+
+#[tokio::test]
+async fn a_socket_whose_file_was_removed_is_made_anew() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    // What is there now is somebody else's.
+    fs::write(&path, "").unwrap();
+    log.until("it cannot be made anew: there is a file that is not a socket").await;
+    fs::remove_file(&path).unwrap();
+    log.until("listening there anew").await;
+    assert_eq!(log.text().matches("cannot be made anew").count(), 1, "{}", log.text());
+    let again = path.clone();
+    let connect = move || Guest::connect(&again, &Options::default()).unwrap();
+    // Also while a guest is connected, which keeps its connection.
+    let _guest = spawn_blocking(connect).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the socket");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!log.text().contains("disconnected"), "{}", log.text());
+    switch.stop().await.unwrap();
+    assert!(!path.exists(), "the socket is gone");
 }
 
 /// What an interface of the host counted, if it is there.
