@@ -2,7 +2,7 @@ use std::any::Any;
 use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Raw;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,9 @@ use apps::police::{self, Police};
 use apps::storm::{self, Storm};
 use engine::{App, AppId, Burst, COMMANDS, Counters, Fault, Mode, Outputs, Selection};
 use guest::{Guest, Options};
+use nix::sched::{CloneFlags, unshare};
 use ports::tap::TapPort;
+use ports::tun::Subnets;
 use ports::vhost_user::VhostUserPort;
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
@@ -30,11 +32,15 @@ use sys::testing::{Call, refuse};
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::subscriber::DefaultGuard;
+use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, PcapWrite, PortConfig, PortKind, SocketRole, VhostUser};
+use crate::config::{
+    Between, ControlSocket, PcapWrite, PortConfig, PortKind, Setup, SocketRole, Tap, Tun, VhostUser,
+};
 use crate::control::{Answer, Request};
+use crate::links::{Link, Links};
 use crate::socket::listen_at;
 
 /// More than a thread takes to end, on the slowest machine.
@@ -271,7 +277,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     let between = Between {
         impair: Some(impair::Settings { from_port: late, ..Default::default() }),
         anti_spoof: Some(anti_spoof::Settings {
-            macs: vec![wire::ethernet::MacAddress([0x52, 0x54, 0, 0, 0, 1])],
+            macs: vec![MacAddress([0x52, 0x54, 0, 0, 0, 1])],
             ..Default::default()
         }),
         storm: Some(storm::Settings { broadcast: Some(limit), multicast: None }),
@@ -564,6 +570,154 @@ async fn a_worker_that_gets_no_processor_for_a_while_is_waited_for() {
     switch.stop().await.unwrap();
     assert!(start.elapsed() > WHILE / 2, "after {:?}: nobody was waited for", start.elapsed());
     late.join().unwrap();
+}
+
+/// Has a switch become what this says.
+async fn reload(switch: &Switch, config: &Config) -> anyhow::Result<Vec<String>> {
+    let config = config.clone();
+    switch.reloader(Arc::new(move || Ok(config.clone()))).reload(false).await
+}
+
+/// A vhost-user port whose socket cannot be made, since there is a file.
+fn impossible(directory: &Path) -> PortConfig {
+    let path = directory.join("no-socket");
+    fs::write(&path, "").unwrap();
+    PortConfig::new("impossible", PortKind::VhostUser(VhostUser::new(path)))
+}
+
+/// A port that keeps its socket but not its settings is in its own way. As long as it is the others that fail, its guest does not
+/// notice.
+#[tokio::test]
+async fn what_is_not_in_the_way_of_a_port_is_opened_before_that_lets_go_of_its_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let config = config(&path, Vec::new());
+    let switch = Switch::start(&config).await.unwrap();
+    let connect = move || Guest::connect(&path, &Options::default()).unwrap();
+    let guest = spawn_blocking(connect).await.unwrap();
+    let pairs = |config: &mut Config, group: Option<&str>| {
+        let PortKind::VhostUser(port) = &mut config.ports[0].kind else { panic!() };
+        port.queue_pairs = 2;
+        port.socket = SocketRole::Listen { mode: 0o600, group: group.map(str::to_owned) };
+    };
+    let mut other_fails = config.clone();
+    pairs(&mut other_fails, None);
+    other_fails.ports.push(impossible(directory.path()));
+    let mut no_group = config.clone();
+    pairs(&mut no_group, Some("no-such-group"));
+    for (config, says) in [(other_fails, "port `impossible`"), (no_group, "there is no group")] {
+        let error = format!("{:#}", reload(&switch, &config).await.unwrap_err());
+        assert!(error.starts_with("nothing was changed: ") && error.contains(says), "{error}");
+        let report = switch.report().await.unwrap();
+        assert!(report.ports[0].guest.is_some(), "its guest was let go of");
+    }
+    let mut good = config;
+    pairs(&mut good, None);
+    assert_eq!(reload(&switch, &good).await.unwrap(), ["~ port vm (vhost-user): made anew"]);
+    drop(guest);
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_capture_that_is_put_back_goes_on_with_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let file = directory.path().join("capture.pcapng");
+    let capture = |snaplen| {
+        let capture = PcapWrite { file: file.clone(), snaplen };
+        PortConfig::new("capture", PortKind::PcapWrite(capture))
+    };
+    config.ports.push(capture(65_535));
+    let switch = Switch::start(&config).await.unwrap();
+    // Its new one needs the file, and so does a second one, which cannot have it then.
+    let mut bad = config.clone();
+    bad.ports[1] = capture(100);
+    bad.ports.push(PortConfig { name: "second".to_owned(), ..capture(100) });
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.starts_with("nothing was changed: port `second`"), "{error}");
+    switch.stop().await.unwrap();
+    // A section of each.
+    let bytes = fs::read(&file).unwrap();
+    let section = [0x0a, 0x0d, 0x0d, 0x0a];
+    let sections = bytes.windows(4).filter(|bytes| **bytes == section).count();
+    assert_eq!(sections, 2, "{} bytes", bytes.len());
+}
+
+/// What may be set of an interface, and its addresses.
+async fn look_at(links: &Links, interface: &str) -> (Link, Vec<(IpAddr, u8)>) {
+    let link = links.find(interface).await.unwrap().expect("it is there");
+    let addresses = links.addresses(link.index).await.unwrap();
+    // That comes and goes with whoever has it open.
+    (Link { has_carrier: false, ..link }, addresses)
+}
+
+fn ip(arguments: &str) -> String {
+    let result = std::process::Command::new("ip").args(arguments.split(' ')).output();
+    let output = result.expect("this test needs iproute2");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {problem}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// An interface that was there before is as it was, when the switch did not start, or a reload has failed, after that was set up.
+#[tokio::test]
+async fn an_interface_that_was_there_is_set_back_when_its_port_never_runs() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    // Nothing but what this asks for, if the kernel knows IPv6 at all.
+    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let directory = tempfile::tempdir().unwrap();
+    for (name, mode) in [("rwtap", "tap"), ("rwtun", "tun")] {
+        ip(&format!("tuntap add dev {name} mode {mode} vnet_hdr"));
+    }
+    ip("link add rwbr0 type bridge");
+    ip("link add rwbr1 type bridge");
+    ip("link set rwtap master rwbr0 mtu 1400");
+    ip("link set rwtun up");
+    ip("address add 10.9.0.1/24 dev rwtun");
+    let links = Links::open().unwrap();
+    let look = async || (look_at(&links, "rwtap").await, look_at(&links, "rwtun").await);
+    let before = look().await;
+    let ((tap, _), (tun, addresses)) = &before;
+    assert!(tap.mtu == 1400 && !tap.is_up && tap.master.is_some() && tun.is_up, "{before:?}");
+    assert_eq!(addresses.len(), 1);
+
+    let setup = Setup {
+        mtu: Some(1300),
+        mac: Some(MacAddress([0x52, 0x54, 0, 0, 0, 9])),
+        up: Some(true),
+        bridge: Some("rwbr1".to_owned()),
+        addresses: Vec::new(),
+    };
+    let tap = Tap { setup, ..Tap::new("rwtap".to_owned()) };
+    let subnets = Subnets { addresses: vec!["10.9.1.1/24".parse().unwrap()], gateways: Vec::new() };
+    let tun = Tun { interface: "rwtun".to_owned(), subnets, mac: None, mtu: Some(1300) };
+    let without = config(&directory.path().join("vm.sock"), Vec::new());
+    let mut with = without.clone();
+    with.ports.push(PortConfig::new("tap", PortKind::Tap(tap.clone())));
+    with.ports.push(PortConfig::new("tun", PortKind::Tun(tun)));
+    let mut bad = with.clone();
+    bad.ports.push(impossible(directory.path()));
+    let Err(error) = Switch::start(&bad).await else { panic!("it starts") };
+    assert!(format!("{error:#}").contains("port `impossible`"), "{error:#}");
+    assert_eq!(look().await, before, "after a start that failed");
+
+    let switch = Switch::start(&without).await.unwrap();
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.starts_with("nothing was changed: port `impossible`"), "{error}");
+    assert_eq!(look().await, before, "after a reload that failed");
+    // No station has such an address, but its MTU was set before.
+    let setup = Setup { mac: Some(MacAddress([1, 0, 0, 0, 0, 9])), ..tap.setup };
+    bad.ports[1].kind = PortKind::Tap(Tap { setup, ..Tap::new("rwtap".to_owned()) });
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.contains("ip link set dev rwtap address 01:00:00:00:00:09"), "{error}");
+    assert_eq!(look().await, before, "after one that could not be set up");
+
+    // One that runs keeps what was set, also when it goes.
+    assert_eq!(reload(&switch, &with).await.unwrap(), ["+ port tap (tap)", "+ port tun (tun)"]);
+    reload(&switch, &without).await.unwrap();
+    let ((tap, _), (_, addresses)) = look().await;
+    assert_eq!((tap.mtu, tap.is_up, addresses.len()), (1300, true, 2));
+    switch.stop().await.unwrap();
 }
 
 /// In the place of an app: does not come back when it is to stop, until it is let go.

@@ -17,6 +17,7 @@ use vhost_user::{Closer, Connection, ConnectionError};
 
 use super::backoff::Backoff;
 use super::port::{Handle, Opened, Running};
+use crate::account::group_id;
 use crate::config::{SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
@@ -60,6 +61,14 @@ impl Socket {
     fn new(listener: Listener) -> io::Result<Self> {
         Ok(Self(UnixListener::from_std(listener.socket.try_clone()?)?, listener))
     }
+}
+
+/// Looks whether the group is there that a port's socket is to be for.
+pub(super) fn check(name: &str, config: &VhostUser) -> anyhow::Result<()> {
+    if let SocketRole::Listen { group: Some(group), .. } = &config.socket {
+        group_id(group).with_context(|| format!("port `{name}`"))?;
+    }
+    Ok(())
 }
 
 /// Opens a port. `number` is any that other ports do not have, by which pairs of queues are spread over the workers.
