@@ -61,4 +61,4 @@ pub use id::{AppId, Ids};
 pub use numbers::{Number, Numbers};
 pub use poller::Poller;
 pub use pulse::{Beat, Pulse};
-pub use worker::{Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};
+pub use worker::{COMMANDS, Events, Load, Mode, Settings, Stopped, Worker, WorkerHandle};

@@ -22,8 +22,8 @@ use thiserror::Error;
 
 use crate::{App, AppId, Change, Event, Fault, Graph, Histogram, Numbers, Poller, Pulse};
 
-/// Commands that control may have under way. One a port is usual.
-const COMMANDS: usize = 1024;
+/// Commands that control may have under way: whoever [sends](WorkerHandle::run) another waits for room. One a port is usual.
+pub const COMMANDS: usize = 1024;
 
 /// Breaths in which nobody had anything, for which one look at the clock is good enough: it takes as long
 /// as one of them.
@@ -118,6 +118,8 @@ impl WorkerHandle {
     /// Has `command` run between two breaths, on the worker's thread, and `answer` called there
     /// with its result. Whatever is to be closed or unmapped belongs into the result: to pass it
     /// back to control costs the worker less than to drop it.
+    ///
+    /// Waits while [`COMMANDS`] are under way.
     pub fn run<R>(
         &self,
         command: impl FnOnce(&mut Worker) -> R + Send + 'static,

@@ -368,6 +368,13 @@ impl App for TunPort {
         }
     }
 
+    /// What is held, and what waits for neighbours, goes nowhere.
+    fn stop(&mut self) {
+        if let Some(from_host) = &self.from_host {
+            self.counters[DropReason::Stopped] += from_host.packets() as u64;
+        }
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }

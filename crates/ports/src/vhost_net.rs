@@ -460,6 +460,13 @@ impl App for VhostNetPort {
         self.is_up && self.share.as_ref().is_some_and(|share| !share.rings.is_latched())
     }
 
+    /// What is held goes nowhere.
+    fn stop(&mut self) {
+        if let Some(share) = &self.share {
+            self.counters[DropReason::Stopped] += share.receive.held();
+        }
+    }
+
     fn counters(&self) -> &Counters {
         &self.counters
     }

@@ -112,7 +112,7 @@ impl Link {
 pub enum Setting {
     Mtu(u32),
     Mac(MacAddress),
-    /// The number of the bridge that it is to belong to.
+    /// The number of the bridge that it is to belong to; 0 for none.
     Master(u32),
     Up(bool),
 }
@@ -192,24 +192,12 @@ impl Links {
 
     /// The IP addresses of the interface with this number.
     pub async fn addresses(&self, index: u32) -> Result<Vec<(IpAddr, u8)>, LinksError> {
+        Ok(self.address_messages(index).await?.iter().filter_map(read_address).collect())
+    }
+
+    async fn address_messages(&self, index: u32) -> Result<Vec<AddressMessage>, LinksError> {
         let request = self.0.ask.address().get().set_link_index_filter(index);
-        let messages: Vec<AddressMessage> = within_limit(request.execute().try_collect()).await?;
-        let read = |message: AddressMessage| {
-            let local = |attribute: &AddressAttribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            };
-            // IPv6 has it only if there is another end.
-            let only = |attribute: &AddressAttribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            };
-            let attributes = &message.attributes;
-            let found = attributes.iter().find_map(local);
-            let found = found.or_else(|| attributes.iter().find_map(only))?;
-            Some((found, message.header.prefix_len))
-        };
-        Ok(messages.into_iter().filter_map(read).collect())
+        within_limit(request.execute().try_collect()).await
     }
 
     /// Gives the interface with this number an IP address.
@@ -223,10 +211,41 @@ impl Links {
         within_limit(request.replace().execute()).await
     }
 
+    /// Takes an IP address from the interface with this number, if it has that.
+    pub async fn remove_address(
+        &self,
+        index: u32,
+        address: IpAddr,
+        prefix_len: u8,
+    ) -> Result<(), LinksError> {
+        let is_it = |message: &AddressMessage| read_address(message) == Some((address, prefix_len));
+        match self.address_messages(index).await?.into_iter().find(is_it) {
+            Some(message) => within_limit(self.0.ask.address().del(message).execute()).await,
+            None => Ok(()),
+        }
+    }
+
     /// News from now on.
     pub fn watch(&self) -> Watch {
         Watch(self.0.news.subscribe())
     }
+}
+
+/// An address, and the length of its prefix.
+fn read_address(message: &AddressMessage) -> Option<(IpAddr, u8)> {
+    let local = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Local(address) => Some(*address),
+        _ => None,
+    };
+    // IPv6 has it only if there is another end.
+    let only = |attribute: &AddressAttribute| match attribute {
+        AddressAttribute::Address(address) => Some(*address),
+        _ => None,
+    };
+    let attributes = &message.attributes;
+    let found = attributes.iter().find_map(local);
+    let found = found.or_else(|| attributes.iter().find_map(only))?;
+    Some((found, message.header.prefix_len))
 }
 
 fn read_news(message: NetlinkMessage<RouteNetlinkMessage>) -> News {

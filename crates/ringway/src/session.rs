@@ -39,6 +39,15 @@ pub struct Port {
 }
 
 impl Port {
+    /// What the workers say while nobody is served. May be cancelled.
+    pub async fn trouble(&mut self) -> Ended {
+        match self.troubles.recv().await {
+            Some(trouble) => trouble.into(),
+            // The port is about to be taken out.
+            None => std::future::pending().await,
+        }
+    }
+
     /// Starts the port again after a bug of ours took it down: a new app on all workers, whatever the old one left. False when
     /// that cannot be.
     pub async fn restart(&mut self) -> bool {

@@ -30,7 +30,7 @@ const BACKLOG: i32 = 16;
 #[derive(Debug)]
 pub struct Listener {
     pub socket: UnixListener,
-    _file: SocketFile,
+    file: SocketFile,
     /// The same socket, closed last: with it goes who was not accepted, and all that he has sent.
     _last: Descriptor,
 }
@@ -43,11 +43,25 @@ struct SocketFile {
     inode: u64,
 }
 
+impl Listener {
+    /// Whether anybody who connects to its path gets here: nobody has removed its file, or put another in its place.
+    pub fn is_there(&self) -> bool {
+        self.file.is_there()
+    }
+}
+
+impl SocketFile {
+    fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path)
+            .is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode))
+    }
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|file| (file.dev(), file.ino()) == (self.device, self.inode));
-        if ours && let Err(error) = fs::remove_file(&self.path) {
+        if self.is_there()
+            && let Err(error) = fs::remove_file(&self.path)
+        {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
         }
     }
@@ -78,7 +92,7 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<
     chmod(path, Mode::from_raw_mode(mode)).context("cannot set its permissions")?;
     listen(&socket, BACKLOG).context("cannot listen")?;
     let last = socket.try_clone()?.into();
-    Ok(Listener { socket: UnixListener::from(socket), _file: file, _last: last })
+    Ok(Listener { socket: UnixListener::from(socket), file, _last: last })
 }
 
 /// Takes the lock, if whoever has it gives it up soon: switches hold it for an instant, but anyone
@@ -219,7 +233,9 @@ mod tests {
         let path = directory.path().join("vm.sock");
         let first = listen(&path).unwrap();
         fs::remove_file(&path).unwrap();
-        let _second = listen(&path).unwrap();
+        assert!(!first.is_there());
+        let second = listen(&path).unwrap();
+        assert!(!first.is_there() && second.is_there());
         drop(first);
         assert!(path.exists());
     }

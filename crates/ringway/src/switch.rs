@@ -22,13 +22,14 @@ mod vhost_user;
 mod watchdog;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use engine::{Graph, Settings, Worker};
 use tokio::signal::unix::Signal;
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 use crate::config::Config;
 use crate::config::network::Network;
@@ -42,6 +43,10 @@ pub use observer::Observer;
 use register::Register;
 pub use reload::{Read, Reloader};
 use supervisor::{Supervisor, pass_on};
+
+/// How long a reload that is under way may keep the switch from stopping: somebody else may keep it from going on, such as who holds
+/// up the kernel's interfaces.
+const END_OF_CHANGE: Duration = Duration::from_secs(2);
 
 /// A switch that runs. It needs the runtime that it was started on.
 pub struct Switch {
@@ -100,8 +105,7 @@ impl Switch {
             events.spawn(supervisor.supervise(incoming));
         }
         let watch = watchdog::watch(workers.pulses(), register.clone());
-        let observer =
-            Observer { workers: workers.clone(), register, mtus, epoch, pending: Arc::default() };
+        let observer = Observer { workers: workers.clone(), register, mtus, epoch };
         let state = Arc::new(Mutex::new(State { fabric, config: config.clone() }));
         Ok(Self { workers, observer, state, tasks: vec![tokio::spawn(watch)], events })
     }
@@ -141,26 +145,35 @@ impl Switch {
     /// Stops: disconnects the guests, removes the sockets, ends the workers.
     pub async fn stop(mut self) -> anyhow::Result<()> {
         let answer = async {
+            // Whoever is just changing it comes to an end first, and nobody begins any more.
+            let state = timeout(END_OF_CHANGE, self.state.clone().lock_owned()).await;
             match self.report().await {
                 Ok(report) => report.log(),
                 // A worker that gets no processor for a while answers late.
                 Err(_) => drop(self.workers.on_each(|_| ()).await),
             }
+            state
         };
-        let stands_still = tokio::select! {
-            () = answer => false,
-            () = watchdog::stands_still(self.workers.pulses()) => true,
+        let (state, mut stands_still) = tokio::select! {
+            state = answer => (state.ok(), false),
+            () = watchdog::stands_still(self.workers.pulses()) => (None, true),
         };
         for task in self.tasks.drain(..) {
             task.abort();
             // An error says that it was aborted, or panicked, which was reported.
             let _ = task.await;
         }
+        drop(state);
         let state = Arc::into_inner(self.state).context("somebody still changes the switch")?;
         let mut fabric = state.into_inner().fabric;
         if !stands_still {
-            // A worker that has died is said below.
-            let _ = fabric.become_network(&Network::default()).await;
+            let nothing = Network::default();
+            stands_still = tokio::select! {
+                // A worker that has died is said below.
+                _ = fabric.become_network(&nothing) => false,
+                // In an app that is to stop.
+                () = watchdog::stands_still(self.workers.pulses()) => true,
+            };
         }
         let captures = fabric.stop().await;
         self.events.shutdown().await;

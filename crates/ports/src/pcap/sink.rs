@@ -82,7 +82,7 @@ pub struct Ended {
 }
 
 impl Capturing {
-    /// Empties the file, or opens the pipe, and has what comes to the port written. Until then the port keeps
+    /// Empties the file, unless it goes on behind what is in it, or opens the pipe, and has what comes to the port written. Until then the port keeps
     /// what comes, as far as it has room.
     pub fn begin(&mut self) {
         if let Some((prepared, thread)) = self.prepared.take() {
@@ -357,8 +357,8 @@ mod tests {
     fn bed() -> Bed {
         let directory = tempfile::tempdir().unwrap();
         let shared = Arc::new(Shared::new().unwrap());
-        let capture =
-            Capture { name: "a", snaplen: 1500, application: "test", epoch: Instant::now() };
+        let (application, epoch) = ("test", Instant::now());
+        let capture = Capture { name: "a", snaplen: 1500, application, epoch, continues: false };
         let prepared = Prepared::open(&directory.path().join("a"), &capture, shared.clone());
         let (full, full_receiver) = sync_channel(CHUNKS);
         let mut graph = Graph::new();

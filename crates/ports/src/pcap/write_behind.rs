@@ -1,6 +1,6 @@
 //! The thread of a sink: writes chunks of packets to a capture file.
 //!
-//! A file is emptied, and a pipe opened, when the capture begins, which is when nothing else can keep the
+//! A file is emptied (or its end found, to go on there), and a pipe opened, when the capture begins, which is when nothing else can keep the
 //! switch from starting: a switch that does not start has destroyed nothing, and made nothing.
 //!
 //! Packets come with the times of their breaths, which count from the workers' epoch. What the wall clock
@@ -43,6 +43,8 @@ pub struct Capture<'a> {
     pub application: &'a str,
     /// Since when the time of a breath counts.
     pub epoch: Instant,
+    /// What is in the file stays, and what is captured comes behind it, as a section of its own.
+    pub continues: bool,
 }
 
 /// Why a capture file cannot be made.
@@ -142,13 +144,16 @@ impl Target {
         Ok(Self::File(file, made))
     }
 
-    /// Empties the file, or waits for somebody who reads the pipe.
-    fn begin(&mut self, is_waiting: &AtomicBool) -> io::Result<Box<dyn Output>> {
+    /// Empties the file, unless this `continues` what is in it; or waits for somebody who reads the pipe.
+    fn begin(&mut self, continues: bool, is_waiting: &AtomicBool) -> io::Result<Box<dyn Output>> {
         match self {
             Self::File(file, made) => {
                 made.0 = None;
-                file.set_len(0)?;
-                Ok(Box::new(Growing { file: file.try_clone()?, end: 0 }))
+                if !continues {
+                    file.set_len(0)?;
+                }
+                let end = file.metadata()?.len();
+                Ok(Box::new(Growing { file: file.try_clone()?, end }))
             }
             Self::Pipe(path) => {
                 is_waiting.store(true, Ordering::Relaxed);
@@ -217,6 +222,7 @@ impl Output for File {
 /// A capture that has not begun.
 pub(super) struct Prepared {
     target: Target,
+    continues: bool,
     /// What it begins with.
     header: Vec<u8>,
     clock: WallClock,
@@ -233,7 +239,7 @@ impl Prepared {
         shared: Arc<Shared>,
     ) -> Result<Self, WriteError> {
         let target = Target::open(path)?;
-        let Capture { name, snaplen, application, epoch } = *capture;
+        let Capture { name, snaplen, application, epoch, continues } = *capture;
         let system = uname();
         let hardware = system.machine().to_string_lossy();
         let (os, release) =
@@ -245,11 +251,11 @@ impl Prepared {
         Interface { name, description: &description, snaplen }.write(&mut header);
         let mut clock = WallClock { epoch, then: 0, measured: None };
         let start = clock.now();
-        Ok(Self { target, header, clock, start, shared })
+        Ok(Self { target, continues, header, clock, start, shared })
     }
 
     fn begin(&mut self) -> io::Result<Box<dyn Output>> {
-        let mut output = self.target.begin(&self.shared.is_waiting)?;
+        let mut output = self.target.begin(self.continues, &self.shared.is_waiting)?;
         output.append(&self.header)?;
         Ok(output)
     }

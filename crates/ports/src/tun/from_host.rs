@@ -401,6 +401,11 @@ impl FromHost {
         numbers.own("waiting for neighbours", "packets", self.waiting.len() as u64);
     }
 
+    /// The host's packets that are here: those that go into the next burst, and those that wait.
+    pub(super) fn packets(&self) -> usize {
+        self.slots.count(Content::Packet) + self.waiting.len()
+    }
+
     /// When there is something to do though nobody wakes us.
     pub(super) fn deadline(&self, now: u64) -> Option<u64> {
         let announcement = self.announcing.as_ref().map(|announcing| announcing.due);

@@ -234,6 +234,18 @@ fn held_frames_keep_their_buffers_and_their_order() {
 }
 
 #[test]
+fn what_is_held_when_it_stops_is_counted() {
+    let mut world = World::new();
+    world.peer(|peer| peer.room = 2);
+    (0..9).for_each(|number| world.deliver(&frame(number, 100 + 3000 * number), None));
+    world.breathe();
+    assert_eq!(world.peer(|peer| peer.taken.len()), 2);
+    world.graph.stop_all();
+    let counters = world.graph.counters(world.port);
+    assert_eq!((counters.received.frames, counters[DropReason::Stopped]), (9, 7));
+}
+
+#[test]
 fn a_frame_goes_out_behind_its_header() {
     let mut world = World::new();
     for round in 0..40 {

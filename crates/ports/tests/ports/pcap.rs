@@ -129,7 +129,19 @@ fn open_sink(
     workers: usize,
     failed: impl FnOnce(io::Error) + Send + 'static,
 ) -> Result<(Vec<PcapSink>, Capturing), WriteError> {
-    let capture = Capture { name: "tap", snaplen, application: "test", epoch: Instant::now() };
+    open_sink_that(false, path, snaplen, workers, failed)
+}
+
+/// One that continues a file, or does not.
+fn open_sink_that(
+    continues: bool,
+    path: &Path,
+    snaplen: u32,
+    workers: usize,
+    failed: impl FnOnce(io::Error) + Send + 'static,
+) -> Result<(Vec<PcapSink>, Capturing), WriteError> {
+    let (application, epoch) = ("test", Instant::now());
+    let capture = Capture { name: "tap", snaplen, application, epoch, continues };
     PcapSink::open(path, &capture, workers, failed)
 }
 
@@ -207,6 +219,30 @@ fn a_file_goes_into_another_in_order_and_as_often_as_it_is_to() {
     drop(graph);
     let came: Vec<_> = files.written().into_iter().map(|frame| frame.1).collect();
     assert!(came == [&frames[..]; 3].concat(), "bytes out are bytes in, {} frames", came.len());
+}
+
+/// What is captured comes behind what is in the file, whole and readable, and if nothing is captured that is as it was.
+#[test]
+fn a_capture_that_continues_keeps_what_is_in_its_file() {
+    let files = Files::new();
+    let path = files.path("out.pcapng");
+    let mut expected = Vec::new();
+    for (round, continues) in [false, true, true].into_iter().enumerate() {
+        let failed = |error| panic!("the file cannot be written: {error}");
+        let sink = open_sink_that(continues, &path, u32::MAX, 1, failed);
+        let (mut parts, mut capturing) = sink.unwrap();
+        capturing.begin();
+        let count = 3 + round;
+        drop(sent_to(parts.remove(0), count));
+        let ended = capturing.end(Instant::now() + LIMIT);
+        assert!(ended.is_complete && ended.written == count as u64, "{ended:?}");
+        expected.extend((0..count).map(|seed| frame(0, 1, 1500, seed)));
+        let came: Vec<_> = frames_of(&path).into_iter().map(|frame| frame.1).collect();
+        assert!(came == expected, "{} frames in round {round}", came.len());
+    }
+    let failed = |error| panic!("the file cannot be written: {error}");
+    drop(open_sink_that(true, &path, u32::MAX, 1, failed).unwrap());
+    assert_eq!(frames_of(&path).len(), expected.len());
 }
 
 /// A receiver that is slow, but not so slow that its port gives it up, gets every frame.

@@ -376,6 +376,31 @@ fn the_host_s_addresses_are_announced_three_times_when_the_port_comes_up() {
 }
 
 #[test]
+fn what_is_here_when_it_stops_is_counted() {
+    let mut world = host(modern(), Offloads::ALL);
+    // Room for what the port itself has to say, and for some of the datagrams.
+    world.guests[0].post_many(10);
+    for _ in 0..50 {
+        world.after(SECOND / 10);
+    }
+    world.guests[0].send(&ask(GUEST_V4, HOST_V4));
+    (0..3).for_each(|_| _ = world.breathe());
+    received(&mut world, 0);
+    let socket = UdpSocket::bind("10.9.0.1:700").unwrap();
+    (0..9u8).for_each(|number| _ = socket.send_to(&[number; 50], "10.9.0.2:900").unwrap());
+    until_read(&mut world, 9);
+    // And three wait for a neighbour that is not there.
+    (0..3u8).for_each(|number| _ = socket.send_to(&[number; 50], "10.9.0.7:900").unwrap());
+    until_read(&mut world, 12);
+    let came = received(&mut world, 0);
+    let datagrams = came.iter().filter(|received| datagram(&received.frame).is_some()).count();
+    world.graph.stop_all();
+    assert!((1..9).contains(&datagrams), "{datagrams} of nine");
+    assert_eq!(world.counters(TUN).received.frames, 12);
+    world.assert_drops(TUN, &[(DropReason::Stopped, 12 - datagrams as u64)]);
+}
+
+#[test]
 fn packets_beyond_the_mtu_are_counted() {
     const USO: Features = MODERN.union(Features::CSUM).union(Features::HOST_USO);
     let mut world = host(Guest::new(USO, Cut::Whole, RING), Offloads::ALL);

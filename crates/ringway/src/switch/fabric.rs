@@ -11,12 +11,13 @@
 //! 3. *Clean up*: what is left of what went is dropped here, by control. Bridges forget the addresses that were learned where a port
 //!    went, and only after that its number may be another's.
 //!
-//! A port that needs what another one has to let go of before, its socket or its interface, has to wait for that: first those
-//! go, then all the rest is done. If that fails, those that went are put back.
+//! A port that needs what another one has to let go of before, its socket or its interface, has to wait for that. First all
+//! others are opened, and looked whether what those ask for is there; then those go that are in their way, and the rest is done. If that
+//! fails, they are put back.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use apps::bridge::sides::{Side, Sides};
@@ -31,13 +32,13 @@ use super::difference::{Difference, Fate};
 use super::make::{self, Made, Remake};
 use super::numbers::Numbers;
 use super::pcap::{END_LIMIT, FileCapture};
-use super::port::{Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
+use super::port::{self, Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
 use super::register::{Again, Entry, Listed, Register, Terminals};
-use super::settings::{self, Adjust};
+use super::settings::{self, Adjust, Refused};
 use crate::config::PortKind;
 use crate::config::network::{End, Network, NetworkApp, Spec};
 use crate::session::Trouble;
-use crate::workers::Workers;
+use crate::workers::{Unanswered, Workers};
 
 /// Where each output of an app leads.
 type Outputs = Vec<Option<(AppId, usize)>>;
@@ -91,18 +92,21 @@ struct RunningPort {
 
 /// An app that is made, and that no worker has yet.
 struct New {
-    id: AppId,
     parts: Vec<Box<dyn App>>,
     remake: Option<Remake>,
     bridge: Option<Arc<Table>>,
     control: Option<Control>,
     capture: Option<FileCapture>,
+    undo: Option<port::Running>,
 }
+
+/// Apps that are made, by their names.
+type NewApps = HashMap<String, New>;
 
 /// All that is needed for a change.
 struct Prepared {
     ids: Ids,
-    new: HashMap<String, New>,
+    new: HashMap<String, (AppId, New)>,
 }
 
 impl Fabric {
@@ -113,7 +117,7 @@ impl Fabric {
         mtus: Mtus,
         epoch: Instant,
     ) -> Self {
-        let opener = Opener { workers: workers.len(), epoch, links: None, opened: 0 };
+        let opener = Opener::new(workers.len(), epoch);
         Self {
             workers,
             register,
@@ -125,10 +129,9 @@ impl Fabric {
         }
     }
 
-    /// Waits until each worker has answered.
-    pub(super) async fn ask_workers(&mut self) -> anyhow::Result<()> {
-        self.workers.on_each(|_| ()).await?;
-        Ok(())
+    /// Waits until each worker has answered, but not for longer than `limit`.
+    pub(super) async fn ask_workers(&mut self, limit: Duration) -> Result<(), Unanswered> {
+        self.workers.on_each_within(limit, |_| ()).await.map(drop)
     }
 
     /// What it is to be at present.
@@ -137,17 +140,24 @@ impl Fabric {
     }
 
     /// Becomes this network. With an error it is what it was, but that ports may have let go of their guests for a moment which
-    /// were to be made anew.
+    /// were in the way of others.
     pub(super) async fn become_network(&mut self, new: &Network) -> anyhow::Result<()> {
         const NOTHING: &str = "nothing was changed";
         let blocking = self.blocking(new).context(NOTHING)?;
         if blocking.is_empty() {
-            return self.change(new).await.context(NOTHING);
+            return self.change(new, NewApps::new()).await.context(NOTHING);
         }
         let old = self.network.clone();
-        self.change(&without(&old, &blocking)).await.context(NOTHING)?;
-        let Err(error) = self.change(new).await else { return Ok(()) };
-        match self.change(&old).await {
+        let opened = self.open_others(new, &blocking).await.context(NOTHING)?;
+        if let Err(error) = self.change(&without(&old, &blocking), NewApps::new()).await {
+            undo(opened).await;
+            return Err(error.context(NOTHING));
+        }
+        let Err(error) = self.change(new, opened).await else { return Ok(()) };
+        self.opener.puts_back = true;
+        let put_back = self.change(&old, NewApps::new()).await;
+        self.opener.puts_back = false;
+        match put_back {
             Ok(()) => Err(error.context(NOTHING)),
             Err(lost) => {
                 let names = blocking.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -181,10 +191,35 @@ impl Fabric {
         Ok(blocking)
     }
 
-    /// Changes everything at once.
-    async fn change(&mut self, new: &Network) -> anyhow::Result<()> {
+    /// Opens and makes all that can be while these ports are there; of the others it looks what is wanted.
+    async fn open_others(
+        &mut self,
+        new: &Network,
+        blocking: &HashSet<String>,
+    ) -> anyhow::Result<NewApps> {
+        let held = ports(&self.network).filter(|(name, _)| blocking.contains(*name));
+        let held: Vec<PortKind> = held.map(|(_, kind)| kind.clone()).collect();
+        let waits = |kind: &PortKind| held.iter().any(|held| needs_what_has(kind, held));
         let difference = Difference::new(&self.network, new);
-        let prepared = self.prepare(new, &difference).await?;
+        for (name, kind) in ports(new).filter(|(name, kind)| difference.comes(name) && waits(kind))
+        {
+            self.opener.check(name, kind).await?;
+        }
+        let mut opened = NewApps::new();
+        let is_free = |app: &NetworkApp| !matches!(&app.spec, Spec::Port(kind) if waits(kind));
+        match self.open(new, &difference, is_free, &mut opened).await {
+            Ok(()) => Ok(opened),
+            Err(error) => {
+                undo(opened).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Changes everything at once. Some of it may be opened already.
+    async fn change(&mut self, new: &Network, opened: NewApps) -> anyhow::Result<()> {
+        let difference = Difference::new(&self.network, new);
+        let prepared = self.prepare(new, &difference, opened).await?;
         self.make_change(new, &difference, prepared).await
     }
 
@@ -193,38 +228,56 @@ impl Fabric {
         &mut self,
         network: &Network,
         difference: &Difference,
+        mut opened: NewApps,
     ) -> anyhow::Result<Prepared> {
+        if let Err(error) = self.open(network, difference, |_| true, &mut opened).await {
+            undo(opened).await;
+            return Err(error);
+        }
         let mut ids = self.ids.clone();
         for name in self.apps.keys().filter(|name| difference.goes(name)) {
             ids.give_back(self.apps[name].id);
         }
-        let mut new = HashMap::new();
-        for app in &network.apps {
+        let new = network.apps.iter().filter_map(|app| {
+            let new = opened.remove(&app.name)?;
+            Some((app.name.clone(), (ids.take(), new)))
+        });
+        Ok(Prepared { new: new.collect(), ids })
+    }
+
+    /// Opens and makes what comes, of those that are `wanted`, beside what is opened already; and tries other settings.
+    async fn open(
+        &mut self,
+        network: &Network,
+        difference: &Difference,
+        wanted: impl Fn(&NetworkApp) -> bool,
+        opened: &mut NewApps,
+    ) -> anyhow::Result<()> {
+        for app in network.apps.iter().filter(|app| wanted(app)) {
             match difference.fate(&app.name) {
-                Some(Fate::Comes | Fate::IsMadeAnew) => {
-                    let mut made = self.make(ids.take(), app).await?;
+                Some(Fate::Comes | Fate::IsMadeAnew) if !opened.contains_key(&app.name) => {
+                    let made = self.make(app).await?;
+                    let made = opened.entry(app.name.clone()).or_insert(made);
                     let what = || format!("{}: cannot have it wake its worker", app.name);
                     self.workers.register(&mut made.parts).with_context(what)?;
-                    new.insert(app.name.clone(), made);
                 }
                 // Whether its settings can be had shows in an app that nobody uses.
                 Some(Fate::Changes) => drop(make::make(app, 1)?),
-                Some(Fate::Goes) | None => {}
+                _ => {}
             }
         }
-        Ok(Prepared { ids, new })
+        Ok(())
     }
 
     /// Makes an app, or opens a port.
-    async fn make(&mut self, id: AppId, app: &NetworkApp) -> anyhow::Result<New> {
-        let new =
-            New { id, parts: Vec::new(), remake: None, bridge: None, control: None, capture: None };
+    async fn make(&mut self, app: &NetworkApp) -> anyhow::Result<New> {
         if let Some(Made { parts, remake, table }) = make::make(app, self.workers.len())? {
-            return Ok(New { parts, remake: Some(remake), bridge: table, ..new });
+            let (remake, bridge) = (Some(remake), table);
+            return Ok(New { parts, remake, bridge, control: None, capture: None, undo: None });
         }
         let Spec::Port(kind) = &app.spec else { bail!("app `{}` is of no known type", app.name) };
-        let Opened { parts, control, capture } = self.opener.open(&app.name, kind).await?;
-        Ok(New { parts, control, capture, ..new })
+        let Opened { parts, control, capture, undo } = self.opener.open(&app.name, kind).await?;
+        Ok(New { parts, remake: None, bridge: None, control, capture, undo })
     }
 
     /// Makes a change for which everything is there.
@@ -247,8 +300,8 @@ impl Fabric {
         let mut controls = Vec::new();
         let mut added = Vec::new();
         for app in &network.apps {
-            let Some(made) = new.remove(&app.name) else { continue };
-            let New { id, parts, remake, bridge, control, capture } = made;
+            let Some((id, made)) = new.remove(&app.name) else { continue };
+            let New { parts, remake, bridge, control, capture, undo: _ } = made;
             added.push((id, app.name.clone(), parts));
             let adjust = settings::adjust(id, app);
             let port = matches!(app.spec, Spec::Port(_)).then(|| {
@@ -309,7 +362,16 @@ impl Fabric {
         let remains = self.workers.on_all(commands.collect()).await;
         // Also when a worker has died.
         let captures = let_go(gone, &self.mtus).await;
-        drop(remains?);
+        for (worker, (_change, adjusted)) in remains?.into_iter().enumerate() {
+            adjusted.into_iter().filter_map(|adjusted| adjusted.refused).for_each(|refused| {
+                let Refused { app, fault } = refused;
+                tracing::error!(
+                    app = self.register.name(app),
+                    worker,
+                    "a bug of ours: it goes by its old settings on this worker, and refuses the new ones: {fault}"
+                );
+            });
+        }
 
         moved.iter().for_each(|(table, numbers)| table.forget(numbers));
         (self.ids, self.network) = (ids, network.clone());
@@ -460,6 +522,17 @@ impl Fabric {
             }
         }
         captures
+    }
+}
+
+/// Closes what was opened, and sets back what was changed for that.
+async fn undo(opened: NewApps) {
+    let mut steps = Vec::new();
+    for (_, New { undo, .. }) in opened {
+        steps.extend(undo);
+    }
+    for step in steps {
+        step.await;
     }
 }
 

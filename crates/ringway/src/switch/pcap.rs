@@ -56,7 +56,7 @@ pub(super) struct FileCapture {
 }
 
 impl FileCapture {
-    /// Empties the file, and has it written.
+    /// Empties the file, or goes on behind what is in it, and has it written.
     pub(super) fn begin(&mut self) {
         self.capturing.begin();
     }
@@ -84,9 +84,11 @@ pub(super) fn open_sink(
     name: &str,
     config: &PcapWrite,
     epoch: Instant,
+    continues: bool,
 ) -> anyhow::Result<Opened> {
     let PcapWrite { file, snaplen } = config;
-    let capture = Capture { name, snaplen: *snaplen, application: APPLICATION, epoch };
+    let (snaplen, application) = (*snaplen, APPLICATION);
+    let capture = Capture { name, snaplen, application, epoch, continues };
     let (port, path) = (name.to_owned(), file.display().to_string());
     let failed = move |error: io::Error| {
         let why = match error.kind() {

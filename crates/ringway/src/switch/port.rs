@@ -24,11 +24,13 @@ pub(super) struct Opened {
     pub(super) control: Option<Control>,
     /// The file that it writes.
     pub(super) capture: Option<FileCapture>,
+    /// Sets back what was there before, and was changed for it; for when it never runs.
+    pub(super) undo: Option<Running>,
 }
 
 impl Opened {
     pub(super) fn new(parts: Vec<impl App>) -> Self {
-        Self { parts: boxed(parts), control: None, capture: None }
+        Self { parts: boxed(parts), control: None, capture: None, undo: None }
     }
 
     pub(super) fn with_control(
@@ -36,6 +38,11 @@ impl Opened {
         control: impl FnOnce(Handle) -> Running + Send + 'static,
     ) -> Self {
         self.control = Some(Box::new(control));
+        self
+    }
+
+    pub(super) fn with_undo(mut self, undo: impl Future<Output = ()> + Send + 'static) -> Self {
+        self.undo = Some(Box::pin(undo));
         self
     }
 
@@ -62,18 +69,35 @@ pub(super) struct Handle {
 
 /// What ports are opened with.
 pub(super) struct Opener {
-    pub(super) workers: usize,
-    pub(super) epoch: Instant,
+    workers: usize,
+    epoch: Instant,
     /// Opened for the first port that has to do with the host's interfaces.
-    pub(super) links: Option<Links>,
+    links: Option<Links>,
     /// How many ports were opened so far.
-    pub(super) opened: usize,
+    opened: usize,
+    /// Those that are opened were there before, and go on: a capture does not empty its file.
+    pub(super) puts_back: bool,
 }
 
 impl Opener {
+    pub(super) fn new(workers: usize, epoch: Instant) -> Self {
+        Self { workers, epoch, links: None, opened: 0, puts_back: false }
+    }
+
+    /// Looks whether there is what a port asks for, beside its socket, interface or file, which another one has.
+    pub(super) async fn check(&mut self, name: &str, kind: &PortKind) -> anyhow::Result<()> {
+        match kind {
+            PortKind::VhostUser(port) => vhost_user::check(name, port),
+            kind => match tap_of(kind) {
+                Some(tap) => tap::check(&mut self.links, name, tap).await,
+                None => Ok(()),
+            },
+        }
+    }
+
     /// Opens a port: its socket, interface or file. It is nobody's yet.
     pub(super) async fn open(&mut self, name: &str, kind: &PortKind) -> anyhow::Result<Opened> {
-        let Self { workers, epoch, links, opened } = self;
+        let Self { workers, epoch, links, opened, puts_back } = self;
         let workers = *workers;
         let number = *opened;
         *opened += 1;
@@ -83,7 +107,7 @@ impl Opener {
             PortKind::Tun(port) => tun::open(workers, links, name, port).await,
             PortKind::VhostNet(port) => vhost_net::open(workers, links, name, port).await,
             PortKind::PcapRead(port) => pcap::open_source(workers, name, port),
-            PortKind::PcapWrite(port) => pcap::open_sink(workers, name, port, *epoch),
+            PortKind::PcapWrite(port) => pcap::open_sink(workers, name, port, *epoch, *puts_back),
         }
     }
 }

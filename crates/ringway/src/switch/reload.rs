@@ -1,6 +1,7 @@
 //! Reload by difference: the switch becomes what its configuration says now, by the smallest change.
 //!
-//! One at a time: who comes while another is at it waits, and reads the file when it is his turn.
+//! One at a time: who asks while another is at it is told so at once, because a worker that hangs would have him wait for ever, and
+//! whoever else has something to ask behind him. A signal, which nobody waits for, gets its turn.
 
 use std::sync::Arc;
 
@@ -32,7 +33,16 @@ impl Reloader {
     /// Makes the switch what its configuration says, or only looks what that would change. Returns all of it, a line each. With
     /// an error nothing has changed.
     pub async fn reload(&self, dry_run: bool) -> anyhow::Result<Vec<String>> {
-        let State { fabric, config } = &mut *self.state.lock().await;
+        let Ok(mut state) = self.state.try_lock() else {
+            bail!(
+                "the switch is being reloaded just now: nothing was changed by this; try again when that is done"
+            );
+        };
+        self.change(&mut state, dry_run).await
+    }
+
+    async fn change(&self, state: &mut State, dry_run: bool) -> anyhow::Result<Vec<String>> {
+        let State { fabric, config } = state;
         let new = (self.read)()?;
         let fixed = fixed(config, &new);
         if !fixed.is_empty() {
@@ -50,9 +60,8 @@ impl Reloader {
             fabric.check(&network)?;
             return Ok(lines);
         }
-        // One that hangs would have all of this, and who asks next, wait for ever.
-        let answered = tokio::time::timeout(LIMIT, fabric.ask_workers()).await;
-        answered.context("a worker hangs: nothing was changed")??;
+        // One that hangs would have all of this wait for ever.
+        fabric.ask_workers(LIMIT).await.context("nothing was changed")?;
         fabric.become_network(&network).await?;
         log::set_level(new.log);
         *config = new;
@@ -62,7 +71,8 @@ impl Reloader {
     /// Reloads each time that this signal comes, and logs what came of it.
     pub(super) async fn follow(self, mut signal: Signal) {
         while signal.recv().await.is_some() {
-            match self.reload(false).await {
+            let reloaded = self.change(&mut *self.state.lock().await, false).await;
+            match reloaded {
                 Ok(lines) if lines.is_empty() => tracing::info!("reloaded: nothing has changed"),
                 Ok(lines) => lines.iter().for_each(|line| tracing::info!("reloaded: {line}")),
                 Err(error) => tracing::error!("not reloaded: {error:#}"),

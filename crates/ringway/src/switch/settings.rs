@@ -10,8 +10,23 @@ use engine::{App, AppId, Fault, Worker};
 
 use crate::config::network::{NetworkApp, Spec};
 
-/// What gives one part of an app its settings, on its worker. Returns what is to be dropped by control.
-pub(super) type Adjustment = Box<dyn FnOnce(&mut Worker) -> Box<dyn Any + Send> + Send>;
+/// What gives one part of an app its settings, on its worker.
+pub(super) type Adjustment = Box<dyn FnOnce(&mut Worker) -> Adjusted + Send>;
+
+/// What came of it.
+pub(super) struct Adjusted {
+    /// Of a part that goes by its old settings: why. One that has failed says so itself.
+    pub(super) refused: Option<Refused>,
+    /// What is to be dropped by control.
+    _remains: Box<dyn Any + Send>,
+}
+
+/// Which app has refused its settings, and why.
+pub(super) struct Refused {
+    pub(super) app: AppId,
+    pub(super) fault: Fault,
+}
+
 /// Makes that, for as many parts as are asked for.
 pub(super) type Adjust = Arc<dyn Fn() -> Adjustment + Send + Sync>;
 
@@ -32,8 +47,10 @@ pub(super) fn adjust(id: AppId, new: &NetworkApp) -> Adjust {
     Arc::new(move || {
         let new = new.clone();
         Box::new(move |worker| {
-            let refused = settings(&new, |settings| worker.reconfigure(id, settings));
-            Box::new((refused, new))
+            let done = settings(&new, |settings| worker.reconfigure(id, settings));
+            let refused = done.and_then(Result::err).map(|fault| Refused { app: id, fault });
+            let refused = refused.filter(|_| worker.graph().is_running(id));
+            Adjusted { refused, _remains: Box::new(new) }
         })
     })
 }
@@ -59,7 +76,7 @@ pub(super) fn sides(id: AppId, sides: Arc<Sides>) -> Adjust {
         let mut part = sides.part();
         Box::new(move |worker| {
             worker.with(id, |bridge: &mut Bridge, _| bridge.set_sides(&mut part));
-            Box::new(part)
+            Adjusted { refused: None, _remains: Box::new(part) }
         })
     })
 }

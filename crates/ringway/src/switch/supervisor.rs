@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::backoff::Backoff;
 use super::register::{Again, Register};
+use super::settings::{Adjusted, Refused};
 use crate::session::Trouble;
 use crate::workers::Workers;
 
@@ -96,7 +97,14 @@ impl Supervisor {
         };
         let (name, worker) = (self.register.name(app), self.worker);
         match self.workers.replace_part(worker, app, remake(worker), adjust()).await {
-            Ok(()) => tracing::warn!(app = name, worker, "started again"),
+            Ok(Adjusted { refused: None, .. }) => {
+                tracing::warn!(app = name, worker, "started again");
+            }
+            Ok(Adjusted { refused: Some(Refused { fault, .. }), .. }) => tracing::error!(
+                app = name,
+                worker,
+                "a bug of ours: started again with its first settings, as it refuses the last ones: {fault}"
+            ),
             Err(error) => tracing::error!(app = name, worker, "not started again: {error:#}"),
         }
     }

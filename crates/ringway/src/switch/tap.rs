@@ -10,6 +10,7 @@
 //! [`HostPort`].
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -124,6 +125,25 @@ pub(super) fn parts(queues: Vec<Queue>, workers: usize) -> anyhow::Result<Vec<Ta
     Ok(parts)
 }
 
+/// The links, which are opened when they are needed first.
+fn opened(links: &mut Option<Links>) -> anyhow::Result<&Links> {
+    Ok(match links {
+        Some(links) => links,
+        None => links.insert(Links::open().context("cannot open an rtnetlink socket")?),
+    })
+}
+
+/// Looks whether there is what a port asks for beside its interface.
+pub(super) async fn check(
+    links: &mut Option<Links>,
+    name: &str,
+    config: &Tap,
+) -> anyhow::Result<()> {
+    let what = || format!("port `{name}`: interface `{}`", config.interface);
+    request(config, false, Kind::Tap).with_context(what)?;
+    find_bridge(opened(links)?, &config.setup).await.map(drop).with_context(what)
+}
+
 /// Opens a port, which `make` makes of the queues of its interface, in as many parts as there are workers.
 pub(super) async fn open<P: HostPort>(
     workers: usize,
@@ -132,10 +152,25 @@ pub(super) async fn open<P: HostPort>(
     config: &Tap,
     make: impl Fn(Vec<Queue>, usize) -> anyhow::Result<Vec<P>> + Send + Sync + 'static,
 ) -> anyhow::Result<Opened> {
-    let links = match links {
-        Some(links) => links,
-        None => links.insert(Links::open().context("cannot open an rtnetlink socket")?),
-    };
+    let links = opened(links)?;
+    let mut undo = Undo::new(links);
+    match open_on(links, &mut undo, workers, name, config, make).await {
+        Ok(opened) => Ok(opened.with_undo(undo.put_back())),
+        Err(error) => {
+            undo.put_back().await;
+            Err(error)
+        }
+    }
+}
+
+async fn open_on<P: HostPort>(
+    links: &Links,
+    undo: &mut Undo,
+    workers: usize,
+    name: &str,
+    config: &Tap,
+    make: impl Fn(Vec<Queue>, usize) -> anyhow::Result<Vec<P>> + Send + Sync + 'static,
+) -> anyhow::Result<Opened> {
     // From before the first look.
     let watch = links.watch();
     let what = || match config.interface.as_str() {
@@ -143,13 +178,13 @@ pub(super) async fn open<P: HostPort>(
         interface => format!("port `{name}`: {} interface `{interface}`", P::KIND),
     };
     let opened = match config.descriptors.as_slice() {
-        [] => attach::<P>(config, links, false, None).await.map(
+        [] => attach::<P>(config, links, false, None, undo).await.map(
             |Attached { queues, link, is_new }| {
                 let did = if is_new { "created" } else { "attached to" };
                 (queues, Some(link), did)
             },
         ),
-        _ => inherit(config, links).await.map(|(queues, link)| (queues, link, "inherited")),
+        _ => inherit(config, links, undo).await.map(|(queues, link)| (queues, link, "inherited")),
     };
     let (queues, link, did) = opened.with_context(what)?;
     let interface = name_of(&queues);
@@ -201,6 +236,7 @@ async fn attach<P: HostPort>(
     links: &Links,
     several: bool,
     known: Option<Link>,
+    undo: &mut Undo,
 ) -> anyhow::Result<Attached> {
     // Before anything is created.
     let bridge = find_bridge(links, &config.setup).await?;
@@ -220,7 +256,11 @@ async fn attach<P: HostPort>(
     if is_new {
         setup.up.get_or_insert(true);
     }
-    let link = set_up(links, link, &setup, bridge).await?;
+    let link = set_up(links, link, &setup, bridge, undo).await?;
+    if is_new {
+        // It goes with its queues.
+        undo.steps.clear();
+    }
     Ok(Attached { queues, link, is_new })
 }
 
@@ -228,7 +268,11 @@ const DELETED: &str = "it was deleted again at once";
 
 /// Takes over the descriptors that this process was started with, and sets their interface up. That is
 /// not known if it is in another network namespace.
-async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Option<Link>)> {
+async fn inherit(
+    config: &Tap,
+    links: &Links,
+    undo: &mut Undo,
+) -> anyhow::Result<(Vec<Queue>, Option<Link>)> {
     let descriptors = config.descriptors.iter().map(|number| {
         sys::inherited(*number).with_context(|| format!("descriptor {number} was not inherited"))
     });
@@ -249,7 +293,7 @@ async fn inherit(config: &Tap, links: &Links) -> anyhow::Result<(Vec<Queue>, Opt
     let link = link.filter(|link| is_it(queue, link));
     let bridge = find_bridge(links, &config.setup).await?;
     let link = match link {
-        Some(link) => Some(set_up(links, link, &config.setup, bridge).await?),
+        Some(link) => Some(set_up(links, link, &config.setup, bridge, undo).await?),
         None if config.setup == Setup::default() => None,
         None => bail!("`{found}` is not in this network namespace, so it cannot be set up"),
     };
@@ -335,6 +379,7 @@ async fn set_up(
     link: Link,
     setup: &Setup,
     bridge: Option<u32>,
+    undo: &mut Undo,
 ) -> anyhow::Result<Link> {
     let Setup { mtu, mac, up, bridge: name, addresses } = setup;
     let mtu = mtu.map(u32::from).filter(|mtu| *mtu != link.mtu);
@@ -348,34 +393,105 @@ async fn set_up(
         bridge.map(|bridge| (Setting::Master(bridge), format!("master {name}"))),
         up.map(|up| (Setting::Up(up), if up { "up" } else { "down" }.to_owned())),
     ];
+    undo.begin(&link, up == Some(false)).await?;
     for (setting, words) in settings.into_iter().flatten() {
         let result = links.set(link.index, setting).await;
         result
             .map_err(|error| refused(error, &format!("ip link set dev {} {words}", link.name)))?;
+        undo.note(&link, setting);
     }
     // Last: an interface that is put up has no IPv6 before.
-    add_addresses(links, &link, addresses).await?;
+    let mut added = Vec::new();
+    let result = add_addresses(links, &link, addresses, &mut added).await;
+    undo.steps.extend(added.iter().map(|subnet| Step::Remove(subnet.address, subnet.prefix_len)));
+    result?;
     links.at(link.index).await?.context(DELETED)
 }
 
-/// Gives an interface those of these addresses that it does not have. Says which.
+/// What is to be done to an interface, that was there before, so that it is as it was: for a port that never runs.
+struct Undo {
+    links: Links,
+    index: u32,
+    interface: String,
+    /// In the order of what they undo.
+    steps: Vec<Step>,
+}
+
+enum Step {
+    Set(Setting),
+    Add(IpAddr, u8),
+    Remove(IpAddr, u8),
+}
+
+impl Undo {
+    fn new(links: &Links) -> Self {
+        Self { links: links.clone(), index: 0, interface: String::new(), steps: Vec::new() }
+    }
+
+    /// Nothing is done yet to this interface. It may be put down, by which it loses addresses.
+    async fn begin(&mut self, link: &Link, goes_down: bool) -> anyhow::Result<()> {
+        (self.index, self.interface) = (link.index, link.name.clone());
+        self.steps.clear();
+        if goes_down {
+            let addresses = self.links.addresses(link.index).await?;
+            self.steps.extend(addresses.into_iter().map(|(address, len)| Step::Add(address, len)));
+        }
+        Ok(())
+    }
+
+    /// Something was set of an interface that was like this before.
+    fn note(&mut self, before: &Link, setting: Setting) {
+        let before = match setting {
+            Setting::Mtu(_) => Some(Setting::Mtu(before.mtu)),
+            Setting::Mac(_) => before.mac.map(Setting::Mac),
+            Setting::Master(_) => Some(Setting::Master(before.master.unwrap_or(0))),
+            Setting::Up(_) => Some(Setting::Up(before.is_up)),
+        };
+        self.steps.extend(before.map(Step::Set));
+    }
+
+    /// Does it: the last first.
+    async fn put_back(self) {
+        let Self { links, index, interface, steps } = self;
+        for step in steps.into_iter().rev() {
+            let result = match step {
+                Step::Set(setting) => links.set(index, setting).await,
+                Step::Add(address, len) => links.add_address(index, address, len).await,
+                Step::Remove(address, len) => links.remove_address(index, address, len).await,
+            };
+            match result {
+                // One that was deleted needs nothing any more.
+                Ok(()) | Err(LinksError::Refused(Errno::NODEV)) => {}
+                Err(error) => {
+                    tracing::error!(
+                        interface,
+                        "cannot set the interface back to what it was: {error}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Gives an interface those of these addresses that it does not have, and adds them to `added`.
 async fn add_addresses<'a>(
     links: &Links,
     link: &Link,
     wanted: &'a [Subnet],
-) -> anyhow::Result<Vec<&'a Subnet>> {
+    added: &mut Vec<&'a Subnet>,
+) -> anyhow::Result<()> {
     if wanted.is_empty() {
-        return Ok(Vec::new());
+        return Ok(());
     }
     let there = links.addresses(link.index).await?;
     let is_missing = |subnet: &&Subnet| !there.contains(&(subnet.address, subnet.prefix_len));
-    let missing: Vec<&Subnet> = wanted.iter().filter(is_missing).collect();
-    for subnet in &missing {
+    for subnet in wanted.iter().filter(is_missing) {
         let result = links.add_address(link.index, subnet.address, subnet.prefix_len).await;
         let what = format!("ip addr add {subnet} dev {}", link.name);
         result.map_err(|error| refused(error, &what))?;
+        added.push(subnet);
     }
-    Ok(missing)
+    Ok(())
 }
 
 /// Why an interface could not be set up.
@@ -571,13 +687,14 @@ impl<P: HostPort> Control<P> {
     /// may be over when it is looked at.
     async fn restore(&mut self, link: &Link) {
         let (port, interface) = (&self.handle.name, &self.interface);
-        match add_addresses(&self.links, link, &self.again.config.setup.addresses).await {
-            Ok(added) => {
-                self.complaint.clear();
-                for address in added {
-                    tracing::info!(port, interface, %address, "the interface has its address again");
-                }
-            }
+        let mut added = Vec::new();
+        let wanted = &self.again.config.setup.addresses;
+        let result = add_addresses(&self.links, link, wanted, &mut added).await;
+        for address in added {
+            tracing::info!(port, interface, %address, "the interface has its address again");
+        }
+        match result {
+            Ok(()) => self.complaint.clear(),
             Err(error) => {
                 let text = format!("{error:#}");
                 // Once, and not with each look.
@@ -703,7 +820,9 @@ impl<P: HostPort> Control<P> {
         let Again { config, several } = self.again.clone();
         let config = Tap { interface: self.interface.clone(), ..config };
         let (port, interface) = (&self.handle.name, &self.interface);
-        let attached = attach::<P>(&config, &self.links, several, link).await;
+        // It is for good, whatever comes of it.
+        let mut undo = Undo::new(&self.links);
+        let attached = attach::<P>(&config, &self.links, several, link, &mut undo).await;
         let share = |Attached { queues, link, .. }| {
             let fresh = match self.has_failed {
                 true => Fresh::Parts((self.make)(queues, self.handle.workers.len())?),

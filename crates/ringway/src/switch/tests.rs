@@ -1,15 +1,16 @@
 mod let_go;
 
+use std::any::Any;
 use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
-use std::net::{TcpListener, TcpStream};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Raw;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
-use std::sync::mpsc::{self as sync_mpsc, Sender};
+use std::sync::mpsc::{self as sync_mpsc, Receiver, Sender};
 use std::time::Duration;
 
 use ::vhost_user::FrontEnd;
@@ -20,20 +21,29 @@ use apps::filter::{self, Filter};
 use apps::impair::{self, Impair};
 use apps::police::{self, Police};
 use apps::storm::{self, Storm};
-use engine::{AppId, Mode};
+use engine::{App, AppId, Burst, COMMANDS, Counters, Fault, Mode, Outputs, Selection};
 use guest::{Guest, Options};
+use nix::sched::{CloneFlags, unshare};
 use ports::tap::TapPort;
+use ports::tun::Subnets;
 use ports::vhost_user::VhostUserPort;
 use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use sys::testing::{Call, refuse};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::subscriber::DefaultGuard;
+use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
 
 use super::*;
-use crate::config::{Between, ControlSocket, PcapWrite, PortConfig, PortKind, VhostUser};
+use crate::config::{
+    Between, ControlSocket, PcapWrite, PortConfig, PortKind, Setup, SocketRole, Tap, Tun, VhostUser,
+};
+use crate::control::{Answer, Request};
+use crate::links::{Link, Links};
+use crate::socket::listen_at;
 
 /// More than a thread takes to end, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -269,7 +279,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     let between = Between {
         impair: Some(impair::Settings { from_port: late, ..Default::default() }),
         anti_spoof: Some(anti_spoof::Settings {
-            macs: vec![wire::ethernet::MacAddress([0x52, 0x54, 0, 0, 0, 1])],
+            macs: vec![MacAddress([0x52, 0x54, 0, 0, 0, 1])],
             ..Default::default()
         }),
         storm: Some(storm::Settings { broadcast: Some(limit), multicast: None }),
@@ -337,6 +347,79 @@ async fn a_port_that_failed_is_started_again_and_its_guest_comes_back() {
     assert!(spawn_blocking(again).await.unwrap(), "not started again within {LIMIT:?}");
     assert!(start.elapsed() >= Duration::from_secs(2), "after {:?}", start.elapsed());
     switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_fails_while_no_guest_is_there_is_ready_for_the_next() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let late = directory.path().join("late.sock");
+    let mut config = config(&path, Vec::new());
+    let connects = VhostUser { socket: SocketRole::Connect, ..VhostUser::new(late) };
+    config.ports.push(PortConfig::new("connects", PortKind::VhostUser(connects)));
+    let switch = Switch::start(&config).await.unwrap();
+    for (name, restarts) in [("vm", 1), ("connects", 2)] {
+        let port = app(&switch, name);
+        let fail = move |worker: &mut Worker| {
+            worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
+        };
+        switch.workers.on_first(fail).await.unwrap();
+        log.until(&format!("the port is out of service for 2s port=\"{name}\"")).await;
+        log.until(&format!("started again port=\"{name}\"")).await;
+        assert_eq!(log.text().matches("started again").count(), restarts);
+    }
+    let connect = move || Guest::connect(&path, &Options::default()).map(drop);
+    spawn_blocking(connect).await.unwrap().unwrap();
+    assert!(!log.text().contains("the port has failed"), "{}", log.text());
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_cannot_be_started_again_because_its_worker_has_died_says_so_and_ends() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let port = app(&switch, "vm");
+    let fail = move |worker: &mut Worker| {
+        worker.with(port, |_: &mut VhostUserPort, _| -> () { panic!("deliberate") })
+    };
+    switch.workers.on_first(fail).await.unwrap();
+    log.until("the port is out of service for 2s").await;
+    assert!(switch.workers.on_first(|_| -> () { panic!("deliberate") }).await.is_err());
+    log.until("not started again: the worker has stopped").await;
+    let error = switch.stop().await.unwrap_err();
+    assert_eq!(format!("{error:#}"), "the worker has stopped");
+    assert!(!path.exists(), "the socket is gone");
+}
+
+#[tokio::test]
+async fn a_socket_whose_file_was_removed_is_made_anew() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    // What is there now is somebody else's.
+    fs::write(&path, "").unwrap();
+    log.until("it cannot be made anew: there is a file that is not a socket").await;
+    fs::remove_file(&path).unwrap();
+    log.until("listening there anew").await;
+    assert_eq!(log.text().matches("cannot be made anew").count(), 1, "{}", log.text());
+    let again = path.clone();
+    let connect = move || Guest::connect(&again, &Options::default()).unwrap();
+    // Also while a guest is connected, which keeps its connection.
+    let _guest = spawn_blocking(connect).await.unwrap();
+    fs::remove_file(&path).unwrap();
+    let start = Instant::now();
+    while !path.exists() {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the socket");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(!log.text().contains("disconnected"), "{}", log.text());
+    switch.stop().await.unwrap();
+    assert!(!path.exists(), "the socket is gone");
 }
 
 /// What an interface of the host counted, if it is there.
@@ -435,7 +518,7 @@ impl Log {
 /// Has the first worker do nothing any more until what this returns is dropped.
 async fn hold_first(switch: &Switch) -> Sender<()> {
     let (let_go, held) = sync_mpsc::channel();
-    let (entered, is_held) = tokio::sync::oneshot::channel();
+    let (entered, is_held) = oneshot::channel();
     let hold = switch.workers.on_first(move |_| {
         let _ = entered.send(());
         // Until the other end is gone.
@@ -489,6 +572,362 @@ async fn a_worker_that_gets_no_processor_for_a_while_is_waited_for() {
     switch.stop().await.unwrap();
     assert!(start.elapsed() > WHILE / 2, "after {:?}: nobody was waited for", start.elapsed());
     late.join().unwrap();
+}
+
+/// Has a switch become what this says.
+async fn reload(switch: &Switch, config: &Config) -> anyhow::Result<Vec<String>> {
+    let config = config.clone();
+    switch.reloader(Arc::new(move || Ok(config.clone()))).reload(false).await
+}
+
+/// A vhost-user port whose socket cannot be made, since there is a file.
+fn impossible(directory: &Path) -> PortConfig {
+    let path = directory.join("no-socket");
+    fs::write(&path, "").unwrap();
+    PortConfig::new("impossible", PortKind::VhostUser(VhostUser::new(path)))
+}
+
+/// A port that keeps its socket but not its settings is in its own way. As long as it is the others that fail, its guest does not
+/// notice.
+#[tokio::test]
+async fn what_is_not_in_the_way_of_a_port_is_opened_before_that_lets_go_of_its_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let config = config(&path, Vec::new());
+    let switch = Switch::start(&config).await.unwrap();
+    let connect = move || Guest::connect(&path, &Options::default()).unwrap();
+    let guest = spawn_blocking(connect).await.unwrap();
+    let pairs = |config: &mut Config, group: Option<&str>| {
+        let PortKind::VhostUser(port) = &mut config.ports[0].kind else { panic!() };
+        port.queue_pairs = 2;
+        port.socket = SocketRole::Listen { mode: 0o600, group: group.map(str::to_owned) };
+    };
+    let mut other_fails = config.clone();
+    pairs(&mut other_fails, None);
+    other_fails.ports.push(impossible(directory.path()));
+    let mut no_group = config.clone();
+    pairs(&mut no_group, Some("no-such-group"));
+    for (config, says) in [(other_fails, "port `impossible`"), (no_group, "there is no group")] {
+        let error = format!("{:#}", reload(&switch, &config).await.unwrap_err());
+        assert!(error.starts_with("nothing was changed: ") && error.contains(says), "{error}");
+        let report = switch.report().await.unwrap();
+        assert!(report.ports[0].guest.is_some(), "its guest was let go of");
+    }
+    let mut good = config;
+    pairs(&mut good, None);
+    assert_eq!(reload(&switch, &good).await.unwrap(), ["~ port vm (vhost-user): made anew"]);
+    drop(guest);
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_capture_that_is_put_back_goes_on_with_its_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let file = directory.path().join("capture.pcapng");
+    let capture = |snaplen| {
+        let capture = PcapWrite { file: file.clone(), snaplen };
+        PortConfig::new("capture", PortKind::PcapWrite(capture))
+    };
+    config.ports.push(capture(65_535));
+    let switch = Switch::start(&config).await.unwrap();
+    // Its new one needs the file, and so does a second one, which cannot have it then.
+    let mut bad = config.clone();
+    bad.ports[1] = capture(100);
+    bad.ports.push(PortConfig { name: "second".to_owned(), ..capture(100) });
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.starts_with("nothing was changed: port `second`"), "{error}");
+    switch.stop().await.unwrap();
+    // A section of each.
+    let bytes = fs::read(&file).unwrap();
+    let section = [0x0a, 0x0d, 0x0d, 0x0a];
+    let sections = bytes.windows(4).filter(|bytes| **bytes == section).count();
+    assert_eq!(sections, 2, "{} bytes", bytes.len());
+}
+
+/// What may be set of an interface, and its addresses.
+async fn look_at(links: &Links, interface: &str) -> (Link, Vec<(IpAddr, u8)>) {
+    let link = links.find(interface).await.unwrap().expect("it is there");
+    let addresses = links.addresses(link.index).await.unwrap();
+    // That comes and goes with whoever has it open.
+    (Link { has_carrier: false, ..link }, addresses)
+}
+
+fn ip(arguments: &str) -> String {
+    let result = std::process::Command::new("ip").args(arguments.split(' ')).output();
+    let output = result.expect("this test needs iproute2");
+    let problem = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "ip {arguments}: {problem}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// An interface that was there before is as it was, when the switch did not start, or a reload has failed, after that was set up.
+#[tokio::test]
+async fn an_interface_that_was_there_is_set_back_when_its_port_never_runs() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    // Nothing but what this asks for, if the kernel knows IPv6 at all.
+    let _ = fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
+    let directory = tempfile::tempdir().unwrap();
+    for (name, mode) in [("rwtap", "tap"), ("rwtun", "tun")] {
+        ip(&format!("tuntap add dev {name} mode {mode} vnet_hdr"));
+    }
+    ip("link add rwbr0 type bridge");
+    ip("link add rwbr1 type bridge");
+    ip("link set rwtap master rwbr0 mtu 1400");
+    ip("link set rwtun up");
+    ip("address add 10.9.0.1/24 dev rwtun");
+    let links = Links::open().unwrap();
+    let look = async || (look_at(&links, "rwtap").await, look_at(&links, "rwtun").await);
+    let before = look().await;
+    let ((tap, _), (tun, addresses)) = &before;
+    assert!(tap.mtu == 1400 && !tap.is_up && tap.master.is_some() && tun.is_up, "{before:?}");
+    assert_eq!(addresses.len(), 1);
+
+    let setup = Setup {
+        mtu: Some(1300),
+        mac: Some(MacAddress([0x52, 0x54, 0, 0, 0, 9])),
+        up: Some(true),
+        bridge: Some("rwbr1".to_owned()),
+        addresses: Vec::new(),
+    };
+    let tap = Tap { setup, ..Tap::new("rwtap".to_owned()) };
+    let subnets = Subnets { addresses: vec!["10.9.1.1/24".parse().unwrap()], gateways: Vec::new() };
+    let tun = Tun { interface: "rwtun".to_owned(), subnets, mac: None, mtu: Some(1300) };
+    let without = config(&directory.path().join("vm.sock"), Vec::new());
+    let mut with = without.clone();
+    with.ports.push(PortConfig::new("tap", PortKind::Tap(tap.clone())));
+    with.ports.push(PortConfig::new("tun", PortKind::Tun(tun)));
+    let mut bad = with.clone();
+    bad.ports.push(impossible(directory.path()));
+    let Err(error) = Switch::start(&bad).await else { panic!("it starts") };
+    assert!(format!("{error:#}").contains("port `impossible`"), "{error:#}");
+    assert_eq!(look().await, before, "after a start that failed");
+
+    let switch = Switch::start(&without).await.unwrap();
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.starts_with("nothing was changed: port `impossible`"), "{error}");
+    assert_eq!(look().await, before, "after a reload that failed");
+    // No station has such an address, but its MTU was set before.
+    let setup = Setup { mac: Some(MacAddress([1, 0, 0, 0, 0, 9])), ..tap.setup };
+    bad.ports[1].kind = PortKind::Tap(Tap { setup, ..Tap::new("rwtap".to_owned()) });
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.contains("ip link set dev rwtap address 01:00:00:00:00:09"), "{error}");
+    assert_eq!(look().await, before, "after one that could not be set up");
+
+    // One that runs keeps what was set, also when it goes.
+    assert_eq!(reload(&switch, &with).await.unwrap(), ["+ port tap (tap)", "+ port tun (tun)"]);
+    reload(&switch, &without).await.unwrap();
+    let ((tap, _), (_, addresses)) = look().await;
+    assert_eq!((tap.mtu, tap.is_up, addresses.len()), (1300, true, 2));
+    switch.stop().await.unwrap();
+}
+
+/// In the place of an app: does not come back when it is to stop, until it is let go.
+struct Stubborn {
+    entered: Option<oneshot::Sender<()>>,
+    let_go: Receiver<()>,
+    counters: Counters,
+}
+
+impl App for Stubborn {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn stop(&mut self) {
+        if let Some(entered) = self.entered.take() {
+            let _ = entered.send(());
+            // Until the other end is gone.
+            let _ = self.let_go.recv();
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// Puts this in the place of an app, on the first worker.
+async fn put_on_first(switch: &Switch, name: &str, part: impl App) {
+    let app = app(switch, name);
+    let replaced = switch.workers.on_first(move |worker| worker.replace(app, Box::new(part))).await;
+    drop(replaced.unwrap().unwrap());
+}
+
+/// Has the first worker hang when this app is taken out. Returns what says that it does, and what lets it go when it is
+/// dropped.
+async fn hang_when_taken_out(switch: &Switch, name: &str) -> (oneshot::Receiver<()>, Sender<()>) {
+    let (let_go, held) = sync_mpsc::channel();
+    let (entered, is_entered) = oneshot::channel();
+    let part = Stubborn { entered: Some(entered), let_go: held, counters: Counters::default() };
+    put_on_first(switch, name, part).await;
+    (is_entered, let_go)
+}
+
+/// A switch with ports of these names, and its control socket, by which it is reloaded without the first of them. The first
+/// worker hangs in the middle of that.
+async fn hangs_in_reload(directory: &Path, names: &[&str]) -> (Switch, PathBuf, Sender<()>) {
+    let port = |name: &&str| {
+        let socket = VhostUser::new(directory.join(format!("{name}.sock")));
+        PortConfig::new(name, PortKind::VhostUser(socket))
+    };
+    let mut config = config(directory, Vec::new());
+    config.ports = names.iter().map(port).collect();
+    let mut switch = Switch::start(&config).await.unwrap();
+    let (hangs, let_go) = hang_when_taken_out(&switch, names[0]).await;
+    config.ports.drain(..names.len() - 1);
+    let reloader = switch.reloader(Arc::new(move || Ok(config.clone())));
+    let control = directory.join("control.sock");
+    switch.attend(listen_at(&control, 0o600, None).unwrap(), reloader);
+    let path = control.clone();
+    tokio::spawn(async move { control::ask(Some(&path), RELOAD).await });
+    let hangs = tokio::time::timeout(LIMIT, hangs).await;
+    hangs.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the reload")).unwrap();
+    (switch, control, let_go)
+}
+
+const RELOAD: Request = Request::Reload { dry_run: false };
+
+#[tokio::test]
+async fn while_a_reload_hangs_others_are_refused_at_once_and_stats_are_answered() {
+    let directory = tempfile::tempdir().unwrap();
+    let (switch, control, let_go) = hangs_in_reload(directory.path(), &["vm", "other"]).await;
+    let ask = async |request| control::ask(Some(&control), request).await;
+    // As many as are served at once.
+    let others: Vec<_> = (0..8)
+        .map(|_| {
+            let control = control.clone();
+            tokio::spawn(async move { control::ask(Some(&control), RELOAD).await })
+        })
+        .collect();
+    let look = ask(Request::Stats).await.unwrap();
+    let Answer::Error(why) = look else { panic!("{look:?}") };
+    assert_eq!(why, "worker0 hangs: it has not answered within 2s");
+    for other in others {
+        let answer = other.await.unwrap().unwrap();
+        let Answer::Error(why) = answer else { panic!("{answer:?}") };
+        assert!(why.starts_with("the switch is being reloaded just now"), "{why}");
+    }
+    drop(let_go);
+    let start = Instant::now();
+    // All that there was to be done is done then.
+    while !matches!(ask(RELOAD).await, Ok(Answer::Reloaded(lines)) if lines.is_empty()) {
+        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the reload to end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let Ok(Answer::Stats(report)) = ask(Request::Stats).await else { panic!("no report") };
+    let ports: Vec<_> = report.ports.iter().map(|port| &port.name).collect();
+    assert_eq!(ports, ["other"]);
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_switch_that_is_being_changed_stops_when_that_is_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let changing = switch.state.clone().lock_owned().await;
+    let change = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(changing);
+    });
+    switch.stop().await.unwrap();
+    change.await.unwrap();
+    assert!(!path.exists(), "the socket is gone");
+}
+
+#[tokio::test]
+async fn a_switch_whose_worker_hangs_when_an_app_is_to_stop_ends_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let (_, let_go) = hang_when_taken_out(&switch, "vm").await;
+    let stopped = tokio::time::timeout(LIMIT, switch.stop()).await;
+    let error = stopped.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the end")).unwrap_err();
+    let text = "a worker stands still, and was not waited for: a bug of ours";
+    assert_eq!(format!("{error:#}"), text);
+    drop(let_go);
+}
+
+#[tokio::test]
+async fn whoever_has_a_command_for_a_worker_that_takes_none_waits_and_nobody_else_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let let_go = hold_first(&switch).await;
+    // More than its queue has room for.
+    let wait = |workers: Arc<Workers>| async move { workers.on_each(|_| ()).await };
+    let waiting: Vec<_> =
+        (0..COMMANDS + 8).map(|_| tokio::spawn(wait(switch.workers.clone()))).collect();
+    for _ in 0..2 {
+        let error = switch.report().await.unwrap_err();
+        assert_eq!(error.to_string(), "worker0 hangs: it has not answered within 2s");
+    }
+    assert!(waiting.iter().all(|waiting| !waiting.is_finished()));
+    assert!(is_served(&path, LIMIT).await, "control waits for the worker");
+    drop(let_go);
+    for waiting in waiting {
+        let done = tokio::time::timeout(LIMIT, waiting).await;
+        done.unwrap_or_else(|_| panic!("waited {LIMIT:?} for an answer")).unwrap().unwrap();
+    }
+    switch.report().await.unwrap();
+    switch.stop().await.unwrap();
+}
+
+/// In the place of an app: takes no settings.
+struct Refuses {
+    panics: bool,
+    counters: Counters,
+}
+
+impl App for Refuses {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn reconfigure(&mut self, _: &dyn Any) -> Result<(), Fault> {
+        assert!(!self.panics, "deliberate");
+        Err("not these".into())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[tokio::test]
+async fn settings_that_a_worker_does_not_take_are_told_of() {
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let mut limit = |rate| {
+        let frames = police::FrameLimit { rate, burst: rate };
+        let limits = police::Limits { frames: Some(frames), ..Default::default() };
+        let police = police::Settings { from_port: limits, to_port: limits };
+        config.ports[0].between.police = Some(police);
+        config.clone()
+    };
+    let switch = Switch::start(&limit(1000)).await.unwrap();
+    for (panics, rate, says) in [
+        (
+            false,
+            2000,
+            "goes by its old settings on this worker, and refuses the new ones: not these",
+        ),
+        (true, 3000, "a bug of ours took this down: deliberate"),
+    ] {
+        put_on_first(&switch, "vm.police", Refuses { panics, counters: Counters::default() }).await;
+        let config = limit(rate);
+        let reloader = switch.reloader(Arc::new(move || Ok(config.clone())));
+        assert_eq!(reloader.reload(false).await.unwrap(), ["~ vm.police"]);
+        log.until(says).await;
+        let text = log.text();
+        let line = text.lines().find(|line| line.contains(says)).unwrap();
+        assert!(line.contains("app=\"vm.police\""), "{line}");
+        assert!(panics || line.contains("worker=0"), "{line}");
+        assert_eq!(
+            text.lines().filter(|line| line.contains(" ERROR ")).count(),
+            1 + usize::from(panics)
+        );
+    }
+    log.until("started again").await;
+    switch.stop().await.unwrap();
 }
 
 #[tokio::test]

@@ -258,6 +258,10 @@ impl App for EitherPort {
         self.app().report(now, numbers);
     }
 
+    fn stop(&mut self) {
+        self.app_mut().stop();
+    }
+
     fn counters(&self) -> &Counters {
         self.app().counters()
     }

@@ -2,19 +2,22 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ports::vhost_user::VhostUserPort;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use vhost_user::back_end::Offer;
 use vhost_user::{Closer, Connection, ConnectionError};
 
 use super::backoff::Backoff;
 use super::port::{Handle, Opened, Running};
+use crate::account::group_id;
 use crate::config::{SocketRole, VhostUser};
 use crate::session::{Ended, Port};
 use crate::socket::{Listener, listen_at};
@@ -24,6 +27,8 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
 /// How long a front end waits for the one before it to be gone, before it is turned away.
 const GRACE: Duration = Duration::from_millis(100);
+/// How often it is looked whether front ends can still find a port's socket: somebody may have removed its file.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long a front end that broke the rules has to wait before it may try again: at first, and at
 /// the most. It bounds what a peer that does nothing else can make us log.
 const PENALTY_FIRST: Duration = Duration::from_secs(1);
@@ -31,9 +36,39 @@ const PENALTY_MOST: Duration = Duration::from_secs(60);
 
 /// Where a port's connections come from.
 enum Source {
-    /// As tokio waits at it, and as it was made.
-    Listen(UnixListener, Listener),
+    Listen(Place, Socket),
     Connect(PathBuf),
+}
+
+/// Where a port listens, and for whom.
+#[derive(Clone)]
+struct Place {
+    path: PathBuf,
+    mode: u32,
+    group: Option<String>,
+}
+
+impl Place {
+    fn listen(&self) -> anyhow::Result<Listener> {
+        listen_at(&self.path, self.mode, self.group.as_deref())
+    }
+}
+
+/// A listening socket: as tokio waits at it, and as it was made.
+struct Socket(UnixListener, Listener);
+
+impl Socket {
+    fn new(listener: Listener) -> io::Result<Self> {
+        Ok(Self(UnixListener::from_std(listener.socket.try_clone()?)?, listener))
+    }
+}
+
+/// Looks whether the group is there that a port's socket is to be for.
+pub(super) fn check(name: &str, config: &VhostUser) -> anyhow::Result<()> {
+    if let SocketRole::Listen { group: Some(group), .. } = &config.socket {
+        group_id(group).with_context(|| format!("port `{name}`"))?;
+    }
+    Ok(())
 }
 
 /// Opens a port. `number` is any that other ports do not have, by which pairs of queues are spread over the workers.
@@ -47,9 +82,9 @@ pub(super) fn open(
     let source = match socket {
         SocketRole::Listen { mode, group } => {
             let what = || format!("port `{name}`: cannot listen at {}", path.display());
-            let listener = listen_at(&path, mode, group.as_deref()).with_context(what)?;
-            let socket = listener.socket.try_clone().and_then(UnixListener::from_std);
-            Source::Listen(socket.with_context(what)?, listener)
+            let place = Place { path: path.clone(), mode, group };
+            let listener = place.listen().with_context(what)?;
+            Source::Listen(place, Socket::new(listener).with_context(what)?)
         }
         SocketRole::Connect => Source::Connect(path),
     };
@@ -66,7 +101,7 @@ pub(super) fn open(
         let remake = Box::new(remake);
         let port = Port { name, app, offer, workers, mtus, troubles, remake };
         match source {
-            Source::Listen(socket, listener) => Box::pin(accept(port, penalty, socket, listener)),
+            Source::Listen(place, socket) => Box::pin(accept(port, penalty, place, socket)),
             Source::Connect(path) => Box::pin(connect(port, penalty, path)),
         }
     };
@@ -88,6 +123,25 @@ impl Leftovers {
     /// Takes over a socket.
     fn connection(&self, socket: UnixStream) -> Result<Connection, ConnectionError> {
         Connection::with_closer(socket.into_std()?.into(), &self.closer)
+    }
+
+    /// Connects to a front end, as soon as it listens and all is closed.
+    async fn connected(&self, path: &Path) -> Connection {
+        let mut retry = RETRY_FIRST;
+        loop {
+            self.closed().await;
+            let connected = UnixStream::connect(path).await.map_err(ConnectionError::from);
+            match connected.and_then(|socket| self.connection(socket)) {
+                Ok(connection) => return connection,
+                Err(error) => {
+                    if retry == RETRY_FIRST {
+                        tracing::info!(port = self.name, path = %path.display(), "waiting: {error}");
+                    }
+                    retry = (2 * retry).min(RETRY_SLOWEST);
+                }
+            }
+            tokio::time::sleep(retry).await;
+        }
     }
 
     /// Waits until all is closed.
@@ -113,17 +167,21 @@ impl Leftovers {
 }
 
 /// Serves the front ends that connect, one at a time.
-async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Listener) {
+async fn accept(mut port: Port, penalty: bool, place: Place, socket: Socket) {
     let mut penalty = Penalty::new(penalty);
     let leftovers = Leftovers::new(&port.name);
-    let queue = Queue { leftovers, listener, waiting: Mutex::new(None) };
+    let (waiting, socket) = (Mutex::new(None), Mutex::new(Arc::new(socket)));
+    let queue = Queue { leftovers, waiting, place, complaint: Mutex::default(), socket };
     loop {
-        let connection = queue.next().await;
         let ended = tokio::select! {
             biased;
-            ended = serve(&mut port, connection) => ended,
-            // Never ends; turns others away while this front end is here.
-            never = queue.refuse("one is connected") => match never {},
+            trouble = port.trouble() => trouble,
+            connection = queue.next() => tokio::select! {
+                biased;
+                ended = serve(&mut port, connection) => ended,
+                // Never ends; turns others away while this front end is here.
+                never = queue.refuse("one is connected") => match never {},
+            },
         };
         let Some(wait) = penalty.after(&port.name, &ended) else { return };
         let why = match ended {
@@ -145,9 +203,13 @@ async fn accept(mut port: Port, penalty: bool, listener: UnixListener, _file: Li
 /// The front ends that want to be served by one port.
 struct Queue {
     leftovers: Leftovers,
-    listener: UnixListener,
     /// One that came while another was served, and is not turned away yet.
     waiting: Mutex<Option<Connection>>,
+    place: Place,
+    /// Why they cannot find it, if that was said.
+    complaint: Mutex<String>,
+    /// Another one, when its file was removed.
+    socket: Mutex<Arc<Socket>>,
 }
 
 impl Queue {
@@ -166,10 +228,51 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn socket(&self) -> MutexGuard<'_, Arc<Socket>> {
+        self.socket.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Listens anew if nobody can find the socket any more.
+    async fn look(&self) {
+        if self.socket().1.is_there() {
+            return;
+        }
+        let (port, path) = (&self.leftovers.name, self.place.path.display());
+        let place = self.place.clone();
+        // It may wait for whoever else makes a socket there.
+        let listener = spawn_blocking(move || place.listen()).await.map_err(anyhow::Error::from);
+        let socket = listener.and_then(|listener| Ok(Socket::new(listener?)?));
+        let complaint = match &socket {
+            Ok(_) => String::new(),
+            Err(error) => format!("{error:#}"),
+        };
+        let mut said = self.complaint.lock().unwrap_or_else(PoisonError::into_inner);
+        match socket {
+            Ok(socket) => {
+                tracing::warn!(port, "somebody has removed {path}: listening there anew");
+                *self.socket() = Arc::new(socket);
+            }
+            Err(_) if *said == complaint => {}
+            Err(_) => tracing::error!(
+                port,
+                "no front end can connect any more: somebody has removed {path}, and it cannot be made anew: \
+                 {complaint}; it is tried again every {LOOK:?}"
+            ),
+        }
+        *said = complaint;
+    }
+
     async fn accept(&self) -> Connection {
         loop {
             self.leftovers.closed().await;
-            let accepted = self.listener.accept().await.map_err(ConnectionError::from);
+            let socket = self.socket().clone();
+            let accepted = tokio::select! {
+                accepted = socket.0.accept() => accepted.map_err(ConnectionError::from),
+                () = tokio::time::sleep(LOOK) => {
+                    self.look().await;
+                    continue;
+                }
+            };
             match accepted.and_then(|(socket, _)| self.leftovers.connection(socket)) {
                 Ok(connection) => return connection,
                 Err(error) => {
@@ -203,29 +306,19 @@ impl Queue {
 /// Connects to a front end that listens, again and again.
 async fn connect(mut port: Port, penalty: bool, path: PathBuf) {
     let mut penalty = Penalty::new(penalty);
-    let mut retry = RETRY_FIRST;
     let leftovers = Leftovers::new(&port.name);
     loop {
-        leftovers.closed().await;
-        let connected = UnixStream::connect(&path).await.map_err(ConnectionError::from);
-        match connected.and_then(|socket| leftovers.connection(socket)) {
-            Ok(connection) => {
-                retry = RETRY_FIRST;
-                let ended = serve(&mut port, connection).await;
-                let Some(wait) = penalty.after(&port.name, &ended) else { return };
-                tokio::time::sleep(wait).await;
-                if let Ended::Failed = ended {
-                    penalty.restart(&mut port).await;
-                }
-            }
-            Err(error) => {
-                if retry == RETRY_FIRST {
-                    tracing::info!(port = port.name, path = %path.display(), "waiting: {error}");
-                }
-                retry = (2 * retry).min(RETRY_SLOWEST);
-            }
+        let ended = tokio::select! {
+            biased;
+            trouble = port.trouble() => trouble,
+            connection = leftovers.connected(&path) => serve(&mut port, connection).await,
+        };
+        let Some(wait) = penalty.after(&port.name, &ended) else { return };
+        tokio::time::sleep(wait).await;
+        if let Ended::Failed = ended {
+            penalty.restart(&mut port).await;
         }
-        tokio::time::sleep(retry).await;
+        tokio::time::sleep(RETRY_FIRST).await;
     }
 }
 
