@@ -198,7 +198,8 @@ fn ipv4_comes_from_the_ports_own_address() {
         (changed(14 + 21, 67), false),
         (changed(14 + 23, 68), false),
         (changed(14 + 16, 10), false),
-        // A fragment of it, first or not.
+        // A fragment of it, first or not; and one that is not to be made.
+        (changed(14 + 6, 0x40), true),
         (changed(14 + 6, 0x20), false),
         (changed(14 + 7, 1), false),
         (ipv4("0.0.0.0", OTHER, 1, &[8, 0, 0, 0]), false),
