@@ -198,7 +198,8 @@ fn ipv4_comes_from_the_ports_own_address() {
         (changed(14 + 21, 67), false),
         (changed(14 + 23, 68), false),
         (changed(14 + 16, 10), false),
-        // A fragment of it, first or not.
+        // A fragment of it, first or not; and one that is not to be made.
+        (changed(14 + 6, 0x40), true),
         (changed(14 + 6, 0x20), false),
         (changed(14 + 7, 1), false),
         (ipv4("0.0.0.0", OTHER, 1, &[8, 0, 0, 0]), false),
@@ -261,6 +262,7 @@ fn neighbour_discovery_claims_nothing_of_others() {
         (discovery(OWN6, &about(ADVERTISEMENT, OTHER6, &own(2))), false),
         (discovery(OWN6, &about(ADVERTISEMENT, OWN6, &other(2))), false),
         (discovery(OWN6, &about(ADVERTISEMENT, OWN6, &two)), false),
+        (discovery(OWN6, &about(ADVERTISEMENT, OWN6, &[other(2), own(2)].concat())), false),
         (discovery(OWN6, &about(ADVERTISEMENT, OWN6, &[])), true),
         (discovery("::", &about(ADVERTISEMENT, OWN6, &own(2))), false),
         (discovery(OTHER6, &about(ADVERTISEMENT, OWN6, &own(2))), false),
@@ -333,6 +335,9 @@ fn extension_headers_hide_nothing() {
         check([(ipv6(OWN6, chain, 58, &lie), false), (ipv6(OWN6, chain, 58, &truth), true)]);
     }
     let report = icmpv6(143, &[0; 4], &[]);
+    // What is a length in the others means nothing in this one.
+    let mut reserved = fragment(0);
+    reserved[1] = 1;
     // The other two of a listener's messages, and a question, which a router asks.
     for (kind, expected) in [(131, true), (132, true), (130, false)] {
         let message = icmpv6(kind, &[0; 20], &[]);
@@ -357,6 +362,8 @@ fn extension_headers_hide_nothing() {
         (ipv6(OWN6, &[(44, fragment(0))], 60, &[58]), false),
         (ipv6(OWN6, &[(44, fragment(0))], 17, &[0; 8]), true),
         (ipv6(OWN6, &[(44, fragment(0))], 58, &icmpv6(128, &[0; 4], &[])), true),
+        (ipv6(OWN6, &[(44, reserved)], 58, &icmpv6(128, &[0; 4], &[])), true),
+        (ipv6(OWN6, &[(44, fragment(1))], 58, &lie), true),
         (ipv6(OWN6, &[(44, fragment(5))], 58, &lie), true),
         (ipv6(OTHER6, &[(44, fragment(5))], 58, &lie), false),
     ]);
@@ -380,6 +387,11 @@ fn a_list_that_is_empty_is_not_checked() {
         (ipv6(OWN6, &[], 58, &about(ADVERTISEMENT, OTHER6, &[])), [true, true, true, false]),
         (
             ipv6(OWN6, &[], 58, &about(ADVERTISEMENT, OWN6, &link_layer(2, host(2)))),
+            [true, false, true, true],
+        ),
+        // An address of another medium: of no length that anybody could have in a list.
+        (
+            ipv6(OWN6, &[], 58, &about(ADVERTISEMENT, OWN6, &[&[2, 2], &[0; 14][..]].concat())),
             [true, false, true, true],
         ),
         (three_tags, [true, false, false, false]),
@@ -407,6 +419,16 @@ fn addresses_can_be_changed_and_parts_have_them() {
         net.send(PORT, [lie.clone()]);
         assert_eq!(net.received(NETWORK), std::slice::from_ref(&lie));
     }
+}
+
+#[test]
+fn three_layers_are_looked_through_and_no_more() {
+    let truth = ipv4(OWN, OTHER, 6, &[0; 20]);
+    check([
+        (wrapped(&truth, &[Layer::Tag; 3]), true),
+        (wrapped(&truth, &[Layer::ServiceTag, Layer::Tag, Layer::Snap]), true),
+        (wrapped(&truth, &[Layer::Tag; 4]), false),
+    ]);
 }
 
 fn layers() -> impl Strategy<Value = Vec<Layer>> {
