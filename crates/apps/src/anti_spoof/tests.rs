@@ -219,6 +219,7 @@ fn ipv6_comes_from_the_ports_own_address() {
         (tcp(OWN6), true),
         (tcp(OTHER6), false),
         (tcp("fe80::1234"), true),
+        (tcp("febf::1"), true),
         (tcp("fec0::1"), false),
         (tcp("::"), false),
         (tcp("::1"), false),
