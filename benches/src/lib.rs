@@ -1,5 +1,6 @@
 //! Programs that measure ringway. `peers` measures it beside what its users would otherwise run; `flame` shows where
-//! the cycles of a frame go; `host` measures the way to the host and back; `copies` what one copy saves.
+//! the cycles of a frame go; `host` measures the way to the host and back; `copies` what one copy saves, and
+//! `neighbours` whether the machine's processors slow each other down.
 //!
 //! # How it works
 //!
@@ -9,6 +10,7 @@
 //! | `flame`        | the second one                                                             |
 //! | `host`         | the third one                                                              |
 //! | `copies`       | the fourth one                                                             |
+//! | `neighbours`   | the fifth one                                                              |
 //! | `matrix`       | what is measured: cases, switches, generators, and the names of all cells  |
 //! | `means`        | what there is to measure with, and what is left out for want of it         |
 //! | `machine`      | the machine and all versions                                               |
@@ -33,6 +35,7 @@ mod machine;
 mod matrix;
 mod means;
 mod measure;
+mod neighbours;
 mod peers;
 mod report;
 mod results;
@@ -44,4 +47,5 @@ mod usage;
 pub use copies::main as copies;
 pub use flame::main as flame;
 pub use host::main as host;
+pub use neighbours::main as neighbours;
 pub use peers::main as peers;
