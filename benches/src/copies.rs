@@ -1,7 +1,7 @@
 //! The program `copies`: how much faster it is to copy frames once than twice, with nothing else to be done.
 //!
-//! A switch that copies once can be ahead of one that copies twice by no more than this, as far as copying is what both
-//! do. Frames lie as in a throughput cell of `peers`: a window of them each way, of which each is touched again only when all
+//! A switch that copies once is ahead of one that copies twice by about this, as far as copying is what both do. Frames lie as in a throughput
+//! cell of `peers`: a window of them each way, of which each is touched again only when all
 //! others had their turn. The second copy is by way of buffers for one burst, as a switch with buffers of its own has them: they
 //! stay in the processor's caches, if anything does.
 
