@@ -9,7 +9,7 @@
 //! had a bridge of its own: see [`vlan`]. Without, tags are payload.
 //!
 //! Ports come and go while the bridge runs: see [`sides`]. Of one that goes down the addresses are forgotten, by each part of the bridge
-//! on its own worker, before its next burst: however many have gone by then, it looks through its table once.
+//! on its own worker: however many go at once, it looks through its table once.
 //!
 //! The table of addresses is bounded: see [`table`].
 
@@ -35,7 +35,7 @@ const NANOSECONDS: u64 = 1_000_000_000;
 pub struct Bridge {
     table: Arc<Table>,
     sides: Sides,
-    /// Ports that have gone down, whose addresses this part has not forgotten yet.
+    /// Ports that go down just now, whose addresses are forgotten when all of them are known.
     gone: Ports,
     /// Kept for its allocation.
     runs: Vec<Run>,
@@ -91,13 +91,6 @@ impl Bridge {
     /// The addresses that are known, to all parts and to whoever keeps this.
     pub fn table(&self) -> &Arc<Table> {
         &self.table
-    }
-
-    /// Forgets what was learned on ports that have gone down.
-    #[cold]
-    fn forget_gone(&mut self) {
-        self.table.forget(&self.gone);
-        self.gone.clear();
     }
 }
 
@@ -340,9 +333,6 @@ impl App for Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        if !self.gone.is_empty() {
-            self.forget_gone();
-        }
         if !self.sides.memberships.is_empty() {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
@@ -370,19 +360,12 @@ impl App for Bridge {
     }
 
     fn tick(&mut self, now: u64) {
-        self.forget_gone();
         self.table.sweep(seconds(now));
     }
 
     /// As long as there is something that may age, or is to be swept away.
     fn deadline(&self, now: u64) -> Option<u64> {
         (self.table.known() > 0).then_some(now + NANOSECONDS)
-    }
-
-    /// There is time for that now; and when the worker wakes up, somebody else may have been learned there.
-    fn arm(&mut self) -> bool {
-        self.forget_gone();
-        false
     }
 
     /// The stations behind a port that went down may turn up elsewhere.
@@ -395,8 +378,12 @@ impl App for Bridge {
         None
     }
 
-    fn report(&self, _: u64, numbers: &mut Numbers) {
+    fn links_told(&mut self) {
         self.table.forget(&self.gone);
+        self.gone.clear();
+    }
+
+    fn report(&self, _: u64, numbers: &mut Numbers) {
         numbers.shared("addresses", "", self.table.known());
     }
 

@@ -145,6 +145,9 @@ pub trait App: Any + Send {
         None
     }
 
+    /// Has heard ([`Self::link`]) of all that changed at once: what is better done once for all of it is done now.
+    fn links_told(&mut self) {}
+
     /// Goes by other settings from now on, of the app's own type: see [`settings`]. With an error nothing has changed.
     fn reconfigure(&mut self, settings: &dyn Any) -> Result<(), Fault> {
         let _ = settings;

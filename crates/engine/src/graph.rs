@@ -3,6 +3,7 @@
 mod carrier;
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -166,6 +167,8 @@ pub struct Graph {
     pub(crate) next_tick: u64,
     /// The apps whose links have to be looked at.
     changed: Vec<AppId>,
+    /// The apps that have heard of changes, while there are more to be told.
+    told: HashSet<AppId>,
     /// Frames that apps received which are gone.
     received_by_gone: u64,
     pub(crate) pulse: Arc<Pulse>,

@@ -53,6 +53,16 @@ impl Graph {
                 let own = own.into_iter().map(|input| (id, input));
                 own.chain(targets).for_each(|(app, input)| self.look(&all, app, input, false));
             }
+            self.end_telling();
+        }
+    }
+
+    /// Tells those who have heard of a change that they have heard of all.
+    fn end_telling(&mut self) {
+        for app in std::mem::take(&mut self.told) {
+            self.pulse.enter(app);
+            self.call(app, |app| app.links_told());
+            self.pulse.leave();
         }
     }
 
@@ -85,6 +95,7 @@ impl Graph {
         };
         let inputs: Vec<_> = inputs.into_iter().filter(differs).collect();
         inputs.into_iter().for_each(|(app, input)| self.look(&all, app, input, false));
+        self.end_telling();
     }
 
     /// The outputs that lead to each input.
@@ -113,6 +124,7 @@ impl Graph {
             self.pulse.enter(app);
             let passed_on = self.call(app, |app| app.link(input, is_up)).flatten();
             self.pulse.leave();
+            self.told.insert(app);
             let Some(output) = passed_on else { return };
             let Some(slot) = self.slot_mut(app) else { return };
             set(&mut slot.dark, output, !is_up);

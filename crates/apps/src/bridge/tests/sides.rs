@@ -89,42 +89,15 @@ fn many_ports_that_go_down_are_forgotten_by_one_look_at_the_table() {
         assert_eq!(bridge.link(port.into(), false), None);
         assert_eq!(bridge.link(port.into(), true), None);
     }
-    assert_eq!(net.visited(), 0, "not while control is waited for");
+    assert_eq!(net.visited(), 0, "there may be more");
     let known = |net: &mut Net| net.app::<Bridge>().table().known();
     assert_eq!(known(&mut net), PORTS.into());
-    net.ports_of(0, frame(9, 1));
+    net.app::<Bridge>().links_told();
     assert_eq!(net.visited(), CAPACITY as u64);
-    assert_eq!(known(&mut net), 2, "the one that stayed, and the one that was heard since");
+    assert_eq!(known(&mut net), 1, "the one that stayed");
     // And once is enough.
     net.ports_of(0, frame(9, 1));
     assert_eq!(net.visited(), 0);
-}
-
-/// Before whatever comes next: a frame, a second that is over, sleep, or somebody who wants to know.
-#[test]
-fn a_port_that_went_down_is_forgotten_before_anything_else() {
-    let known = |bridge: &Bridge| {
-        let mut numbers = Numbers::default();
-        bridge.report(0, &mut numbers);
-        numbers.iter().map(|number| number.value).sum::<u64>()
-    };
-    let mut net = Net::bridge(3);
-    for done in 0..4 {
-        net.ports_of(1, frame(9, 2));
-        let bridge = net.app::<Bridge>();
-        assert_eq!(known(bridge), 1);
-        bridge.link(1, false);
-        match done {
-            0 => bridge.tick(0),
-            1 => assert!(!bridge.arm(), "there is nothing else to do"),
-            2 => assert_eq!(known(bridge), 0),
-            _ => {
-                assert_eq!(net.ports_of(0, frame(2, 1)), [1, 2]);
-                continue;
-            }
-        }
-        assert_eq!(net.app::<Bridge>().table().known(), 0, "{done}");
-    }
 }
 
 /// Their addresses control forgets, when no worker uses their numbers any more.
@@ -138,10 +111,10 @@ fn a_side_that_goes_is_no_reason_to_look_at_the_table() {
     for input in [2, 3, 70_000] {
         bridge.link(input, false);
     }
-    net.ports_of(0, frame(9, 1));
+    bridge.links_told();
     assert_eq!(net.visited(), 0);
     net.app::<Bridge>().link(1, false);
-    net.ports_of(0, frame(9, 1));
+    net.app::<Bridge>().links_told();
     assert_eq!(net.visited(), CAPACITY as u64, "one that stays is");
 }
 
@@ -152,8 +125,6 @@ enum Turn {
     Frame { port: usize, to: u8, from: u8 },
     /// It hears that these ports went down, and came up again.
     Down(Vec<usize>),
-    /// Its worker falls asleep.
-    Sleep,
 }
 
 fn turn() -> impl Strategy<Value = Turn> {
@@ -161,24 +132,20 @@ fn turn() -> impl Strategy<Value = Turn> {
     prop_oneof![
         6 => (port.clone(), 0u8..6, 0u8..6).prop_map(|(port, to, from)| Turn::Frame { port, to, from }),
         2 => prop::collection::vec(port, 1..4).prop_map(Turn::Down),
-        1 => Just(Turn::Sleep),
     ]
 }
 
 proptest! {
-    /// Whatever a part was told, it has forgotten before it decides on the next frame; and nothing else.
+    /// Whatever a part was told, it has forgotten; and nothing else.
     #[test]
     fn parts_forget_what_they_were_told_of(turns in prop::collection::vec((0..2usize, turn()), 0..60)) {
         let bridge = Bridge::new(4, [1, 2]);
         let mut parts = [Net::new(bridge.part(), 4), Net::new(bridge, 4)];
-        let mut gone: [Vec<usize>; 2] = Default::default();
         let mut learned: HashMap<u8, usize> = HashMap::new();
         for (part, turn) in turns {
             let net = &mut parts[part];
             match turn {
                 Turn::Frame { port, to, from } => {
-                    learned.retain(|_, port| !gone[part].contains(port));
-                    gone[part].clear();
                     learned.insert(from, port);
                     let mut expected = learned.get(&to).map_or((0..4).collect(), |port| vec![*port]);
                     expected.retain(|other| *other != port);
@@ -189,12 +156,8 @@ proptest! {
                     for is_up in [false, true] {
                         ports.iter().for_each(|port| { bridge.link(*port, is_up); });
                     }
-                    gone[part].extend(ports);
-                }
-                Turn::Sleep => {
-                    net.app::<Bridge>().arm();
-                    learned.retain(|_, port| !gone[part].contains(port));
-                    gone[part].clear();
+                    bridge.links_told();
+                    learned.retain(|_, port| !ports.contains(port));
                 }
             }
         }

@@ -1,7 +1,9 @@
+use std::sync::{Arc, Mutex};
+
 use crate::testing::{
     Faulty, Listener, Moment, Sink, Source, Tidings, Told, silence_deliberate_panics, told,
 };
-use crate::{AppId, Change, Graph, Ids};
+use crate::{App, AppId, Burst, Change, Counters, Graph, Ids, Outputs, Selection};
 
 /// An app, and what it was told.
 fn add(graph: &mut Graph, name: &str) -> (AppId, Tidings) {
@@ -77,6 +79,71 @@ fn nobody_hears_of_a_port_as_it_was_before() {
     graph.may_have_changed(bridge);
     graph.settle();
     assert_eq!(told(&tidings), [], "both are up");
+}
+
+/// Notes all that it hears of at once.
+#[derive(Default)]
+struct Walker {
+    heard: Vec<(usize, bool)>,
+    walks: Arc<Mutex<Vec<Vec<(usize, bool)>>>>,
+    counters: Counters,
+}
+
+impl App for Walker {
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn link(&mut self, input: usize, is_up: bool) -> Option<usize> {
+        self.heard.push((input, is_up));
+        None
+    }
+
+    fn links_told(&mut self) {
+        self.walks.lock().unwrap().push(std::mem::take(&mut self.heard));
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn who_hears_of_several_is_told_when_that_is_all() {
+    let mut graph = Graph::new();
+    let ports = ["one", "other"].map(|name| add(&mut graph, name).0);
+    let walker = Walker::default();
+    let walks = walker.walks.clone();
+    let app = graph.add("app", walker);
+    for (number, port) in ports.into_iter().enumerate() {
+        graph.link((port, 0), (app, number)).unwrap();
+    }
+    let set = |graph: &mut Graph, ports: &[AppId], is_up| {
+        for port in ports {
+            graph.get::<Listener>(*port).unwrap().is_up = is_up;
+            graph.may_have_changed(*port);
+        }
+        graph.settle();
+        std::mem::take(&mut *walks.lock().unwrap())
+    };
+    assert_eq!(set(&mut graph, &ports, false), [[(0, false), (1, false)]]);
+    assert_eq!(set(&mut graph, &ports, false), [[]; 0], "it has heard that");
+    assert_eq!(set(&mut graph, &ports[1..], true), [[(1, true)]]);
+    // By a change of many, too.
+    let mut ids = Ids::default();
+    let mut graph = Graph::new();
+    let [one, other, app] = [(); 3].map(|()| ids.take());
+    let mut change = Change::new(&ids);
+    for port in [one, other] {
+        let mut down = Listener::new().0;
+        down.is_up = false;
+        change.add(port, "port", Box::new(down));
+    }
+    change.add(app, "app", Box::new(Walker { walks: walks.clone(), ..Walker::default() }));
+    change.lead(one, &[Some((app, 0))]);
+    change.lead(other, &[Some((app, 1))]);
+    graph.change(&mut change);
+    let mut walks = std::mem::take(&mut *walks.lock().unwrap());
+    walks.iter_mut().for_each(|walk| walk.sort_unstable());
+    assert_eq!(walks, [[(0, false), (1, false)]]);
 }
 
 #[test]
