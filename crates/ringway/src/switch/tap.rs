@@ -35,6 +35,9 @@ use crate::session::Trouble;
 /// slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// How long an interface that is in use is tried again before that is said, and how often.
+const IN_USE: Duration = Duration::from_millis(500);
+const IN_USE_RETRY: Duration = Duration::from_millis(10);
 /// What had a fault is attached to again after this time: at first, and at the most.
 const FAULT_FIRST: Duration = Duration::from_secs(1);
 const FAULT_MOST: Duration = Duration::from_secs(60);
@@ -245,9 +248,10 @@ async fn attach<P: HostPort>(
         None if config.is_named() => links.find(&config.interface).await?,
         known => known,
     };
-    let queues = request(config, several, P::KIND)?
-        .open()
-        .map_err(|error| explain(error, before.is_some()))?;
+    let request = request(config, several, P::KIND)?;
+    // Who looks for one that is known tries again by itself.
+    let queues = if is_known { request.open() } else { open_soon(&request).await };
+    let queues = queues.map_err(|error| explain(error, before.is_some()))?;
     let link = links.find(&name_of(&queues)).await?.context(DELETED)?;
     let is_new = before.is_none_or(|before| before.index != link.index);
     // Then it goes with its queues.
@@ -262,6 +266,18 @@ async fn attach<P: HostPort>(
         undo.steps.clear();
     }
     Ok(Attached { queues, link, is_new })
+}
+
+/// Opens an interface, which may be in use for a moment by somebody who has gone: the io_uring of a process that was killed
+/// has its queues open until the kernel has cleared it away, some 30 ms after the process.
+async fn open_soon(request: &Request<'_>) -> Result<Vec<Queue>, TunError> {
+    let start = Instant::now();
+    loop {
+        match request.open() {
+            Err(TunError::InUse) if start.elapsed() < IN_USE => sleep(IN_USE_RETRY).await,
+            result => return result,
+        }
+    }
 }
 
 const DELETED: &str = "it was deleted again at once";
