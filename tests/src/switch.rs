@@ -192,6 +192,17 @@ impl Switch {
         ensure!(left.is_empty(), "the switch left {left:?} behind:\n{log}");
         Ok(log)
     }
+
+    /// Kills it, so that it cannot clear anything away, and waits for its end.
+    ///
+    /// # Errors
+    ///
+    /// It does not end.
+    pub fn kill(self) -> Result<()> {
+        self.program.signal(Signal::KILL)?;
+        ensure!(self.program.job().ends_within(STOP_LIMIT), "it lives on");
+        Ok(())
+    }
 }
 
 /// What a port counted, as the switch says it when it ends.

@@ -243,6 +243,23 @@ fn a_persistent_tap_is_its_owners() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_switch_that_was_killed_can_be_started_again_at_once() -> Result<()> {
+    let network = Network::new()?;
+    let port = "host=tap:rw0,persistent=on";
+    let mut switch = Switch::start_in(&network, &[port])?;
+    // The kernel may be quick for once.
+    for _ in 0..5 {
+        switch.kill()?;
+        switch = Switch::start_in(&network, &[GUEST_PORT, port])?;
+    }
+    network.address("rw0", HOST)?;
+    Asker::connect(&switch)?.reach()?;
+    let log = switch.stop()?;
+    assert_eq!(lines(&log, "attached to the interface"), 1, "{log}");
+    Ok(())
+}
+
 /// Opens an interface in a network's namespace. Its queues are inherited by whatever is started from then on.
 fn queues(network: &Network, request: &Request<'_>) -> Result<Vec<Queue>> {
     let namespace = Path::new("/run/netns").join(network.namespace().context("it is private")?);

@@ -297,7 +297,7 @@ impl App for Filter {
     fn tick(&mut self, now: u64) {
         if let Some(table) = self.known.table.get() {
             // What is in force, though this part may not know of it yet.
-            table.sweep(self.known.eras(self.known.numbers()), seconds(now));
+            table.sweep(|| self.known.eras(self.known.numbers()), seconds(now));
         }
     }
 

@@ -202,11 +202,12 @@ impl TapPort {
     /// Gives this part its share of these queues, which are those of an interface that came back; each
     /// part has to be given the same. Returns those it had before, to be dropped by control.
     ///
-    /// When it fails, the part is without queues.
+    /// When it fails, the part has those that it had before.
     pub fn attach(&mut self, queues: Arc<Queues>, poller: &Poller) -> io::Result<Option<Detached>> {
-        let before = self.detach();
         let mut share = Share::new(queues, self.number, self.workers);
         share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
+        // Not before that has gone well: who drops them here would close them on the worker.
+        let before = self.detach();
         self.take(share);
         Ok(before)
     }

@@ -118,15 +118,16 @@ impl TunPort {
     }
 
     /// Gives this part its share of the queue of an interface that came back; each part has to be given the same.
-    /// Returns what it had before, to be dropped by control. When it fails, the part is without a queue.
+    /// Returns what it had before, to be dropped by control. When it fails, the part has what it had.
     pub fn attach(
         &mut self,
         queues: Arc<Queues>,
         poller: &Poller,
     ) -> io::Result<Option<Arc<Queues>>> {
-        let before = self.detach();
         let mut share = Share::new(queues, self.number, self.workers);
         share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
+        // Not before that has gone well: who drops them here would close them on the worker.
+        let before = self.detach();
         self.take(share);
         self.announce(self.is_up);
         Ok(before)

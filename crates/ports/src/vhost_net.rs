@@ -265,11 +265,12 @@ impl VhostNetPort {
     /// Gives this part its share of these rings, which are those of an interface that came back; each part
     /// has to be given the same. Returns what it had before.
     ///
-    /// When it fails, the part is without.
+    /// When it fails, the part has what it had before.
     pub fn attach(&mut self, rings: Arc<Rings>, poller: &Poller) -> io::Result<Option<Detached>> {
-        let before = self.detach();
         let mut share = Share::new(rings, self.number, self.workers);
         share.as_mut().map_or(Ok(()), |share| share.watch(poller))?;
+        // Not before that has gone well: who drops them here would close them on the worker.
+        let before = self.detach();
         self.share = share;
         Ok(before)
     }

@@ -353,20 +353,32 @@ impl Conversations {
         }
     }
 
-    /// Sweeps away what has aged, and what is of other eras than these of both sides, in the next slice of the table.
-    pub(super) fn sweep(&self, eras: [Era; 2], now: u32) {
+    /// Sweeps away what has aged, and what is of other eras than `eras` says of both sides, in the next slice of the table. It is
+    /// asked again while the sweep goes on: another era may begin meanwhile, and conversations in that.
+    pub(super) fn sweep(&self, eras: impl Fn() -> [Era; 2], now: u32) {
+        let mut in_force = eras();
         self.occupancy.sweep(|buckets| {
             let mut used = 0;
             for bucket in self.buckets.get(buckets).unwrap_or_default() {
                 for way in 0..WAYS {
-                    let tag = Tag(bucket.tag(way).load(Relaxed));
+                    // After a tag that is of a new era, that era is seen.
+                    let tag = Tag(bucket.tag(way).load(Acquire));
                     if tag == Tag::EMPTY {
                         continue;
                     }
                     let state = State(bucket.state(way).load(Relaxed));
-                    if state.is_aged(now) || !state.is_of(eras[tag.began_by()]) {
-                        bucket.tag(way).store(Tag::EMPTY.0, Relaxed);
-                    } else {
+                    let side = tag.began_by();
+                    let is_over = !state.is_of(in_force[side]) && {
+                        in_force = eras();
+                        !state.is_of(in_force[side])
+                    };
+                    let goes = state.is_aged(now) || is_over;
+                    let empty = || {
+                        let tag_at = bucket.tag(way);
+                        // Unless there is another one by now.
+                        tag_at.compare_exchange(tag.0, Tag::EMPTY.0, Relaxed, Relaxed).is_ok()
+                    };
+                    if !(goes && empty()) {
                         used += 1;
                     }
                 }

@@ -53,6 +53,9 @@ pub(super) struct Fabric {
     network: Network,
     /// By their names.
     apps: HashMap<String, Running>,
+    /// Those that a change takes out, until they are cleared away: whoever gives the change up while it waits for a worker still
+    /// finds them here.
+    gone: Vec<(String, Running)>,
 }
 
 /// An app that runs.
@@ -126,6 +129,7 @@ impl Fabric {
             ids: Ids::default(),
             network: Network::default(),
             apps: HashMap::new(),
+            gone: Vec::new(),
         }
     }
 
@@ -296,6 +300,7 @@ impl Fabric {
             let ends: HashSet<&String> = ends.collect();
             gone.iter().map(|(name, running)| (running.id, ends.contains(name))).collect()
         };
+        self.gone.extend(gone);
 
         let mut controls = Vec::new();
         let mut added = Vec::new();
@@ -361,8 +366,15 @@ impl Fabric {
         });
         let remains = self.workers.on_all(commands.collect()).await;
         // Also when a worker has died.
-        let captures = let_go(gone, &self.mtus).await;
-        for (worker, (_change, adjusted)) in remains?.into_iter().enumerate() {
+        self.let_go().await;
+        let remains = match remains {
+            Ok(remains) => remains,
+            Err(error) => {
+                end(self.take_gone()).await;
+                return Err(error.into());
+            }
+        };
+        for (worker, (_change, adjusted)) in remains.into_iter().enumerate() {
             adjusted.into_iter().filter_map(|adjusted| adjusted.refused).for_each(|refused| {
                 let Refused { app, fault } = refused;
                 tracing::error!(
@@ -383,7 +395,7 @@ impl Fabric {
         for (name, control, troubles) in controls {
             self.start(&name, control, troubles);
         }
-        end(captures).await;
+        end(self.take_gone()).await;
         Ok(())
     }
 
@@ -508,12 +520,33 @@ impl Fabric {
         port.control = Some(tokio::spawn(control(handle)));
     }
 
+    /// Ends what goes on behind ports that no worker has any more: a guest finds its connection closed when nobody touches its
+    /// rings any more, and not before.
+    async fn let_go(&mut self) {
+        for (name, running) in &mut self.gone {
+            let Some(port) = &mut running.port else { continue };
+            if let Some(control) = &mut port.control {
+                control.abort();
+                // An error says that it was aborted, or panicked, which was reported.
+                let _ = control.await;
+                port.control = None;
+            }
+            self.mtus.forget(name);
+        }
+    }
+
+    /// Drops what is left of apps that have gone. Returns the captures, which are to be ended.
+    fn take_gone(&mut self) -> Vec<FileCapture> {
+        self.gone.drain(..).filter_map(|(_, running)| running.port?.capture).collect()
+    }
+
     /// Ends all that goes on behind ports: disconnects guests, removes sockets. Returns the captures, which end when their
     /// workers have.
     pub(super) async fn stop(self) -> Vec<FileCapture> {
         let mut captures = Vec::new();
+        let gone = self.gone.into_iter().map(|(_, running)| running);
         let mut ports: Vec<_> =
-            self.apps.into_values().filter_map(|running| running.port).collect();
+            self.apps.into_values().chain(gone).filter_map(|running| running.port).collect();
         ports.iter().filter_map(|port| port.control.as_ref()).for_each(JoinHandle::abort);
         for port in &mut ports {
             captures.extend(port.capture.take());
@@ -534,23 +567,6 @@ async fn undo(opened: NewApps) {
     for step in steps {
         step.await;
     }
-}
-
-/// Ends what goes on behind ports that no worker has any more: a guest finds its connection closed when nobody touches its
-/// rings any more, and not before. Returns the captures, which are to be ended.
-async fn let_go(gone: Vec<(String, Running)>, mtus: &Mtus) -> Vec<FileCapture> {
-    let mut captures = Vec::new();
-    for (name, running) in gone {
-        let Some(RunningPort { control, capture, .. }) = running.port else { continue };
-        captures.extend(capture);
-        if let Some(control) = control {
-            control.abort();
-            // An error says that it was aborted, or panicked, which was reported.
-            let _ = control.await;
-        }
-        mtus.forget(&name);
-    }
-    captures
 }
 
 /// Waits for captures to be complete, which no worker has any more.

@@ -35,6 +35,9 @@ use crate::session::Trouble;
 /// slowest.
 const RETRY_FIRST: Duration = Duration::from_millis(20);
 const RETRY_SLOWEST: Duration = Duration::from_secs(1);
+/// How long an interface that is in use is tried again before that is said, and how often.
+const IN_USE: Duration = Duration::from_millis(500);
+const IN_USE_RETRY: Duration = Duration::from_millis(10);
 /// What had a fault is attached to again after this time: at first, and at the most.
 const FAULT_FIRST: Duration = Duration::from_secs(1);
 const FAULT_MOST: Duration = Duration::from_secs(60);
@@ -245,9 +248,10 @@ async fn attach<P: HostPort>(
         None if config.is_named() => links.find(&config.interface).await?,
         known => known,
     };
-    let queues = request(config, several, P::KIND)?
-        .open()
-        .map_err(|error| explain(error, before.is_some()))?;
+    let request = request(config, several, P::KIND)?;
+    // Who looks for one that is known tries again by itself.
+    let queues = if is_known { request.open() } else { open_soon(&request).await };
+    let queues = queues.map_err(|error| explain(error, before.is_some()))?;
     let link = links.find(&name_of(&queues)).await?.context(DELETED)?;
     let is_new = before.is_none_or(|before| before.index != link.index);
     // Then it goes with its queues.
@@ -262,6 +266,18 @@ async fn attach<P: HostPort>(
         undo.steps.clear();
     }
     Ok(Attached { queues, link, is_new })
+}
+
+/// Opens an interface, which may be in use for a moment by somebody who has gone: the io_uring of a process that was killed
+/// has its queues open until the kernel has cleared it away, some 30 ms after the process.
+async fn open_soon(request: &Request<'_>) -> Result<Vec<Queue>, TunError> {
+    let start = Instant::now();
+    loop {
+        match request.open() {
+            Err(TunError::InUse) if start.elapsed() < IN_USE => sleep(IN_USE_RETRY).await,
+            result => return result,
+        }
+    }
 }
 
 const DELETED: &str = "it was deleted again at once";
@@ -396,16 +412,26 @@ async fn set_up(
     undo.begin(&link, up == Some(false)).await?;
     for (setting, words) in settings.into_iter().flatten() {
         let result = links.set(link.index, setting).await;
+        if may_be_done(&result) {
+            undo.note(&link, setting);
+        }
         result
             .map_err(|error| refused(error, &format!("ip link set dev {} {words}", link.name)))?;
-        undo.note(&link, setting);
     }
     // Last: an interface that is put up has no IPv6 before.
-    let mut added = Vec::new();
-    let result = add_addresses(links, &link, addresses, &mut added).await;
-    undo.steps.extend(added.iter().map(|subnet| Step::Remove(subnet.address, subnet.prefix_len)));
-    result?;
+    for subnet in missing_addresses(links, &link, addresses).await? {
+        let result = add_address(links, &link, subnet).await;
+        if may_be_done(&result) {
+            undo.steps.push(Step::Remove(subnet.address, subnet.prefix_len));
+        }
+        result.map_err(|error| refused(error, &add_command(&link, subnet)))?;
+    }
     links.at(link.index).await?.context(DELETED)
+}
+
+/// Whether something is done, as far as is known: also without an answer in time.
+fn may_be_done(result: &Result<(), LinksError>) -> bool {
+    !matches!(result, Err(LinksError::Refused(_)))
 }
 
 /// What is to be done to an interface, that was there before, so that it is as it was: for a port that never runs.
@@ -439,7 +465,7 @@ impl Undo {
         Ok(())
     }
 
-    /// Something was set of an interface that was like this before.
+    /// Something was set, or may have been, of an interface that was like this before.
     fn note(&mut self, before: &Link, setting: Setting) {
         let before = match setting {
             Setting::Mtu(_) => Some(Setting::Mtu(before.mtu)),
@@ -460,8 +486,8 @@ impl Undo {
                 Step::Remove(address, len) => links.remove_address(index, address, len).await,
             };
             match result {
-                // One that was deleted needs nothing any more.
-                Ok(()) | Err(LinksError::Refused(Errno::NODEV)) => {}
+                // One that was deleted needs nothing any more, and nor does what was not done after all.
+                Ok(()) | Err(LinksError::Refused(Errno::NODEV | Errno::ADDRNOTAVAIL)) => {}
                 Err(error) => {
                     tracing::error!(
                         interface,
@@ -473,25 +499,26 @@ impl Undo {
     }
 }
 
-/// Gives an interface those of these addresses that it does not have, and adds them to `added`.
-async fn add_addresses<'a>(
+/// Those of these addresses that an interface does not have.
+async fn missing_addresses<'a>(
     links: &Links,
     link: &Link,
     wanted: &'a [Subnet],
-    added: &mut Vec<&'a Subnet>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Vec<&'a Subnet>> {
     if wanted.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let there = links.addresses(link.index).await?;
     let is_missing = |subnet: &&Subnet| !there.contains(&(subnet.address, subnet.prefix_len));
-    for subnet in wanted.iter().filter(is_missing) {
-        let result = links.add_address(link.index, subnet.address, subnet.prefix_len).await;
-        let what = format!("ip addr add {subnet} dev {}", link.name);
-        result.map_err(|error| refused(error, &what))?;
-        added.push(subnet);
-    }
-    Ok(())
+    Ok(wanted.iter().filter(is_missing).collect())
+}
+
+async fn add_address(links: &Links, link: &Link, subnet: &Subnet) -> Result<(), LinksError> {
+    links.add_address(link.index, subnet.address, subnet.prefix_len).await
+}
+
+fn add_command(link: &Link, subnet: &Subnet) -> String {
+    format!("ip addr add {subnet} dev {}", link.name)
 }
 
 /// Why an interface could not be set up.
@@ -687,13 +714,16 @@ impl<P: HostPort> Control<P> {
     /// may be over when it is looked at.
     async fn restore(&mut self, link: &Link) {
         let (port, interface) = (&self.handle.name, &self.interface);
-        let mut added = Vec::new();
         let wanted = &self.again.config.setup.addresses;
-        let result = add_addresses(&self.links, link, wanted, &mut added).await;
-        for address in added {
-            tracing::info!(port, interface, %address, "the interface has its address again");
-        }
-        match result {
+        let restore = async {
+            for address in missing_addresses(&self.links, link, wanted).await? {
+                let result = add_address(&self.links, link, address).await;
+                result.map_err(|error| refused(error, &add_command(link, address)))?;
+                tracing::info!(port, interface, %address, "the interface has its address again");
+            }
+            anyhow::Ok(())
+        };
+        match restore.await {
             Ok(()) => self.complaint.clear(),
             Err(error) => {
                 let text = format!("{error:#}");

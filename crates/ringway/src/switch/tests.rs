@@ -837,13 +837,18 @@ async fn a_switch_that_is_being_changed_stops_when_that_is_done() {
 #[tokio::test]
 async fn a_switch_whose_worker_hangs_when_an_app_is_to_stop_ends_all_the_same() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("vm.sock");
-    let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let capture = PcapWrite { file: directory.path().join("capture.pcapng"), snaplen: 65_535 };
+    config.ports.push(PortConfig::new("capture", PortKind::PcapWrite(capture)));
+    let switch = Switch::start(&config).await.unwrap();
     let (_, let_go) = hang_when_taken_out(&switch, "vm").await;
+    let (log, _guard) = Log::start();
     let stopped = tokio::time::timeout(LIMIT, switch.stop()).await;
     let error = stopped.unwrap_or_else(|_| panic!("waited {LIMIT:?} for the end")).unwrap_err();
     let text = "a worker stands still, and was not waited for: a bug of ours";
     assert_eq!(format!("{error:#}"), text);
+    let log = log.text();
+    assert!(log.contains("capture.pcapng"), "nothing is said of what the capture has: {log}");
     drop(let_go);
 }
 

@@ -1,3 +1,4 @@
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 
 use proptest::prelude::*;
@@ -33,7 +34,7 @@ impl Conversations {
 
     /// The same, when these are the eras of both sides.
     pub(in crate::filter) fn swept_in(&self, eras: [Era; 2], now: u32) -> u64 {
-        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(eras, now));
+        (0..crate::occupancy::SLICES).for_each(|_| self.sweep(|| eras, now));
         self.known()
     }
 }
@@ -219,6 +220,27 @@ fn the_conversations_of_one_side_are_forgotten_in_another_era() {
     assert_eq!(talk.0.swept_in([next, ERA], 0), 101);
     assert!(is_known(7, PORT, next) && is_known(7, NETWORK, ERA) && !is_known(7, PORT, ERA));
     assert_eq!((talk.0.len(0), talk.0.swept_in([next; 2], 0)), (101, 1));
+}
+
+#[test]
+fn what_begins_in_an_era_that_begins_during_a_sweep_stays() {
+    let talk = Talk::new();
+    let next = Era(8);
+    for number in 0..100 {
+        talk.0.begin(talk.0.place(&message(number, SYN), PORT), PORT, ERA, 0);
+        talk.0.begin(talk.0.place(&message(1000 + number, SYN), PORT), PORT, next, 0);
+    }
+    let is_known = |number, era| {
+        talk.0.answer(talk.0.place(&reversed(message(number, ACK)), NETWORK), PORT, era, 0)
+    };
+    for _ in 0..crate::occupancy::SLICES {
+        let is_begun = Cell::new(false);
+        talk.0.sweep(|| if is_begun.replace(true) { [next; 2] } else { [ERA; 2] }, 0);
+    }
+    for number in 0..100 {
+        assert!(is_known(1000 + number, next), "{number} was swept away");
+    }
+    assert!(talk.0.known() < 200, "nothing is swept");
 }
 
 #[test]
