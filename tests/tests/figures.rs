@@ -350,7 +350,6 @@ fn keep_pace(
     is_started: &AtomicBool,
     is_over: &AtomicBool,
 ) -> Result<Vec<Instant>> {
-    let_first(gettid())?;
     let (first, second) = ([0x52, 0x54, 0, 0, 0, 1], [0x52, 0x54, 0, 0, 0, 2]);
     let frame = |to: [u8; 6], from: [u8; 6]| [&to[..], &from, &[0x88, 0xb5], &[0; 46]].concat();
     // Frames to an address that the bridge does not know would go to all ports.
@@ -362,6 +361,7 @@ fn keep_pace(
         one.flush();
         Ok(came == Some(true))
     })?;
+    let_first(gettid())?;
     let (mut came, mut end) = (Vec::with_capacity(1 << 20), None::<Instant>);
     while end.is_none_or(|end| came.last().is_none_or(|last| *last <= end)) {
         ensure!(end.is_none_or(|end| end.elapsed() < LIMIT), "waited {LIMIT:?} for a last frame");
