@@ -298,7 +298,7 @@ fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
     }
     for (took, with, without) in measured {
         // The best of five with a reload, and the best of five without one. What else the machine does adds to them, and takes
-        // nothing away: what is the reload's own is in the least, and the medians say more of the machine than of it.
+        // nothing away: what is the reload's own is in the least. Beside builds, the medians say more of those.
         assert!(took.least < RELOAD_LIMIT && with.least < without.least + GAP_LIMIT);
     }
     Ok(())
