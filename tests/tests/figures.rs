@@ -194,7 +194,7 @@ const ADDRESSES: u8 = 8;
 const RELOADS: usize = 5;
 /// Far more than is said of a machine that does nothing else.
 const RELOAD_LIMIT: Duration = Duration::from_secs(1);
-/// What a reload may add to the largest gap that there is without one.
+/// What a reload may add to the largest gap that there is without one: the best of [`RELOADS`] to the best of as many.
 const GAP_LIMIT: Duration = Duration::from_millis(1);
 /// A frame is sent so long after the last one.
 const PACE: Duration = Duration::from_micros(100);
@@ -258,7 +258,9 @@ fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
             let come = reload(&come)?;
             let guests = many_guests(&switch)?;
             let known = known_addresses(&control)?;
-            ensure!(known >= (MANY_GUESTS * usize::from(ADDRESSES)) as u64, "{known} addresses");
+            // Beside those of the two.
+            let all = 2 + (MANY_GUESTS * usize::from(ADDRESSES)) as u64;
+            ensure!(known >= all, "{known} of {all} addresses");
             let limited = reload(&limited)?;
             let changed = reload(&changed)?;
             let anew = reload(&anew)?;
@@ -273,8 +275,8 @@ fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
             (0..RELOADS).map(|_| round()).collect::<Result<Vec<_>>>()
         })();
         is_over.store(true, Relaxed);
-        let came = pair.join().ok().context("the guests panicked")??;
-        anyhow::Ok((reloads?, came))
+        let came = pair.join().ok().context("the guests panicked")?;
+        anyhow::Ok((reloads?, came?))
     })?;
     drop((one, two));
     switch.stop()?;
@@ -295,7 +297,8 @@ fn a_reload_of_256_ports_is_quick_and_others_hardly_notice() -> Result<()> {
         measured.push((took, with, without));
     }
     for (took, with, without) in measured {
-        // What else the machine does adds to them: what is the reload's own is in the least.
+        // The best of five with a reload, and the best of five without one. What else the machine does adds to them, and takes
+        // nothing away: what is the reload's own is in the least. Beside builds, the medians say more of those.
         assert!(took.least < RELOAD_LIMIT && with.least < without.least + GAP_LIMIT);
     }
     Ok(())
@@ -339,18 +342,29 @@ fn largest_gap(came: &[Instant], start: Instant, end: Instant) -> Result<Duratio
     gap.filter(|_| is_after).context("frames ended before the measurement did")
 }
 
-/// Has one guest send another a frame every [`PACE`]. Returns when one had come, as far as that is seen by looking so often.
+/// Has one guest send another, whom the bridge knows, a frame every [`PACE`], until one has come after the end. Returns when
+/// one had come, as far as that is seen by looking so often.
 fn keep_pace(
     one: &mut guest::Guest,
     two: &mut guest::Guest,
     is_started: &AtomicBool,
     is_over: &AtomicBool,
 ) -> Result<Vec<Instant>> {
+    let (first, second) = ([0x52, 0x54, 0, 0, 0, 1], [0x52, 0x54, 0, 0, 0, 2]);
+    let frame = |to: [u8; 6], from: [u8; 6]| [&to[..], &from, &[0x88, 0xb5], &[0; 46]].concat();
+    // Frames to an address that the bridge does not know would go to all ports.
+    let (frame, hello) = (frame(second, first), frame(first, second));
+    ensure!(two.driver().send(Default::default(), &hello)?, "no room for a frame");
+    two.flush();
+    wait_for("the bridge to know the receiver", || {
+        let came = one.driver().receive(|came| came.frame == hello)?;
+        one.flush();
+        Ok(came == Some(true))
+    })?;
     let_first(gettid())?;
-    let frame = [&[0x52, 0x54, 0, 0, 0, 2][..], &[0x52, 0x54, 0, 0, 0, 1], &[0x88, 0xb5], &[0; 46]]
-        .concat();
-    let mut came = Vec::with_capacity(1 << 20);
-    while !is_over.load(Relaxed) {
+    let (mut came, mut end) = (Vec::with_capacity(1 << 20), None::<Instant>);
+    while end.is_none_or(|end| came.last().is_none_or(|last| *last <= end)) {
+        ensure!(end.is_none_or(|end| end.elapsed() < LIMIT), "waited {LIMIT:?} for a last frame");
         one.driver().reclaim()?;
         // If there is no room, the worker has not taken what was sent before.
         one.driver().send(Default::default(), &frame)?;
@@ -364,6 +378,9 @@ fn keep_pace(
         if has_come {
             came.push(Instant::now());
             is_started.store(true, Relaxed);
+        }
+        if end.is_none() && is_over.load(Relaxed) {
+            end = Some(Instant::now());
         }
     }
     Ok(came)

@@ -8,6 +8,7 @@ use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream as Raw;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{self as sync_mpsc, Receiver, Sender};
@@ -412,11 +413,8 @@ async fn a_socket_whose_file_was_removed_is_made_anew() {
     // Also while a guest is connected, which keeps its connection.
     let _guest = spawn_blocking(connect).await.unwrap();
     fs::remove_file(&path).unwrap();
-    let start = Instant::now();
-    while !path.exists() {
-        assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the socket");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    log.until_said("listening there anew", 2).await;
+    assert!(path.exists());
     assert!(!log.text().contains("disconnected"), "{}", log.text());
     switch.stop().await.unwrap();
     assert!(!path.exists(), "the socket is gone");
@@ -507,8 +505,13 @@ impl Log {
 
     /// Waits until this was said.
     async fn until(&self, words: &str) {
+        self.until_said(words, 1).await;
+    }
+
+    /// The same where it is to be said so often.
+    async fn until_said(&self, words: &str, times: usize) {
         let start = Instant::now();
-        while !self.text().contains(words) {
+        while self.text().matches(words).count() < times {
             assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for {words:?} in:\n{}", self.text());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -617,6 +620,37 @@ async fn what_is_not_in_the_way_of_a_port_is_opened_before_that_lets_go_of_its_g
     pairs(&mut good, None);
     assert_eq!(reload(&switch, &good).await.unwrap(), ["~ port vm (vhost-user): made anew"]);
     drop(guest);
+    switch.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_port_that_is_put_back_has_its_socket_and_its_settings_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vm.sock");
+    let config = config(&path, Vec::new());
+    let switch = Switch::start(&config).await.unwrap();
+    let connect = async || {
+        let path = path.clone();
+        let connect = move || {
+            let mut guest = Guest::connect(&path, &Options::default()).unwrap();
+            let pairs = guest.front_end().queue_pairs().unwrap();
+            (guest, pairs)
+        };
+        spawn_blocking(connect).await.unwrap()
+    };
+    let (mut guest, before) = connect().await;
+    // Its new one needs the socket, and so does a second one, which cannot have it then.
+    let mut bad = config.clone();
+    let mut pairs = VhostUser::new(path.clone());
+    pairs.queue_pairs = 2;
+    bad.ports[0].kind = PortKind::VhostUser(pairs);
+    let second = PortKind::VhostUser(VhostUser::new(path.clone()));
+    bad.ports.push(PortConfig::new("second", second));
+    let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+    assert!(error.starts_with("nothing was changed: port `second`"), "{error}");
+    assert!(guest.front_end().is_closed(), "it was put back, so it was let go of");
+    let (_guest, after) = connect().await;
+    assert_eq!(after, before);
     switch.stop().await.unwrap();
 }
 
@@ -825,12 +859,21 @@ async fn a_switch_that_is_being_changed_stops_when_that_is_done() {
     let path = directory.path().join("vm.sock");
     let switch = Switch::start(&config(&path, Vec::new())).await.unwrap();
     let changing = switch.state.clone().lock_owned().await;
-    let change = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        drop(changing);
-    });
-    switch.stop().await.unwrap();
-    change.await.unwrap();
+    let workers = switch.workers.clone();
+    let mut stop = pin!(switch.stop());
+    // Longer than it would take without that: each answer comes after those it asks for.
+    let others = async move {
+        for _ in 0..8 {
+            workers.on_each(|_| ()).await.unwrap();
+        }
+    };
+    tokio::select! {
+        biased;
+        stopped = &mut stop => panic!("it did not wait: {stopped:?}"),
+        () = others => {}
+    }
+    drop(changing);
+    stop.await.unwrap();
     assert!(!path.exists(), "the socket is gone");
 }
 
