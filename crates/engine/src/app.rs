@@ -12,6 +12,7 @@
 //!   |  |    about once a second      tick          at the end of a breath
 //!   |  |      |            |
 //!   |  |    between breaths          link          something that leads here came up, or went down
+//!   |  |                             links_told    that was all of it
 //!   |  |      |                      is_up         and so may what leads away from here
 //!   |  |      |                      reconfigure   control has other settings
 //!   |  |      |                      counters, report

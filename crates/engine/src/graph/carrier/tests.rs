@@ -81,11 +81,14 @@ fn nobody_hears_of_a_port_as_it_was_before() {
     assert_eq!(told(&tidings), [], "both are up");
 }
 
+/// Inputs that an app heard of at once, and whether they are up.
+type Heard = Vec<(usize, bool)>;
+
 /// Notes all that it hears of at once.
 #[derive(Default)]
 struct Walker {
-    heard: Vec<(usize, bool)>,
-    walks: Arc<Mutex<Vec<Vec<(usize, bool)>>>>,
+    heard: Heard,
+    walks: Arc<Mutex<Vec<Heard>>>,
     counters: Counters,
 }
 
