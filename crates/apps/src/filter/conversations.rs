@@ -31,8 +31,8 @@
 //! # Who writes what
 //!
 //! All workers, at any time, without a lock. The word that says what conversation it is, and who began it, is one
-//! atomic word: what may pass is never mixed up. Times and flags are another: workers that write to one
-//! bucket at once may lose an entry, or have it live for longer or shorter, within the times above.
+//! atomic word: what may pass is never mixed up, and of two workers that take the same room one looks for another. Times and flags are another
+//! word: what two workers do to one bucket at once may have an entry live for longer or shorter, within the times above.
 
 use std::array::from_fn;
 use std::sync::atomic::{
@@ -207,16 +207,18 @@ impl Bucket {
         (!state.is_aged(now)).then_some((way, state))
     }
 
-    /// Where a new entry goes: where an aged one of the same is, or one that gives way.
+    /// Where a new entry goes, and what is there: where an aged one of the same is, or one that gives way.
     #[cold]
-    fn room(&self, tag: Tag, now: u32) -> usize {
-        let tag_at = |way| Tag(self.tag(way).load(Relaxed));
+    fn room(&self, tag: Tag, now: u32) -> (usize, Tag) {
+        let tags: [_; WAYS] = from_fn(|way| Tag(self.tag(way).load(Relaxed)));
         let entries: [_; WAYS] = from_fn(|way| {
             let state = State(self.state(way).load(Relaxed));
-            let is_fresh = tag_at(way) != Tag::EMPTY && !state.is_aged(now);
-            is_fresh.then(|| (tag_at(way).began_by(), state.age(now)))
+            let is_fresh = tags[way] != Tag::EMPTY && !state.is_aged(now);
+            is_fresh.then(|| (tags[way].began_by(), state.age(now)))
         });
-        (0..WAYS).find(|way| tag_at(*way) == tag).unwrap_or_else(|| victim(tag.began_by(), entries))
+        let same = (0..WAYS).find(|way| tags[*way] == tag);
+        let way = same.unwrap_or_else(|| victim(tag.began_by(), entries));
+        (way, tags[way])
     }
 
     /// Writes only what changes: mostly nothing does within a second.
@@ -341,14 +343,24 @@ impl Conversations {
             Some((way, state)) => bucket.note(way, state, state.after(place.step, 0, now)),
             // Nothing begins with its end.
             None if matches!(place.step, Step::Tcp(segment) if segment.rst()) => {}
-            None => {
-                let way = bucket.room(tag, now);
-                if bucket.tag(way).load(Relaxed) == Tag::EMPTY.0 {
+            None => self.enter(place, tag, State::new(place.step, era, now), now),
+        }
+    }
+
+    /// Takes room for a new conversation.
+    fn enter(&self, place: Place, tag: Tag, state: State, now: u32) {
+        let bucket = self.bucket(place);
+        // Another worker may take the same room at once: then there is another one.
+        for _ in 0..WAYS {
+            let (way, before) = bucket.room(tag, now);
+            // The state first: whoever finds the tag finds no old state.
+            bucket.state(way).store(state.0, Relaxed);
+            let taken = bucket.tag(way).compare_exchange(before.0, tag.0, Release, Relaxed);
+            if taken.is_ok() {
+                if before == Tag::EMPTY {
                     self.occupancy.filled(place.bucket as usize % BUCKETS);
                 }
-                // The state first: whoever finds the tag finds no old state.
-                bucket.state(way).store(State::new(place.step, era, now).0, Relaxed);
-                bucket.tag(way).store(tag.0, Release);
+                return;
             }
         }
     }
