@@ -400,6 +400,11 @@ impl Graph {
         app.downcast_mut()
     }
 
+    /// Whether an app is there, or what a failed one has left: it was not taken out.
+    pub fn has(&self, id: AppId) -> bool {
+        self.slot(id).is_some()
+    }
+
     /// Whether an app is there, and has not failed.
     pub fn is_running(&self, id: AppId) -> bool {
         self.slot(id).is_some_and(|slot| slot.app.is_some())

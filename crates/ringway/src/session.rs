@@ -213,7 +213,9 @@ impl Port {
                     let announce =
                         move |port: &mut VhostUserPort, _: &Poller| port.announce(frame.into());
                     let announced = self.workers.on_first(move |worker| worker.with(app, announce));
-                    announced.await?.ok_or(Ended::Failed)?;
+                    if announced.await?.is_none() {
+                        return Err(self.lost().await);
+                    }
                 }
                 Some(Event::Mtu(mtu)) => {
                     tracing::info!(port = self.name, mtu, "guest's MTU");
@@ -253,7 +255,21 @@ impl Port {
     ) -> Result<Vec<R>, Ended> {
         let app = self.app;
         let parts = self.workers.on_each(move |worker| worker.with(app, command.clone())).await?;
-        parts.into_iter().collect::<Option<_>>().ok_or(Ended::Failed)
+        match parts.into_iter().collect() {
+            Some(results) => Ok(results),
+            None => Err(self.lost().await),
+        }
+    }
+
+    /// Why a worker has no part of this port: it has failed, or the port was taken out of all of them, and we are about to be
+    /// ended for it.
+    async fn lost(&self) -> Ended {
+        let app = self.app;
+        match self.workers.on_each(move |worker| worker.graph().has(app)).await {
+            Ok(parts) if parts.contains(&true) => Ended::Failed,
+            Ok(_) => Stopped.into(),
+            Err(stopped) => stopped.into(),
+        }
     }
 }
 

@@ -63,6 +63,7 @@ fn who_has_kept_the_id_of_an_app_that_is_gone_does_not_find_the_next() {
     assert_eq!((graph.name(old), graph.name(new)), ("", "new"));
     assert!(graph.get::<Repeater>(old).is_none());
     assert!(!graph.is_running(old) && graph.is_running(new));
+    assert!(!graph.has(old) && graph.has(new));
     assert!(graph.replace(old, Box::new(Repeater::new(1))).is_some(), "it comes back");
     assert!(graph.take(old).is_none());
     assert!(graph.link((old, 0), (new, 0)).is_err());
