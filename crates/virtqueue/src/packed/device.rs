@@ -13,6 +13,9 @@ use crate::chain::{
 use crate::fields::{Fields, Mapped, RingMemory};
 use crate::{Chain, DeviceRing, Direction, Piece, Single, Singles, Violation};
 
+/// Descriptors that are taken together: as many as a cache line has.
+const TOGETHER: usize = 4;
+
 /// The device side of a packed ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
     layout: Layout<M>,
@@ -150,9 +153,6 @@ impl<M: RingMemory> DeviceQueue<M> {
         most: usize,
         take: &mut impl FnMut(Single) -> bool,
     ) -> Singles {
-        /// As many as a cache line has.
-        const TOGETHER: usize = 4;
-
         let at = 2 * usize::from(start.slot());
         // All descriptors are on their way before the first is waited for, if they are several lines.
         if most > TOGETHER {
@@ -439,8 +439,17 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
             if count < run {
                 // Or fewer are there than were known to be.
                 all.is_other_next = is_other_next || self.known > 0;
-                break;
+                return Ok(all);
             }
+        }
+        if all.count > TOGETHER {
+            // As many were there as were wanted. If there is one more, there are likely to be many, which are on their way while
+            // these are dealt with; if there is none, the driver may be writing there, and keeps its lines.
+            self.look();
+        }
+        if all.count > TOGETHER && self.known > 0 {
+            let behind = 2 * usize::from(self.next_available.slot());
+            self.layout.descriptors.prefetch_run(behind, 2 * all.count);
         }
         Ok(all)
     }

@@ -133,14 +133,8 @@ impl<M: RingMemory> DeviceQueue<M> {
     ) -> usize {
         let at = ENTRIES + start.slot(self.size());
         // All descriptors are on their way before the first is waited for, if they are several lines.
-        // Neighbours are most often neighbours there too.
         if most > DESCRIPTORS_IN_LINE {
-            let mut ahead = 0;
-            while ahead < most {
-                let head = self.layout.available.load(at + ahead, Ordering::Relaxed);
-                self.layout.descriptors.prefetch(2 * usize::from(head));
-                ahead += DESCRIPTORS_IN_LINE;
-            }
+            self.fetch(at, most);
         }
         let is_read_only = direction == Direction::Read;
         let kind = if is_read_only { 0 } else { Descriptor::WRITE };
@@ -161,6 +155,27 @@ impl<M: RingMemory> DeviceQueue<M> {
             taken += 1;
         }
         taken
+    }
+
+    /// Has the descriptors of so many available entries be fetched. Neighbours are most often neighbours there too.
+    #[inline(always)]
+    fn fetch(&self, at: usize, most: usize) {
+        let mut ahead = 0;
+        while ahead < most {
+            let head = self.layout.available.load(at + ahead, Ordering::Relaxed);
+            self.layout.descriptors.prefetch(2 * usize::from(head));
+            ahead += DESCRIPTORS_IN_LINE;
+        }
+    }
+
+    /// Has the descriptors be fetched of what is known to be available behind so many that were taken, as many again.
+    #[inline(always)]
+    fn fetch_behind(&self, count: usize) {
+        let slot = self.next_available.slot(self.size());
+        let known = usize::from(self.available.since(self.next_available));
+        let most = count.min(known).min(usize::from(self.size()) - slot);
+        self.fetch(ENTRIES + slot, most);
+        self.layout.available.prefetch(ENTRIES + slot + most);
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -395,6 +410,9 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
             if taken < run {
                 break;
             }
+        }
+        if count > DESCRIPTORS_IN_LINE {
+            self.fetch_behind(count);
         }
         Ok(Singles { count, is_other_next: count < most })
     }
