@@ -198,15 +198,15 @@ impl Run {
             Ok(places) => places,
             Err(reason) => return Decision::Drop(reason),
         };
-        if source.address().is_multicast() {
+        if source.address(domain).is_multicast() {
             return Decision::Drop(DropReason::BadSource);
         }
-        table.learn(source, domain, input as PortNumber, now);
-        if destination.address().is_reserved() {
+        table.learn(source, input as PortNumber, now);
+        if destination.address(domain).is_reserved() {
             return Decision::Drop(DropReason::ReservedAddress);
         }
-        if !destination.address().is_multicast()
-            && let Some(port) = table.find(destination, domain, now)
+        if !destination.address(domain).is_multicast()
+            && let Some(port) = table.find(destination, now)
         {
             let port = usize::from(port);
             let is_same = port == input;

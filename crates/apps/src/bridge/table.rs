@@ -222,14 +222,15 @@ impl Domain {
 #[derive(Clone, Copy)]
 pub struct Place {
     bucket: u32,
-    address: MacAddress,
+    station: Masked,
 }
 
 impl Place {
-    /// The address that belongs there.
+    /// The address that belongs there, which is one of this domain.
     #[inline]
-    pub fn address(self) -> MacAddress {
-        self.address
+    pub fn address(self, Domain(mask): Domain) -> MacAddress {
+        let [a, b, c, d, e, f, _, _] = ((self.station.0 ^ mask) >> 16).to_le_bytes();
+        MacAddress([a, b, c, d, e, f])
     }
 }
 
@@ -260,10 +261,11 @@ impl Table {
     /// Where `address` belongs. That is on its way to the processor then, while other things are done.
     #[inline]
     pub fn place(&self, address: MacAddress, domain: Domain) -> Place {
-        let bucket = self.hash(Masked::new(address, domain).0 >> 16) as usize % BUCKETS;
+        let station = Masked::new(address, domain);
+        let bucket = self.hash(station.0 >> 16) as usize % BUCKETS;
         let [line, _] = &self.buckets[bucket].lines;
         memory::prefetch(line);
-        Place { bucket: bucket as u32, address }
+        Place { bucket: bucket as u32, station }
     }
 
     #[inline]
@@ -271,11 +273,10 @@ impl Table {
         &self.buckets[place.bucket as usize % BUCKETS]
     }
 
-    /// Remembers that the address of `place`, which is one of this domain, was seen on `port`, moving it there if it was
-    /// elsewhere.
+    /// Remembers that the address of `place` was seen on `port`, moving it there if it was elsewhere.
     #[inline(always)]
-    pub fn learn(&self, place: Place, domain: Domain, port: PortNumber, now: u32) {
-        let (bucket, station) = (self.at(place), Masked::new(place.address, domain));
+    pub fn learn(&self, place: Place, port: PortNumber, now: u32) {
+        let (bucket, station) = (self.at(place), place.station);
         let way = bucket.way(station).unwrap_or_else(|| bucket.victim(port, now));
         // Mostly both are what they were: no need to dirty the line.
         let entry = Entry::new(station, port);
@@ -297,11 +298,11 @@ impl Table {
         bucket.set(way, entry);
     }
 
-    /// The port where the address of `place`, which is one of this domain, was seen, unless that is too long ago.
+    /// The port where the address of `place` was seen, unless that is too long ago.
     #[inline]
-    pub fn find(&self, place: Place, domain: Domain, now: u32) -> Option<PortNumber> {
+    pub fn find(&self, place: Place, now: u32) -> Option<PortNumber> {
         let bucket = self.at(place);
-        let way = bucket.way(Masked::new(place.address, domain))?;
+        let way = bucket.way(place.station)?;
         let entry = bucket.entry(way);
         // It may have been forgotten just now.
         let is_known = entry != Entry::EMPTY && bucket.age(way, now) < AGEING_SECONDS;

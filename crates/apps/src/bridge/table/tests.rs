@@ -15,11 +15,11 @@ fn mac(number: u64) -> MacAddress {
 }
 
 fn learn(table: &Table, address: MacAddress, port: PortNumber, now: u32) {
-    table.learn(table.place(address, Domain::NONE), Domain::NONE, port, now);
+    table.learn(table.place(address, Domain::NONE), port, now);
 }
 
 fn find(table: &Table, address: MacAddress, now: u32) -> Option<PortNumber> {
-    table.find(table.place(address, Domain::NONE), Domain::NONE, now)
+    table.find(table.place(address, Domain::NONE), now)
 }
 
 impl Table {
@@ -380,13 +380,13 @@ fn an_address_is_another_one_in_each_vlan() {
         for (port, vlan) in (0..).zip(vlans) {
             let domain = table.domain(vlan);
             for number in 0..12 {
-                table.learn(table.place(mac(number), domain), domain, port, 0);
+                table.learn(table.place(mac(number), domain), port, 0);
             }
         }
         for (port, vlan) in (0..).zip(vlans) {
             let domain = table.domain(vlan);
             for number in 0..12 {
-                let found = table.find(table.place(mac(number), domain), domain, 0);
+                let found = table.find(table.place(mac(number), domain), 0);
                 assert_eq!(found, Some(port), "{number} in {vlan}");
             }
         }

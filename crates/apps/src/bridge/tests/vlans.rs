@@ -389,7 +389,7 @@ fn witnessed(is_known: bool, frames: &[Vec<u8>]) -> Vec<[Vec<u8>; 2]> {
     let bridge = Bridge::with_vlans(memberships.into(), [1, 2]);
     if is_known {
         let (table, domain) = (bridge.table(), bridge.table().domain(10));
-        table.learn(table.place(host(2), domain), domain, 1, 0);
+        table.learn(table.place(host(2), domain), 1, 0);
     }
     let mut graph = Graph::new();
     let bridge = graph.add("bridge", bridge);
