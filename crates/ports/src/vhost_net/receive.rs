@@ -17,13 +17,15 @@ use crate::backlog::Backlog;
 use crate::frame::{BYTE_BUDGET, MAX_FRAME};
 use crate::lent::Lent;
 
-/// Buffers in a ring: two bursts of small frames are in it many times over, and some dozens of the
-/// largest.
-pub(super) const RING: u16 = 1024;
+/// Buffers in a ring: four bursts of small frames, and one of the largest.
+pub(super) const RING: u16 = 256;
+const _: () = assert!(RING as usize >= 4 * BURST);
 
-/// Bytes of a buffer. 64 KiB fill 17 of them. An odd number of cache lines: with an even one the headers of
-/// all frames would share a few places of the cache.
-pub(super) const BUFFER: u32 = 63 * 64;
+/// Bytes of a buffer: what a frame takes is a descriptor for each, for the kernel's thread as well as for us,
+/// so that the largest fill four. An odd number of cache lines: with an even one the headers of all frames would
+/// share a few places of the cache.
+pub(super) const BUFFER: u32 = 257 * 64;
+const _: () = assert!(NetHeader::SIZE + MAX_FRAME <= 4 * BUFFER as usize);
 
 /// A frame in the buffers.
 struct Filled {
