@@ -49,21 +49,22 @@ impl Graph {
         let places = self.places();
         let order = [self.first..places.end, 0..self.first];
         let mut is_first = true;
-        for place in order.into_iter().flatten() {
-            let Some(id) = self.at(place).filter(|id| self.is_asked(*id, ask_all)) else {
-                continue;
-            };
-            let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
-            busy |= was_busy;
-            self.worked |= was_busy || had_frames;
-            // Behind the first one that has frames: an app gets no turns of idle ones before it.
-            if had_frames && std::mem::take(&mut is_first) {
-                self.first = place + 1;
-            }
-            // A receiver can begin while others have their turns, and a lone frame does not wait for
-            // those.
-            while let Some(touched) = self.due.touched.pop() {
-                self.publish(touched, &mut report);
+        for mut places in order {
+            while let Some(place) = self.next_asked(places.clone(), ask_all) {
+                places.start = place + 1;
+                let Some(id) = self.at(place) else { continue };
+                let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
+                busy |= was_busy;
+                self.worked |= was_busy || had_frames;
+                // Behind the first one that has frames: an app gets no turns of idle ones before it.
+                if had_frames && std::mem::take(&mut is_first) {
+                    self.first = place + 1;
+                }
+                // A receiver can begin while others have their turns, and a lone frame does not wait for
+                // those.
+                while let Some(touched) = self.due.touched.pop() {
+                    self.publish(touched, &mut report);
+                }
             }
         }
         self.storage = storage;

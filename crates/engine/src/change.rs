@@ -60,6 +60,8 @@ impl Change {
 
     /// Puts an app in, under an id that no other has had. Its descriptors are to be registered already.
     pub fn add(&mut self, id: AppId, name: &str, app: Box<dyn App>) {
+        // The id may have been taken since this was begun.
+        self.due.schedule.reserve(id.place() + 1);
         self.added.push(Slot::new(id, name, app));
     }
 

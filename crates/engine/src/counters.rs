@@ -117,7 +117,7 @@ drop_reasons! {
     FilterTooDeep = "filter_too_deep",
     /// The app that the frame was given to has failed.
     AppFailed = "app_failed",
-    /// It waited in an app that was taken out.
+    /// It waited in an app that was taken out, or came to one that was about to be.
     Stopped = "stopped",
 }
 

@@ -1,14 +1,17 @@
 //! Apps and the links between them.
 
 mod carrier;
+mod schedule;
 
 use std::any::Any;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use thiserror::Error;
 
+use self::schedule::{ROUND, Schedule};
 use crate::burst::Storage;
 use crate::change::{Change, Outgoing};
 use crate::id::{AppId, Ids};
@@ -57,9 +60,11 @@ pub(crate) struct Slot {
     /// Whose it is. None: free.
     pub(crate) id: Option<AppId>,
     name: String,
-    /// None while frames run through the app, and after it failed.
+    /// None while frames run through the app, after it failed, and after it was stopped ahead.
     app: Option<Box<dyn App>>,
     has_failed: bool,
+    /// It was stopped ahead of the change that takes it out, which is near. It is only counted any more.
+    stopped: Option<Box<dyn App>>,
     has_outside: bool,
     /// What it said last: see [`App::is_up`].
     is_up: bool,
@@ -101,7 +106,7 @@ impl Slot {
 
     pub(crate) fn counters(&self) -> Counters {
         let mut counters = self.past.clone();
-        if let Some(app) = &self.app {
+        for app in self.app.iter().chain(&self.stopped) {
             counters += app.counters();
         }
         counters
@@ -116,11 +121,21 @@ impl Slot {
     /// asking.
     #[inline]
     fn touch(&mut self, id: AppId, due: &mut Due) {
-        (self.idle, self.pause) = (0, 0);
+        self.idle = 0;
+        if self.pause != 0 {
+            self.rest(id, 0, due);
+        }
         if self.has_outside && !std::mem::replace(&mut self.is_touched, true) {
             let is_late = self.published == due.breath;
             if is_late { &mut due.late } else { &mut due.touched }.push(id);
         }
+    }
+
+    /// Has the app be asked in one breath, and then not in so many.
+    #[cold]
+    fn rest(&mut self, id: AppId, pause: usize, due: &mut Due) {
+        self.pause = pause;
+        due.schedule.ask(id.place(), pause);
     }
 
     /// Keeps what an app counted that is not here any more.
@@ -174,10 +189,12 @@ pub struct Graph {
     pub(crate) pulse: Arc<Pulse>,
 }
 
-/// The apps that may have something to publish.
+/// Which apps are to have a turn, and when, and which have something to publish.
 #[derive(Default)]
 pub(crate) struct Due {
-    /// Those that do so behind this turn.
+    /// Those with an outside, and when they are asked.
+    pub(crate) schedule: Schedule,
+    /// Those that may have something to publish, and do so behind this turn.
     pub(crate) touched: Vec<AppId>,
     /// Those that did so in this breath already, and do it at its end: so there are two publications in a
     /// breath at most, however many send to one app.
@@ -188,11 +205,17 @@ pub(crate) struct Due {
 
 impl Due {
     pub(crate) fn with_capacity(apps: usize) -> Self {
-        Self { touched: Vec::with_capacity(apps), late: Vec::with_capacity(apps), breath: 0 }
+        Self {
+            schedule: Schedule::with_capacity(apps),
+            touched: Vec::with_capacity(apps),
+            late: Vec::with_capacity(apps),
+            breath: 0,
+        }
     }
 
     /// Takes over the room of another, which gets this one's, if that is larger.
     pub(crate) fn make_room(&mut self, other: &mut Self) {
+        self.schedule.make_room(&mut other.schedule);
         for (ours, room) in
             [(&mut self.touched, &mut other.touched), (&mut self.late, &mut other.late)]
         {
@@ -212,7 +235,7 @@ const TURN: usize = 4;
 pub(crate) const LONG_IDLE: u32 = 512;
 /// Breaths in which it is asked once then. Under load these are some 50 microseconds, as long as a sleeping worker takes to
 /// wake up.
-const LONG_TURN: usize = 16;
+const LONG_TURN: usize = ROUND;
 
 /// In how many breaths, less one, an app is asked once that was asked so often in vain. One less than a power of two.
 fn pause(idle: u32) -> usize {
@@ -246,6 +269,17 @@ impl Graph {
         self.exchange(change);
     }
 
+    /// Stops an app that a change is about to take out, so that the change has less to do at a stretch. Until then its place stays as
+    /// it is, and what comes to it is dropped.
+    pub fn stop_ahead(&mut self, id: AppId) {
+        self.stop(id);
+        if let Some(slot) = self.slot_mut(id)
+            && let Some(app) = slot.app.take()
+        {
+            slot.stopped = Some(app);
+        }
+    }
+
     /// Stops the apps that go by a change: before it, so that what fails in that can be reported.
     pub(crate) fn stop_those(&mut self, change: &Change) {
         change.removed.iter().for_each(|(id, _)| self.stop(*id));
@@ -257,6 +291,7 @@ impl Graph {
         for (id, removed) in &mut change.removed {
             if let Some(slot) = find_current(&mut self.slots, *id) {
                 self.received_by_gone += slot.counters().received.frames;
+                self.due.schedule.forget(id.place());
                 *removed = Some(std::mem::take(slot));
             }
         }
@@ -265,6 +300,7 @@ impl Graph {
             if let Some(place) = self.slots.get_mut(id.place()) {
                 std::mem::swap(place, added);
             }
+            self.schedule(id);
             let is_up = self.call(id, |app| app.is_up()).unwrap_or(false);
             if let Some(slot) = self.slot_mut(id) {
                 // What leads to it, and where it leads, is looked at below, once for all.
@@ -291,6 +327,17 @@ impl Graph {
         self.look_at_all(change);
     }
 
+    /// Has an app that is new be asked in each breath, if it has an outside.
+    fn schedule(&mut self, id: AppId) {
+        let Some(slot) = find_current(&mut self.slots, id) else { return };
+        (slot.idle, slot.pause) = (0, 0);
+        let schedule = &mut self.due.schedule;
+        match slot.has_outside {
+            true => schedule.ask(id.place(), 0),
+            false => schedule.forget(id.place()),
+        }
+    }
+
     /// Links that led to an app that is gone lead nowhere.
     fn unlink_the_gone(&mut self) {
         for place in 0..self.slots.len() {
@@ -315,7 +362,7 @@ impl Graph {
 
     /// The places of apps, free ones included.
     #[inline]
-    pub(crate) fn places(&self) -> std::ops::Range<usize> {
+    pub(crate) fn places(&self) -> Range<usize> {
         0..self.slots.len()
     }
 
@@ -346,20 +393,22 @@ impl Graph {
     }
 
     /// Puts another app in the place of one, under its name and with its links. Returns the one that was there, if it had
-    /// not failed, and is stopped; what it counted stays. None is added when there is no such place: it is returned.
+    /// not failed, and is stopped; what it counted stays. None is added when there is no such place, or a change is about to take it
+    /// out: the new one is returned then.
     pub(crate) fn replace(&mut self, id: AppId, app: Box<dyn App>) -> Option<Box<dyn App>> {
         self.stop(id);
-        let Some(slot) = self.slot_mut(id) else { return Some(app) };
+        let slot = self.slot_mut(id).filter(|slot| slot.stopped.is_none());
+        let Some(slot) = slot else { return Some(app) };
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
-        (slot.idle, slot.pause) = (0, 0);
         // It is told anew.
         (slot.down, slot.dark, slot.is_new) = (Vec::new(), Vec::new(), true);
         let old = slot.app.replace(app);
         if let Some(old) = &old {
             slot.retire(&**old);
         }
+        self.schedule(id);
         self.may_have_changed(id);
         old
     }
@@ -400,14 +449,19 @@ impl Graph {
         app.downcast_mut()
     }
 
-    /// Whether an app is there, or what a failed one has left: it was not taken out.
+    /// Whether an app is there, or what a failed one has left: it was not taken out, and is not about to be.
     pub fn has(&self, id: AppId) -> bool {
-        self.slot(id).is_some()
+        self.slot(id).is_some_and(|slot| slot.stopped.is_none())
     }
 
-    /// Whether an app is there, and has not failed.
+    /// Whether an app is there, has not failed, and was not stopped ahead of the change that takes it out.
     pub fn is_running(&self, id: AppId) -> bool {
         self.slot(id).is_some_and(|slot| slot.app.is_some())
+    }
+
+    /// Whether an app has failed, and no other is in its place yet.
+    pub fn has_failed(&self, id: AppId) -> bool {
+        self.slot(id).is_some_and(|slot| slot.has_failed)
     }
 
     /// What an app says of itself beside its counters, at a time as that of [`Burst::now`].
@@ -457,13 +511,10 @@ impl Graph {
         self.slot(id).map(Slot::counters).unwrap_or_default()
     }
 
-    /// Whether an app is to be asked in this breath, in which `all` are or not: many idle ports do not slow
-    /// a few busy ones down.
+    /// The first of these places that is to be asked in this breath, in which `all` are or not.
     #[inline]
-    pub(crate) fn is_asked(&self, id: AppId, all: bool) -> bool {
-        let turn = (self.due.breath as usize).wrapping_add(id.place());
-        let is_asked = |slot: &Slot| slot.has_outside && (all || turn & slot.pause == 0);
-        self.slots.get(id.place()).is_some_and(is_asked)
+    pub(crate) fn next_asked(&self, places: Range<usize>, all: bool) -> Option<usize> {
+        self.due.schedule.next(places, (!all).then_some(self.due.breath))
     }
 
     /// See [`App::has_outside`].
@@ -480,7 +531,10 @@ impl Graph {
             slot.touch(id, &mut self.due);
         } else {
             slot.idle = slot.idle.saturating_add(1);
-            slot.pause = pause(slot.idle);
+            let pause = pause(slot.idle);
+            if pause != slot.pause {
+                slot.rest(id, pause, &mut self.due);
+            }
         }
     }
 
@@ -552,7 +606,11 @@ impl Graph {
         slot.touch(target.app, &mut self.due);
         // The app is out of its slot while it runs: a link that leads back to it is dark.
         let Some(mut app) = slot.app.take() else {
-            let reason = if slot.has_failed { DropReason::AppFailed } else { DropReason::Loop };
+            let reason = match slot {
+                Slot { has_failed: true, .. } => DropReason::AppFailed,
+                Slot { stopped: Some(_), .. } => DropReason::Stopped,
+                _ => DropReason::Loop,
+            };
             slot.past[reason] += selection.len() as u64;
             return;
         };

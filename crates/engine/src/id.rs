@@ -2,7 +2,7 @@
 
 /// Which app of a graph. That of an app that is gone stays its own: whoever has kept it finds nothing, though another app is
 /// in that place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AppId {
     /// Its place in the lower half; in the upper one how many apps were there before. In one word, as it is noted at each
     /// call of an app.

@@ -98,6 +98,10 @@ pub struct Worker {
     commands: Receiver<Command>,
     load: Load,
     stopping: bool,
+    /// Nanoseconds since the epoch, as it was when the clock was read last.
+    now: u64,
+    /// Breaths since then.
+    age: u32,
 }
 
 /// The worker has stopped.
@@ -184,6 +188,8 @@ impl Worker {
             commands,
             load: Load::default(),
             stopping: false,
+            now: 0,
+            age: 0,
         };
         let cpus = worker.settings.cpus.clone();
         let pulse = worker.graph.pulse.clone();
@@ -247,12 +253,12 @@ impl Worker {
 
     /// What an app says of itself beside its counters.
     pub fn numbers(&mut self, id: AppId) -> Numbers {
-        let now = self.now();
+        let now = self.time();
         self.graph.numbers(id, now)
     }
 
     /// Puts another app in the place of one that failed, or of one that runs: its name and its links stay. Returns the one
-    /// that was there, if it had not failed, or else the new one, if there is no such place.
+    /// that was there, if it had not failed, or else the new one, if there is no such place, or a change is about to take it out.
     ///
     /// When the new one's descriptors cannot be watched, there is none: as if it had failed.
     pub fn replace(&mut self, id: AppId, app: Box<dyn App>) -> io::Result<Option<Box<dyn App>>> {
@@ -268,6 +274,14 @@ impl Worker {
         }
         self.graph.settle();
         registered.map(|()| old)
+    }
+
+    /// Stops apps that a change is about to take out (see [`Graph::stop_ahead`]), and takes a breath: all others have their turn before
+    /// this command goes on.
+    pub fn stop_ahead(&mut self, apps: &[AppId]) {
+        apps.iter().for_each(|id| self.graph.stop_ahead(*id));
+        self.graph.report_failures(&self.events);
+        self.breathe();
     }
 
     /// Changes which apps there are, and what is linked to what: see [`Graph::change`]. Apps that are added have been registered
@@ -298,10 +312,8 @@ impl Worker {
             Mode::Interrupt => 0,
         });
         self.graph.settle();
-        let mut now = self.now();
-        let mut last_work = now;
-        // Breaths since the clock was read.
-        let mut age = 0;
+        self.now = self.time();
+        let mut last_work = self.now;
         loop {
             while let Ok(command) = self.commands.try_recv() {
                 command(&mut self);
@@ -311,45 +323,51 @@ impl Worker {
                 self.graph.report_failures(&self.events);
                 return self.graph;
             }
-            age += 1;
-            if age >= CLOCK_AGE {
-                let before = std::mem::replace(&mut now, self.now());
-                age = 0;
-                if self.graph.worked {
-                    self.load.times.count(now - before);
-                }
-            }
-            let busy = self.graph.breathe(now, &self.events);
-            self.load.breaths += 1;
-            self.graph.pulse.breathe(self.load.breaths);
-            self.load.busy_breaths += u64::from(busy);
-            if self.graph.worked {
-                age = CLOCK_AGE;
-            } else if age == 0 {
-                // Whoever shares the core with us may be a guest.
-                std::hint::spin_loop();
-            }
-            if busy {
-                last_work = now;
-            } else if now - last_work >= spin.now {
+            if self.breathe() {
+                last_work = self.now;
+            } else if self.now - last_work >= spin.now {
                 if !self.graph.arm() {
                     self.load.sleeps += 1;
-                    let deadline = self.graph.deadline(now);
-                    let limit = deadline.map(|deadline| deadline.saturating_sub(self.now()));
+                    let deadline = self.graph.deadline(self.now);
+                    let limit = deadline.map(|deadline| deadline.saturating_sub(self.time()));
                     self.graph.pulse.sleep(true);
                     self.poller.sleep(limit.map(Duration::from_nanos));
                     self.graph.pulse.sleep(false);
                 }
                 self.graph.disarm();
-                now = self.now();
-                spin.learn(now - last_work);
-                last_work = now;
+                self.now = self.time();
+                spin.learn(self.now - last_work);
+                last_work = self.now;
             }
         }
     }
 
+    /// Takes a breath. Returns whether there was anything to do.
+    fn breathe(&mut self) -> bool {
+        self.age += 1;
+        if self.age >= CLOCK_AGE {
+            let now = self.time();
+            let before = std::mem::replace(&mut self.now, now);
+            self.age = 0;
+            if self.graph.worked {
+                self.load.times.count(self.now - before);
+            }
+        }
+        let busy = self.graph.breathe(self.now, &self.events);
+        self.load.breaths += 1;
+        self.graph.pulse.breathe(self.load.breaths);
+        self.load.busy_breaths += u64::from(busy);
+        if self.graph.worked {
+            self.age = CLOCK_AGE;
+        } else if self.age == 0 {
+            // Whoever shares the core with us may be a guest.
+            std::hint::spin_loop();
+        }
+        busy
+    }
+
     /// Nanoseconds since the epoch.
-    fn now(&self) -> u64 {
+    fn time(&self) -> u64 {
         self.settings.epoch.elapsed().as_nanos() as u64
     }
 }

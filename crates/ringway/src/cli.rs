@@ -111,7 +111,8 @@ pub struct Run {
     #[arg(long, value_name = "DURATION")]
     pub idle_spin: Option<String>,
     /// The socket at which `ringway stats` and `ringway reload` find this switch, or off
-    /// [default: $XDG_RUNTIME_DIR/ringway.sock or /run/ringway.sock, where it can be made]
+    /// [default: $XDG_RUNTIME_DIR/ringway.sock or /run/ringway.sock, where it can be made; none if
+    /// another switch is there]
     #[arg(long, value_name = "PATH")]
     pub control: Option<String>,
 }

@@ -26,6 +26,7 @@ mod vlan;
 mod whole;
 mod written;
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -153,15 +154,15 @@ pub enum PortKind {
 
 impl PortKind {
     /// What no other port of this type may have too, and the key that names it.
-    fn target(&self) -> (&'static PortType, PathBuf) {
+    fn target(&self) -> (&'static PortType, &Path) {
         match self {
             // Paths compare by their components: /run//vm1.sock is /run/vm1.sock.
-            Self::VhostUser(port) => (&kinds::vhost_user::TYPE, port.path.clone()),
-            Self::Tap(port) => (&kinds::tap::TYPE, port.interface.clone().into()),
-            Self::Tun(port) => (&kinds::tun::TYPE, port.interface.clone().into()),
-            Self::VhostNet(port) => (&kinds::vhost_net::TYPE, port.tap.interface.clone().into()),
-            Self::PcapRead(port) => (&kinds::pcap::READ, port.file.clone()),
-            Self::PcapWrite(port) => (&kinds::pcap::WRITE, port.file.clone()),
+            Self::VhostUser(port) => (&kinds::vhost_user::TYPE, &port.path),
+            Self::Tap(port) => (&kinds::tap::TYPE, port.interface.as_ref()),
+            Self::Tun(port) => (&kinds::tun::TYPE, port.interface.as_ref()),
+            Self::VhostNet(port) => (&kinds::vhost_net::TYPE, port.tap.interface.as_ref()),
+            Self::PcapRead(port) => (&kinds::pcap::READ, &port.file),
+            Self::PcapWrite(port) => (&kinds::pcap::WRITE, &port.file),
         }
     }
 
@@ -180,19 +181,37 @@ impl PortKind {
         !matches!(self, Self::PcapRead(_))
     }
 
-    /// The descriptors that it was given.
-    fn descriptors(&self) -> &[RawFd] {
-        match self {
-            Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) => &port.descriptors,
-            _ => &[],
+    /// What no other port may have too.
+    fn possessions(&self) -> Vec<Possession> {
+        let mut own = Vec::new();
+        let mut has_target = true;
+        if let Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) = self {
+            own.extend(port.descriptors.iter().map(|number| Possession::Descriptor(*number)));
+            // Else it does not name one thing only.
+            has_target = port.is_named();
         }
+        if has_target {
+            let (of, target) = self.target();
+            let (kind, key) = (of.name, of.target.name);
+            own.push(Possession::Target { kind, key, target: target.to_owned() });
+        }
+        own
     }
+}
 
-    /// Whether the target names one thing only, which is this port's then.
-    fn has_own_target(&self) -> bool {
+/// What only one port can have.
+#[derive(PartialEq, Eq, Hash)]
+enum Possession {
+    Descriptor(RawFd),
+    Target { kind: &'static str, key: &'static str, target: PathBuf },
+}
+
+impl Possession {
+    /// The key that says it, and its value.
+    fn said(&self) -> (&'static str, String) {
         match self {
-            Self::Tap(port) | Self::VhostNet(VhostNet { tap: port, .. }) => port.is_named(),
-            _ => true,
+            Self::Descriptor(number) => ("fd", number.to_string()),
+            Self::Target { key, target, .. } => (key, target.display().to_string()),
         }
     }
 }
@@ -319,26 +338,29 @@ fn set<T>(field: &mut T, value: Option<T>) {
 /// The ports, checked each for itself and against each other.
 fn read_ports(written: &[Written], faults: &mut Vec<Fault>) -> Vec<PortConfig> {
     let mut ports: Vec<(PortConfig, &Place)> = Vec::new();
-    for (index, port) in written.iter().enumerate() {
+    // The first of them that has each.
+    let (mut names, mut owners) = (HashMap::<&str, &Place>::new(), HashMap::new());
+    for port in written {
         let config = port.read(faults);
         let fault = |problem| Fault { place: port.place.clone(), problem };
-        let mut preceding = written.iter().take(index);
-        if let Some(first) = preceding.find(|first| first.name == port.name) {
+        if let Some(first) = names.get(port.name.as_str()) {
             faults.push(fault(Problem::Twice {
                 what: keys::PORT,
                 name: port.name.clone(),
-                first: first.place.clone(),
+                first: (*first).clone(),
             }));
             // Such a port often has the same target too, which is no second fault.
             continue;
         }
+        names.insert(&port.name, &port.place);
         let Some(config) = config else {
             continue;
         };
-        let same = ports
-            .iter()
-            .find_map(|(other, place)| Some((other, place, same_target(&config, other)?)));
-        if let Some((other, place, (key, target))) = same {
+        let own = config.kind.possessions();
+        let taken = own.iter().filter_map(|one| Some((owners.get(one).copied()?, one)));
+        if let Some((owner, one)) = taken.min_by_key(|(owner, _)| *owner) {
+            let ((other, place), (key, target)): (&(PortConfig, &Place), _) =
+                (&ports[owner], one.said());
             faults.push(fault(Problem::TargetTwice {
                 port: config.name.clone(),
                 key,
@@ -346,6 +368,9 @@ fn read_ports(written: &[Written], faults: &mut Vec<Fault>) -> Vec<PortConfig> {
                 other: other.name.clone(),
                 first: (*place).clone(),
             }));
+        }
+        for one in own {
+            owners.entry(one).or_insert(ports.len());
         }
         ports.push((config, &port.place));
     }
@@ -355,15 +380,4 @@ fn read_ports(written: &[Written], faults: &mut Vec<Fault>) -> Vec<PortConfig> {
 /// The name of the app that does this for a port.
 pub fn app_name(port: &str, what: &str) -> String {
     format!("{port}.{what}")
-}
-
-/// The key and the value of the target, or of what else only one can have, if two ports have the same.
-fn same_target(a: &PortConfig, b: &PortConfig) -> Option<(&'static str, String)> {
-    let mut descriptors = a.kind.descriptors().iter();
-    if let Some(same) = descriptors.find(|number| b.kind.descriptors().contains(number)) {
-        return Some(("fd", same.to_string()));
-    }
-    let ((of, target), (other_of, other)) = (a.kind.target(), b.kind.target());
-    let is_same = of.name == other_of.name && target == other && a.kind.has_own_target();
-    is_same.then(|| (of.target.name, target.display().to_string()))
 }

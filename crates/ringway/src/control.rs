@@ -21,7 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::config::ControlSocket;
 use crate::report::Report;
-use crate::socket::{Listener, listen_at};
+use crate::socket::{InUse, Listener, listen_at};
 use crate::switch::{Observer, Reloader};
 use lines::{LineError, Lines};
 
@@ -98,16 +98,28 @@ pub fn open(wanted: &ControlSocket) -> anyhow::Result<Option<Listener>> {
             let what = || format!("cannot make the control socket {}", path.display());
             listener.map(Some).with_context(what)
         }
-        ControlSocket::Default => {
-            for path in default_paths() {
-                match listen_at(&path, MODE, None) {
-                    Ok(listener) => return Ok(Some(listener)),
-                    Err(error) => tracing::info!("no control socket {}: {error:#}", path.display()),
-                }
+        ControlSocket::Default => Ok(open_first(&default_paths())),
+    }
+}
+
+/// Opens the control socket at the first of these paths where one can be made. If another switch is there, this one has none:
+/// whoever asks without saying whom would always ask the other.
+fn open_first(paths: &[PathBuf]) -> Option<Listener> {
+    for path in paths {
+        match listen_at(path, MODE, None) {
+            Ok(listener) => return Some(listener),
+            Err(error) if error.is::<InUse>() => {
+                let path = path.display();
+                tracing::warn!(
+                    "no control socket: {path} is {error}; `--control PATH` gives this switch one of its own, \
+                     and `--control off` says that it needs none"
+                );
+                return None;
             }
-            Ok(None)
+            Err(error) => tracing::info!("no control socket {}: {error:#}", path.display()),
         }
     }
+    None
 }
 
 /// Serves everybody who connects, until it is dropped.

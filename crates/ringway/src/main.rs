@@ -9,6 +9,7 @@ mod control;
 mod demo;
 mod links;
 mod log;
+mod panics;
 mod report;
 mod session;
 mod socket;
@@ -84,6 +85,8 @@ fn judge(flags: &check::Flags) -> ExitCode {
 /// Runs a switch until it is told to stop.
 fn run(flags: cli::Run, config: &Config) -> anyhow::Result<()> {
     log::to_stderr(config.log);
+    // The last words of a panic come before ours.
+    let _panics = panics::write_elsewhere()?;
     on_runtime(async {
         // Before anything exists that would have to be removed.
         let mut stop = Stop::new()?;
@@ -129,6 +132,8 @@ async fn reload(flags: cli::Reload) -> anyhow::Result<()> {
 /// Runs the demonstration, or until it is told to stop.
 fn show(seconds: u64) -> anyhow::Result<()> {
     log::to_stderr(DEFAULT_LOG);
+    // The last words of a panic come before ours.
+    let _panics = panics::write_elsewhere()?;
     on_runtime(async { demo::demo(seconds, &mut Stop::new()?).await })
 }
 

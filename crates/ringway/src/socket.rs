@@ -26,14 +26,23 @@ const LOCK_RETRY: Duration = Duration::from_millis(5);
 /// Front ends that may wait to be accepted.
 const BACKLOG: i32 = 16;
 
-/// A listening socket whose file goes when it does.
+/// Somebody listens at the path, and who.
+#[derive(Debug, thiserror::Error)]
+#[error("in use by {0}")]
+pub struct InUse(String);
+
+/// A listening socket whose file goes when it does: in this order, so that nobody finds a file that nobody listens at, and puts his own
+/// in its place while we remove it.
 #[derive(Debug)]
 pub struct Listener {
-    pub socket: UnixListener,
     file: SocketFile,
-    /// The same socket, closed last: with it goes who was not accepted, and all that he has sent.
-    _last: Descriptor,
+    pub socket: UnixListener,
+    _last: Last,
 }
+
+/// The same socket, closed last: with it goes who was not accepted, and all that he has sent.
+#[derive(Debug)]
+struct Last(Descriptor);
 
 /// The socket's file: removed on drop, unless somebody replaced it.
 #[derive(Debug)]
@@ -47,6 +56,12 @@ impl Listener {
     /// Whether anybody who connects to its path gets here: nobody has removed its file, or put another in its place.
     pub fn is_there(&self) -> bool {
         self.file.is_there()
+    }
+}
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        self.0.end_listening();
     }
 }
 
@@ -91,8 +106,8 @@ pub fn listen_at(path: &Path, mode: u32, group: Option<&str>) -> anyhow::Result<
     }
     chmod(path, Mode::from_raw_mode(mode)).context("cannot set its permissions")?;
     listen(&socket, BACKLOG).context("cannot listen")?;
-    let last = socket.try_clone()?.into();
-    Ok(Listener { socket: UnixListener::from(socket), file, _last: last })
+    let last = Last(socket.try_clone()?.into());
+    Ok(Listener { file, socket: UnixListener::from(socket), _last: last })
 }
 
 /// Takes the lock, if whoever has it gives it up soon: switches hold it for an instant, but anyone
@@ -130,8 +145,8 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
         bail!("there is a file that is not a socket: remove it, or choose another path");
     }
     match try_connect(path) {
-        Ok(peer) => bail!("in use by {}", holder(&peer)),
-        Err(Errno::AGAIN) => bail!("in use by a process that accepts no connections"),
+        Ok(peer) => bail!(InUse(holder(&peer))),
+        Err(Errno::AGAIN) => bail!(InUse("a process that accepts no connections".to_owned())),
         Err(Errno::CONNREFUSED) => fs::remove_file(path).context("cannot remove the stale socket"),
         Err(error) => Err(error).context("cannot tell whether the socket there is alive"),
     }

@@ -34,6 +34,7 @@ use tokio::time::timeout;
 use crate::config::Config;
 use crate::config::network::Network;
 use crate::control;
+use crate::panics::WORKER;
 use crate::report::Report;
 use crate::socket::Listener;
 use crate::workers::Workers;
@@ -76,7 +77,7 @@ impl Switch {
         let mut incomings = Vec::new();
         for number in 0..config.workers {
             let (sender, incoming) = mpsc::unbounded_channel();
-            let name = format!("worker{number}");
+            let name = format!("{WORKER}{number}");
             let settings = settings(config, number, epoch);
             let events = pass_on(register.clone(), sender);
             match Worker::start(&name, Graph::new(), settings, events) {

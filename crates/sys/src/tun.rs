@@ -165,34 +165,47 @@ pub struct AdoptError {
     pub error: TunError,
 }
 
-/// Takes over descriptors that were inherited, if they are queues of one interface of this kind, with
-/// a virtio-net header. None of this needs privilege. Reads do not block from then on, whoever else
-/// has the descriptor.
-///
-/// That they were opened with IFF_NO_PI cannot be seen: the kernel answers with the same bit for
-/// something else (IFF_NOFILTER).
+/// Takes over descriptors that were inherited, if they are what [`interface_of`] asks for. None of this
+/// needs privilege. Reads do not block from then on, whoever else has the descriptor.
 pub fn adopt(
     descriptors: Vec<OwnedFd>,
     kind: Kind,
     header_size: usize,
     most: Offloads,
 ) -> Result<Vec<Queue>, AdoptError> {
-    let mut queues: Vec<Queue> = Vec::with_capacity(descriptors.len());
-    for (index, descriptor) in descriptors.into_iter().enumerate() {
-        let adopted = adopt_one(descriptor, kind, header_size, most, queues.first());
-        queues.push(adopted.map_err(|error| AdoptError { index, error })?);
-    }
-    Ok(queues)
+    let name = interface_of(&descriptors, kind)?;
+    let adopt_one = |(index, descriptor): (usize, OwnedFd)| {
+        let prepared = fcntl_getfl(&descriptor)
+            .and_then(|flags| fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
+            .and_then(|()| fcntl_setfd(&descriptor, FdFlags::CLOEXEC));
+        prepared
+            .map_err(|error| TunError::Setup("fcntl", error.into()))
+            .and_then(|()| Queue::new(descriptor, name.clone(), header_size, most))
+            .map_err(|error| AdoptError { index, error })
+    };
+    descriptors.into_iter().enumerate().map(adopt_one).collect()
 }
 
-fn adopt_one(
-    descriptor: OwnedFd,
-    kind: Kind,
-    header_size: usize,
-    most: Offloads,
-    first: Option<&Queue>,
-) -> Result<Queue, TunError> {
-    let (name, flags) = flags(&descriptor).map_err(TunError::NotQueue)?;
+/// The name of the interface that these descriptors are queues of, if they are all of one of this kind, with a
+/// virtio-net header; of none, if there are none. Changes nothing.
+///
+/// That they were opened with IFF_NO_PI cannot be seen: the kernel answers with the same bit for
+/// something else (IFF_NOFILTER).
+pub fn interface_of(descriptors: &[OwnedFd], kind: Kind) -> Result<String, AdoptError> {
+    let mut name = String::new();
+    for (index, descriptor) in descriptors.iter().enumerate() {
+        let found = look(descriptor, kind).map_err(|error| AdoptError { index, error })?;
+        if index > 0 && found != name {
+            return Err(AdoptError { index, error: TunError::Different(found, name) });
+        }
+        name = found;
+    }
+    Ok(name)
+}
+
+/// The name of the interface that a descriptor is a queue of, if that is of this kind, with a virtio-net header.
+fn look(descriptor: &OwnedFd, kind: Kind) -> Result<String, TunError> {
+    let (name, flags) = flags(descriptor).map_err(TunError::NotQueue)?;
     if flags & kind.flag() == 0 {
         let found = if kind == Kind::Tap { Kind::Tun } else { Kind::Tap };
         return Err(TunError::WrongKind { wanted: kind, found: Some(found.to_string()) });
@@ -200,14 +213,7 @@ fn adopt_one(
     if flags & libc::IFF_VNET_HDR == 0 {
         return Err(TunError::NoHeader);
     }
-    if let Some(first) = first.filter(|first| first.name != name) {
-        return Err(TunError::Different(name, first.name.clone()));
-    }
-    let prepared = fcntl_getfl(&descriptor)
-        .and_then(|flags| fcntl_setfl(&descriptor, flags | OFlags::NONBLOCK))
-        .and_then(|()| fcntl_setfd(&descriptor, FdFlags::CLOEXEC));
-    prepared.map_err(|error| TunError::Setup("fcntl", error.into()))?;
-    Queue::new(descriptor, name, header_size, most)
+    Ok(name)
 }
 
 /// One queue of an interface, whose frames have a virtio-net header before them.

@@ -11,7 +11,7 @@
 //!   room; so those that come too late, or too many, are seen, and the connection ends.
 //! * Every descriptor is a [`Descriptor`] from the system call on: whatever way a message ends, they
 //!   are closed, and nobody but a thread of the connection's own waits for that. So it is with the
-//!   socket itself, which closes with it whatever descriptors the peer has sent and we have not read.
+//!   socket itself, if there is something in it: it closes with it whatever descriptors the peer has sent and we have not read.
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, Shutdown, recvmsg, sendmsg, shutdown,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use thiserror::Error;
 use wire::vhost_user::{Header, HeaderError, MAX_DESCRIPTORS};
@@ -365,7 +365,7 @@ fn send_some(socket: &Descriptor, message: &Outgoing) -> Result<usize, Errno> {
 impl Drop for Connection {
     fn drop(&mut self) {
         // The closer may have others to close first.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        self.socket.end_connection();
     }
 }
 

@@ -4,11 +4,17 @@
 //! any call on such a descriptor waits for an answer that need not come, `fstat` and `close`
 //! included. So its kind is found out by calls that ask nobody but the kernel, and what is of no kind
 //! that we know is closed by a thread that may wait.
+//!
+//! A Unix socket of our own is such a thing, too: with it goes what a peer has sent there. When it is ended first, by
+//! [`Descriptor::end_connection`] or [`Descriptor::end_listening`], it can be seen that there is nothing, which is nearly always so. A
+//! switch that lets go of hundreds of ports then starts no thread for each of their sockets.
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{fcntl_get_seals, readlink};
+use rustix::io::{Errno, ioctl_fionread};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use crate::closer::Closer;
 
@@ -41,17 +47,40 @@ pub struct Descriptor {
     file: Option<OwnedFd>,
     /// Without one, it gets its own.
     closer: Option<Closer>,
+    /// It was seen that closing it takes no time.
+    is_quick: bool,
 }
 
 impl Descriptor {
     /// A descriptor that `closer` closes, unless it is of a kind that is quickly closed.
     pub fn new(file: OwnedFd, closer: &Closer) -> Self {
-        Self { file: Some(file), closer: Some(closer.clone()) }
+        Self { file: Some(file), closer: Some(closer.clone()), is_quick: false }
     }
 
     /// Has `closer` close it, if it has no closer yet.
     pub(crate) fn leave_to(&mut self, closer: &Closer) {
         self.closer.get_or_insert_with(|| closer.clone());
+    }
+
+    /// Ends a Unix stream socket that is connected, and our own: the peer sees at once that it is at its end, whoever else has the
+    /// socket. What was sent and not read is closed with it.
+    pub(crate) fn end_connection(&mut self) {
+        let ended = shutdown(&*self, Shutdown::Both);
+        // From here on nobody can send anything.
+        self.is_quick = ended.is_ok() && ioctl_fionread(&*self) == Ok(0);
+    }
+
+    /// Ends a Unix stream socket that listens, and is our own: whoever connects is refused. Those that nobody has accepted are closed
+    /// with it, and what they have sent.
+    pub fn end_listening(&mut self) {
+        if shutdown(&*self, Shutdown::Both).is_err() {
+            return;
+        }
+        // From here on nobody can join those that wait.
+        match accept_with(&*self, SocketFlags::CLOEXEC) {
+            Ok(waiting) => self.closer.get_or_insert_default().close(waiting),
+            Err(error) => self.is_quick = matches!(error, Errno::AGAIN | Errno::INVAL),
+        }
     }
 
     /// The descriptor itself, for whoever has found out what it is, or may wait.
@@ -65,7 +94,7 @@ const TAKEN: &str = "only what ends a descriptor takes its file";
 
 impl From<OwnedFd> for Descriptor {
     fn from(file: OwnedFd) -> Self {
-        Self { file: Some(file), closer: None }
+        Self { file: Some(file), closer: None, is_quick: false }
     }
 }
 
@@ -78,6 +107,7 @@ impl AsFd for Descriptor {
 impl Drop for Descriptor {
     fn drop(&mut self) {
         if let Some(file) = self.file.take()
+            && !self.is_quick
             && !is_quickly_closed(file.as_fd())
         {
             self.closer.take().unwrap_or_default().close(file);
@@ -93,13 +123,16 @@ impl fmt::Debug for Descriptor {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::io::Write;
+    use std::io::{ErrorKind, IoSlice, Write};
+    use std::mem::MaybeUninit;
     use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
     use std::time::{Duration, Instant};
 
     use rustix::event::{EventfdFlags, eventfd};
     use rustix::fs::{Mode, OFlags, open};
     use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
 
@@ -139,7 +172,7 @@ pub(crate) mod tests {
         assert!(!is_memory(file.as_fd()) && !is_eventfd(file.as_fd()));
         assert!(is_quickly_closed(event.as_fd()) && is_quickly_closed(memory.as_fd()));
         // How long these take, a peer decides: of a Unix socket, by what it has queued there.
-        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (socket, _peer) = UnixStream::pair().unwrap();
         let epoll = rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC);
         let (epoll, (pipe, _writer)) = (epoll.unwrap(), rustix::pipe::pipe().unwrap());
         for slow in [file.as_fd(), socket.as_fd(), epoll.as_fd(), pipe.as_fd()] {
@@ -164,6 +197,63 @@ pub(crate) mod tests {
         drop(other);
         at_once(|| drop(one));
         assert_eq!(closer.pending(), 0);
+    }
+
+    /// A socket that listens, and where.
+    fn listener() -> (Descriptor, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(directory.path().join("listener")).unwrap();
+        listener.set_nonblocking(true).unwrap();
+        (OwnedFd::from(listener).into(), directory)
+    }
+
+    #[test]
+    fn sockets_with_nothing_in_them_need_no_thread() {
+        let closer = Closer::new();
+        let (mut listener, directory) = listener();
+        listener.leave_to(&closer);
+        let peer = UnixStream::connect(directory.path().join("listener")).unwrap();
+        let accepted = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+        let mut connection = Descriptor::new(accepted, &closer);
+        connection.end_connection();
+        drop(connection);
+        assert_eq!(closer.pending(), 0);
+        assert_eq!((&peer).write(&[0]).unwrap_err().kind(), ErrorKind::BrokenPipe);
+        listener.end_listening();
+        let refused = UnixStream::connect(directory.path().join("listener")).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        drop(listener);
+        assert_eq!(closer.pending(), 0);
+    }
+
+    #[test]
+    fn sockets_with_something_in_them_are_not_waited_for() {
+        let send = |socket: &UnixStream, descriptor: OwnedFd| {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor.as_fd()];
+            assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+            sendmsg(socket, &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL).unwrap();
+        };
+        // The first one is connected, and the others wait for that.
+        let (mut listener, directory) = listener();
+        let connect = || UnixStream::connect(directory.path().join("listener")).unwrap();
+        let peers = [connect(), connect(), connect()];
+        let (slows, others): (Vec<_>, Vec<_>) = peers.iter().map(|_| slow()).unzip();
+        peers.iter().zip(slows).for_each(|(peer, slow)| send(peer, slow));
+        let closers = [Closer::new(), Closer::new()];
+        listener.leave_to(&closers[1]);
+        let accepted = accept_with(&listener, SocketFlags::CLOEXEC).unwrap();
+        let mut connection = Descriptor::new(accepted, &closers[0]);
+        at_once(|| {
+            connection.end_connection();
+            drop(connection);
+            listener.end_listening();
+            drop(listener);
+        });
+        assert_eq!(closers.each_ref().map(Closer::pending), [1, 2]);
+        drop(others);
+        assert!(closers.iter().all(|closer| closer.wait(LIMIT)));
     }
 
     #[test]

@@ -113,6 +113,102 @@ fn what_stays_goes_on_counting_and_what_led_to_the_gone_leads_nowhere() {
 }
 
 #[test]
+fn only_who_is_there_is_asked() {
+    let mut ids = Ids::default();
+    let mut graph = Graph::new();
+    let apps = [(); 3].map(|()| ids.take());
+    let [one, two, three] = apps;
+    let asked = |graph: &Graph| {
+        let next = |from| graph.next_asked(from..graph.places().end, true);
+        std::iter::successors(next(0), |last| next(last + 1)).collect::<Vec<_>>()
+    };
+    let mut change = Change::new(&ids);
+    apps.iter().for_each(|id| change.add(*id, "source", Box::new(Source::default())));
+    graph.change(&mut change);
+    assert_eq!(asked(&graph), [one, two, three].map(AppId::place));
+    // One that rests is asked in each breath again when another one takes its place.
+    for _ in 0..2 * crate::graph::IDLE {
+        breathe(&mut graph);
+    }
+    graph.replace(three, Box::new(Source::default()));
+    let mut change = Change::new(&ids);
+    change.remove(two);
+    graph.change(&mut change);
+    assert_eq!(asked(&graph), [one, three].map(AppId::place));
+    for _ in 0..16 {
+        graph.get::<Source>(three).unwrap().frames.push_back(1);
+        breathe(&mut graph);
+        assert!(graph.get::<Source>(three).unwrap().frames.is_empty(), "it was not asked");
+    }
+}
+
+#[test]
+fn an_app_is_asked_whose_id_was_taken_after_the_change_was_begun() {
+    let (mut ids, mut graph) = (Ids::default(), Graph::new());
+    let mut change = Change::new(&ids);
+    let source = [(); 65].map(|()| ids.take())[64];
+    change.add(source, "source", Box::new(Source::new([1])));
+    graph.change(&mut change);
+    breathe(&mut graph);
+    assert!(graph.get::<Source>(source).unwrap().frames.is_empty());
+}
+
+#[test]
+fn what_was_stopped_ahead_of_its_change_drops_what_comes_until_it_goes() {
+    let mut ids = Ids::default();
+    let mut graph = Graph::new();
+    let (listener, tidings) = Listener::new();
+    let [source, port, behind] = [(); 3].map(|()| ids.take());
+    let (sink, of_behind) = Listener::new();
+    let mut change = Change::new(&ids);
+    change.add(source, "source", Box::new(Source::new([1, 2])));
+    change.add(port, "port", Box::new(listener));
+    change.add(behind, "behind", Box::new(sink));
+    change.lead(source, &[Some((port, 0))]);
+    change.lead(port, &[Some((behind, 0))]);
+    graph.change(&mut change);
+    breathe(&mut graph);
+    let before = graph.counters(port);
+    drop([&tidings, &of_behind].map(told));
+    assert_eq!(graph.links().map(|link| link.traffic.frames).collect::<Vec<_>>(), [2, 2]);
+
+    graph.stop_ahead(port);
+    graph.stop_ahead(port);
+    assert!(!graph.has(port) && !graph.is_running(port));
+    assert!(!graph.has_failed(port), "nobody is to be told so, and to start it again");
+    assert_eq!((graph.name(port), graph.links().count()), ("port", 2), "it still has its place");
+    graph.get::<Source>(source).unwrap().frames.push_back(3);
+    breathe(&mut graph);
+    assert_eq!(graph.links().map(|link| link.traffic.frames).collect::<Vec<_>>(), [3, 2]);
+    let counters = graph.counters(port);
+    assert_eq!((counters[DropReason::Stopped], before[DropReason::Stopped]), (1, 0));
+    assert_eq!(told(&of_behind), [], "it hears of that by the change");
+
+    // Whoever starts it again comes too late.
+    assert!(graph.replace(port, Box::new(Source::default())).is_some(), "it comes back");
+    assert!(!graph.has(port) && !graph.is_running(port));
+
+    let mut change = Change::new(&ids);
+    change.remove_end(port);
+    graph.change(&mut change);
+    assert_eq!(told(&tidings), [Told::Stop], "once");
+    assert_eq!(told(&of_behind), [Told::Link(0, false)]);
+    assert!(change.removed[0].1.is_some(), "for control to drop");
+    assert_eq!(graph.links().count(), 0);
+}
+
+#[test]
+fn what_was_stopped_ahead_of_its_change_has_counted_what_it_had() {
+    let mut graph = Graph::new();
+    let source = graph.add("source", Source::new([1, 2, 3]));
+    let sink = graph.add("sink", Sink::new().0);
+    graph.link((source, 0), (sink, 0)).unwrap();
+    breathe(&mut graph);
+    graph.stop_ahead(sink);
+    assert_eq!(graph.counters(sink).sent.frames, 3);
+}
+
+#[test]
 fn what_goes_is_stopped_and_the_others_hear_what_came_up_and_what_went_down() {
     let mut ids = Ids::default();
     let mut graph = Graph::new();

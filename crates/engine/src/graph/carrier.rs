@@ -9,13 +9,27 @@
 //! A change is passed on to its end before the next is looked at. All that comes of it is up, or all of it is down, so that
 //! each link changes once at most, also in a ring of apps.
 
-use std::collections::{HashMap, HashSet};
-
 use super::{Graph, Target};
 use crate::{AppId, Change};
 
 /// The outputs that lead to each input.
-type Leading = HashMap<(AppId, usize), Vec<(AppId, usize)>>;
+struct Leading {
+    /// An input, and an output that leads there; those of one input stand together.
+    links: Vec<((AppId, usize), (AppId, usize))>,
+}
+
+impl Leading {
+    fn to(&self, input: (AppId, usize)) -> impl Iterator<Item = (AppId, usize)> {
+        let first = self.links.partition_point(|(to, _)| *to < input);
+        let rest = self.links.get(first..).unwrap_or_default().iter();
+        rest.take_while(move |(to, _)| *to == input).map(|(_, from)| *from)
+    }
+
+    /// All inputs that something leads to, some of them more than once.
+    fn inputs(&self) -> impl Iterator<Item = (AppId, usize)> {
+        self.links.iter().map(|(to, _)| *to)
+    }
+}
 
 impl Graph {
     /// Takes note that an app may have come up, or gone down; or is new, or its links are. The others hear of it at the end of the
@@ -87,29 +101,28 @@ impl Graph {
     pub(super) fn look_at_all(&mut self, change: &Change) {
         let all = self.leading();
         change.led_by_ends().into_iter().for_each(|(app, input)| self.look(&all, app, input, true));
-        let before = change.led_before().chain(all.keys().copied());
-        let inputs: HashSet<(AppId, usize)> = before.collect();
-        let differs = |(app, input): &(AppId, usize)| {
+        let mut inputs: Vec<_> = change.led_before().chain(all.inputs()).collect();
+        inputs.sort_unstable();
+        inputs.dedup();
+        inputs.retain(|(app, input)| {
             let is_up = self.is_input_up(&all, *app, *input);
             self.slot(*app).is_some_and(|slot| slot.down.contains(input) == is_up)
-        };
-        let inputs: Vec<_> = inputs.into_iter().filter(differs).collect();
+        });
         inputs.into_iter().for_each(|(app, input)| self.look(&all, app, input, false));
         self.end_telling();
     }
 
     /// The outputs that lead to each input.
     fn leading(&self) -> Leading {
-        let mut leading = Leading::new();
-        for (from, output, target) in self.targets() {
-            leading.entry((target.app, target.input)).or_default().push((from, output));
-        }
-        leading
+        let links = self.targets();
+        let links = links.map(|(from, output, to)| ((to.app, to.input), (from, output)));
+        let mut links: Vec<_> = links.collect();
+        links.sort_unstable();
+        Leading { links }
     }
 
     fn is_input_up(&self, all: &Leading, app: AppId, input: usize) -> bool {
-        let mut leading = all.get(&(app, input)).into_iter().flatten();
-        leading.any(|(from, output)| self.is_link_up(*from, *output))
+        all.to((app, input)).any(|(from, output)| self.is_link_up(from, output))
     }
 
     /// Tells an app what has become of what leads to an input, and those that it passes that on to. With `is_cut` the input

@@ -177,7 +177,7 @@ impl Part {
             // Or the first frames would go to everybody.
             let table = bridge.table();
             let domain = if memberships.is_empty() { Domain::NONE } else { table.domain(VLAN) };
-            table.learn(table.place(address(number, 0), domain), domain, number as u16, 0);
+            table.learn(table.place(address(number, 0), domain), number as u16, 0);
             ports.push(parts.into_iter());
             drivers.push(Some(guest.drivers));
         }

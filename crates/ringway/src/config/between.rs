@@ -287,7 +287,7 @@ fn program(reader: &mut Reader<'_>, key: &str) -> Option<Program> {
         Ok(program) => Some(program),
         Err(error) => {
             let problem = Problem::Filter { key: entry.key.clone(), error: error.to_string() };
-            reader.fault(entry, problem);
+            reader.faults.push(Fault { place: entry.value.place.clone(), problem });
             None
         }
     }

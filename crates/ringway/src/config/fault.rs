@@ -58,8 +58,8 @@ impl fmt::Display for Place {
 pub enum Problem {
     #[error("cannot read the file: {0}")]
     Unreadable(String),
-    #[error("not TOML: {0}")]
-    Syntax(String),
+    #[error("`{line}` is not TOML: {error}")]
+    Syntax { line: String, error: String },
     #[error("unknown key `{key}` of {owner}: expected {expected}{}", did_you_mean(.nearest))]
     UnknownKey { key: String, owner: String, expected: String, nearest: Option<String> },
     #[error("wrong value {value} for `{key}`: expected {expected}{}", did_you_mean(.nearest))]

@@ -68,6 +68,9 @@ impl WrittenFile {
     }
 }
 
+/// Characters of a line that are shown of one that is wrong.
+const LINE_LIMIT: usize = 60;
+
 struct Source<'a> {
     path: &'a Path,
     text: &'a str,
@@ -91,6 +94,16 @@ impl<'a> Source<'a> {
         let begin = self.lines.get(line.saturating_sub(1)).copied().unwrap_or_default();
         let before = self.text.get(begin..offset).unwrap_or_default();
         Place::Position { path: self.path.to_owned(), line, column: before.chars().count() + 1 }
+    }
+
+    /// The line of a byte offset, or as much of it as is to be read.
+    fn line_at(&self, offset: usize) -> String {
+        let line = self.lines.partition_point(|begin| *begin <= offset);
+        let line = self.text.lines().nth(line.saturating_sub(1)).unwrap_or_default().trim();
+        match line.char_indices().nth(LINE_LIMIT) {
+            Some((end, _)) => format!("{}...", &line[..end]),
+            None => line.to_owned(),
+        }
     }
 
     /// The tables that a table holds. What is none is a fault.
@@ -167,8 +180,8 @@ impl<'a> Source<'a> {
                 .unwrap_or_else(|| Problem::KeyTwice(offending.to_owned()))
         } else {
             // "expected nothing" is the parser's for a number's leading zero, and misleads.
-            let message = error.message().trim_end_matches(", expected nothing");
-            Problem::Syntax(message.to_owned())
+            let error = error.message().trim_end_matches(", expected nothing").to_owned();
+            Problem::Syntax { line: self.line_at(span.start), error }
         };
         Fault { place, problem }
     }

@@ -208,6 +208,11 @@ impl PortConfig {
 impl Config {
     /// The network of the apps and links of this configuration.
     pub fn network(&self) -> Network {
+        self.network_of(&self.all_links())
+    }
+
+    /// The same, for who has [all links](Self::all_links).
+    pub(super) fn network_of(&self, all_links: &[(NamedLink, Origin)]) -> Network {
         let apps = self.all_apps().into_iter().map(|(name, spec)| NetworkApp::new(name, spec));
         let mut apps: Vec<_> = apps.collect();
         let places = apps.iter().enumerate().map(|(place, app)| (app.name.clone(), place));
@@ -216,11 +221,11 @@ impl Config {
             *places.get(&terminal.app).expect("links lead to apps that there are")
         };
         let mut links = Vec::new();
-        for (NamedLink { from, to }, _) in self.all_links() {
-            let [from_app, to_app] = [place(&from), place(&to)];
+        for (NamedLink { from, to }, _) in all_links {
+            let [from_app, to_app] = [place(from), place(to)];
             links.push(NetworkLink {
-                from: End { app: from_app, number: apps[from_app].output(from.name) },
-                to: End { app: to_app, number: apps[to_app].input(to.name) },
+                from: End { app: from_app, number: apps[from_app].output(&from.name) },
+                to: End { app: to_app, number: apps[to_app].input(&to.name) },
             });
         }
         Network { apps, links }
@@ -233,10 +238,13 @@ impl Config {
         let linked: HashSet<_> = ends.collect();
         let mirrors = self.ports.iter().filter_map(|port| port.between.mirror.as_ref());
         let with_copies: HashSet<_> = mirrors.map(|mirror| mirror.to.as_str()).collect();
-        let is_joined = |port: &&PortConfig| {
+        let is_linked = |port: &PortConfig| {
             let (_, Side { output, input }) = port.links();
-            let is_linked = linked.contains(&(true, &output)) || linked.contains(&(false, &input));
-            !is_linked && !with_copies.contains(port.name.as_str())
+            linked.contains(&(true, &output)) || linked.contains(&(false, &input))
+        };
+        let is_joined = |port: &&PortConfig| {
+            // Most have no links of their own to be looked for.
+            (linked.is_empty() || !is_linked(port)) && !with_copies.contains(port.name.as_str())
         };
         self.ports.iter().filter(is_joined).map(|port| port.name.as_str()).collect()
     }
@@ -319,27 +327,27 @@ impl NetworkApp {
     }
 
     /// The number of an input. One that there is not yet is added.
-    fn input(&mut self, name: String) -> usize {
-        if let Some(number) = self.inputs.iter().position(|input| *input == name) {
+    fn input(&mut self, name: &str) -> usize {
+        if let Some(number) = self.inputs.iter().position(|input| input == name) {
             return number;
         }
         // A bridge's sides are both.
         if let Spec::Bridge(_) = self.spec {
-            self.outputs.push(name.clone());
+            self.outputs.push(name.to_owned());
         }
-        self.inputs.push(name);
+        self.inputs.push(name.to_owned());
         self.inputs.len() - 1
     }
 
     /// The number of an output. One that there is not yet is added.
-    fn output(&mut self, name: String) -> usize {
+    fn output(&mut self, name: &str) -> usize {
         if let Spec::Bridge(_) = self.spec {
             return self.input(name);
         }
-        if let Some(number) = self.outputs.iter().position(|output| *output == name) {
+        if let Some(number) = self.outputs.iter().position(|output| output == name) {
             return number;
         }
-        self.outputs.push(name);
+        self.outputs.push(name.to_owned());
         self.outputs.len() - 1
     }
 }

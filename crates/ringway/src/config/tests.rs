@@ -347,10 +347,16 @@ fn an_unreadable_file_is_named() {
 fn syntax_faults_are_all_reported_and_nothing_is_made_of_the_rest() {
     let file = "mode = poll\nlog = 'loud'\n[port.vm1\ntype = 'tap'\n[port.b]\nmtu = 0660\n";
     let expected = "\
-ringway.toml:1:8: not TOML: string values must be quoted, expected literal string
-ringway.toml:3:10: not TOML: unclosed table, expected `]`
-ringway.toml:6:7: not TOML: unexpected leading zero";
+ringway.toml:1:8: `mode = poll` is not TOML: string values must be quoted, expected literal string
+ringway.toml:3:10: `[port.vm1` is not TOML: unclosed table, expected `]`
+ringway.toml:6:7: `mtu = 0660` is not TOML: unexpected leading zero";
     assert_file_fault(file, expected);
+    // Of a long line there is as much as is read at a look.
+    let expected = format!(
+        "ringway.toml:2:7: `log = ü{}...` is not TOML: string values must be quoted, expected literal string",
+        "a".repeat(53)
+    );
+    assert_file_fault(&format!("\nlog = ü{}\n", "a".repeat(54)), &expected);
 }
 
 #[test]
@@ -1054,9 +1060,13 @@ fn amounts_that_are_none() {
         ("rate-from", "1Gbit+", rates),
         ("rate-to", "1MB", rates),
         ("rate-to", "10gbit", &format!("{rates}; did you mean `10Gbit`?")),
+        ("rate-to", "1Gbits+9 frame", &format!("{rates}; did you mean `1Gbit+9frames`?")),
+        ("rate-to", "1000FRAMES", &format!("{rates}; did you mean `1000frames`?")),
+        ("rate-to", "1gbit+2gbit", rates),
         ("burst-from", "1Gbit", bursts),
         ("burst-to", "0frames", bursts),
         ("burst-to", "1025MiB", bursts),
+        ("burst-to", "1025mib", bursts),
         ("burst-to", "64kib", &format!("{bursts}; did you mean `64KiB`?")),
         ("storm-broadcast", "1Gbit", storms),
         ("storm-multicast", "100", storms),
@@ -1101,7 +1111,7 @@ fn filters_that_are_none() {
     );
     assert_file_fault(
         "[port.a]\ntype = 'tap'\ninterface = 'a'\nfilter-to = '1,0 0 0 1'",
-        "ringway.toml:4:1: wrong value for `filter-to`: the filter's program is not valid: instruction 0 (0 0 0 1): \
+        "ringway.toml:4:13: wrong value for `filter-to`: the filter's program is not valid: instruction 0 (0 0 0 1): \
          the last instruction must be a return",
     );
     assert_port_fault(

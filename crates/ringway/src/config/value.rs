@@ -15,7 +15,7 @@ use ports::tun::Subnet;
 use tracing::level_filters::LevelFilter;
 use wire::ethernet::{EtherType, HEADER_SIZE, MacAddress};
 use wire::pcap::MAX_CAPTURED;
-use wire::prefix::Prefix;
+use wire::prefix::{Prefix, PrefixError};
 
 use super::app::{self, AppType};
 use super::fault::Place;
@@ -447,20 +447,36 @@ pub fn vlans(scalar: &Scalar) -> Result<VlanSet, Misfit> {
 
 /// `allow-macs`: addresses of single stations.
 pub fn macs(scalar: &Scalar) -> Result<Vec<MacAddress>, Misfit> {
-    let one = |text: &str| mac(&Scalar::Text(text.to_owned())).ok();
-    items(scalar, one).ok_or_else(|| {
-        Misfit::expected(
+    let one = |text: &str| mac(&Scalar::Text(text.to_owned()));
+    items(scalar, |text| one(text).ok()).ok_or_else(|| {
+        let misfit = Misfit::expected(
             "hardware addresses of single stations, as 52:54:00:12:34:56 or 52:54:00:12:34:56+52:54:00:12:34:57",
-        )
+        );
+        let near = near_items(scalar, |text| match one(text) {
+            Ok(address) => Some(address.to_string()),
+            Err(misfit) => misfit.nearest,
+        });
+        Misfit { nearest: near, ..misfit }
     })
+}
+
+/// The nearest right spelling of a list, in one text, if there is one of each item.
+fn near_items(scalar: &Scalar, near: impl Fn(&str) -> Option<String>) -> Option<String> {
+    Some(items(scalar, near)?.join("+"))
 }
 
 /// `allow-ips`: addresses, and prefixes of networks.
 pub fn prefixes(scalar: &Scalar) -> Result<Vec<Prefix>, Misfit> {
     items(scalar, |text| text.parse().ok()).ok_or_else(|| {
-        Misfit::expected(
+        let misfit = Misfit::expected(
             "IP addresses and prefixes of networks, as 10.0.0.1 or 10.0.0.0/24+fd00::/64",
-        )
+        );
+        let near = near_items(scalar, |text| match text.parse::<Prefix>() {
+            Ok(_) => Some(text.to_owned()),
+            Err(PrefixError::HostBits { network, .. }) => Some(network.to_string()),
+            Err(_) => None,
+        });
+        Misfit { nearest: near, ..misfit }
     })
 }
 
@@ -517,19 +533,18 @@ fn amounts(scalar: &Scalar, units: &[Unit], most: u64, expected: &str) -> Result
     let frames = |text: &str| {
         quantity(text, &FRAMES, Amounts::MOST_FRAMES).map(|frames| (None, Some(frames)))
     };
-    let all = items(scalar, |text| bulk(text).or_else(|| frames(text)));
-    let sum = all.and_then(|all| {
+    let read = |scalar: &Scalar| {
+        let all = items(scalar, |text| bulk(text).or_else(|| frames(text)))?;
         all.into_iter().try_fold(Amounts::default(), |sum, (bulk, frames)| {
             let is_new = sum.bulk.and(bulk).is_none() && sum.frames.and(frames).is_none();
             let sum = Amounts { bulk: sum.bulk.or(bulk), frames: sum.frames.or(frames) };
             is_new.then_some(sum)
         })
-    });
-    sum.ok_or_else(|| {
-        let near = match scalar {
-            Scalar::Text(text) => respelt(text, units),
-            _ => None,
-        };
+    };
+    read(scalar).ok_or_else(|| {
+        let near = near_items(scalar, |text| respelt(text, units));
+        // What has the right units may have another fault.
+        let near = near.filter(|near| read(&Scalar::Text(near.clone())).is_some());
         Misfit { nearest: near, ..Misfit::expected(expected) }
     })
 }
@@ -547,11 +562,11 @@ fn split_unit(text: &str) -> Option<(u64, &str)> {
     Some((digits.parse().ok()?, unit))
 }
 
-/// The same with a unit that there is, if it was only spelt in another way.
+/// The same amount with a unit that there is, if it has one, or one in other letters, or as one or many.
 fn respelt(text: &str, units: &[Unit]) -> Option<String> {
-    let (number, unit) = split_unit(text)?;
-    let is_it = |name: &str| name.eq_ignore_ascii_case(unit) && name != unit;
-    let (unit, _) = units.iter().chain(&FRAMES).find(|(name, _)| is_it(name))?;
+    let (number, unit) = split_unit(text.trim())?;
+    let plain = |unit: &str| unit.trim().to_lowercase().trim_end_matches('s').to_owned();
+    let (unit, _) = units.iter().chain(&FRAMES).find(|(name, _)| plain(name) == plain(unit))?;
     Some(format!("{number}{unit}"))
 }
 
@@ -851,6 +866,20 @@ mod tests {
             assert!(cpus(&text(wrong)).is_err(), "{wrong}");
         }
         assert!(cpus(&integer("-2", 10)).is_err());
+    }
+
+    #[test]
+    fn addresses_are_suggested_in_the_form_that_is_taken() {
+        let near = suggestion(macs(&text("52-54-00-12-34-5A+52:54:00:12:34:5b")));
+        assert_eq!(near.as_deref(), Some("52:54:00:12:34:5a+52:54:00:12:34:5b"));
+        assert_eq!(suggestion(macs(&text("52-54-00-12-34-5a+vm2"))), None);
+        let item = |item: &str| Value { scalar: text(item), place: Place::CommandLine };
+        let list = ["52-54-00-12-34-5a", "52:54:00:12:34:5b"].map(item);
+        let near = suggestion(macs(&Scalar::List(list.into())));
+        assert_eq!(near.as_deref(), Some("52:54:00:12:34:5a+52:54:00:12:34:5b"));
+        let near = suggestion(prefixes(&text("10.0.0.1/24+fd00::1")));
+        assert_eq!(near.as_deref(), Some("10.0.0.0/24+fd00::1"));
+        assert_eq!(suggestion(prefixes(&text("10.0.0.1/33"))), None);
     }
 
     #[test]

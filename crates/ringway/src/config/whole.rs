@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::app::WrittenApp;
 use super::fault::{Fault, Place, Problem};
-use super::network::{BRIDGE, NamedLink, Origin, Spec, Terminal, Terminals};
+use super::network::{BRIDGE, NamedLink, Network, Origin, Spec, Terminal, Terminals};
 use super::value::{Misfit, nearest, one_of};
 use super::written::Written;
 use super::{Config, PortConfig, PortKind, between, vlan};
@@ -120,15 +120,16 @@ fn check_mirror(
 /// Checks how apps are linked. Everything else is right.
 pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
     let before = faults.len();
+    let (links, joined) = (config.all_links(), config.joined());
     let mut first = HashMap::new();
-    for (link, origin) in config.all_links() {
-        let output = format!("{}.{}", link.from.app, link.from.name);
-        match first.get(&output) {
-            None => _ = first.insert(output, origin),
+    for (NamedLink { from, .. }, origin) in &links {
+        match first.get(from) {
+            None => _ = first.insert(from, *origin),
             Some(first) => {
+                let output = format!("{}.{}", from.app, from.name);
                 let first = sources.place(*first);
                 let problem = Problem::LinkedTwice { output, first };
-                faults.push(Fault { place: sources.place(origin), problem });
+                faults.push(Fault { place: sources.place(*origin), problem });
             }
         }
     }
@@ -136,10 +137,9 @@ pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Faul
         return;
     }
     check_flow(config, sources, faults);
-    check_use(config, sources, faults);
-    check_vlans(config, sources, faults);
-    let network = config.network();
-    let origins: Vec<Origin> = config.all_links().into_iter().map(|(_, origin)| origin).collect();
+    check_use(&links, &joined, sources, faults);
+    let network = config.network_of(&links);
+    check_vlans(config, &network, &links, &joined, sources, faults);
     for cycle in network.cycles() {
         let [first, ..] = &cycle[..] else { continue };
         let mut names = vec![network.apps[network.links[*first].from.app].name.as_str()];
@@ -147,7 +147,7 @@ pub fn check_links(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Faul
             cycle.iter().map(|link| network.apps[network.links[*link].to.app].name.as_str()),
         );
         // Whoever wrote the last of these links has closed it.
-        let last = cycle.iter().max().map(|link| sources.place(origins[*link]));
+        let last = cycle.iter().max().map(|link| sources.place(links[*link].1));
         let place = last.unwrap_or(Place::CommandLine);
         faults.push(Fault { place, problem: Problem::Cycle(names.join(" -> ")) });
     }
@@ -177,8 +177,12 @@ fn check_flow(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
 }
 
 /// Whether all that is there is used.
-fn check_use(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
-    let links = config.all_links();
+fn check_use(
+    links: &[(NamedLink, Origin)],
+    joined: &HashSet<&str>,
+    sources: &Sources<'_>,
+    faults: &mut Vec<Fault>,
+) {
     let ends: HashSet<&Terminal> =
         links.iter().flat_map(|(link, _)| [&link.from, &link.to]).collect();
     let linked: HashSet<&str> = ends.iter().map(|end| end.app.as_str()).collect();
@@ -195,7 +199,6 @@ fn check_use(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
             }
         }
     }
-    let joined = config.joined();
     for port in sources.ports.iter().filter(|port| !joined.contains(port.name.as_str())) {
         for entry in vlan::KEYS.iter().filter_map(|key| port.entry(key.name)) {
             let (key, port) = (entry.key.clone(), port.name.clone());
@@ -206,9 +209,15 @@ fn check_use(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
 }
 
 /// Either all sides of a bridge have to do with VLANs, or none.
-fn check_vlans(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) {
-    let joined = config.joined();
-    for app in config.network().apps {
+fn check_vlans(
+    config: &Config,
+    network: &Network,
+    links: &[(NamedLink, Origin)],
+    joined: &HashSet<&str>,
+    sources: &Sources<'_>,
+    faults: &mut Vec<Fault>,
+) {
+    for app in &network.apps {
         let Spec::Bridge(memberships) = &app.spec else { continue };
         let table = sources.app(&app.name);
         let side =
@@ -233,7 +242,6 @@ fn check_vlans(config: &Config, sources: &Sources<'_>, faults: &mut Vec<Fault>) 
             }
             (None, None) => {
                 let is_it = |end: &Terminal| end.app == app.name && end.name == name;
-                let links = config.all_links();
                 let link = links.iter().find(|(link, _)| is_it(&link.from) || is_it(&link.to));
                 let place = link.map_or(Place::CommandLine, |(_, origin)| sources.place(*origin));
                 (format!("side `{name}` of `{}`", app.name), place, false)

@@ -38,6 +38,20 @@ async fn answers(path: &Path, text: Vec<u8>) -> Vec<String> {
     said.await.unwrap()
 }
 
+#[test]
+fn a_switch_that_comes_second_has_no_control_socket_unless_it_is_given_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    // Nobody can make one there.
+    let nowhere = path("no/such/directory/c.sock");
+    let first = open_first(&[nowhere.clone(), path("own"), path("run")]).unwrap();
+    assert!(path("own").exists() && !path("run").exists());
+    assert!(open_first(&[nowhere, path("own"), path("run")]).is_none());
+    assert!(!path("run").exists(), "nobody would ask there");
+    drop(first);
+    assert!(open_first(&[path("own"), path("run")]).is_some());
+}
+
 const STATS: &str = r#"{"ringway":1,"request":"stats"}"#;
 
 #[tokio::test]

@@ -5,9 +5,9 @@
 //!
 //! 1. *Prepare*: what is new is opened and made, and other settings are tried on an app that nobody uses. All that
 //!    can fail does so here, when nothing has changed; what was opened goes again then.
-//! 2. *Change*: each worker gets all of the change in one command, between two of its
+//! 2. *Change*: each worker gets all of the change in one command, and makes it between two of its
 //!    breaths: apps that go and come, links, and settings ([`engine::Change`]). An app that stays is not touched, and a link
-//!    that stays goes on.
+//!    that stays goes on. Of many ports that go, the command stops most before that, a few between two breaths.
 //! 3. *Clean up*: what is left of what went is dropped here, by control. Bridges forget the addresses that were learned where a port
 //!    went, and only after that its number may be another's.
 //!
@@ -32,13 +32,16 @@ use super::difference::{Difference, Fate};
 use super::make::{self, Made, Remake};
 use super::numbers::Numbers;
 use super::pcap::{END_LIMIT, FileCapture};
-use super::port::{self, Control, Handle, Opened, Opener, has_descriptors, needs_what_has};
+use super::port::{self, Control, Handle, Need, Opened, Opener, needs};
 use super::register::{Again, Entry, Listed, Register, Terminals};
 use super::settings::{self, Adjust, Refused};
 use crate::config::PortKind;
 use crate::config::network::{End, Network, NetworkApp, Spec};
 use crate::session::Trouble;
 use crate::workers::{Unanswered, Workers};
+
+/// Ports that a worker stops between two breaths: some microseconds each, if they have guests.
+const STOPPED_AT_ONCE: usize = 32;
 
 /// Where each output of an app leads.
 type Outputs = Vec<Option<(AppId, usize)>>;
@@ -147,7 +150,7 @@ impl Fabric {
     /// were in the way of others.
     pub(super) async fn become_network(&mut self, new: &Network) -> anyhow::Result<()> {
         const NOTHING: &str = "nothing was changed";
-        let blocking = self.blocking(new).context(NOTHING)?;
+        let blocking = self.blocking(new);
         if blocking.is_empty() {
             return self.change(new, NewApps::new()).await.context(NOTHING);
         }
@@ -170,29 +173,15 @@ impl Fabric {
         }
     }
 
-    /// Whether there is a way to become this network, as far as can be said without doing it.
-    pub(super) fn check(&self, new: &Network) -> anyhow::Result<()> {
-        self.blocking(new).map(drop)
-    }
-
     /// The ports that have what others need, and let go of it.
-    fn blocking(&self, new: &Network) -> anyhow::Result<HashSet<String>> {
+    fn blocking(&self, new: &Network) -> HashSet<String> {
         let difference = Difference::new(&self.network, new);
+        let coming = ports(new).filter(|(name, _)| difference.comes(name));
+        let needed: HashSet<Need<'_>> = coming.flat_map(|(_, kind)| needs(kind)).collect();
         let leaving = ports(&self.network).filter(|(name, _)| difference.goes(name));
-        let mut blocking = HashSet::new();
-        for (name, old) in leaving {
-            let mut coming = ports(new).filter(|(name, _)| difference.comes(name));
-            if let Some((other, _)) = coming.find(|(_, kind)| needs_what_has(kind, old)) {
-                if has_descriptors(old) {
-                    bail!(
-                        "port `{other}`: it needs the file descriptors (`fd`) that port `{name}` has, and they go with \
-                         that: only a switch that is started anew gets others"
-                    );
-                }
-                blocking.insert(name.to_owned());
-            }
-        }
-        Ok(blocking)
+        let blocking =
+            leaving.filter(|(_, kind)| needs(kind).iter().any(|has| needed.contains(has)));
+        blocking.map(|(name, _)| name.to_owned()).collect()
     }
 
     /// Opens and makes all that can be while these ports are there; of the others it looks what is wanted.
@@ -203,7 +192,8 @@ impl Fabric {
     ) -> anyhow::Result<NewApps> {
         let held = ports(&self.network).filter(|(name, _)| blocking.contains(*name));
         let held: Vec<PortKind> = held.map(|(_, kind)| kind.clone()).collect();
-        let waits = |kind: &PortKind| held.iter().any(|held| needs_what_has(kind, held));
+        let held: HashSet<Need<'_>> = held.iter().flat_map(needs).collect();
+        let waits = |kind: &PortKind| needs(kind).iter().any(|need| held.contains(need));
         let difference = Difference::new(&self.network, new);
         for (name, kind) in ports(new).filter(|(name, kind)| difference.comes(name) && waits(kind))
         {
@@ -352,11 +342,17 @@ impl Fabric {
                 change.add(id, &name, part);
             }
         }
+        // What a worker has to do for the guests of many ports would keep the others waiting. The change itself stops the last of them.
+        let ends = removed.iter().filter(|(_, is_end)| *is_end).map(|(id, _)| *id);
+        let ends: Arc<[AppId]> = ends.collect();
         let commands = changes.into_iter().map(|mut change| {
+            let ends = ends.clone();
             let [before, after] = [&adjustments, &later]
                 .map(|some| some.iter().map(|adjust| adjust()).collect::<Vec<_>>());
             let mut remains = Vec::with_capacity(before.len() + after.len());
             move |worker: &mut Worker| {
+                let (ahead, _) = ends.split_at(ends.len().saturating_sub(STOPPED_AT_ONCE));
+                ahead.chunks(STOPPED_AT_ONCE).for_each(|some| worker.stop_ahead(some));
                 // A bridge that knows which of its sides go does not look for what it has learned there: control does.
                 remains.extend(before.into_iter().map(|adjust| adjust(worker)));
                 worker.change(&mut change);
@@ -364,6 +360,7 @@ impl Fabric {
                 (change, remains)
             }
         });
+        // All of them have it before any is waited for: also if one hangs, and this is given up, the others let go of what goes.
         let remains = self.workers.on_all(commands.collect()).await;
         // Also when a worker has died.
         self.let_go().await;
@@ -523,10 +520,12 @@ impl Fabric {
     /// Ends what goes on behind ports that no worker has any more: a guest finds its connection closed when nobody touches its
     /// rings any more, and not before.
     async fn let_go(&mut self) {
+        let controls =
+            self.gone.iter().filter_map(|(_, running)| running.port.as_ref()?.control.as_ref());
+        controls.for_each(JoinHandle::abort);
         for (name, running) in &mut self.gone {
             let Some(port) = &mut running.port else { continue };
             if let Some(control) = &mut port.control {
-                control.abort();
                 // An error says that it was aborted, or panicked, which was reported.
                 let _ = control.await;
                 port.control = None;

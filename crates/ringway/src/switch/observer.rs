@@ -38,7 +38,7 @@ struct Part {
 /// What one worker says of an app.
 struct AppPart {
     counters: Counters,
-    is_running: bool,
+    has_failed: bool,
     numbers: Numbers,
     /// Of a port that has one.
     guest: Option<GuestLook>,
@@ -55,8 +55,8 @@ impl Observer {
                 let guest = worker.with(app.id, look).flatten();
                 let numbers = worker.numbers(app.id);
                 let graph = worker.graph();
-                let (counters, is_running) = (graph.counters(app.id), graph.is_running(app.id));
-                AppPart { counters, is_running, numbers, guest }
+                let (counters, has_failed) = (graph.counters(app.id), graph.has_failed(app.id));
+                AppPart { counters, has_failed, numbers, guest }
             };
             let apps = asked.iter().map(app).collect();
             let graph = worker.graph();
@@ -96,16 +96,16 @@ impl Observer {
 fn apps(listed: &[Listed], parts: &[Part]) -> Vec<App> {
     let app = |(index, app): (usize, &Listed)| {
         let mut sum = Counters::default();
-        let (mut runs, mut numbers) = (true, Numbers::default());
+        let (mut has_failed, mut numbers) = (false, Numbers::default());
         for part in parts.iter().filter_map(|part| part.apps.get(index)) {
             sum += &part.counters;
-            runs &= part.is_running;
+            has_failed |= part.has_failed;
             numbers.add(part.numbers.clone());
         }
         App {
             name: app.name.clone(),
             kind: app.kind.to_owned(),
-            state: if runs { State::Running } else { State::Failed },
+            state: if has_failed { State::Failed } else { State::Running },
             received: sum.received.into(),
             sent: sum.sent.into(),
             drops: sum.drops().map(|(reason, n)| (reason.name().to_owned(), n)).collect(),

@@ -1,6 +1,8 @@
 //! What all ports have in common, as control sees them: how they are opened, and what goes on behind them while the
 //! switch runs.
 
+use std::os::fd::RawFd;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -84,7 +86,8 @@ impl Opener {
         Self { workers, epoch, links: None, opened: 0, puts_back: false }
     }
 
-    /// Looks whether there is what a port asks for, beside its socket, interface or file, which another one has.
+    /// Looks whether there is what a port asks for, beside its socket, interface or file, which another one has. Descriptors that it
+    /// was given can be looked at meanwhile.
     pub(super) async fn check(&mut self, name: &str, kind: &PortKind) -> anyhow::Result<()> {
         match kind {
             PortKind::VhostUser(port) => vhost_user::check(name, port),
@@ -123,24 +126,26 @@ pub(super) fn boxed<A: App>(parts: Vec<A>) -> Vec<Box<dyn App>> {
     parts.into_iter().map(|part| Box::new(part) as _).collect()
 }
 
-/// Whether a port cannot be opened before another one is gone: they have the same socket, interface, file or descriptors.
-pub(super) fn needs_what_has(one: &PortKind, other: &PortKind) -> bool {
-    if let (Some(one), Some(other)) = (tap_of(one), tap_of(other))
-        && one.descriptors.iter().any(|number| other.descriptors.contains(number))
-    {
-        return true;
-    }
-    match (one, other) {
-        // Paths compare by their components.
-        (PortKind::VhostUser(one), PortKind::VhostUser(other)) => one.path == other.path,
-        (PortKind::PcapWrite(one), PortKind::PcapWrite(other)) => one.file == other.file,
-        _ => interface(one).is_some_and(|name| Some(name) == interface(other)),
-    }
+/// What only one port can have at a time, whatever its type: another one that needs it cannot be opened before that is gone.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) enum Need<'a> {
+    // Paths compare by their components.
+    Socket(&'a Path),
+    Capture(&'a Path),
+    Interface(&'a str),
+    Descriptor(RawFd),
 }
 
-/// Whether a port has descriptors that this process was started with.
-pub(super) fn has_descriptors(kind: &PortKind) -> bool {
-    tap_of(kind).is_some_and(|tap| !tap.descriptors.is_empty())
+/// All of that which a port has, or needs.
+pub(super) fn needs(kind: &PortKind) -> Vec<Need<'_>> {
+    let descriptors = tap_of(kind).into_iter().flat_map(|tap| &tap.descriptors);
+    let mut needs: Vec<_> = descriptors.map(|number| Need::Descriptor(*number)).collect();
+    needs.extend(match kind {
+        PortKind::VhostUser(port) => Some(Need::Socket(&port.path)),
+        PortKind::PcapWrite(port) => Some(Need::Capture(&port.file)),
+        kind => interface(kind).map(Need::Interface),
+    });
+    needs
 }
 
 fn tap_of(kind: &PortKind) -> Option<&Tap> {

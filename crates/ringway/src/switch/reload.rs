@@ -57,7 +57,6 @@ impl Reloader {
             lines.push(format!("~ log {}", new.log.to_string().to_lowercase()));
         }
         if dry_run {
-            fabric.check(&network)?;
             return Ok(lines);
         }
         // One that hangs would have all of this wait for ever.

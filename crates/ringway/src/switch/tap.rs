@@ -11,6 +11,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,9 @@ use engine::{App, Fault, Poller, Worker};
 use ports::tap::{Detached, Queues, TapPort};
 use ports::tun::Subnet;
 use rustix::io::Errno;
-use sys::tun::{Kind, Offloads, Persistence, Queue, Request, TunError, adopt};
+use sys::tun::{
+    AdoptError, Kind, Offloads, Persistence, Queue, Request, TunError, adopt, interface_of,
+};
 use tokio::time::sleep;
 use wire::ethernet::MacAddress;
 use wire::virtio::NetHeader;
@@ -136,14 +139,19 @@ fn opened(links: &mut Option<Links>) -> anyhow::Result<&Links> {
     })
 }
 
-/// Looks whether there is what a port asks for beside its interface.
+/// Looks whether there is what a port asks for beside its interface, and whether its descriptors, if it has been given any, can be
+/// used: an interface that was deleted has left them dead, also if one of its name is there again.
 pub(super) async fn check(
     links: &mut Option<Links>,
     name: &str,
     config: &Tap,
 ) -> anyhow::Result<()> {
-    let what = || format!("port `{name}`: interface `{}`", config.interface);
+    let what = || match config.interface.as_str() {
+        "" => format!("port `{name}`"),
+        interface => format!("port `{name}`: interface `{interface}`"),
+    };
     request(config, false, Kind::Tap).with_context(what)?;
+    inherited(config).with_context(what)?;
     find_bridge(opened(links)?, &config.setup).await.map(drop).with_context(what)
 }
 
@@ -282,6 +290,26 @@ async fn open_soon(request: &Request<'_>) -> Result<Vec<Queue>, TunError> {
 
 const DELETED: &str = "it was deleted again at once";
 
+/// Duplicates of the descriptors that this process was started with, which are queues of the interface that the port asks for.
+fn inherited(config: &Tap) -> anyhow::Result<Vec<OwnedFd>> {
+    let descriptors = config.descriptors.iter().map(|number| {
+        sys::inherited(*number).with_context(|| format!("descriptor {number} was not inherited"))
+    });
+    let descriptors = descriptors.collect::<anyhow::Result<Vec<_>>>()?;
+    let found =
+        interface_of(&descriptors, Kind::Tap).map_err(|fault| of_descriptor(config, fault))?;
+    ensure!(
+        descriptors.is_empty() || config.interface.is_empty() || config.interface == found,
+        "the descriptors are those of another interface, `{found}`"
+    );
+    Ok(descriptors)
+}
+
+fn of_descriptor(config: &Tap, AdoptError { index, error }: AdoptError) -> anyhow::Error {
+    let number = config.descriptors.get(index).copied().unwrap_or(-1);
+    anyhow::Error::new(error).context(format!("descriptor {number}"))
+}
+
 /// Takes over the descriptors that this process was started with, and sets their interface up. That is
 /// not known if it is in another network namespace.
 async fn inherit(
@@ -289,20 +317,9 @@ async fn inherit(
     links: &Links,
     undo: &mut Undo,
 ) -> anyhow::Result<(Vec<Queue>, Option<Link>)> {
-    let descriptors = config.descriptors.iter().map(|number| {
-        sys::inherited(*number).with_context(|| format!("descriptor {number} was not inherited"))
-    });
-    let descriptors = descriptors.collect::<anyhow::Result<_>>()?;
-    let queues =
-        adopt(descriptors, Kind::Tap, NetHeader::SIZE, Offloads::ALL).map_err(|fault| {
-            let number = config.descriptors.get(fault.index).copied().unwrap_or(-1);
-            anyhow::Error::new(fault.error).context(format!("descriptor {number}"))
-        })?;
+    let queues = adopt(inherited(config)?, Kind::Tap, NetHeader::SIZE, Offloads::ALL)
+        .map_err(|fault| of_descriptor(config, fault))?;
     let found = name_of(&queues);
-    ensure!(
-        config.interface.is_empty() || config.interface == found,
-        "the descriptors are those of another interface, `{found}`"
-    );
     let queue = queues.first().context("no descriptors")?;
     let link = links.find(&found).await?;
     // There may be another one of its name here.

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, IoSlice, Write};
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream as Raw;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -32,6 +32,7 @@ use rustix::net::sockopt::{set_socket_linger, set_socket_recv_buffer_size};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::thread::{CpuSet, sched_getaffinity};
 use sys::testing::{Call, refuse};
+use sys::tun::Kind;
 use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use tracing::subscriber::DefaultGuard;
@@ -753,6 +754,82 @@ async fn an_interface_that_was_there_is_set_back_when_its_port_never_runs() {
     reload(&switch, &without).await.unwrap();
     let ((tap, _), (_, addresses)) = look().await;
     assert_eq!((tap.mtu, tap.is_up, addresses.len()), (1300, true, 2));
+    switch.stop().await.unwrap();
+}
+
+/// They are the process's, whichever of its ports has them.
+#[tokio::test]
+async fn descriptors_that_a_port_was_given_are_anothers_after_a_reload() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    let directory = tempfile::tempdir().unwrap();
+    let queues = sys::tun::Request::new("rwtap", Kind::Tap, NetHeader::SIZE).open().unwrap();
+    // One that is not closed on exec, as those that a program is started with.
+    let given = rustix::io::dup(&queues[0]).unwrap();
+    drop(queues);
+    let tap = |mtu| {
+        let setup = Setup { mtu: Some(mtu), ..Setup::default() };
+        let descriptors = vec![given.as_raw_fd()];
+        PortKind::Tap(Tap { descriptors, setup, ..Tap::new("rwtap".to_owned()) })
+    };
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    config.workers = 1;
+    config.ports.push(PortConfig::new("host", tap(1400)));
+    let switch = Switch::start(&config).await.unwrap();
+    let links = Links::open().unwrap();
+    let mtu = async || look_at(&links, "rwtap").await.0.mtu;
+    assert_eq!(mtu().await, 1400);
+    config.ports[1].kind = tap(1300);
+    let lines = reload(&switch, &config).await.unwrap();
+    assert_eq!(lines, ["~ port host (tap): made anew"]);
+    assert_eq!(mtu().await, 1300);
+    config.ports[1] = PortConfig::new("other", tap(1200));
+    let lines = reload(&switch, &config).await.unwrap();
+    assert_eq!(lines, ["- port host (tap)", "+ port other (tap)"]);
+    assert_eq!(mtu().await, 1200);
+    switch.stop().await.unwrap();
+}
+
+/// What is wrong with them is found while the port that is to go is still there, and works.
+#[tokio::test]
+async fn a_reload_that_needs_descriptors_which_are_of_no_use_takes_nothing_out() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    let (log, _logs) = Log::start();
+    let directory = tempfile::tempdir().unwrap();
+    let queues = sys::tun::Request::new("rwtap", Kind::Tap, NetHeader::SIZE).open().unwrap();
+    // One that is not closed on exec, as those that a program is started with.
+    let given = rustix::io::dup(&queues[0]).unwrap();
+    drop(queues);
+    let tap = |descriptors: &[i32], mtu| {
+        let setup = Setup { mtu: Some(mtu), ..Setup::default() };
+        let descriptors = descriptors.to_vec();
+        PortKind::Tap(Tap { descriptors, setup, ..Tap::new("rwtap".to_owned()) })
+    };
+    let given = given.as_raw_fd();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    config.workers = 1;
+    config.ports.push(PortConfig::new("host", tap(&[given], 1400)));
+    let switch = Switch::start(&config).await.unwrap();
+    let port = app(&switch, "host");
+    let refused = async |descriptors: &[i32]| {
+        let mut bad = config.clone();
+        bad.ports[1].kind = tap(descriptors, 1300);
+        let error = format!("{:#}", reload(&switch, &bad).await.unwrap_err());
+        assert_eq!(app(&switch, "host"), port, "it was made anew: {error}");
+        error
+    };
+    const WHAT: &str = "nothing was changed: port `host`: interface `rwtap`";
+    let error = refused(&[given, i32::MAX]).await;
+    let why = format!("{WHAT}: descriptor {} was not inherited: ", i32::MAX);
+    assert!(error.starts_with(&why), "{error}");
+
+    // Another of its name: the port attaches to that, and the descriptor is dead for good.
+    ip("link del rwtap");
+    log.until("the interface was deleted").await;
+    ip("tuntap add dev rwtap mode tap vnet_hdr");
+    log.until("attached to the interface again").await;
+    let error = refused(&[given]).await;
+    let why = format!("{WHAT}: descriptor {given}: no descriptor of a tap or tun interface: ");
+    assert!(error.starts_with(&why), "{error}");
     switch.stop().await.unwrap();
 }
 

@@ -74,5 +74,6 @@ impl Drop for FrontEndListener {
     fn drop(&mut self) {
         // Whoever has taken it away already has done it for us.
         let _ = std::fs::remove_file(&self.path);
+        self.listener.end_listening();
     }
 }

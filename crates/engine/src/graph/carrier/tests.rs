@@ -299,5 +299,5 @@ fn a_panic_of_one_that_is_told_is_the_end_of_that_one() {
     assert_eq!(failed, [faulty]);
     assert_eq!(told(&tidings).last(), Some(&Told::Link(0, false)));
     assert!(!graph.is_running(faulty) && graph.is_running(behind));
-    assert!(graph.has(faulty), "it was not taken out");
+    assert!(graph.has(faulty) && graph.has_failed(faulty), "it was not taken out");
 }
