@@ -218,6 +218,57 @@ unsafe fn copy_small(source: *const u8, destination: *mut u8, len: usize) {
     }
 }
 
+/// Whether two ranges of 8 to 16 bytes hold the same, each fetched when it is looked at. Of other lengths that is not known:
+/// false.
+///
+/// # Safety
+///
+/// Both must be valid for reads of `len` bytes, as far as mappings go; concurrent change of the contents is allowed.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub(crate) unsafe fn is_same(one: *const u8, other: *const u8, len: usize) -> bool {
+    if !(8..=16).contains(&len) {
+        return false;
+    }
+    let (mut first, mut last): (u64, u64);
+    // SAFETY: words of 8 bytes at 0 and at `len - 8`, both inside `[0, len)`.
+    unsafe {
+        std::arch::asm!(
+            "mov {first}, [{one}]",
+            "mov {last}, [{one} + {len} - 8]",
+            "xor {first}, [{other}]",
+            "xor {last}, [{other} + {len} - 8]",
+            one = in(reg) one,
+            other = in(reg) other,
+            len = in(reg) len,
+            first = out(reg) first,
+            last = out(reg) last,
+            options(nostack, readonly)
+        );
+    }
+    first | last == 0
+}
+
+/// The same where there is no assembly.
+///
+/// # Safety
+///
+/// As the version for x86-64.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) unsafe fn is_same(one: *const u8, other: *const u8, len: usize) -> bool {
+    (8..=16).contains(&len)
+        && (0..len).all(|at| {
+            // SAFETY: `at < len`, and the caller vouches for the range.
+            let one = unsafe { one.add(at) };
+            // SAFETY: as above.
+            let other = unsafe { other.add(at) };
+            // SAFETY: as above.
+            let one = unsafe { one.read_volatile() };
+            // SAFETY: as above.
+            one == unsafe { other.read_volatile() }
+        })
+}
+
 /// Copies `len` bytes, where there is no assembly: volatile accesses, which no optimiser may
 /// split, merge or repeat.
 ///
@@ -288,6 +339,24 @@ mod tests {
     fn copies_every_length_at_every_alignment_and_nothing_beside_it() {
         // SAFETY: `check` passes two vectors that are long enough.
         check(0, |source, destination, len| unsafe { copy(source, destination, len) });
+    }
+
+    #[test]
+    fn ranges_are_the_same_when_every_byte_is() {
+        let one: Vec<u8> = (1..=20).collect();
+        // SAFETY: both vectors have 20 bytes.
+        let is_same = |other: &[u8], len| unsafe { is_same(one.as_ptr(), other.as_ptr(), len) };
+        for len in 8..=16 {
+            assert!(is_same(&one.clone(), len), "{len}");
+            for at in 0..one.len() {
+                let mut other = one.clone();
+                other[at] ^= 0x80;
+                assert_eq!(is_same(&other, len), at >= len, "{len} bytes, {at} is another");
+            }
+        }
+        for len in [0, 7, 17, 20] {
+            assert!(!is_same(&one.clone(), len), "{len}");
+        }
     }
 
     /// Also those that this processor would not choose.

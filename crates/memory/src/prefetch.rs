@@ -6,12 +6,18 @@
 //! A hint never faults, whatever is behind the address, and changes nothing that can be seen.
 
 /// Bytes that a processor fetches together.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// Has the processor fetch where `value` begins, which is of our own memory, while other things are done.
 #[inline(always)]
 pub fn prefetch<T>(value: &T) {
     hint_to_read(std::ptr::from_ref(value).cast());
+}
+
+/// Fetches the line of this byte to be read.
+#[inline(always)]
+pub(crate) fn prefetch_line(byte: *const u8) {
+    hint_to_read(byte);
 }
 
 /// Fetches all of `[start, start + len)` to be read.

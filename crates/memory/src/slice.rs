@@ -4,8 +4,8 @@ use std::marker::PhantomData;
 
 use wire::checksum::Sum;
 
-use crate::copy::copy;
-use crate::prefetch::{prefetch_to_read, prefetch_to_write};
+use crate::copy::{copy, is_same};
+use crate::prefetch::{LINE, prefetch_line, prefetch_to_read, prefetch_to_write};
 use crate::sum::copy_summed;
 
 /// Bytes that may be read: guest memory, or private memory that stands in for it.
@@ -156,6 +156,44 @@ impl<'m> WriteSlice<'m> {
         count
     }
 
+    /// As [`Self::copy_from`], of what begins with a header, which may be there already from an earlier use of these bytes. If a cache
+    /// line ends with it, and so holds nothing else that is to be written, it is left alone then: its reader keeps the line in its own
+    /// cache, and need not get it from ours.
+    #[inline(always)]
+    pub fn copy_behind_header(&self, header_size: usize, source: ReadSlice<'_>) -> usize {
+        if self.has_header_line(header_size) {
+            self.copy_behind_header_line(header_size, source)
+        } else {
+            self.copy_from(source)
+        }
+    }
+
+    /// As [`Self::prefetch`], of bytes that are to be written by [`Self::copy_behind_header`]. A header's own line stays in its reader's
+    /// cache as well.
+    #[inline(always)]
+    pub fn prefetch_behind_header<const COUNT: usize>(&self, header_size: usize) {
+        if self.has_header_line(header_size) {
+            prefetch_line(self.start);
+        }
+        self.skip(header_size).prefetch::<COUNT>();
+    }
+
+    /// Whether a cache line ends with a header at the start.
+    #[inline(always)]
+    fn has_header_line(&self, header_size: usize) -> bool {
+        (self.start.addr() + header_size).is_multiple_of(LINE)
+    }
+
+    /// Not inline, so that who has other buffers does not pay for it.
+    #[inline(never)]
+    fn copy_behind_header_line(&self, header_size: usize, source: ReadSlice<'_>) -> usize {
+        let header_size = header_size.min(self.len).min(source.len);
+        // SAFETY: both ranges hold as many bytes; otherwise as in `copy_from`.
+        let is_there = unsafe { is_same(source.start, self.start, header_size) };
+        let there = if is_there { header_size } else { 0 };
+        there + self.skip(there).copy_from(source.skip(there))
+    }
+
     /// As [`Self::copy_from`], and adds exactly the bytes that were written to `sum`: each is fetched
     /// once, however the guest may change it meanwhile.
     #[inline]
@@ -304,6 +342,72 @@ mod tests {
         let recycled = recycle(slices);
         assert_eq!((recycled.as_ptr().addr(), recycled.capacity()), (start, capacity));
         assert!(recycled.is_empty());
+    }
+
+    /// Private memory that begins where a cache line does.
+    #[repr(align(64))]
+    struct Lines([u8; 256]);
+
+    #[test]
+    fn a_header_is_written_wherever_it_lies_and_whatever_was_there() {
+        const HEADER: [u8; 12] = [7; 12];
+        let frame: Vec<u8> = (0..100).collect();
+        let source = [&HEADER[..], &frame].concat();
+        for before in 0..2 * LINE {
+            for old in [[7; 12], [8; 12], [7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 6]] {
+                let mut lines = Lines([0xEE; 256]);
+                lines.0[before..before + 12].copy_from_slice(&old);
+                let room = WriteSlice::from(&mut lines.0[before..before + 120]);
+                assert_eq!(room.copy_behind_header(12, (&*source).into()), 112);
+                let (start, rest) = lines.0.split_at(before);
+                assert!(start.iter().all(|byte| *byte == 0xEE), "at {before}, over {old:?}");
+                assert_eq!(rest[..112], source, "at {before}, over {old:?}");
+                assert!(rest[112..].iter().all(|byte| *byte == 0xEE), "at {before}, over {old:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_without_room_is_written_as_far_as_there_is() {
+        let source = [7; 112];
+        for room in [0, 1, 8, 11, 12, 13] {
+            let mut lines = Lines([7; 256]);
+            lines.0[64] = 9;
+            let slice = WriteSlice::from(&mut lines.0[52..52 + room]);
+            assert_eq!(slice.copy_behind_header(12, (&source[..]).into()), room);
+            assert_eq!(lines.0[64], if room == 13 { 7 } else { 9 }, "room for {room}");
+            assert_eq!(lines.0[65], 7);
+        }
+        let mut lines = Lines([0; 256]);
+        let slice = WriteSlice::from(&mut lines.0[52..]);
+        assert_eq!(slice.copy_behind_header(12, (&source[..5]).into()), 5);
+        assert_eq!(lines.0[52..60], [7, 7, 7, 7, 7, 0, 0, 0]);
+    }
+
+    /// The header is in a page of its own, which cannot be written: who writes it ends the process.
+    #[test]
+    fn a_header_that_is_there_is_not_touched() {
+        use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+
+        const PAGE: usize = 4096;
+        let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
+        let none = std::ptr::null_mut();
+        // SAFETY: the kernel chooses where.
+        let pages = unsafe { mmap_anonymous(none, 2 * PAGE, access, flags) }.unwrap();
+        // SAFETY: the first of the two pages that were just mapped, of which there is no reference.
+        unsafe { mprotect(pages, PAGE, MprotectFlags::READ) }.unwrap();
+        // SAFETY: inside the two pages.
+        let start = unsafe { pages.cast::<u8>().add(PAGE - 12) };
+        // SAFETY: mapped until the end of this test. The first bytes can be read only, which is what is tested.
+        let room = unsafe { WriteSlice::new(start, 100) };
+        let source: Vec<u8> = [0; 12].into_iter().chain(1..=60).collect();
+        assert_eq!(room.copy_behind_header(12, (&*source).into()), 72);
+        let mut found = [0; 72];
+        // SAFETY: mapped as above.
+        unsafe { ReadSlice::new(start, 100) }.copy_to(&mut found);
+        assert_eq!(found, *source);
+        // SAFETY: nothing points there any more.
+        unsafe { munmap(pages, 2 * PAGE) }.unwrap();
     }
 
     /// Private memory in pieces, to write to.

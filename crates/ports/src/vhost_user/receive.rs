@@ -385,14 +385,14 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             if has_body {
                 burst.prefetch_body::<AHEAD>(index);
             }
-            slice.prefetch::<AHEAD>();
+            slice.prefetch_behind_header::<AHEAD>(header_size);
             slices.push(slice);
             chains.push(single.chain);
             true
         })?;
         for (index, slice) in selection.iter().zip(&*slices) {
             let Framed { front, body, .. } = burst.framed(index, header_size);
-            let mut copied = slice.copy_from(front.into());
+            let mut copied = slice.copy_behind_header(header_size, front.into());
             for segment in body {
                 copied += slice.skip(copied).copy_from(*segment);
             }
@@ -434,7 +434,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             return Err(undelivered);
         }
         if let Some(first) = self.slices.get(slices) {
-            first.prefetch::<AHEAD>();
+            first.prefetch_behind_header::<AHEAD>(self.shape.header_size);
         }
         let Outline { header, offload, .. } = burst.outline(index, self.shape.header_size);
         write_header(header, offload, self.chains.len() - before);
@@ -462,7 +462,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             let Framed { front, body, len } = burst.framed(index, header_size);
             match slices_of {
                 [only] => {
-                    let mut rest = only.skip(only.copy_from(front.into()));
+                    let mut rest = only.skip(only.copy_behind_header(header_size, front.into()));
                     for segment in body {
                         rest = rest.skip(rest.copy_from(*segment));
                     }
