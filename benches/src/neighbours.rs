@@ -19,8 +19,16 @@ use crate::statistics::Spread;
 
 /// How long each part of a look takes.
 const PART: Duration = Duration::from_millis(60);
+/// The same between measurements.
+const SHORT_PART: Duration = Duration::from_millis(4);
+/// Looks before a measurement, and after it.
+const LOOKS: u32 = 4;
+/// Looks that find out how near the processors come to each other.
+const FIRST_LOOKS: u32 = 40;
 /// What two threads of one core have of it, at the most, when both multiply; two cores have much more.
 const SHARED: f64 = 0.7;
+/// Processors are apart when a cache line takes so many times as long as it does at best.
+const APART: f64 = 2.5;
 
 /// Measure how much two processors slow each other down.
 #[derive(Debug, Parser)]
@@ -33,7 +41,8 @@ struct Options {
 
 /// Runs the program `neighbours`, and gives its exit code.
 pub fn main() -> ExitCode {
-    match looks(Options::parse().looks) {
+    let processors = two_processors();
+    match processors.and_then(|processors| looks(processors, Options::parse().looks, PART)) {
         Ok(looks) => {
             print(&looks);
             ExitCode::SUCCESS
@@ -45,6 +54,32 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Two processors, and how near they are to each other at best. If there is only one, there is nothing to see.
+pub struct Neighbours {
+    processors: [usize; 2],
+    /// Nanoseconds of a cache line there and back.
+    least: f64,
+}
+
+impl Neighbours {
+    /// Finds out how near they are.
+    pub fn find(processors: [usize; 2]) -> Result<Neighbours> {
+        let looks = looks(processors, FIRST_LOOKS, SHORT_PART)?;
+        let least = looks.iter().map(|look| look.round_trip).fold(f64::INFINITY, f64::min);
+        Ok(Neighbours { processors, least })
+    }
+
+    /// Whether each is a core of its own just now, and as near to the other one as usual.
+    pub fn are_usual(&self) -> Result<bool> {
+        let looks = looks(self.processors, LOOKS, SHORT_PART)?;
+        Ok(looks.iter().all(|look| self.is_usual(look)))
+    }
+
+    fn is_usual(&self, look: &Look) -> bool {
+        look.speed >= SHARED && look.round_trip < APART * self.least
+    }
+}
+
 /// What one look saw.
 struct Look {
     /// Speed beside a busy processor, by that beside one that rests.
@@ -53,13 +88,15 @@ struct Look {
     round_trip: f64,
 }
 
-fn looks(count: u32) -> Result<Vec<Look>> {
-    let [one, other] = two_processors()?;
-    bind(one)?;
-    let mut all = Vec::new();
-    for _ in 0..count {
-        let alone = speed();
-        let beside = beside(other, &multiply, speed)?;
+/// Looks, one after the other. Of all times the median counts: others may have something to do there as well, and then it is
+/// few of them that are longer.
+fn looks([one, other]: [usize; 2], count: u32, part: Duration) -> Result<Vec<Look>> {
+    if one == other {
+        return Ok(Vec::new());
+    }
+    let look = || -> Result<Look> {
+        let alone = median_time(part, multiply);
+        let beside = beside(other, &multiply, || median_time(part, multiply))?;
         let line = AtomicU64::new(0);
         let answer = || {
             let asked = line.load(Ordering::Acquire);
@@ -67,10 +104,17 @@ fn looks(count: u32) -> Result<Vec<Look>> {
                 line.store(asked + 1, Ordering::Release);
             }
         };
-        let round_trip = beside_line(other, &answer, &line)?;
-        all.push(Look { speed: beside / alone, round_trip });
-    }
-    Ok(all)
+        let round_trips = self::beside(other, &answer, || median_time(part, || ask(&line)))?;
+        Ok(Look { speed: alone / beside, round_trip: round_trips / f64::from(ROUND_TRIPS) })
+    };
+    // Of its own, so that whoever asks stays where it is.
+    thread::scope(|scope| {
+        let looking = scope.spawn(|| {
+            bind(one)?;
+            (0..count).map(|_| look()).collect()
+        });
+        looking.join().expect("it does not panic")
+    })
 }
 
 /// Measures while another processor does this again and again.
@@ -104,30 +148,27 @@ fn multiply() {
     black_box(numbers);
 }
 
-/// How often a second this processor multiplies.
-fn speed() -> f64 {
-    let (start, mut count) = (Instant::now(), 0);
-    while start.elapsed() < PART {
-        multiply();
-        count += 1;
+/// Of a line, each time.
+const ROUND_TRIPS: u32 = 50;
+
+/// Has the neighbour answer some times.
+fn ask(line: &AtomicU64) {
+    for _ in 0..ROUND_TRIPS {
+        let asked = line.load(Ordering::Relaxed) + 1;
+        line.store(asked, Ordering::Release);
+        while line.load(Ordering::Acquire) == asked {}
     }
-    f64::from(count) / start.elapsed().as_secs_f64()
 }
 
-/// Nanoseconds until the neighbour has answered.
-fn beside_line(other: usize, answer: &(dyn Fn() + Sync), line: &AtomicU64) -> Result<f64> {
-    beside(other, answer, || {
-        let (start, mut count) = (Instant::now(), 0);
-        while start.elapsed() < PART {
-            for _ in 0..100 {
-                let asked = line.load(Ordering::Relaxed) + 1;
-                line.store(asked, Ordering::Release);
-                while line.load(Ordering::Acquire) == asked {}
-            }
-            count += 100;
-        }
-        start.elapsed().as_nanos() as f64 / f64::from(count)
-    })
+/// Nanoseconds that something takes, done again and again for a while.
+fn median_time(part: Duration, work: impl Fn()) -> f64 {
+    let (start, mut times) = (Instant::now(), Vec::new());
+    while start.elapsed() < part {
+        let before = Instant::now();
+        work();
+        times.push(before.elapsed().as_nanos() as f64);
+    }
+    Spread::of(times).map_or(f64::NAN, |times| times.median)
 }
 
 fn print(looks: &[Look]) {
@@ -143,5 +184,26 @@ fn print(looks: &[Look]) {
             );
         }
         println!();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processors_are_usual_that_are_two_and_near() {
+        let neighbours = Neighbours { processors: [0, 1], least: 100.0 };
+        for (speed, round_trip, usual) in [
+            (1.0, 100.0, true),
+            (0.71, 249.0, true),
+            (0.69, 60.0, false),
+            (1.0, 250.0, false),
+            (1.0, f64::NAN, false),
+            (f64::NAN, 100.0, false),
+        ] {
+            let look = Look { speed, round_trip };
+            assert_eq!(neighbours.is_usual(&look), usual, "{speed}, {round_trip}");
+        }
     }
 }

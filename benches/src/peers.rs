@@ -17,6 +17,7 @@ use crate::machine::Machine;
 use crate::matrix::{Case, Cell, Switch};
 use crate::means::Means;
 use crate::measure::Measurement;
+use crate::neighbours::Neighbours;
 use crate::results::{Results, Sample};
 use crate::switches::Place;
 use crate::{drawings, interrupt, machine, matrix, means, report};
@@ -212,7 +213,8 @@ fn measure_all(options: &Options, cells: &[Cell], results: &mut Results) -> Resu
     results.set_machine(machine);
     let [switch, generator] = means.processors();
     let place = Place { switch, generator, hugepages };
-    let measurement = Measurement { place, seconds, frequency_hz };
+    let neighbours = Neighbours::find([switch, generator])?;
+    let measurement = Measurement { place, seconds, frequency_hz, neighbours };
 
     let build = machine::build();
     let mut progress = Progress::new(&work, seconds);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use crate::machine::Machine;
 use crate::matrix::{Case, Cell, Generator, PARTS, Switch, cells};
-use crate::results::Results;
+use crate::results::{APART, Results};
 use crate::statistics::Spread;
 use crate::targets;
 
@@ -263,6 +263,14 @@ pub fn doubts(results: &Results) -> String {
                 100.0 * OWN_SWITCH
             );
         }
+        let apart = samples.iter().filter(|sample| sample.figures.contains_key(APART)).count();
+        if apart > 0 {
+            let _ = writeln!(
+                text,
+                "* {cell}: in {apart} of {} rounds, the processors were apart or one core's",
+                samples.len()
+            );
+        }
         let lost = samples.iter().filter(|sample| {
             let figure = |name: &str| sample.figures.get(name).copied().unwrap_or(0.0);
             cell.generator == Generator::Testpmd
@@ -353,6 +361,11 @@ generator has another one, together with what only waits.
 * **OVS NORMAL**: Open vSwitch with DPDK, a bridge as it is by default, one polling thread; its MTU and table of
   addresses are as large as the load needs. With TSO: `userspace-tso-enable=true`, and ports that connect.
 * **tap and bridge**: QEMU's own tap back end, and a bridge of Linux.
+
+A virtual machine's host may move its two processors apart, or make them two threads of one core. So before and after each measurement
+it is looked how long a cache line takes from the one to the other and back, and whether they slow each other down. If it takes more
+than 2.5 times as long as it does at best, or they do, that measurement does not count, of whichever switch it is, and is tried again, up to twenty times in all. (Not so
+latency at parts of a rate, which takes too long for that, and what is idle.)
 
 Either generator offers and takes frames of both directions as fast as they come back; a window is the number of
 frames under way each way. Rings have 512 entries for windows of 256, and 256 otherwise. A window is as long as the ring

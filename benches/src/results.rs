@@ -18,6 +18,10 @@ const FORMAT: u32 = 1;
 /// Figures by name.
 pub type Figures = BTreeMap<String, f64>;
 
+/// A figure of samples that were disturbed: the processors did not stay as near to each other as they usually are. They count only
+/// where a cell has no others.
+pub const APART: &str = "apart";
+
 /// What one measurement of a cell found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
@@ -110,6 +114,14 @@ impl Results {
         self.record(cell).map_or(&[], |record| &record.samples)
     }
 
+    /// The samples that count.
+    fn counting(&self, cell: &Cell) -> impl Iterator<Item = &Sample> {
+        let samples = self.samples(cell);
+        let is_good = |sample: &Sample| !sample.figures.contains_key(APART);
+        let any_good = samples.iter().any(is_good);
+        samples.iter().filter(move |sample| !any_good || is_good(sample))
+    }
+
     /// Forgets what was found of a cell.
     pub fn forget(&mut self, cell: &Cell) {
         self.file.cells.remove(&cell.to_string());
@@ -139,18 +151,17 @@ impl Results {
 
     /// One figure of a cell over all rounds.
     pub fn figure(&self, cell: &Cell, name: &str) -> Option<Spread> {
-        let samples = self.samples(cell).iter();
+        let samples = self.counting(cell);
         Spread::of(samples.filter_map(|sample| sample.figures.get(name).copied()))
     }
 
     /// One figure of a cell by that of another, of those rounds that both have.
     pub fn ratio(&self, one: &Cell, other: &Cell, name: &str) -> Option<Spread> {
         let ratio = |sample: &Sample| {
-            let mut others = self.samples(other).iter();
-            let partner = others.find(|other| other.round == sample.round)?;
+            let partner = self.counting(other).find(|other| other.round == sample.round)?;
             Some(sample.figures.get(name)? / partner.figures.get(name)?)
         };
-        Spread::of(self.samples(one).iter().filter_map(ratio))
+        Spread::of(self.counting(one).filter_map(ratio))
     }
 }
 
@@ -191,6 +202,28 @@ mod tests {
         assert_eq!(failed, Some(1), "the first round was made up for");
         results.forget(&ours);
         assert_eq!(results.ratio(&ours, &theirs, "cpu"), None);
+        Ok(())
+    }
+
+    #[test]
+    fn what_was_disturbed_counts_where_there_is_nothing_else() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let mut results = Results::open(&directory.path().join("results.json"))?;
+        let (ours, theirs) = (cell(Switch::RingwayPoll), cell(Switch::Testpmd));
+        let disturbed = |round, value| {
+            let mut sample = sample(round, value);
+            sample.figures.insert(APART.to_owned(), 1.0);
+            sample
+        };
+        results.add(&ours, disturbed(1, 2.0))?;
+        assert_eq!(results.figure(&ours, "cpu").map(|cpu| cpu.median), Some(2.0));
+        results.add(&ours, sample(2, 8.0))?;
+        results.add(&ours, sample(3, 9.0))?;
+        assert_eq!(results.figure(&ours, "cpu").map(|cpu| cpu.median), Some(8.5));
+        results.add(&theirs, sample(1, 1.0))?;
+        results.add(&theirs, disturbed(2, 2.0))?;
+        results.add(&theirs, sample(3, 3.0))?;
+        assert_eq!(results.ratio(&ours, &theirs, "cpu").map(|ratio| ratio.median), Some(3.0));
         Ok(())
     }
 
