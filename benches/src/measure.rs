@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest::load::{Port, PortOptions};
@@ -26,8 +26,9 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 const SETTLE: Duration = Duration::from_secs(1);
 /// Idle time is watched for this much longer than frames are counted: there is little to see.
 const IDLE_FACTOR: f64 = 2.0;
-/// How often it is tried to measure while the processors stay as they usually are, and what they have to come to that.
-const ATTEMPTS: u32 = 20;
+/// For so long it is tried to measure while the processors stay as they usually are.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// They are looked at so often when they are not.
 const PAUSE: Duration = Duration::from_millis(300);
 /// iperf3 counts whole seconds, and emulated guests need some to get going.
 pub const LEAST_IPERF_SECONDS: f64 = 3.0;
@@ -83,29 +84,13 @@ impl Measurement {
             Ok(figures)
         };
         let figures = |generator: Generator| match case {
-            Case::Throughput(_) | Case::Pair { .. } => self.undisturbed(|| figures(generator)),
+            Case::Throughput(_) | Case::Pair { .. } => {
+                undisturbed(PATIENCE, || self.neighbours.are_usual(), || figures(generator))
+            }
             // A search for a rate takes longer than they ever stay where they are.
             Case::Latency(_) | Case::Idle { .. } | Case::Tcp => figures(generator),
         };
         Ok(generators.iter().map(|generator| (*generator, figures(*generator))).collect())
-    }
-
-    /// Measures with both processors as near to each other as usual, before and after; or, when that cannot be had, says that they
-    /// were not.
-    fn undisturbed(&self, measure: impl Fn() -> Result<Figures>) -> Result<Figures> {
-        for _ in 0..ATTEMPTS {
-            if !self.neighbours.are_usual()? {
-                interrupt::sleep(PAUSE)?;
-                continue;
-            }
-            let figures = measure()?;
-            if self.neighbours.are_usual()? {
-                return Ok(figures);
-            }
-        }
-        let mut figures = measure()?;
-        figures.insert(APART.to_owned(), 1.0);
-        Ok(figures)
     }
 
     /// What a switch takes for itself when all of its guests are silent.
@@ -172,6 +157,32 @@ impl Measurement {
     }
 }
 
+/// Measures with both processors as they usually are, before and after; or, when that cannot be had for so long, says so with what was
+/// measured last.
+fn undisturbed(
+    patience: Duration,
+    are_usual: impl Fn() -> Result<bool>,
+    measure: impl Fn() -> Result<Figures>,
+) -> Result<Figures> {
+    let start = Instant::now();
+    loop {
+        let were_usual = are_usual()?;
+        let is_last = start.elapsed() >= patience;
+        if !were_usual && !is_last {
+            interrupt::sleep(PAUSE)?;
+            continue;
+        }
+        let mut figures = measure()?;
+        if were_usual && are_usual()? {
+            return Ok(figures);
+        }
+        if is_last {
+            figures.insert(APART.to_owned(), 1.0);
+            return Ok(figures);
+        }
+    }
+}
+
 fn plug_in(guest: &Guest, n: u8) -> Result<()> {
     guest.run(&format!("ip addr add 10.0.0.{n}/24 dev eth0 && ip link set eth0 up"))?;
     Ok(())
@@ -191,4 +202,35 @@ fn connect(sockets: &[PathBuf]) -> Result<Vec<Port>> {
         Port::connect(socket, &options).with_context(|| format!("guest {number}"))
     };
     sockets.iter().enumerate().map(connect).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What is measured when looks say this, one after the other; and how often it was.
+    fn measured(patience: Duration, looks: &[bool]) -> (Figures, u32) {
+        let (looked, count) = (Cell::new(0), Cell::new(0));
+        let look = || Ok(looks[looked.replace(looked.get() + 1)]);
+        let measure = || {
+            count.set(count.get() + 1);
+            Ok(Figures::from([("count".to_owned(), count.get().into())]))
+        };
+        (undisturbed(patience, look, measure).unwrap(), count.get())
+    }
+
+    #[test]
+    fn what_was_disturbed_is_measured_again() {
+        let found = |count: u32| (Figures::from([("count".to_owned(), count.into())]), count);
+        assert_eq!(measured(PATIENCE, &[true, true]), found(1));
+        assert_eq!(measured(PATIENCE, &[false, true, false, true, true]), found(2));
+        let (mut figures, count) = measured(Duration::ZERO, &[false]);
+        assert_eq!(figures.remove(APART), Some(1.0));
+        assert_eq!((figures, count), found(1));
+        let (figures, count) = measured(Duration::ZERO, &[true, false]);
+        assert_eq!((figures[APART], count), (1.0, 1));
+        assert_eq!(measured(Duration::ZERO, &[true, true]), found(1), "it need not wait");
+    }
 }

@@ -5,6 +5,7 @@
 //! processor's speed at multiplying, by turns while the other one rests and while it does the same, and of how long a
 //! cache line takes to the other one and back.
 
+use std::cell::Cell;
 use std::hint::{black_box, spin_loop};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -41,8 +42,8 @@ struct Options {
 
 /// Runs the program `neighbours`, and gives its exit code.
 pub fn main() -> ExitCode {
-    let processors = two_processors();
-    match processors.and_then(|processors| looks(processors, Options::parse().looks, PART)) {
+    let options = Options::parse();
+    match two_processors().and_then(|processors| looks(processors, options.looks, PART)) {
         Ok(looks) => {
             print(&looks);
             ExitCode::SUCCESS
@@ -54,29 +55,37 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Two processors, and how near they are to each other at best. If there is only one, there is nothing to see.
+/// Two processors, and how near they are to each other at best. If there is only one, there is nothing to see, and that is usual.
 pub struct Neighbours {
     processors: [usize; 2],
-    /// Nanoseconds of a cache line there and back.
-    least: f64,
+    /// Nanoseconds of a cache line there and back, of all looks until now at which each was a core of its own.
+    least: Cell<f64>,
 }
 
 impl Neighbours {
     /// Finds out how near they are.
     pub fn find(processors: [usize; 2]) -> Result<Neighbours> {
-        let looks = looks(processors, FIRST_LOOKS, SHORT_PART)?;
-        let least = looks.iter().map(|look| look.round_trip).fold(f64::INFINITY, f64::min);
-        Ok(Neighbours { processors, least })
+        let neighbours = Neighbours { processors, least: Cell::new(f64::INFINITY) };
+        looks(processors, FIRST_LOOKS, SHORT_PART)?.iter().for_each(|look| neighbours.note(look));
+        Ok(neighbours)
     }
 
     /// Whether each is a core of its own just now, and as near to the other one as usual.
     pub fn are_usual(&self) -> Result<bool> {
         let looks = looks(self.processors, LOOKS, SHORT_PART)?;
+        looks.iter().for_each(|look| self.note(look));
         Ok(looks.iter().all(|look| self.is_usual(look)))
     }
 
+    /// Two threads of one core are nearer than two cores ever are.
+    fn note(&self, look: &Look) {
+        if look.has_own_core() {
+            self.least.set(self.least.get().min(look.round_trip));
+        }
+    }
+
     fn is_usual(&self, look: &Look) -> bool {
-        look.speed >= SHARED && look.round_trip < APART * self.least
+        look.has_own_core() && look.round_trip < APART * self.least.get()
     }
 }
 
@@ -86,6 +95,12 @@ struct Look {
     speed: f64,
     /// Nanoseconds of a cache line to the other processor and back.
     round_trip: f64,
+}
+
+impl Look {
+    fn has_own_core(&self) -> bool {
+        self.speed >= SHARED
+    }
 }
 
 /// Looks, one after the other. Of all times the median counts: others may have something to do there as well, and then it is
@@ -172,7 +187,7 @@ fn median_time(part: Duration, work: impl Fn()) -> f64 {
 }
 
 fn print(looks: &[Look]) {
-    let (shared, own): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|it| it.speed < SHARED);
+    let (shared, own): (Vec<&Look>, Vec<&Look>) = looks.iter().partition(|it| !it.has_own_core());
     for (what, looks) in [("a core of its own", own), ("half of a core", shared)] {
         let speed = Spread::of(looks.iter().map(|it| it.speed));
         let round_trip = Spread::of(looks.iter().map(|it| it.round_trip));
@@ -193,7 +208,11 @@ mod tests {
 
     #[test]
     fn processors_are_usual_that_are_two_and_near() {
-        let neighbours = Neighbours { processors: [0, 1], least: 100.0 };
+        let neighbours = Neighbours { processors: [0, 1], least: Cell::new(f64::INFINITY) };
+        // Threads of one core say nothing of how near two cores are.
+        for (speed, round_trip) in [(1.0, 300.0), (0.5, 30.0), (1.0, 100.0), (1.0, 200.0)] {
+            neighbours.note(&Look { speed, round_trip });
+        }
         for (speed, round_trip, usual) in [
             (1.0, 100.0, true),
             (0.71, 249.0, true),

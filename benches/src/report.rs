@@ -364,8 +364,9 @@ generator has another one, together with what only waits.
 
 A virtual machine's host may move its two processors apart, or make them two threads of one core. So before and after each measurement
 it is looked how long a cache line takes from the one to the other and back, and whether they slow each other down. If it takes more
-than 2.5 times as long as it does at best, or they do, that measurement does not count, of whichever switch it is, and is tried again, up to twenty times in all. (Not so
-latency at parts of a rate, which takes too long for that, and what is idle.)
+than 2.5 times as long as it does at best, or they do, it is measured again, whichever switch it is of. What could not be had undisturbed within 20 seconds
+counts only where a switch has no other round, and is named under doubts. So these are figures of processors that are near each other. (Latency
+at parts of a rate takes too long for that; it is not done there, nor for what is idle, nor for TCP.)
 
 Either generator offers and takes frames of both directions as fast as they come back; a window is the number of
 frames under way each way. Rings have 512 entries for windows of 256, and 256 otherwise. A window is as long as the ring

@@ -13,7 +13,7 @@ use crate::matrix::Cell;
 use crate::statistics::Spread;
 
 /// Counted up when the file's form changes.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Figures by name.
 pub type Figures = BTreeMap<String, f64>;
@@ -155,13 +155,17 @@ impl Results {
         Spread::of(samples.filter_map(|sample| sample.figures.get(name).copied()))
     }
 
-    /// One figure of a cell by that of another, of those rounds that both have.
+    /// One figure of a cell by that of another, of those rounds that both have; of disturbed ones, if there are no others.
     pub fn ratio(&self, one: &Cell, other: &Cell, name: &str) -> Option<Spread> {
-        let ratio = |sample: &Sample| {
-            let partner = self.counting(other).find(|other| other.round == sample.round)?;
-            Some(sample.figures.get(name)? / partner.figures.get(name)?)
+        let ratios = |ours: Vec<&Sample>, theirs: Vec<&Sample>| {
+            Spread::of(ours.into_iter().filter_map(|sample| {
+                let partner = theirs.iter().find(|partner| partner.round == sample.round)?;
+                Some(sample.figures.get(name)? / partner.figures.get(name)?)
+            }))
         };
-        Spread::of(self.counting(one).filter_map(ratio))
+        ratios(self.counting(one).collect(), self.counting(other).collect()).or_else(|| {
+            ratios(self.samples(one).iter().collect(), self.samples(other).iter().collect())
+        })
     }
 }
 
@@ -220,10 +224,12 @@ mod tests {
         results.add(&ours, sample(2, 8.0))?;
         results.add(&ours, sample(3, 9.0))?;
         assert_eq!(results.figure(&ours, "cpu").map(|cpu| cpu.median), Some(8.5));
+        let ratio = |results: &Results| Some(results.ratio(&ours, &theirs, "cpu")?.median);
         results.add(&theirs, sample(1, 1.0))?;
+        assert_eq!(ratio(&results), Some(2.0), "there is no good round of both");
         results.add(&theirs, disturbed(2, 2.0))?;
         results.add(&theirs, sample(3, 3.0))?;
-        assert_eq!(results.ratio(&ours, &theirs, "cpu").map(|ratio| ratio.median), Some(3.0));
+        assert_eq!(ratio(&results), Some(3.0));
         Ok(())
     }
 

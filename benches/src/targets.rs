@@ -84,7 +84,7 @@ pub fn all(results: &Results) -> Vec<Target> {
         let [our, their] = cells.map(|cell| results.figure(&cell, "p50_us"));
         let rings = if load.packed { "packed" } else { "split" };
         targets.push(Target {
-            what: format!("window 1, 64 B, {rings}: there and back"),
+            what: format!("window 1, 64 B, {rings}: from port to port"),
             wanted: "under testpmd io's".to_owned(),
             seen: our.zip(their).map(|(our, their)| {
                 let (our, their) = (our.median, their.median);

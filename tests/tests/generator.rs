@@ -14,14 +14,14 @@ use testbed::Program;
 use testbed::dpdk::{Testpmd, VirtioUser};
 use testbed::process::bound_command;
 
-/// Runs of each generator, in turns. The medians count, so that one disturbance does not; as long as they fall short
-/// of what is wanted, there are more of them.
+/// Runs of each generator, in turns. The medians count, so that one disturbance does not; if they are not enough, there are more of
+/// them.
 const ROUNDS: RangeInclusive<usize> = 5..=9;
 /// How long each sends.
 const TIME: Duration = Duration::from_secs(1);
 /// Our rate by testpmd's, as it is on a quiet machine.
 const WANTED: f64 = 1.5;
-/// What it is at least, even if the host moves its processors apart for as long as this takes.
+/// It is more than this even if the host moves its processors apart for as long as this takes.
 const RATIO_LIMIT: f64 = 1.0;
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -47,15 +47,15 @@ fn loads_a_core_more_than_testpmd_does() -> Result<()> {
         testpmd.push(run_testpmd(&socket)?);
         let ratio = median(&mut bench) / median(&mut testpmd);
         let rounds = bench.len();
-        if rounds == *ROUNDS.end() || rounds >= *ROUNDS.start() && ratio >= WANTED {
+        if rounds == *ROUNDS.end() || rounds >= *ROUNDS.start() && ratio > RATIO_LIMIT {
             break ratio;
         }
     };
     back_end.quit()?;
     println!("ringway bench: {:.3} million frames a second", median(&mut bench) / 1e6);
     println!("testpmd:       {:.3}", median(&mut testpmd) / 1e6);
-    println!("ringway bench : testpmd = {ratio:.2} (wanted {WANTED}, at least {RATIO_LIMIT})");
-    ensure!(ratio >= RATIO_LIMIT, "ringway bench loads the back end {ratio:.2} times as much");
+    println!("ringway bench : testpmd = {ratio:.2} (wanted {WANTED}, more than {RATIO_LIMIT})");
+    ensure!(ratio > RATIO_LIMIT, "ringway bench loads the back end {ratio:.2} times as much");
     Ok(())
 }
 

@@ -95,7 +95,7 @@ impl<'m> From<&'m [u8]> for ReadSlice<'m> {
     }
 }
 
-/// Bytes that may be written: guest memory, or private memory that stands in for it.
+/// Bytes that may be written, and read: guest memory, or private memory that stands in for it.
 #[derive(Clone, Copy)]
 pub struct WriteSlice<'m> {
     start: *mut u8,
@@ -113,8 +113,8 @@ impl<'m> WriteSlice<'m> {
 
     /// # Safety
     ///
-    /// `[start, start + len)` must be mapped writable for all of `'m`, and no Rust reference may
-    /// point into it.
+    /// `[start, start + len)` must be mapped readable and writable for all of `'m`, and no Rust reference
+    /// may point into it.
     pub(crate) unsafe fn new(start: *mut u8, len: usize) -> Self {
         Self { start, len, memory: PhantomData }
     }
@@ -168,8 +168,8 @@ impl<'m> WriteSlice<'m> {
         }
     }
 
-    /// As [`Self::prefetch`], of bytes that are to be written by [`Self::copy_behind_header`]. A header's own line stays in its reader's
-    /// cache as well.
+    /// As [`Self::prefetch`], of the bytes behind a header, for [`Self::copy_behind_header`]. A header's own line is fetched to be
+    /// read, and stays in its reader's cache as well; one that begins in a line before, and does not end it, is not fetched at all.
     #[inline(always)]
     pub fn prefetch_behind_header<const COUNT: usize>(&self, header_size: usize) {
         if self.has_header_line(header_size) {
@@ -188,7 +188,7 @@ impl<'m> WriteSlice<'m> {
     #[inline(never)]
     fn copy_behind_header_line(&self, header_size: usize, source: ReadSlice<'_>) -> usize {
         let header_size = header_size.min(self.len).min(source.len);
-        // SAFETY: both ranges hold as many bytes; otherwise as in `copy_from`.
+        // SAFETY: both ranges hold as many bytes, and are mapped readable while both slices live.
         let is_there = unsafe { is_same(source.start, self.start, header_size) };
         let there = if is_there { header_size } else { 0 };
         there + self.skip(there).copy_from(source.skip(there))
@@ -398,7 +398,7 @@ mod tests {
         unsafe { mprotect(pages, PAGE, MprotectFlags::READ) }.unwrap();
         // SAFETY: inside the two pages.
         let start = unsafe { pages.cast::<u8>().add(PAGE - 12) };
-        // SAFETY: mapped until the end of this test. The first bytes can be read only, which is what is tested.
+        // SAFETY: mapped until the end of this test; of the first bytes it is tested that they are not written.
         let room = unsafe { WriteSlice::new(start, 100) };
         let source: Vec<u8> = [0; 12].into_iter().chain(1..=60).collect();
         assert_eq!(room.copy_behind_header(12, (&*source).into()), 72);

@@ -12,9 +12,9 @@ use std::ffi::OsStr;
 use std::io::{self, Write};
 use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
@@ -24,6 +24,8 @@ pub const WORKER: &str = "worker";
 const WAITING: usize = 64;
 /// How long the end of the program waits for what is still to be written. Nobody may read it.
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How often it looks whether what it waits for can be said.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// What the thread that writes is told.
 enum Told {
@@ -50,7 +52,7 @@ struct Trace {
 /// Whether there is a trace.
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// The thread that writes what is to be said of panics. When this is dropped, all of it is written.
+/// The thread that writes what is to be said of panics. When this is dropped, all of it is written, or [`PATIENCE`] is over.
 pub struct Writer(SyncSender<Told>);
 
 /// Has a thread write what is to be said of panics on workers, from now on.
@@ -137,18 +139,26 @@ fn hand_over(tell: SyncSender<Told>, style: Style) {
     }));
 }
 
-/// Whether the program aborts when this is said. A panic that may get no further ends in a second one, in `core` itself; all others
-/// name the line that made them.
+/// Whether the program aborts when this is said. A panic that may get no further ends in a second one, in `core` itself; others
+/// name the line that made them. (So do a debug build's own checks of pointers, which abort as well: their last words may be lost.)
 fn is_last(info: &PanicHookInfo<'_>) -> bool {
     info.location().is_some_and(|at| at.file().ends_with("core/src/panicking.rs"))
 }
 
 /// Waits until all is written that was told so far.
 fn wait(tell: &SyncSender<Told>) {
+    let start = Instant::now();
     let (written, all) = channel();
-    if tell.try_send(Told::Wait(written)).is_ok() {
-        let _ = all.recv_timeout(PATIENCE);
+    let mut last = Told::Wait(written);
+    while let Err(TrySendError::Full(back)) = tell.try_send(last) {
+        if start.elapsed() >= PATIENCE {
+            return;
+        }
+        // There is no room yet, and nothing tells when there is.
+        thread::sleep(PAUSE);
+        last = back;
     }
+    let _ = all.recv_timeout(PATIENCE.saturating_sub(start.elapsed()));
 }
 
 /// What is known first: the program may end while the rest is looked up.

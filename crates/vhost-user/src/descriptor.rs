@@ -7,7 +7,8 @@
 //!
 //! A Unix socket of our own is such a thing, too: with it goes what a peer has sent there. When it is ended first, by
 //! [`Descriptor::end_connection`] or [`Descriptor::end_listening`], it can be seen that there is nothing, which is nearly always so. A
-//! switch that lets go of hundreds of ports then starts no thread for each of their sockets.
+//! switch that lets go of hundreds of ports then starts no thread for each of their sockets. (Kernels before 6.9 may look for garbage among all
+//! Unix sockets of the machine then, and so close what others have left.)
 
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -3,6 +3,10 @@
 //! Writable chains are gathered from a ring until the header and the frame fit, the frame is copied,
 //! and the used entries are noted. All of them become visible together when the ring is published.
 //!
+//! A header that is in a buffer already, at the end of a cache line, is not written again: DPDK's drivers have it there, in a
+//! line of its own, and the line stays in the caches of both processors. A device should not read what it is to write (virtio 1.3,
+//! 2.7.5.1 and 2.8.15), so what is there decides nothing but whether the same bytes are stored once more.
+//!
 //! Any worker may deliver to any ring, since frames come from everywhere. So these rings have a lock
 //! each, taken once for what a burst delivers and once to publish; whoever holds it sees whole
 //! deliveries of the others, and publishes theirs with its own.
@@ -433,8 +437,11 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             self.slices.truncate(slices);
             return Err(undelivered);
         }
-        if let Some(first) = self.slices.get(slices) {
-            first.prefetch_behind_header::<AHEAD>(self.shape.header_size);
+        // As they are written then.
+        match self.slices.get(slices..).unwrap_or_default() {
+            [only] => only.prefetch_behind_header::<AHEAD>(self.shape.header_size),
+            [first, ..] => first.prefetch::<AHEAD>(),
+            [] => {}
         }
         let Outline { header, offload, .. } = burst.outline(index, self.shape.header_size);
         write_header(header, offload, self.chains.len() - before);

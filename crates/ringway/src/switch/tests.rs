@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream as Raw;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{self as sync_mpsc, Receiver, Sender};
 use std::time::Duration;
 
@@ -266,11 +267,8 @@ async fn dark(switch: &Switch, name: &str) -> u64 {
     report.app(name).expect("it is there").drops.get("app_failed").copied().unwrap_or(0)
 }
 
-/// One of each, but for a mirror, lies between the first port and the bridge. Each fails once, and then the next.
-#[tokio::test]
-async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_loses_its_connection()
- {
-    let directory = tempfile::tempdir().unwrap();
+/// One of each, but for a mirror.
+fn one_of_each() -> Between {
     let limit = Limit { rate: 1_000_000, burst: 1_000_000 };
     let frames = police::FrameLimit { rate: limit.rate, burst: limit.burst };
     let limits = police::Limits { frames: Some(frames), ..Default::default() };
@@ -278,7 +276,7 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
     let accept = apps::filter::compile("1,6 0 0 1").unwrap();
     let direction = filter::Direction { accept: Some(accept), allow_replies: true };
     let late = impair::Impairment { delay: 1_000_000, ..Default::default() };
-    let between = Between {
+    Between {
         impair: Some(impair::Settings { from_port: late, ..Default::default() }),
         anti_spoof: Some(anti_spoof::Settings {
             macs: vec![MacAddress([0x52, 0x54, 0, 0, 0, 1])],
@@ -288,36 +286,114 @@ async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_l
         police: Some(police::Settings { from_port: limits, to_port: limits }),
         filter: Some(filter::Settings { from_port: direction.clone(), to_port: direction }),
         ..Between::default()
-    };
-    let (switch, mut guests) = two_guests_with(directory.path(), between).await;
-    let fail = |name: &str, fail: fn(&mut Worker, AppId) -> Option<()>| {
-        let app = app(&switch, name);
-        switch.workers.on_each(move |worker| fail(worker, app))
-    };
-    for (name, panic) in [
-        (
-            "vm.impair",
-            (|worker, app| worker.with(app, |_: &mut Impair, _| panic!("deliberate")))
-                as fn(&mut Worker, AppId) -> Option<()>,
-        ),
-        ("vm.anti-spoof", |worker, app| {
-            worker.with(app, |_: &mut AntiSpoof, _| panic!("deliberate"))
-        }),
-        ("vm.storm", |worker, app| worker.with(app, |_: &mut Storm, _| panic!("deliberate"))),
-        ("vm.police", |worker, app| worker.with(app, |_: &mut Police, _| panic!("deliberate"))),
-        ("vm.filter", |worker, app| worker.with(app, |_: &mut Filter, _| panic!("deliberate"))),
-    ] {
+    }
+}
+
+/// Has an app of a worker's panic.
+type Fail = fn(&mut Worker, AppId) -> Option<()>;
+
+/// The names of those in [`one_of_each`], and how each fails.
+const FAILURES: [(&str, Fail); 5] = [
+    ("vm.impair", |worker, app| worker.with(app, |_: &mut Impair, _| panic!("deliberate"))),
+    ("vm.anti-spoof", |worker, app| worker.with(app, |_: &mut AntiSpoof, _| panic!("deliberate"))),
+    ("vm.storm", |worker, app| worker.with(app, |_: &mut Storm, _| panic!("deliberate"))),
+    ("vm.police", |worker, app| worker.with(app, |_: &mut Police, _| panic!("deliberate"))),
+    ("vm.filter", |worker, app| worker.with(app, |_: &mut Filter, _| panic!("deliberate"))),
+];
+
+/// One of each, but for a mirror, lies between the first port and the bridge. Each fails once, and then the next.
+#[tokio::test]
+async fn what_lies_between_a_port_and_the_bridge_is_started_again_and_no_guest_loses_its_connection()
+ {
+    let directory = tempfile::tempdir().unwrap();
+    let (switch, mut guests) = two_guests_with(directory.path(), one_of_each()).await;
+    for (name, fail) in FAILURES {
         let mut reached;
         (reached, guests) = reach(guests, LIMIT).await;
         assert!(reached, "before {name} has failed");
         let start = Instant::now();
-        fail(name, panic).await.unwrap();
+        let app = app(&switch, name);
+        switch.workers.on_each(move |worker| fail(worker, app)).await.unwrap();
         // By the connections that they had all the time.
         (reached, guests) = reach(guests, LIMIT).await;
         assert!(reached, "{name} was not started again within {LIMIT:?}");
         assert!(start.elapsed() >= Duration::from_secs(2), "{name} after {:?}", start.elapsed());
         assert!(dark(&switch, name).await > 0, "what came meanwhile is counted");
     }
+    switch.stop().await.unwrap();
+}
+
+/// Set in a process that a test has started to run once more in it.
+const CHILD: &str = "RINGWAY_TEST_CHILD";
+/// More than others wait for an app that fails, beside builds and other tests; far less than looking up where it was takes.
+const GAP_LIMIT: Duration = Duration::from_millis(30);
+
+/// Two guests talk while apps of a third one's port fail on the same worker, and what is said of that has its trace.
+#[tokio::test]
+async fn others_do_not_wait_for_what_is_said_of_a_panic() {
+    if std::env::var_os(CHILD).is_none() {
+        let name = "switch::tests::others_do_not_wait_for_what_is_said_of_a_panic";
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--nocapture", "--exact", name]).env(CHILD, "").env("RUST_BACKTRACE", "1");
+        let output = child.output().unwrap();
+        let [said, printed] =
+            [&output.stderr, &output.stdout].map(|it| String::from_utf8_lossy(it));
+        println!("{printed}");
+        assert!(output.status.success(), "{printed}{said}");
+        assert!(said.contains("stack backtrace:"), "{said}");
+        return;
+    }
+    let _writer = crate::panics::write_elsewhere().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let paths = ["vm", "one", "two"].map(|name| directory.path().join(name));
+    let mut config = config(&paths[0], Vec::new());
+    config.workers = 1;
+    config.ports[0].between = one_of_each();
+    for (path, name) in paths[1..].iter().zip(["one", "two"]) {
+        let port = self::config(path, Vec::new()).ports.remove(0);
+        config.ports.push(PortConfig { name: name.to_owned(), ..port });
+    }
+    let switch = Switch::start(&config).await.unwrap();
+
+    // A frame goes as soon as the last one has come. Those that came, and the longest wait for one, in nanoseconds.
+    let (came, longest, is_over) = (
+        Arc::new(AtomicU32::new(0)),
+        Arc::new(AtomicU64::new(0)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let talk = {
+        let (came, longest, is_over) = (came.clone(), longest.clone(), is_over.clone());
+        spawn_blocking(move || {
+            let [mut one, mut two] =
+                [1, 2].map(|at| Guest::connect(&paths[at], &Options::default()).unwrap());
+            while !is_over.load(Relaxed) {
+                let start = Instant::now();
+                assert!(reaches(&mut one, &mut two, LIMIT));
+                longest.fetch_max(start.elapsed().as_nanos() as u64, Relaxed);
+                came.fetch_add(1, Relaxed);
+            }
+        })
+    };
+    let some_more = async || {
+        let (start, before) = (Instant::now(), came.load(Relaxed));
+        while came.load(Relaxed).wrapping_sub(before) < 10 {
+            assert!(start.elapsed() < LIMIT, "no frames came");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let mut gaps = Vec::new();
+    for (name, fail) in FAILURES {
+        let app = app(&switch, name);
+        some_more().await;
+        longest.store(0, Relaxed);
+        switch.workers.on_each(move |worker| fail(worker, app)).await.unwrap();
+        some_more().await;
+        gaps.push(Duration::from_nanos(longest.load(Relaxed)));
+    }
+    is_over.store(true, Relaxed);
+    talk.await.unwrap();
+    println!("the longest waits of others: {gaps:?}");
+    assert!(gaps.iter().min() < Some(&GAP_LIMIT), "{gaps:?}");
     switch.stop().await.unwrap();
 }
 
