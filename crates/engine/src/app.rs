@@ -32,13 +32,14 @@
 //!       push -> push -> push         which runs through the apps that it is sent to
 //!     reclaim                        and what became of it is told to who pulled
 //!     publish                        by all that had a part in it
-//! publish                            by those that had a part once more
+//!     notify                         and by the same, behind a fence
+//! publish, notify                    by those that had a part once more
 //! ```
 //!
 //! # What an app may do
 //!
 //! Everything is called on the worker's thread, one call at a time, and a panic in any costs this app alone. In pull, push,
-//! reclaim, publish, arm and disarm an app does not allocate, lock, log, read a clock, or make a system call but the notification
+//! reclaim, publish, notify, arm and disarm an app does not allocate, lock, log, read a clock, or make a system call but the notification
 //! and its own input and output. The others are seldom called, and may allocate; but all frames of this worker wait
 //! for them, so none of them waits for anything.
 //!
@@ -99,13 +100,18 @@ pub trait App: Any + Send {
         let _ = (outcomes, lease);
     }
 
-    /// Makes visible what was done, with one notification a ring at most. Called behind the turn of the
+    /// Makes visible what was done. Called behind the turn of the
     /// app that did it, or at the end of the breath if that is not the first time in it; and only when
     /// the app had something to do, pulled frames, or was given some. An error is a peer's fault: the app is down
     /// from then on, and says so once.
     fn publish(&mut self) -> Result<(), Fault> {
         Ok(())
     }
+
+    /// Notifies those peers that wait for what [`Self::publish`] has just made visible: once a ring at most. Behind a full fence, one
+    /// for all that published: whether a peer waits is to be read after what it waits for was stored, and a fence takes until that has
+    /// arrived.
+    fn notify(&mut self) {}
 
     /// Does what has to be done every now and then: about once a second of [`Burst::now`], at the end of a breath, also when the app
     /// has no outside or had no frames. A worker that sleeps is not woken for it, but by a [`Self::deadline`]: it does it in its next breath.

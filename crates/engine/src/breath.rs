@@ -1,7 +1,10 @@
 //! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish. There is no
 //! thread here and no clock: the time is an argument.
 
+use std::sync::atomic::{Ordering, fence};
+
 use crate::burst::Storage;
+use crate::graph::Due;
 use crate::{App, AppId, Fault, Graph, Lease};
 
 /// Nanoseconds between two ticks of an app, at least.
@@ -43,34 +46,35 @@ impl Graph {
         self.due.breath = self.due.breath.wrapping_add(1);
         self.worked = false;
         let mut busy = false;
-        let mut storage = self.storage.take();
+        let mut storage = self.storage.take().unwrap_or_default();
         // Another app is the first each time, so that none always finds the receivers that the
         // others have left full.
-        let places = self.places();
-        let order = [self.first..places.end, 0..self.first];
-        let mut is_first = true;
-        for mut places in order {
-            while let Some(place) = self.next_asked(places.clone(), ask_all) {
-                places.start = place + 1;
-                let Some(id) = self.at(place) else { continue };
-                let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
-                busy |= was_busy;
-                self.worked |= was_busy || had_frames;
-                // Behind the first one that has frames: an app gets no turns of idle ones before it.
-                if had_frames && std::mem::take(&mut is_first) {
-                    self.first = place + 1;
+        let first = self.first;
+        let mut places = first..self.places().end;
+        let (mut is_first, mut is_last_part) = (true, false);
+        loop {
+            let Some(place) = self.next_asked(places.clone(), ask_all) else {
+                if is_last_part {
+                    break;
                 }
-                // A receiver can begin while others have their turns, and a lone frame does not wait for
-                // those.
-                while let Some(touched) = self.due.touched.pop() {
-                    self.publish(touched, &mut report);
-                }
+                (places, is_last_part) = (0..first, true);
+                continue;
+            };
+            places.start = place + 1;
+            let Some(id) = self.at(place) else { continue };
+            let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
+            busy |= was_busy;
+            self.worked |= was_busy || had_frames;
+            // Behind the first one that has frames: an app gets no turns of idle ones before it.
+            if had_frames && std::mem::take(&mut is_first) {
+                self.first = place + 1;
             }
+            // A receiver can begin while others have their turns, and a lone frame does not wait for
+            // those.
+            self.publish(|due| &mut due.touched, &mut report);
         }
-        self.storage = storage;
-        while let Some(late) = self.due.late.pop() {
-            self.publish(late, &mut report);
-        }
+        self.storage = Some(storage);
+        self.publish(|due| &mut due.late, &mut report);
         if now >= self.next_tick {
             self.tick(now);
         }
@@ -98,20 +102,40 @@ impl Graph {
             self.send(id, output, &mut burst, &all);
         }
         let finished = burst.finish();
-        let outcomes = storage.keep(finished);
         if had_frames || !matches!(lease, Lease::Empty) {
-            self.call(id, |app| app.reclaim(outcomes, lease));
+            self.call(id, |app| {
+                app.reclaim(storage.outcomes(finished), std::mem::take(&mut lease))
+            });
             self.touch(id);
         }
         Turn { was_busy, had_frames }
     }
 
-    /// Has an app publish.
-    fn publish(&mut self, id: AppId, report: &mut impl FnMut(Event)) {
-        self.untouch(id);
-        self.pulse.enter(id);
-        if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
-            report(Event::Fault { app: id, fault });
+    /// Has the apps of a list publish, and notify, and takes them off.
+    #[inline]
+    fn publish(
+        &mut self,
+        list: impl Fn(&mut Due) -> &mut Vec<AppId>,
+        report: &mut impl FnMut(Event),
+    ) {
+        let mut left = list(&mut self.due).len();
+        if left == 0 {
+            return;
+        }
+        // Receivers, which were touched last, before who sent to them.
+        while left > 0 {
+            left -= 1;
+            let Some(&id) = list(&mut self.due).get(left) else { break };
+            self.untouch(id);
+            self.pulse.enter(id);
+            if let Some(Err(fault)) = self.call(id, |app| app.publish()) {
+                report(Event::Fault { app: id, fault });
+            }
+        }
+        fence(Ordering::SeqCst);
+        while let Some(id) = list(&mut self.due).pop() {
+            self.pulse.enter(id);
+            self.call(id, |app| app.notify());
         }
     }
 

@@ -12,7 +12,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use memory::{GuestMemory, ReadSlice, recycle};
+use memory::{GuestMemory, ReadSlice, SliceList};
 use wire::checksum::PartialChecksum;
 use wire::ethernet::{TAG_SIZE, VlanTag};
 use wire::virtio::Offload;
@@ -118,7 +118,7 @@ impl Record {
 /// The memory of bursts, which they have one after the other.
 pub(crate) struct Storage {
     records: Box<[Record]>,
-    segments: Vec<ReadSlice<'static>>,
+    segments: SliceList<ReadSlice<'static>>,
     /// For what is behind heads.
     private: Box<[u8]>,
 }
@@ -137,30 +137,20 @@ impl Default for Storage {
         };
         Self {
             records: (0..BURST).map(|_| record()).collect(),
-            segments: Vec::new(),
+            segments: SliceList::default(),
             private: vec![0; PRIVATE_ROOM].into(),
         }
     }
 }
 
 impl Storage {
-    /// Takes the memory out, for a breath.
-    pub(crate) fn take(&mut self) -> Self {
-        let Self { records, segments, private } = self;
-        Self {
-            records: std::mem::take(records),
-            segments: std::mem::take(segments),
-            private: std::mem::take(private),
-        }
-    }
-
-    /// An empty burst, which has this memory until it is kept again.
+    /// An empty burst, which has this memory until it is finished.
     #[inline]
     pub(crate) fn begin(&mut self, now: u64, breath: u32) -> Burst<'_> {
         Burst {
             records: &mut self.records,
             len: 0,
-            segments: std::mem::take(&mut self.segments),
+            segments: self.segments.lend(),
             private: &mut self.private,
             now,
             breath,
@@ -172,20 +162,18 @@ impl Storage {
         }
     }
 
-    /// Takes a burst's memory back. Says what became of it.
+    /// What became of the burst that had this memory last.
     #[inline]
-    pub(crate) fn keep(&mut self, finished: Finished) -> Outcomes<'_> {
-        let Finished { len, held, segments } = finished;
-        self.segments = segments;
+    pub(crate) fn outcomes(&self, Finished { len, held }: Finished) -> Outcomes<'_> {
         Outcomes { records: self.records.get(..len).unwrap_or_default(), held }
     }
 }
 
-/// A burst with nothing borrowed any more.
+/// What is left of a burst, with nothing borrowed any more.
+#[derive(Clone, Copy)]
 pub(crate) struct Finished {
     len: usize,
     held: usize,
-    segments: Vec<ReadSlice<'static>>,
 }
 
 /// What became of a burst, by the order in which its frames were pulled.
@@ -210,7 +198,7 @@ impl Outcomes<'_> {
 pub struct Burst<'b> {
     records: &'b mut [Record],
     len: usize,
-    segments: Vec<ReadSlice<'b>>,
+    segments: &'b mut Vec<ReadSlice<'b>>,
     /// What is left of the room for what is behind heads.
     private: &'b mut [u8],
     now: u64,
@@ -304,7 +292,7 @@ impl<'b> Burst<'b> {
     /// Where an app that pulls puts the segments of its next frame, behind those of the others. Take
     /// note of the length before, for [`Self::push`].
     pub fn segments(&mut self) -> &mut Vec<ReadSlice<'b>> {
-        &mut self.segments
+        self.segments
     }
 
     /// Adds a frame whose bytes are these segments, behind a header of `header_len` of them, at most
@@ -648,8 +636,8 @@ impl<'b> Burst<'b> {
 
     #[inline]
     pub(crate) fn finish(self) -> Finished {
-        let Self { len, held, segments, .. } = self;
-        Finished { len, held, segments: recycle(segments) }
+        let Self { len, held, .. } = self;
+        Finished { len, held }
     }
 }
 

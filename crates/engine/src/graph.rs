@@ -168,7 +168,8 @@ pub struct Graph {
     slots: Vec<Slot>,
     ids: Ids,
     has_failures: bool,
-    pub(crate) storage: Storage,
+    /// Of bursts. None while they have it; and before there was any.
+    pub(crate) storage: Option<Box<Storage>>,
     /// The place of the app whose turn it is to be first; the number of places, if there are no more behind the last.
     pub(crate) first: usize,
     pub(crate) due: Due,

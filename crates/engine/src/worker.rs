@@ -12,6 +12,7 @@ use std::any::Any;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -96,6 +97,8 @@ pub struct Worker {
     settings: Settings,
     events: Events,
     commands: Receiver<Command>,
+    /// There are commands. To look whether there are would be a fence in each breath.
+    is_asked: Arc<AtomicBool>,
     load: Load,
     stopping: bool,
     /// Nanoseconds since the epoch, as it was when the clock was read last.
@@ -112,6 +115,7 @@ pub struct Stopped;
 /// Control's end of a worker. Dropping it leaves the worker running.
 pub struct WorkerHandle {
     commands: SyncSender<Command>,
+    is_asked: Arc<AtomicBool>,
     wake: Arc<OwnedFd>,
     thread: JoinHandle<Graph>,
     pulse: Arc<Pulse>,
@@ -131,6 +135,7 @@ impl WorkerHandle {
     ) -> Result<(), Stopped> {
         let command = Box::new(|worker: &mut Worker| answer(command(worker)));
         self.commands.send(command).map_err(|_| Stopped)?;
+        self.is_asked.store(true, Ordering::Release);
         self.wake();
         Ok(())
     }
@@ -186,6 +191,7 @@ impl Worker {
             settings,
             events,
             commands,
+            is_asked: Arc::default(),
             load: Load::default(),
             stopping: false,
             now: 0,
@@ -194,6 +200,7 @@ impl Worker {
         let cpus = worker.settings.cpus.clone();
         let pulse = worker.graph.pulse.clone();
         let poller = worker.poller.clone();
+        let is_asked = worker.is_asked.clone();
         let (ready, is_ready) = sync_channel(1);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
             // Before there are guests, who could leave us without a way to call them.
@@ -209,7 +216,7 @@ impl Worker {
             let _ = thread.join();
             return Err(error);
         }
-        Ok(WorkerHandle { commands: sender, wake, thread, pulse, poller })
+        Ok(WorkerHandle { commands: sender, is_asked, wake, thread, pulse, poller })
     }
 
     /// Calls an app of this worker, by its type, with where its descriptors are watched. None when
@@ -315,8 +322,12 @@ impl Worker {
         self.now = self.time();
         let mut last_work = self.now;
         loop {
-            while let Ok(command) = self.commands.try_recv() {
-                command(&mut self);
+            if self.is_asked.load(Ordering::Relaxed) {
+                // Before the look: of what comes behind it, we are told anew.
+                self.is_asked.swap(false, Ordering::Acquire);
+                while let Ok(command) = self.commands.try_recv() {
+                    command(&mut self);
+                }
             }
             if self.stopping {
                 self.graph.stop_all();

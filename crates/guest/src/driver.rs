@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use memory::{Fault, GuestAddress, GuestMemory, WriteCursor, WriteSlice, recycle_writable};
+use memory::{Fault, GuestAddress, GuestMemory, SliceList, WriteCursor, WriteSlice};
 use thiserror::Error;
 use virtqueue::{Buffer, DriverQueue, Form, Layout, LayoutError, Violation};
 use wire::virtio::{Features, NetHeader};
@@ -157,7 +157,7 @@ pub struct NetDriver {
     /// A frame as it is put together from merged buffers.
     frame: Vec<u8>,
     /// Kept from frame to frame for its allocation.
-    slices: Vec<WriteSlice<'static>>,
+    slices: SliceList<WriteSlice<'static>>,
 }
 
 impl NetDriver {
@@ -176,7 +176,7 @@ impl NetDriver {
             free: buffers(ring_size),
             header_size: NetHeader::size(features),
             frame: Vec::new(),
-            slices: Vec::new(),
+            slices: SliceList::default(),
             ring_size,
             features,
             memory,
@@ -249,13 +249,12 @@ impl NetDriver {
         let Some(index) = self.free.pop() else { return Ok(false) };
         let address = self.transmit.buffer(index, TRANSMIT_BUFFER);
         let len = (self.header_size + len) as u32;
-        let mut slices = std::mem::take(&mut self.slices);
-        self.memory.translator().write(address, len, &mut slices)?;
+        let slices = self.slices.lend();
+        self.memory.translator().write(address, len, slices)?;
         let header = header.to_bytes();
-        let mut cursor = WriteCursor::new(&slices);
+        let mut cursor = WriteCursor::new(slices);
         cursor.write(header[..self.header_size].into());
         cursor.write(frame.into());
-        self.slices = recycle_writable(slices);
         let buffer = Buffer { address, len, writable: false };
         if self.transmit.queue.add(&[buffer], Form::Direct, index).is_err() {
             self.free.push(index);

@@ -211,18 +211,51 @@ impl<'m> From<&'m mut [u8]> for WriteSlice<'m> {
     }
 }
 
-/// Empties a list of slices and keeps its allocation for slices of another lifetime.
-pub fn recycle(mut slices: Vec<ReadSlice<'_>>) -> Vec<ReadSlice<'static>> {
-    slices.clear();
-    // An empty iterator of the same layout: collecting it takes over the allocation.
-    slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
+/// A list of slices that keeps its allocation, while the memory that they are of comes and goes.
+///
+/// It is lent, and not taken out and put back: to move a list is to load as a whole what was just stored in pieces,
+/// which takes until all that was stored before has left the processor, and in a switch this is on its way to a guest.
+pub struct SliceList<S>(Vec<S>);
+
+impl<S> Default for SliceList<S> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
 }
 
-/// As [`recycle`], for slices to be written.
-pub fn recycle_writable(mut slices: Vec<WriteSlice<'_>>) -> Vec<WriteSlice<'static>> {
-    slices.clear();
-    slices.into_iter().map(|_| unreachable!("the list is empty")).collect()
+impl<S> SliceList<S> {
+    /// With room for so many.
+    pub fn with_capacity(slices: usize) -> Self {
+        Self(Vec::with_capacity(slices))
+    }
 }
+
+impl SliceList<ReadSlice<'static>> {
+    /// The list, empty, for slices of any memory.
+    #[inline]
+    pub fn lend<'m>(&mut self) -> &mut Vec<ReadSlice<'m>> {
+        self.0.clear();
+        let list: *mut Vec<ReadSlice<'static>> = &mut self.0;
+        // SAFETY: a lifetime is all that is different, so the layout is the same; for as long as the list is lent nobody else
+        // has it. What is left in it afterwards, of memory that may be gone, is never looked at: it can be reached only by
+        // this function, which clears it first, and to drop or clear slices does not touch them.
+        unsafe { &mut *list.cast() }
+    }
+}
+
+impl SliceList<WriteSlice<'static>> {
+    /// The list, empty, for slices of any memory.
+    #[inline]
+    pub fn lend<'m>(&mut self) -> &mut Vec<WriteSlice<'m>> {
+        self.0.clear();
+        let list: *mut Vec<WriteSlice<'static>> = &mut self.0;
+        // SAFETY: as above.
+        unsafe { &mut *list.cast() }
+    }
+}
+
+const _: () = assert!(!std::mem::needs_drop::<ReadSlice<'_>>());
+const _: () = assert!(!std::mem::needs_drop::<WriteSlice<'_>>());
 
 /// Reads a run of bytes from a list of slices, in order.
 #[derive(Clone, Copy)]
@@ -334,14 +367,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recycling_keeps_the_allocation() {
-        let bytes = [1, 2, 3];
-        let mut slices = Vec::with_capacity(1000);
-        slices.push(ReadSlice::from(&bytes[..]));
-        let (start, capacity) = (slices.as_ptr().addr(), slices.capacity());
-        let recycled = recycle(slices);
-        assert_eq!((recycled.as_ptr().addr(), recycled.capacity()), (start, capacity));
-        assert!(recycled.is_empty());
+    fn a_list_is_lent_empty_and_keeps_its_allocation() {
+        let mut list = SliceList::<ReadSlice<'static>>::with_capacity(1000);
+        let place = {
+            let bytes = [1, 2, 3];
+            let slices = list.lend();
+            slices.push(ReadSlice::from(&bytes[..]));
+            (slices.as_ptr().addr(), slices.capacity())
+        };
+        let slices = list.lend();
+        assert_eq!((slices.as_ptr().addr(), slices.capacity()), place);
+        assert!(slices.is_empty());
+
+        let mut list = SliceList::<WriteSlice<'static>>::default();
+        list.lend().push(WriteSlice::from(&mut [1, 2, 3][..]));
+        assert!(list.lend().is_empty());
     }
 
     /// Private memory that begins where a cache line does.

@@ -24,7 +24,7 @@ use engine::{
     App, Burst, Counters, DropReason, Fault, Frame, Lease, Numbers, Outcomes, Outputs, Poller,
     Selection,
 };
-use memory::{ReadSlice, WRITE_SLICES_MAX, WriteCursor, recycle, write_vectored};
+use memory::{ReadSlice, SliceList, WRITE_SLICES_MAX, WriteCursor, write_vectored};
 use rustix::io::Errno;
 use sys::tun::Queue;
 use wire::virtio::{Features, NetHeader};
@@ -69,7 +69,7 @@ pub struct TunPort {
     /// The time when this part was asked last.
     now: u64,
     fault: Option<TapGone>,
-    slices: Vec<ReadSlice<'static>>,
+    slices: SliceList<ReadSlice<'static>>,
     /// Where a frame is put together that cannot be written from where it lies.
     assembly: Box<[u8]>,
     counters: Counters,
@@ -107,7 +107,7 @@ impl TunPort {
                 breath: 0,
                 now: 0,
                 fault: None,
-                slices: Vec::new(),
+                slices: SliceList::default(),
                 assembly: vec![0; MAX_FRAME].into_boxed_slice(),
                 counters: Counters::default(),
             };
@@ -258,15 +258,14 @@ fn write_in_place(
     queue: &Queue,
     frame: &Frame<'_>,
     start: usize,
-    scratch: &mut Vec<ReadSlice<'static>>,
+    scratch: &mut SliceList<ReadSlice<'static>>,
 ) -> Result<(), Errno> {
     let header = before_ethernet(frame.offload.header(0), start).to_bytes();
-    let mut slices = std::mem::take(scratch);
+    let slices = scratch.lend();
     slices.push(header[..].into());
     slices.push(frame.head.get(start..).unwrap_or_default().into());
     slices.extend_from_slice(frame.body);
-    let written = write_vectored(queue.as_fd(), &slices);
-    *scratch = recycle(slices);
+    let written = write_vectored(queue.as_fd(), slices);
     let error = |error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
     written.map(|_| ()).map_err(error)
 }

@@ -53,7 +53,7 @@ use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
 pub use look::{GuestLook, RingLook};
-use receive::{Delivered, Found, Receiver, Receivers, Scratch};
+use receive::{Access, Ended, Found, Place, Receiver, Receivers, Scratch};
 pub use ring::Swapped;
 use ring::{Shape, numbers, setup, unchanged};
 use steering::Steering;
@@ -148,7 +148,6 @@ impl Share {
 
 /// What the parts of a port have in common.
 struct Shared {
-    receivers: Receivers,
     steering: Steering,
     /// A fault happened: the rings are not to be touched until the guest is gone.
     latched: AtomicBool,
@@ -163,7 +162,13 @@ impl Shared {
     }
 
     /// Chooses one of the enabled pairs for each of the selected frames, by its place in the burst.
-    fn choose(&self, active: &Active, burst: &Burst<'_>, selection: &Selection) -> [u8; BURST] {
+    fn choose(
+        &self,
+        active: &Active,
+        receivers: &mut Receivers,
+        burst: &Burst<'_>,
+        selection: &Selection,
+    ) -> [u8; BURST] {
         let mut pairs = [0; BURST];
         // A driver that tells, and has not taken everything, may just have lost its processor.
         let tells = active.features.contains(Features::EVENT_IDX);
@@ -177,7 +182,7 @@ impl Shared {
                 let bit = 1 << pair;
                 if looked_at & bit == 0 {
                     looked_at |= bit;
-                    let mut place = self.receivers.lock(pair.into());
+                    let mut place = receivers.access(pair.into());
                     let receiver = place.as_mut().and_then(|place| place.ring());
                     if receiver.is_none_or(|receiver| receiver.ring.queue.is_drained()) {
                         drained |= bit;
@@ -239,6 +244,7 @@ struct Full {
 /// The port, or its part on one of several workers.
 pub struct VhostUserPort {
     shared: Arc<Shared>,
+    receivers: Receivers,
     /// Which of the parts this is.
     part: u32,
     share: Share,
@@ -251,6 +257,8 @@ pub struct VhostUserPort {
     breath: u32,
     /// The receive rings that something was delivered to and not published, a bit for each pair.
     touched: u128,
+    /// Those whose drivers were not called yet for what was published, a bit for each pair.
+    exposed: u128,
     full: Vec<Full>,
     /// The kick descriptors that wake this worker, by ring number, and where they are watched.
     kicks: Vec<Option<Arc<OwnedFd>>>,
@@ -274,7 +282,7 @@ impl Default for VhostUserPort {
 impl VhostUserPort {
     /// A port without a guest, for a switch with one worker.
     pub fn new() -> Self {
-        Self::part(&Self::share(), 0, Share { first: 0, workers: 1 })
+        Self::parts(1, 0).remove(0)
     }
 
     /// A port without a guest, in parts for so many workers, at most [`MAX_WORKERS`]. The part at
@@ -282,24 +290,22 @@ impl VhostUserPort {
     /// each do not all have the same worker.
     pub fn parts(workers: usize, first: usize) -> Vec<Self> {
         let workers = workers.clamp(1, MAX_WORKERS);
-        let shared = Self::share();
-        let share = |part| Share { first: (part + workers - first % workers) % workers, workers };
-        (0..workers).map(|part| Self::part(&shared, part as u32, share(part))).collect()
-    }
-
-    fn share() -> Arc<Shared> {
-        Arc::new(Shared {
-            receivers: Receivers::new(MAX_PAIRS),
+        let shared = Arc::new(Shared {
             steering: Steering::new(),
             latched: AtomicBool::new(false),
             present: AtomicU64::new(0),
-        })
+        });
+        let receivers = Receivers::new(MAX_PAIRS, workers);
+        let share = |part| Share { first: (part + workers - first % workers) % workers, workers };
+        let parts = receivers.into_iter().enumerate();
+        parts.map(|(part, receivers)| Self::part(&shared, receivers, part, share(part))).collect()
     }
 
-    fn part(shared: &Arc<Shared>, part: u32, share: Share) -> Self {
+    fn part(shared: &Arc<Shared>, receivers: Receivers, part: usize, share: Share) -> Self {
         Self {
             shared: shared.clone(),
-            part,
+            receivers,
+            part: part as u32,
             share,
             active: None,
             pairs: 0,
@@ -307,6 +313,7 @@ impl VhostUserPort {
             scratch: Scratch::new(),
             breath: 0,
             touched: 0,
+            exposed: 0,
             full: Vec::with_capacity(MAX_PAIRS),
             kicks: Vec::new(),
             poller: None,
@@ -359,7 +366,7 @@ impl VhostUserPort {
 
     /// Exchanges a receive ring of this worker's share.
     fn swap_receiver(
-        &self,
+        &mut self,
         pair: usize,
         device: Option<&Device>,
         is_same: bool,
@@ -368,7 +375,7 @@ impl VhostUserPort {
     ) {
         let number = receive_ring(pair);
         let next = device.and_then(|device| setup(device, number));
-        let Some(mut place) = self.shared.receivers.lock_anyway(pair) else { return };
+        let Some(mut place) = self.receivers.access_anyway(pair) else { return };
         if is_same && unchanged(place.ring().map(|receiver| &receiver.ring), next) {
             return;
         }
@@ -468,46 +475,25 @@ impl VhostUserPort {
         let since = known.map_or(now, |known| self.full.swap_remove(known).since);
         // Another worker's breath may have begun a little later than ours.
         let is_patient = now.saturating_sub(since) < PATIENCE;
-        let delivered = match self.shared.receivers.lock(pair) {
+        let Some(mut place) = self.receivers.access(pair) else {
             // A bug of ours: there is nothing to wait for.
-            None => return self.counters[DropReason::ReceiverDown] += selection.len() as u64,
-            Some(mut place) => {
-                let (scratch, counters) = (&mut self.scratch, &mut self.counters);
-                let limit = self.frame_limit;
-                let delivered =
-                    place.deliver(burst, selection, limit, is_patient, scratch, counters);
-                // Without a ring: the worker that it belongs to has been told of a change already,
-                // and we are about to be, or the other way round.
-                delivered.unwrap_or_else(|| Ok(hold(burst, selection, is_patient, counters)))
-            }
+            return self.counters[DropReason::ReceiverDown] += selection.len() as u64;
         };
+        let (scratch, counters) = (&mut self.scratch, &mut self.counters);
+        let limit = self.frame_limit;
+        let ended = place.deliver(burst, selection, limit, is_patient, scratch, counters);
         self.touched |= 1 << pair;
-        match delivered {
-            Ok(Delivered { took, is_full: true, held }) => {
-                self.full.push(Full { pair, since: if took { now } else { since }, held });
+        if ended.has(Ended::BROKEN) {
+            drop(place);
+            if let Some(broken) = self.scratch.broken.take() {
+                self.latch(broken.of(pair));
             }
-            Ok(_) => {}
-            Err(broken) => self.latch(broken.of(pair)),
+        } else if ended.has(Ended::FULL) {
+            let since = if ended.has(Ended::TOOK) { now } else { since };
+            let held = ended.has(Ended::HOLDS).then(|| place.found());
+            self.full.push(Full { pair, since, held });
         }
     }
-}
-
-/// Holds frames for a ring that is not there.
-fn hold(
-    burst: &mut Burst<'_>,
-    selection: &Selection,
-    is_patient: bool,
-    counters: &mut Counters,
-) -> Delivered {
-    let mut held = None;
-    for index in selection.iter() {
-        if is_patient && burst.hold(index) {
-            held = Some(Found::NoRing);
-        } else {
-            counters.drop(DropReason::ReceiverDown);
-        }
-    }
-    Delivered { took: false, is_full: true, held }
 }
 
 /// What fails by a bug of ours lets go of the guest, and takes all parts down. Dropped by control.
@@ -515,7 +501,7 @@ impl Drop for VhostUserPort {
     fn drop(&mut self) {
         self.shared.latched.store(true, Ordering::Release);
         for pair in self.share.pairs().take_while(|pair| *pair < self.pairs) {
-            if let Some(mut place) = self.shared.receivers.lock_anyway(pair) {
+            if let Some(mut place) = self.receivers.access_anyway(pair) {
                 place.exchange(|_| None);
             }
         }
@@ -598,7 +584,7 @@ impl App for VhostUserPort {
             }
             Some(([pair], _)) => self.deliver((*pair).into(), burst, selection),
             Some((_, active)) => {
-                let pairs = self.shared.choose(active, burst, selection);
+                let pairs = self.shared.choose(active, &mut self.receivers, burst, selection);
                 self.deliver_to(&pairs, burst, selection);
             }
         }
@@ -617,14 +603,35 @@ impl App for VhostUserPort {
         if self.shared.is_latched() {
             return self.fault.take().map_or(Ok(()), |fault| Err(fault.into()));
         }
-        self.transmit.publish();
+        self.transmit.expose();
         for pair in bits(touched) {
-            let mut place = self.shared.receivers.lock(pair);
-            if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
-                receiver.ring.publish();
+            match self.receivers.access(pair) {
+                Some(Access::Own(Place { receiver: Some(receiver), .. })) => {
+                    let is_exposed = receiver.ring.expose();
+                    self.exposed |= u128::from(is_exposed) << pair;
+                }
+                // At once, as long as we have its lock: others expose what they have in this ring, too.
+                Some(Access::Common(mut place)) => {
+                    place.ring().map(|receiver| receiver.ring.publish());
+                }
+                _ => {}
             }
         }
         Ok(())
+    }
+
+    fn notify(&mut self) {
+        let exposed = std::mem::take(&mut self.exposed);
+        if self.shared.is_latched() {
+            return;
+        }
+        self.transmit.notify();
+        for pair in bits(exposed) {
+            let mut place = self.receivers.access(pair);
+            if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
+                receiver.ring.notify();
+            }
+        }
     }
 
     fn arm(&mut self) -> bool {
@@ -639,7 +646,7 @@ impl App for VhostUserPort {
         }
         for Full { pair, held, .. } in &self.full {
             let Some(found) = held else { continue };
-            let Some(mut place) = self.shared.receivers.lock(*pair) else { continue };
+            let Some(mut place) = self.receivers.access(*pair) else { continue };
             match place.arm(self.part, *found) {
                 Ok(more) => busy |= more,
                 Err(violation) => fault = Some(GuestFault::receive(*pair, violation)),
@@ -658,7 +665,7 @@ impl App for VhostUserPort {
             // A frame that is still held in the next breath waits anew.
             if held.take().is_some()
                 && !is_latched
-                && let Some(mut place) = self.shared.receivers.lock(*pair)
+                && let Some(mut place) = self.receivers.access(*pair)
             {
                 place.disarm(self.part);
             }

@@ -195,10 +195,28 @@ impl DeviceQueue {
 
     /// Publishes all chains given back since the last time. Returns whether the driver wants to be
     /// called.
+    ///
+    /// That is to [expose](Self::expose) them, a full fence, and a look whether the driver [wants a call](Self::wants_call).
     #[inline]
     #[must_use = "the driver may be waiting for the call"]
     pub fn publish(&mut self) -> bool {
         either!(self, queue => queue.publish())
+    }
+
+    /// Lets the driver see all chains given back since the last time. Returns whether there were any: then see
+    /// [`Self::wants_call`]. For those who publish several rings with one fence.
+    #[inline]
+    pub fn expose(&mut self) -> bool {
+        either!(self, queue => queue.expose())
+    }
+
+    /// Whether the driver wants to be called for what was exposed since it was asked last. To be asked after
+    /// each [`Self::expose`], behind a full fence of the caller's: without that, a driver that is about to sleep may not see
+    /// what was exposed, and we not that it is about to sleep.
+    #[inline]
+    #[must_use = "the driver may be waiting for the call"]
+    pub fn wants_call(&mut self) -> bool {
+        either!(self, queue => queue.wants_call())
     }
 
     /// Whether the driver has taken all that was given back, and waits to be called for what comes next.

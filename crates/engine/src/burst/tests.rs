@@ -262,7 +262,7 @@ fn there_is_room_to_make_a_full_burst_private_twice() {
         assert_eq!(body(&burst.frame(5)), before);
         assert_eq!(burst.make_private(BURST), None, "no such frame");
         let finished = burst.finish();
-        storage.keep(finished);
+        storage.outcomes(finished);
     }
 }
 
@@ -288,7 +288,7 @@ fn less_than_a_header_shows_nothing_of_an_earlier_one() {
     let mut burst = storage.begin(0, 0);
     push(&mut burst, &[&[0xaa; 100]], HEADER_ROOM);
     let finished = burst.finish();
-    storage.keep(finished);
+    storage.outcomes(finished);
     let mut burst = storage.begin(0, 1);
     burst.segments().push((&[1, 2, 3][..]).into());
     let pushed = burst.push(0..1, HEADER_ROOM, |header, len| {
@@ -333,7 +333,7 @@ fn those_of_several_that_are_not_wanted_leave_no_trace() {
         burst.replicate(index);
     }
     let finished = burst.finish();
-    storage.keep(finished);
+    storage.outcomes(finished);
 
     let mut burst = storage.begin(0, 1);
     push(&mut burst, &[&frames[0]], 0);
@@ -353,7 +353,7 @@ fn those_of_several_that_are_not_wanted_leave_no_trace() {
         assert!(burst.hold(index), "it was held, or went to several");
     }
     let finished = burst.finish();
-    assert_eq!(storage.keep(finished).get(0), Outcome::Done);
+    assert_eq!(storage.outcomes(finished).get(0), Outcome::Done);
 }
 
 #[test]
@@ -406,7 +406,7 @@ fn what_is_held_is_told() {
     assert!(burst.is_held(1) && !burst.hold(1));
     assert_eq!(burst.held(), 1);
     let finished = burst.finish();
-    let outcomes = storage.keep(finished);
+    let outcomes = storage.outcomes(finished);
     assert_eq!(outcomes.held(), 1);
     let told: Vec<Outcome> = (0..5).map(|index| outcomes.get(index)).collect();
     assert_eq!(told, [Outcome::Done, Outcome::Held, Outcome::Done, Outcome::Done, Outcome::Done]);
@@ -419,7 +419,7 @@ fn what_is_held_is_told() {
         assert!(index == 1 || burst.hold(index));
     }
     let finished = burst.finish();
-    let outcomes = storage.keep(finished);
+    let outcomes = storage.outcomes(finished);
     assert_eq!(outcomes.get(1), Outcome::Done);
     assert_eq!(outcomes.get(2), Outcome::Held);
 }
@@ -436,7 +436,7 @@ fn half_a_burst_can_be_held() {
         let held: Vec<usize> = (0..BURST).filter(|index| burst.hold(*index)).collect();
         assert!(held.iter().copied().eq(1..=HELD));
         let finished = burst.finish();
-        let outcomes = storage.keep(finished);
+        let outcomes = storage.outcomes(finished);
         let held_by_outcome = (0..BURST).filter(|index| outcomes.get(*index) == Outcome::Held);
         assert!(held_by_outcome.eq(1..=HELD));
     }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::os::fd::AsFd;
 
 use engine::{BURST, Burst, Framed};
-use memory::{ReadSlice, recycle, write_vectored};
+use memory::{ReadSlice, SliceList, write_vectored};
 use rustix::io::Errno;
 use sys::uring::DEPTH;
 use wire::virtio::NetHeader;
@@ -44,7 +44,7 @@ pub(crate) struct Writer {
     noted: Vec<Noted>,
     /// One for each frame of a burst.
     slots: Box<[[u8; SLOT]]>,
-    slices: Vec<ReadSlice<'static>>,
+    slices: SliceList<ReadSlice<'static>>,
 }
 
 impl Writer {
@@ -52,7 +52,7 @@ impl Writer {
         Self {
             noted: Vec::with_capacity(BURST),
             slots: vec![[0; SLOT]; BURST].into_boxed_slice(),
-            slices: Vec::new(),
+            slices: SliceList::default(),
         }
     }
 
@@ -81,7 +81,7 @@ impl Writer {
                 noted.copied = put_together(&framed, slot);
             }
         }
-        let mut slices = std::mem::take(&mut self.slices);
+        let slices = self.slices.lend();
         for (noted, slot) in self.noted.iter_mut().zip(&self.slots) {
             let start = slices.len();
             if noted.copied > 0 {
@@ -115,7 +115,6 @@ impl Writer {
             let failed = |error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL);
             done(len(noted), result.map(drop).map_err(failed));
         }
-        self.slices = recycle(slices);
         self.noted.clear();
     }
 }

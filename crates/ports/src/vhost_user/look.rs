@@ -49,11 +49,11 @@ impl RingLook {
 impl VhostUserPort {
     /// What this part knows of the guest; none when there is none, or it broke the rules. A guest can only make
     /// its own numbers wrong.
-    pub fn look(&self) -> Option<GuestLook> {
+    pub fn look(&mut self) -> Option<GuestLook> {
         let active = self.active.as_ref().filter(|_| !self.shared.is_latched())?;
         let mut rings = Vec::new();
         for pair in self.share.pairs().take_while(|pair| *pair < self.pairs) {
-            if let Some(mut place) = self.shared.receivers.lock_anyway(pair)
+            if let Some(mut place) = self.receivers.access_anyway(pair)
                 && let Some(receiver) = place.ring()
             {
                 rings.push(RingLook::new(receive_ring(pair), &receiver.ring));

@@ -7,36 +7,69 @@
 //! line of its own, and the line stays in the caches of both processors. A device should not read what it is to write (virtio 1.3,
 //! 2.7.5.1 and 2.8.15), so what is there decides nothing but whether the same bytes are stored once more.
 //!
-//! Any worker may deliver to any ring, since frames come from everywhere. So these rings have a lock
+//! Any worker may deliver to any ring, since frames come from everywhere. So where there are several, these rings have a lock
 //! each, taken once for what a burst delivers and once to publish; whoever holds it sees whole
-//! deliveries of the others, and publishes theirs with its own.
+//! deliveries of the others, and publishes theirs with its own. With one worker there is none: to take a lock, or to let go
+//! of it, is to wait until all that was stored before has arrived at the guest.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Outline, Selection, Traffic};
-use memory::{GuestMemory, Translator, WriteCursor, WriteSlice, recycle_writable};
-use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Violation};
+use memory::{GuestMemory, SliceList, Translator, WriteCursor, WriteSlice};
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Singles, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
 use super::{DESCRIPTOR_BUDGET, GuestFault};
 use crate::offload::Delivery;
 
-/// All receive rings of a port, by pair.
-pub(super) struct Receivers {
-    places: Box<[Aligned]>,
+/// All receive rings of a port, by pair, as one of its parts has them.
+pub(super) enum Receivers {
+    /// Of a port in one part.
+    Own(Box<[Place]>),
+    /// Of a port in several parts, which have them in common.
+    Common(Arc<[Aligned]>),
+}
+
+/// The place of a ring, for nobody else meanwhile.
+pub(super) enum Access<'r> {
+    Own(&'r mut Place),
+    Common(MutexGuard<'r, Place>),
+}
+
+impl Deref for Access<'_> {
+    type Target = Place;
+
+    #[inline]
+    fn deref(&self) -> &Place {
+        match self {
+            Self::Own(place) => place,
+            Self::Common(place) => place,
+        }
+    }
+}
+
+impl DerefMut for Access<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Place {
+        match self {
+            Self::Own(place) => place,
+            Self::Common(place) => place,
+        }
+    }
 }
 
 /// A place of its own cache lines. Its lock is one that a waiting worker sleeps on after a short while:
 /// the one that has it may have lost its processor, and to wait for that awake helps nobody.
 #[derive(Default)]
 #[repr(align(128))]
-struct Aligned(Mutex<Place>);
+pub(super) struct Aligned(Mutex<Place>);
 
 /// Where a receive ring is, or may be.
 #[derive(Default)]
 pub(super) struct Place {
-    receiver: Option<Receiver>,
+    pub(super) receiver: Option<Receiver>,
     /// Counts the times that buffers were used or the ring exchanged, and wraps.
     uses: u32,
     /// A bit for each worker that has frames held for this ring, and asked to be woken.
@@ -44,22 +77,33 @@ pub(super) struct Place {
 }
 
 impl Receivers {
-    /// Room for the rings of this many pairs.
-    pub(super) fn new(pairs: usize) -> Self {
-        Self { places: (0..pairs).map(|_| Aligned::default()).collect() }
+    /// Room for the rings of this many pairs, for each of so many parts.
+    pub(super) fn new(pairs: usize, parts: usize) -> Vec<Self> {
+        if parts == 1 {
+            return vec![Self::Own((0..pairs).map(|_| Place::default()).collect())];
+        }
+        let places: Arc<[Aligned]> = (0..pairs).map(|_| Aligned::default()).collect();
+        vec![places; parts].into_iter().map(Self::Common).collect()
     }
 
-    /// The place of a pair's ring, for nobody else meanwhile. None when a bug of ours left it half
-    /// changed.
+    /// The place of a pair's ring. None when a bug of ours left it half changed.
     #[inline]
-    pub(super) fn lock(&self, pair: usize) -> Option<MutexGuard<'_, Place>> {
-        self.places.get(pair)?.0.lock().ok()
+    pub(super) fn access(&mut self, pair: usize) -> Option<Access<'_>> {
+        match self {
+            Self::Own(places) => places.get_mut(pair).map(Access::Own),
+            Self::Common(places) => places.get(pair)?.0.lock().ok().map(Access::Common),
+        }
     }
 
     /// The place of a pair's ring, whatever state it is in.
-    pub(super) fn lock_anyway(&self, pair: usize) -> Option<MutexGuard<'_, Place>> {
-        let Aligned(mutex) = self.places.get(pair)?;
-        Some(mutex.lock().unwrap_or_else(PoisonError::into_inner))
+    pub(super) fn access_anyway(&mut self, pair: usize) -> Option<Access<'_>> {
+        match self {
+            Self::Own(places) => places.get_mut(pair).map(Access::Own),
+            Self::Common(places) => {
+                let Aligned(mutex) = places.get(pair)?;
+                Some(Access::Common(mutex.lock().unwrap_or_else(PoisonError::into_inner)))
+            }
+        }
     }
 }
 
@@ -80,8 +124,15 @@ impl Place {
         }
     }
 
+    /// The ring, if there is one that is enabled.
+    #[inline]
+    fn enabled(&mut self) -> Option<&mut Receiver> {
+        self.receiver.as_mut().filter(|receiver| receiver.ring.setup.enabled)
+    }
+
     /// Delivers the selected frames. Counts those that are neither delivered nor held, which none is
-    /// unless it is to be patient. None when there is no ring, or it is disabled.
+    /// unless it is to be patient.
+    #[inline]
     pub(super) fn deliver(
         &mut self,
         burst: &mut Burst<'_>,
@@ -90,31 +141,38 @@ impl Place {
         is_patient: bool,
         scratch: &mut Scratch,
         counters: &mut Counters,
-    ) -> Option<Result<Delivered, Broken>> {
-        let receiver = self.receiver.as_mut().filter(|receiver| receiver.ring.setup.enabled)?;
-        let delivered =
-            receiver.deliver(burst, selection, frame_limit, is_patient, scratch, counters);
-        Some(delivered.map(|Progress { took, is_full, holds }| {
-            self.uses = self.uses.wrapping_add(took.into());
-            let found = || Found::Ring {
-                available: receiver.ring.queue.available().unwrap_or(0),
-                uses: self.uses,
-            };
-            Delivered { took, is_full, held: holds.then(found) }
-        }))
+    ) -> Ended {
+        let Some(receiver) = self.enabled() else {
+            // The worker that it belongs to has been told of a change already, and we are about to be, or
+            // the other way round.
+            return hold(burst, selection, is_patient, counters);
+        };
+        let ended = receiver.deliver(burst, selection, frame_limit, is_patient, scratch, counters);
+        self.uses = self.uses.wrapping_add(ended.has(Ended::TOOK).into());
+        ended
+    }
+
+    /// What a worker finds here that has just held frames.
+    #[cold]
+    pub(super) fn found(&mut self) -> Found {
+        let uses = self.uses;
+        self.enabled().map_or(Found::NoRing, |receiver| Found::Ring {
+            available: receiver.ring.queue.available().unwrap_or(0),
+            uses,
+        })
     }
 
     /// Asks to be woken when there are more buffers, in the name of a worker that found too few. True
     /// when there may be more already: others than it has found, or it was another ring, or none.
     pub(super) fn arm(&mut self, worker: u32, found: Found) -> Result<bool, Violation> {
         self.awaited |= 1 << worker;
-        let receiver = self.receiver.as_mut().filter(|receiver| receiver.ring.setup.enabled);
-        match (receiver, found) {
+        let now_uses = self.uses;
+        match (self.enabled(), found) {
             (None, Found::NoRing) => Ok(false),
             (Some(receiver), Found::Ring { available, uses }) => {
                 receiver.ring.queue.enable_kicks()?;
                 let more = receiver.ring.queue.available()? > available;
-                Ok(more || self.uses != uses || receiver.ring.setup.kick.is_none())
+                Ok(more || now_uses != uses || receiver.ring.setup.kick.is_none())
             }
             _ => Ok(true),
         }
@@ -156,39 +214,74 @@ pub(super) enum Found {
 /// What a worker needs to gather buffers; kept from burst to burst for its allocations.
 pub(super) struct Scratch {
     chains: Vec<Chain>,
-    slices: Vec<WriteSlice<'static>>,
+    slices: SliceList<WriteSlice<'static>>,
     gathered: Vec<Gathered>,
     /// Descriptors that may still be read in this breath.
     pub(super) budget: usize,
+    /// The rule that was broken in a delivery which [ended](Ended) so.
+    pub(super) broken: Option<Broken>,
 }
 
 impl Scratch {
     pub(super) fn new() -> Self {
         Self {
             chains: Vec::with_capacity(4 * BURST),
-            slices: Vec::with_capacity(4 * BURST),
+            slices: SliceList::with_capacity(4 * BURST),
             gathered: Vec::with_capacity(BURST),
             budget: DESCRIPTOR_BUDGET,
+            broken: None,
         }
     }
 }
 
-/// How a delivery ended.
-pub(super) struct Delivered {
+/// How a delivery ended, a bit for each of what there is to say.
+///
+/// It is one number, for it is handed on just when a frame is on its way to the guest: a structure that is stored by its fields
+/// and loaded as a whole would have to wait until that is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ended(u8);
+
+impl Ended {
     /// The ring took a frame.
-    pub(super) took: bool,
+    pub(super) const TOOK: Self = Self(1);
     /// There was no room for the last frame, and possibly others before it.
-    pub(super) is_full: bool,
-    /// Frames are held until there is more than this.
-    pub(super) held: Option<Found>,
+    pub(super) const FULL: Self = Self(1 << 1);
+    /// Frames are held, until there is more room.
+    pub(super) const HOLDS: Self = Self(1 << 2);
+    /// The guest broke a rule: see [`Scratch::broken`].
+    pub(super) const BROKEN: Self = Self(1 << 3);
+    /// None of them.
+    const NOTHING: Self = Self(0);
+
+    /// Whether this is to be said.
+    #[inline]
+    pub(super) fn has(self, Self(bits): Self) -> bool {
+        self.0 & bits != 0
+    }
+
+    #[inline]
+    fn set(&mut self, Self(bits): Self) {
+        self.0 |= bits;
+    }
 }
 
-/// The same, as far as the ring itself knows.
-struct Progress {
-    took: bool,
-    is_full: bool,
-    /// Frames are held.
-    holds: bool,
+/// Holds frames for a ring that is not there.
+#[cold]
+fn hold(
+    burst: &mut Burst<'_>,
+    selection: &Selection,
+    is_patient: bool,
+    counters: &mut Counters,
+) -> Ended {
+    let mut ended = Ended::FULL;
+    for index in selection.iter() {
+        if is_patient && burst.hold(index) {
+            ended.set(Ended::HOLDS);
+        } else {
+            counters.drop(DropReason::ReceiverDown);
+        }
+    }
+    ended
 }
 
 impl Receiver {
@@ -200,7 +293,7 @@ impl Receiver {
         is_patient: bool,
         scratch: &mut Scratch,
         counters: &mut Counters,
-    ) -> Result<Progress, Broken> {
+    ) -> Ended {
         let to = Destination {
             translator: self.memory.translator(),
             shape: Shape::new(self.features, frame_limit),
@@ -222,6 +315,7 @@ struct Destination<'m> {
 
 /// Delivers the selected frames: first those that go as they are into one buffer each, up to one that does
 /// not, and then all others.
+#[inline(always)]
 fn deliver(
     queue: &mut impl DeviceRing,
     to: Destination<'_>,
@@ -229,64 +323,27 @@ fn deliver(
     selection: &Selection,
     scratch: &mut Scratch,
     counters: &mut Counters,
-) -> Result<Progress, Broken> {
-    let Destination { translator, shape, mut is_patient } = to;
+) -> Ended {
+    let Destination { translator, shape, is_patient } = to;
     let mut gather = Gather {
         queue,
         translator,
         shape,
         chains: &mut scratch.chains,
-        slices: std::mem::take(&mut scratch.slices),
+        slices: scratch.slices.lend(),
         gathered: &mut scratch.gathered,
         budget: scratch.budget,
+        broken: &mut scratch.broken,
     };
     let delivered = gather.deliver_singles(burst, selection, &mut counters.sent);
-    let (delivered, mut broken) = match delivered {
-        Ok(delivered) => (delivered, None),
-        Err(violation) => (0, Some(violation.into())),
-    };
-    let mut took = delivered > 0;
-    is_patient |= took;
-    let (mut is_full, mut holds) = (false, false);
     // As good as always there are no others.
-    for index in selection.iter().skip(delivered) {
-        if broken.is_some() {
-            counters.drop(DropReason::ReceiverDown);
-            continue;
-        }
-        // Later frames wait behind one that is held: their order is the sender's.
-        let delivered = if is_full {
-            Err(Undelivered::Full)
-        } else {
-            gather.deliver(burst, index, &mut counters.sent)
-        };
-        match delivered {
-            Ok(()) => (took, is_patient) = (true, true),
-            Err(Undelivered::Full) => {
-                is_full = true;
-                if is_patient && burst.hold(index) {
-                    holds = true;
-                } else {
-                    counters.drop(DropReason::ReceiverFull);
-                }
-            }
-            Err(Undelivered::Cut) => {
-                (took, is_patient, is_full) = (true, true, true);
-                counters.drop(DropReason::ReceiverFull);
-            }
-            Err(Undelivered::Dropped(reason)) => counters.drop(reason),
-            Err(Undelivered::Broken(what)) => {
-                counters.drop(DropReason::ReceiverDown);
-                broken = Some(what);
-            }
-        }
-    }
-    if !gather.gathered.is_empty() {
-        gather.write(burst, &mut counters.sent);
-    }
+    let ended = if delivered == selection.len() {
+        Ended::TOOK
+    } else {
+        gather.deliver_others(burst, selection, delivered, is_patient, counters)
+    };
     scratch.budget = gather.budget;
-    scratch.slices = recycle_writable(gather.slices);
-    broken.map_or(Ok(Progress { took, is_full, holds }), Err)
+    ended
 }
 
 /// A rule that the guest broke.
@@ -334,9 +391,10 @@ struct Gather<'s, 'm, Q> {
     translator: Translator<'m>,
     shape: Shape,
     chains: &'s mut Vec<Chain>,
-    slices: Vec<WriteSlice<'m>>,
+    slices: &'s mut Vec<WriteSlice<'m>>,
     gathered: &'s mut Vec<Gathered>,
     budget: usize,
+    broken: &'s mut Option<Broken>,
 }
 
 /// The buffers of one frame, or segment of a frame: they end here, in the lists of chains and of slices,
@@ -365,7 +423,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         burst: &mut Burst<'_>,
         selection: &Selection,
         sent: &mut Traffic,
-    ) -> Result<usize, Violation> {
+    ) -> usize {
         let Shape { features, header_size, frame_limit } = self.shape;
         let Self { translator, chains, slices, .. } = self;
         let mut frames = selection.iter();
@@ -393,21 +451,86 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             slices.push(slice);
             chains.push(single.chain);
             true
-        })?;
-        for (index, slice) in selection.iter().zip(&*slices) {
+        });
+        let count = match singles {
+            Ok(Singles { count, .. }) => count,
+            Err(violation) => {
+                *self.broken = Some(violation.into());
+                return 0;
+            }
+        };
+        for (index, slice) in selection.iter().zip(slices.iter()) {
             let Framed { front, body, .. } = burst.framed(index, header_size);
             let mut copied = slice.copy_behind_header(header_size, front.into());
             for segment in body {
                 copied += slice.skip(copied).copy_from(*segment);
             }
         }
-        *sent += burst.traffic_of_first(selection, singles.count);
+        *sent += burst.traffic_of_first(selection, count);
         let lens = slices.iter().map(|slice| slice.len() as u32);
         self.queue.give_all_back(chains.iter().copied().zip(lens));
         slices.clear();
         chains.clear();
-        self.budget -= singles.count;
-        Ok(singles.count)
+        self.budget -= count;
+        count
+    }
+
+    /// Delivers the selected frames behind so many that were delivered, or else holds or drops them.
+    #[inline(never)]
+    fn deliver_others(
+        &mut self,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        delivered: usize,
+        mut is_patient: bool,
+        counters: &mut Counters,
+    ) -> Ended {
+        let mut ended = if delivered > 0 { Ended::TOOK } else { Ended::NOTHING };
+        is_patient |= delivered > 0;
+        for index in selection.iter().skip(delivered) {
+            if self.broken.is_some() {
+                counters.drop(DropReason::ReceiverDown);
+                continue;
+            }
+            // Later frames wait behind one that is held: their order is the sender's.
+            let delivered = if ended.has(Ended::FULL) {
+                Err(Undelivered::Full)
+            } else {
+                self.deliver(burst, index, &mut counters.sent)
+            };
+            match delivered {
+                Ok(()) => {
+                    ended.set(Ended::TOOK);
+                    is_patient = true;
+                }
+                Err(Undelivered::Full) => {
+                    ended.set(Ended::FULL);
+                    if is_patient && burst.hold(index) {
+                        ended.set(Ended::HOLDS);
+                    } else {
+                        counters.drop(DropReason::ReceiverFull);
+                    }
+                }
+                Err(Undelivered::Cut) => {
+                    ended.set(Ended::TOOK);
+                    ended.set(Ended::FULL);
+                    is_patient = true;
+                    counters.drop(DropReason::ReceiverFull);
+                }
+                Err(Undelivered::Dropped(reason)) => counters.drop(reason),
+                Err(Undelivered::Broken(what)) => {
+                    counters.drop(DropReason::ReceiverDown);
+                    *self.broken = Some(what);
+                }
+            }
+        }
+        if !self.gathered.is_empty() {
+            self.write(burst, &mut counters.sent);
+        }
+        if self.broken.is_some() {
+            ended.set(Ended::BROKEN);
+        }
+        ended
     }
 
     /// Delivers a frame, in whatever form the receiver takes it, or has it delivered by [`Self::write`].

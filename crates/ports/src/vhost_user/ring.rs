@@ -36,6 +36,20 @@ impl Ring {
         }
     }
 
+    /// Makes visible what was given back. Then, behind a fence, see [`Self::notify`].
+    #[inline]
+    pub(super) fn expose(&mut self) -> bool {
+        self.queue.expose()
+    }
+
+    /// Calls the driver if it wants to know what was exposed.
+    #[inline]
+    pub(super) fn notify(&mut self) {
+        if self.queue.wants_call() {
+            self.call();
+        }
+    }
+
     /// Wakes the workers that wait for buffers, as the driver would: kicks are off in a ring that
     /// was exchanged, and a worker that was done with its part of that may sleep again already.
     pub(super) fn kick(&self) {

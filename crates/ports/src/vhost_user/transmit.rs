@@ -19,7 +19,7 @@ use wire::virtio::{Features, Offload};
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
 use super::taken::{Taken, TakenChain};
-use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
+use super::{DESCRIPTOR_BUDGET, GuestFault, Share, bits, transmit_ring};
 use crate::backlog::Backlog;
 use crate::frame::{BYTE_BUDGET, MAX_FRAME};
 use crate::lent::Lent;
@@ -38,6 +38,8 @@ pub(super) struct Transmit {
     moved: bool,
     /// Chains were given back, and are not published.
     gave_back: bool,
+    /// The places of rings whose drivers were not called yet for what was exposed, a bit for each.
+    exposed: u128,
     /// The place of the ring that is asked first, if there are so many.
     turn: usize,
 }
@@ -52,6 +54,7 @@ impl Transmit {
             backlog: Backlog::default(),
             moved: false,
             gave_back: false,
+            exposed: 0,
             turn: 0,
         }
     }
@@ -140,7 +143,7 @@ impl Transmit {
         self.pull_held(&mut intake, burst, counters)?;
         let before = self.taken.len();
         let places = self.rings.len();
-        let first = self.turn % places.max(1);
+        let first = if self.turn < places { self.turn } else { 0 };
         for place in (first..places).chain(0..first) {
             if !plan.listen || self.taken.len() == BURST || !intake.may_go_on() {
                 break;
@@ -255,10 +258,22 @@ impl Transmit {
         Ok(())
     }
 
-    /// Makes visible what was given back.
-    pub(super) fn publish(&mut self) {
+    /// Makes visible what was given back. Then, behind a fence, see [`Self::notify`].
+    pub(super) fn expose(&mut self) {
         if std::mem::take(&mut self.gave_back) {
-            self.rings.iter_mut().flatten().for_each(Ring::publish);
+            for (place, ring) in self.rings.iter_mut().enumerate() {
+                let is_exposed = ring.as_mut().is_some_and(Ring::expose);
+                self.exposed |= u128::from(is_exposed) << place;
+            }
+        }
+    }
+
+    /// Calls the drivers that want to know what was exposed.
+    pub(super) fn notify(&mut self) {
+        for place in bits(std::mem::take(&mut self.exposed)) {
+            if let Some(Some(ring)) = self.rings.get_mut(place) {
+                ring.notify();
+            }
         }
     }
 

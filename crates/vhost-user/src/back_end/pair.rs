@@ -1,6 +1,6 @@
 //! A queue pair of a [`Server`](super::Server): frames in, frames out.
 
-use memory::{GuestMemory, WriteCursor, recycle, recycle_writable};
+use memory::{GuestMemory, WriteCursor};
 use thiserror::Error;
 use virtqueue::Violation;
 use wire::ethernet;
@@ -92,16 +92,17 @@ impl Pair<'_> {
         let Some(ring) = &mut self.transmit else { return Ok(None) };
         let header_size = NetHeader::size(self.features);
         let mut translator = self.memory.translator();
-        let mut slices = std::mem::take(&mut ring.readable);
+        let mut list = std::mem::take(&mut ring.readable);
+        let slices = list.lend();
         let most = u32::try_from(header_size.saturating_add(limit)).unwrap_or(u32::MAX);
-        let Some(chain) = ring.take_readable(&mut translator, most, &mut slices)? else {
-            ring.readable = recycle(slices);
+        let Some(chain) = ring.take_readable(&mut translator, most, slices)? else {
+            ring.readable = list;
             return Ok(None);
         };
         let mut header = [0; NetHeader::SIZE];
         let mut header_len = 0;
         frame.clear();
-        for slice in &slices {
+        for slice in &*slices {
             // The header may be cut into pieces in any way (ANY_LAYOUT, VERSION_1).
             let rest = header.get_mut(header_len..header_size).unwrap_or_default();
             let in_header = slice.copy_to(rest);
@@ -111,7 +112,7 @@ impl Pair<'_> {
             frame.resize(start + slice.len(), 0);
             slice.copy_to(&mut frame[start..]);
         }
-        ring.readable = recycle(slices);
+        ring.readable = list;
         let len = chain.bytes().saturating_sub(header_size as u64);
         let header = if is_cut_off(self.memory, self.whole) {
             Err(FrameFault::CutOff)
@@ -165,7 +166,8 @@ impl Pair<'_> {
         let most = if can_merge { usize::from(ring.size()) } else { 1 };
         let needed = (header_size + frame.len()) as u64;
         let mut translator = self.memory.translator();
-        let mut slices = std::mem::take(&mut ring.writable);
+        let mut list = std::mem::take(&mut ring.writable);
+        let slices = list.lend();
         let mut chains = std::mem::take(&mut ring.chains);
         let mut room = 0;
         let gathered = loop {
@@ -176,7 +178,7 @@ impl Pair<'_> {
                 break Ok(Delivery::TooLong);
             }
             let rest = u32::try_from(needed - room).unwrap_or(u32::MAX);
-            match ring.take_writable(&mut translator, rest, &mut slices) {
+            match ring.take_writable(&mut translator, rest, slices) {
                 Ok(Some(chain)) => {
                     room += chain.bytes();
                     chains.push(chain);
@@ -187,7 +189,7 @@ impl Pair<'_> {
         };
         if gathered == Ok(Delivery::Done) {
             let header = NetHeader { num_buffers: chains.len() as u16, ..header };
-            let mut cursor = WriteCursor::new(&slices);
+            let mut cursor = WriteCursor::new(slices);
             cursor.write(header.to_bytes()[..header_size].into());
             cursor.write(frame.into());
             let mut rest = needed;
@@ -199,7 +201,7 @@ impl Pair<'_> {
         }
         // What was not enough.
         chains.drain(..).rev().for_each(|chain| ring.put_back(chain));
-        ring.writable = recycle_writable(slices);
+        ring.writable = list;
         ring.chains = chains;
         gathered
     }

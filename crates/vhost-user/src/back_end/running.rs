@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
 
-use memory::{ReadSlice, Translator, WriteSlice};
+use memory::{ReadSlice, SliceList, Translator, WriteSlice};
 use sys::notify::Notifier;
 use virtqueue::{Chain, DeviceQueue, Violation};
 use wire::virtio::Features;
@@ -37,8 +37,8 @@ pub struct RunningRing {
     /// To be called whether it asks for that or not.
     is_new: bool,
     /// Kept from frame to frame for their allocation, by [`Pair`](super::Pair).
-    pub(super) readable: Vec<ReadSlice<'static>>,
-    pub(super) writable: Vec<WriteSlice<'static>>,
+    pub(super) readable: SliceList<ReadSlice<'static>>,
+    pub(super) writable: SliceList<WriteSlice<'static>>,
     pub(super) chains: Vec<HeldChain>,
 }
 
@@ -77,8 +77,8 @@ impl RunningRing {
             number: 0,
             known: 0,
             is_new: true,
-            readable: Vec::new(),
-            writable: Vec::new(),
+            readable: SliceList::default(),
+            writable: SliceList::default(),
             chains: Vec::new(),
         }
     }

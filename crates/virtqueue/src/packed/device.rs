@@ -33,6 +33,8 @@ pub struct DeviceQueue<M: RingMemory = Mapped> {
     batch: Position,
     /// Up to where the driver can see.
     published: Position,
+    /// What was published at the last decision on a call.
+    evaluated: Position,
     /// The second word of the used descriptor there, which is stored last.
     first: u64,
     /// Whether anything was published since a start: before, the driver's event structure may be
@@ -69,6 +71,7 @@ impl<M: RingMemory> DeviceQueue<M> {
             next_used: place,
             batch: place,
             published: place,
+            evaluated: place,
             first: 0,
             has_published: false,
             kicks_suppressed: false,
@@ -351,26 +354,40 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(entries)
     }
 
-    /// Publishes all chains given back since the last time. Returns whether the driver wants to be
-    /// called (virtio 1.3, 2.8.10).
+    /// See [`crate::DeviceQueue::publish`].
     #[inline]
     #[must_use = "the driver may be waiting for the call"]
     pub fn publish(&mut self) -> bool {
-        let size = self.size();
+        self.expose() && {
+            M::fence();
+            self.wants_call()
+        }
+    }
+
+    /// See [`crate::DeviceQueue::expose`].
+    #[inline]
+    pub fn expose(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
         let at = 2 * usize::from(self.published.slot()) + 1;
         self.layout.descriptors.store(at, self.first, Ordering::Release);
-        let count = self.next_used.since(self.published, size);
         self.published = self.next_used;
         self.batch = self.next_used;
-        // Our descriptor before their event structure; see the module's text.
-        M::fence();
+        true
+    }
+
+    /// See [`crate::DeviceQueue::wants_call`]; and virtio 1.3, 2.8.10.
+    #[inline]
+    #[must_use = "the driver may be waiting for the call"]
+    pub fn wants_call(&mut self) -> bool {
+        let size = self.size();
+        let evaluated = std::mem::replace(&mut self.evaluated, self.published);
+        let count = self.published.since(evaluated, size);
         let is_first = !std::mem::replace(&mut self.has_published, true);
         match Event::from_word(self.layout.driver_event.load(0, Ordering::Relaxed)) {
             Event::At(_) if is_first => true,
-            event => event.is_wanted(self.event_index, self.next_used, count, size),
+            event => event.is_wanted(self.event_index, self.published, count, size),
         }
     }
 

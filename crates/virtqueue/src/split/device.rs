@@ -318,25 +318,38 @@ impl<M: RingMemory> DeviceQueue<M> {
         (self.next_used, self.batch) = (next, batch);
     }
 
-    /// Publishes all chains given back since the last time. Returns whether the driver wants to be
-    /// called (virtio 1.3, 2.7.7.2).
+    /// See [`crate::DeviceQueue::publish`].
     #[inline]
     #[must_use = "the driver may be waiting for the call"]
     pub fn publish(&mut self) -> bool {
+        self.expose() && {
+            M::fence();
+            self.wants_call()
+        }
+    }
+
+    /// See [`crate::DeviceQueue::expose`].
+    #[inline]
+    pub fn expose(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
         }
         self.layout.used.store(INDEX, self.next_used.get(), Ordering::Release);
         self.published = self.next_used;
         self.batch = self.next_used;
-        // Our index before their event word; see the module's text.
-        M::fence();
+        true
+    }
+
+    /// See [`crate::DeviceQueue::wants_call`]; and virtio 1.3, 2.7.7.2.
+    #[inline]
+    #[must_use = "the driver may be waiting for the call"]
+    pub fn wants_call(&mut self) -> bool {
         if !self.event_index {
             return self.layout.available.load(FLAGS, Ordering::Relaxed) & NO_INTERRUPT == 0;
         }
         let event = self.layout.available.load(self.layout.used_event(), Ordering::Relaxed);
-        match self.evaluated.replace(self.next_used) {
-            Some(old) => event_crossed(event, self.next_used.get(), old.get()),
+        match self.evaluated.replace(self.published) {
+            Some(old) => event_crossed(event, self.published.get(), old.get()),
             None => true,
         }
     }
