@@ -4,7 +4,7 @@
 use std::sync::atomic::{Ordering, fence};
 
 use crate::burst::Storage;
-use crate::graph::Due;
+use crate::graph::{Due, UNKNOWN_WORK};
 use crate::{App, AppId, Fault, Graph, Lease};
 
 /// Nanoseconds between two ticks of an app, at least.
@@ -44,7 +44,7 @@ impl Graph {
     pub fn breathe(&mut self, now: u64, mut report: impl FnMut(Event)) -> bool {
         let ask_all = std::mem::take(&mut self.ask_all);
         self.due.breath = self.due.breath.wrapping_add(1);
-        self.worked = false;
+        self.work = 0;
         let mut busy = false;
         let mut storage = self.storage.take().unwrap_or_default();
         // Another app is the first each time, so that none always finds the receivers that the
@@ -64,7 +64,6 @@ impl Graph {
             let Some(id) = self.at(place) else { continue };
             let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
             busy |= was_busy;
-            self.worked |= was_busy || had_frames;
             // Behind the first one that has frames: an app gets no turns of idle ones before it.
             if had_frames && std::mem::take(&mut is_first) {
                 self.first = place + 1;
@@ -96,8 +95,9 @@ impl Graph {
         let had_frames = !burst.is_empty();
         self.note(id, now, was_busy || had_frames);
         if had_frames {
-            burst.count();
+            let bytes = burst.count();
             self.frames += burst.len() as u64;
+            self.work += burst.len() as u32 + (bytes / 1024) as u32;
             let (all, output) = (burst.all(), burst.output());
             self.send(id, output, &mut burst, &all);
         }
@@ -107,6 +107,9 @@ impl Graph {
                 app.reclaim(storage.outcomes(finished), std::mem::take(&mut lease))
             });
             self.touch(id);
+        }
+        if was_busy && !had_frames {
+            self.work += UNKNOWN_WORK;
         }
         Turn { was_busy, had_frames }
     }

@@ -255,12 +255,14 @@ impl<'b> Burst<'b> {
         }
     }
 
-    /// Counts what nobody has counted. To be called when all frames were pulled, before the first goes on.
+    /// Counts what nobody has counted, and returns the bytes of all frames. To be called when all frames were pulled, before the
+    /// first goes on.
     #[inline]
-    pub(crate) fn count(&mut self) {
+    pub(crate) fn count(&mut self) -> u64 {
         let total = self.total.unwrap_or_else(|| self.add_up());
         debug_assert_eq!(total, self.add_up(), "somebody counted wrong");
         self.total = Some(total);
+        total
     }
 
     /// The selected frames and their bytes.

@@ -173,8 +173,9 @@ pub struct Graph {
     /// The place of the app whose turn it is to be first; the number of places, if there are no more behind the last.
     pub(crate) first: usize,
     pub(crate) due: Due,
-    /// An app had something to do in the last breath, or frames.
-    pub(crate) worked: bool,
+    /// What was done in the last breath, in small frames: a frame is one, and one more for each KiB; [`UNKNOWN_WORK`] is
+    /// something else. 0: there was nothing to do.
+    pub(crate) work: u32,
     /// All apps are to be asked in the next breath: there was a sleep.
     pub(crate) ask_all: bool,
     /// Frames that were pulled.
@@ -227,6 +228,9 @@ impl Due {
         }
     }
 }
+
+/// What an app did that had something to do, and no frames: as much as many frames, perhaps.
+pub(crate) const UNKNOWN_WORK: u32 = 64;
 
 /// How often an app is asked without having anything to do until it is not asked in each breath any more.
 pub(crate) const IDLE: u32 = 64;

@@ -17,9 +17,15 @@ impl Histogram {
     /// Counts something that took so many nanoseconds.
     #[inline]
     pub fn count(&mut self, nanoseconds: u64) {
+        self.count_several(1, nanoseconds);
+    }
+
+    /// Counts several things that took so many nanoseconds each.
+    #[inline]
+    pub fn count_several(&mut self, several: u64, nanoseconds: u64) {
         let bucket = (u64::BITS - nanoseconds.leading_zeros()) as usize;
         if let Some(count) = self.0.get_mut(bucket.min(Self::BUCKETS - 1)) {
-            *count += 1;
+            *count += several;
         }
     }
 
@@ -55,7 +61,8 @@ mod tests {
         for nanoseconds in [0, 1, 2, 3, 4, 1023, 1024, 1 << 40, u64::MAX] {
             histogram.count(nanoseconds);
         }
-        let expected = [(1, 1), (2, 1), (4, 2), (8, 1), (1024, 1), (2048, 1), (1 << 31, 2)];
+        histogram.count_several(3, 5);
+        let expected = [(1, 1), (2, 1), (4, 2), (8, 4), (1024, 1), (2048, 1), (1 << 31, 2)];
         assert!(histogram.buckets().eq(expected), "{histogram:?}");
     }
 

@@ -26,8 +26,8 @@ use crate::{App, AppId, Change, Event, Fault, Graph, Histogram, Numbers, Poller,
 /// Commands that control may have under way: whoever [sends](WorkerHandle::run) another waits for room. One a port is usual.
 pub const COMMANDS: usize = 1024;
 
-/// Breaths in which nobody had anything, for which one look at the clock is good enough: it takes as long
-/// as one of them.
+/// Breaths for which one look at the clock is good enough, or small frames, together: it takes as long as a breath in which
+/// nobody had anything.
 const CLOCK_AGE: u32 = 8;
 
 /// What a worker does when there is nothing to do.
@@ -84,7 +84,7 @@ pub struct Load {
     /// Frames that its apps pulled.
     pub frames: u64,
     /// How long breaths took in which there was something to do, with what control asked for before them, and with the idle ones since
-    /// the clock was last looked at: eight at most.
+    /// the clock was last looked at: eight at most. Breaths with few frames share a look at it, eight at most, and count with their mean.
     pub times: Histogram,
 }
 
@@ -103,8 +103,10 @@ pub struct Worker {
     stopping: bool,
     /// Nanoseconds since the epoch, as it was when the clock was read last.
     now: u64,
-    /// Breaths since then.
+    /// Breaths since then, and frames in them.
     age: u32,
+    /// Those of them in which there was something to do.
+    untimed: u64,
 }
 
 /// The worker has stopped.
@@ -196,6 +198,7 @@ impl Worker {
             stopping: false,
             now: 0,
             age: 0,
+            untimed: 0,
         };
         let cpus = worker.settings.cpus.clone();
         let pulse = worker.graph.pulse.clone();
@@ -325,9 +328,12 @@ impl Worker {
             if self.is_asked.load(Ordering::Relaxed) {
                 // Before the look: of what comes behind it, we are told anew.
                 self.is_asked.swap(false, Ordering::Acquire);
+                self.read_clock();
                 while let Ok(command) = self.commands.try_recv() {
                     command(&mut self);
                 }
+                // It may have taken long.
+                self.age = CLOCK_AGE - 1;
             }
             if self.stopping {
                 self.graph.stop_all();
@@ -339,6 +345,7 @@ impl Worker {
             } else if self.now - last_work >= spin.now {
                 if !self.graph.arm() {
                     self.load.sleeps += 1;
+                    self.read_clock();
                     let deadline = self.graph.deadline(self.now);
                     let limit = deadline.map(|deadline| deadline.saturating_sub(self.time()));
                     self.graph.pulse.sleep(true);
@@ -346,7 +353,7 @@ impl Worker {
                     self.graph.pulse.sleep(false);
                 }
                 self.graph.disarm();
-                self.now = self.time();
+                self.read_clock();
                 spin.learn(self.now - last_work);
                 last_work = self.now;
             }
@@ -355,26 +362,32 @@ impl Worker {
 
     /// Takes a breath. Returns whether there was anything to do.
     fn breathe(&mut self) -> bool {
-        self.age += 1;
         if self.age >= CLOCK_AGE {
-            let now = self.time();
-            let before = std::mem::replace(&mut self.now, now);
-            self.age = 0;
-            if self.graph.worked {
-                self.load.times.count(self.now - before);
-            }
+            self.read_clock();
         }
         let busy = self.graph.breathe(self.now, &self.events);
         self.load.breaths += 1;
         self.graph.pulse.breathe(self.load.breaths);
         self.load.busy_breaths += u64::from(busy);
-        if self.graph.worked {
-            self.age = CLOCK_AGE;
-        } else if self.age == 0 {
+        let work = self.graph.work;
+        self.untimed += u64::from(work > 0);
+        self.age += 1 + work;
+        if self.age == 1 {
             // Whoever shares the core with us may be a guest.
             std::hint::spin_loop();
         }
         busy
+    }
+
+    /// Looks at the clock, and counts the breaths with something to do that were since it was looked at last.
+    fn read_clock(&mut self) {
+        let now = self.time();
+        let before = std::mem::replace(&mut self.now, now);
+        let several = std::mem::take(&mut self.untimed);
+        if let Some(each) = (now - before).checked_div(several) {
+            self.load.times.count_several(several, each);
+        }
+        self.age = 0;
     }
 
     /// Nanoseconds since the epoch.
