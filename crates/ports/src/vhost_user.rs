@@ -53,7 +53,7 @@ use wire::virtio::{Features, Offload};
 
 pub use fault::GuestFault;
 pub use look::{GuestLook, RingLook};
-use receive::{Access, Ended, Found, Place, Receiver, Receivers, Scratch};
+use receive::{Ended, Found, Place, Receiver, Receivers, Scratch};
 pub use ring::Swapped;
 use ring::{Shape, numbers, setup, unchanged};
 use steering::Steering;
@@ -255,10 +255,8 @@ pub struct VhostUserPort {
     scratch: Scratch,
     /// The breath in which something was pushed last.
     breath: u32,
-    /// The receive rings that something was delivered to and not published, a bit for each pair.
-    touched: u128,
-    /// Those whose drivers were not called yet for what was published, a bit for each pair.
-    exposed: u128,
+    /// The pairs to whose receive rings something was delivered that is not published, or their drivers not notified.
+    touched: Pairs,
     full: Vec<Full>,
     /// The kick descriptors that wake this worker, by ring number, and where they are watched.
     kicks: Vec<Option<Arc<OwnedFd>>>,
@@ -312,8 +310,7 @@ impl VhostUserPort {
             transmit: Transmit::new(share),
             scratch: Scratch::new(),
             breath: 0,
-            touched: 0,
-            exposed: 0,
+            touched: Pairs::default(),
             full: Vec::with_capacity(MAX_PAIRS),
             kicks: Vec::new(),
             poller: None,
@@ -482,7 +479,7 @@ impl VhostUserPort {
         let (scratch, counters) = (&mut self.scratch, &mut self.counters);
         let limit = self.frame_limit;
         let ended = place.deliver(burst, selection, limit, is_patient, scratch, counters);
-        self.touched |= 1 << pair;
+        self.touched.insert(pair);
         if ended.has(Ended::BROKEN) {
             drop(place);
             if let Some(broken) = self.scratch.broken.take() {
@@ -511,13 +508,34 @@ impl Drop for VhostUserPort {
     }
 }
 
-/// The positions of the bits that are set, ascending.
-fn bits(mut set: u128) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let bit = (set != 0).then_some(set.trailing_zeros() as usize)?;
-        set &= set - 1;
-        Some(bit)
-    })
+/// Some of the pairs of a port, a bit for each.
+#[derive(Clone, Copy, Default)]
+struct Pairs([u64; MAX_PAIRS / 64]);
+
+impl Pairs {
+    #[inline]
+    fn insert(&mut self, pair: usize) {
+        if let Some(word) = self.0.get_mut(pair / 64) {
+            *word |= 1 << (pair % 64);
+        }
+    }
+
+    /// Takes all of them out.
+    #[inline]
+    fn take(&mut self) -> Self {
+        std::mem::take(self)
+    }
+
+    /// In ascending order.
+    #[inline]
+    fn for_each(self, mut call: impl FnMut(usize)) {
+        for (mut word, first) in self.0.into_iter().zip((0..).step_by(64)) {
+            while word != 0 {
+                call(first + word.trailing_zeros() as usize);
+                word &= word - 1;
+            }
+        }
+    }
 }
 
 impl App for VhostUserPort {
@@ -599,38 +617,42 @@ impl App for VhostUserPort {
     }
 
     fn publish(&mut self) -> Result<(), Fault> {
-        let touched = std::mem::take(&mut self.touched);
         if self.shared.is_latched() {
+            self.touched.take();
             return self.fault.take().map_or(Ok(()), |fault| Err(fault.into()));
         }
         self.transmit.expose();
-        for pair in bits(touched) {
-            match self.receivers.access(pair) {
-                Some(Access::Own(Place { receiver: Some(receiver), .. })) => {
-                    let is_exposed = receiver.ring.expose();
-                    self.exposed |= u128::from(is_exposed) << pair;
-                }
-                // At once, as long as we have its lock: others expose what they have in this ring, too.
-                Some(Access::Common(mut place)) => {
-                    place.ring().map(|receiver| receiver.ring.publish());
-                }
-                _ => {}
+        match &mut self.receivers {
+            Receivers::Own(places) => {
+                self.touched.for_each(|pair| {
+                    if let Some(receiver) = places.get_mut(pair).and_then(Place::ring) {
+                        receiver.ring.expose();
+                    }
+                });
             }
+            // At once, as long as we have the lock: others expose what they have in this ring, too.
+            receivers => self.touched.take().for_each(|pair| {
+                let mut place = receivers.access(pair);
+                if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
+                    receiver.ring.publish();
+                }
+            }),
         }
         Ok(())
     }
 
     fn notify(&mut self) {
-        let exposed = std::mem::take(&mut self.exposed);
+        let exposed = self.touched.take();
         if self.shared.is_latched() {
             return;
         }
         self.transmit.notify();
-        for pair in bits(exposed) {
-            let mut place = self.receivers.access(pair);
-            if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
-                receiver.ring.notify();
-            }
+        if let Receivers::Own(places) = &mut self.receivers {
+            exposed.for_each(|pair| {
+                if let Some(receiver) = places.get_mut(pair).and_then(Place::ring) {
+                    receiver.ring.notify();
+                }
+            });
         }
     }
 

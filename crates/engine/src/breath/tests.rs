@@ -1,9 +1,17 @@
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicU32, fence};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
 use super::*;
 use crate::testing::{
     DELIBERATE, Faulty, Listener, Moment, Repeater, Sink, Source, Told, silence_deliberate_panics,
     taken, told,
 };
 use crate::{Burst, Counters, DropReason, Outcomes, Outputs, Selection};
+
+/// More than anything here takes, on the slowest machine.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// Breathes and returns the panics that were reported: by whom, and what they said.
 fn failures(graph: &mut Graph) -> Vec<(AppId, String)> {
@@ -563,4 +571,167 @@ fn a_peers_fault_is_reported_and_the_app_stays() {
     }
     assert_eq!(faults, [(peer, "the index jumped".to_owned())]);
     assert!(graph.get::<Peer>(peer).is_some());
+}
+
+/// Somebody who writes down when it is called.
+struct Writer {
+    name: &'static str,
+    book: Arc<Mutex<Vec<(&'static str, &'static str)>>>,
+    counters: Counters,
+}
+
+impl Writer {
+    fn note(&self, what: &'static str) {
+        self.book.lock().unwrap().push((self.name, what));
+    }
+}
+
+impl App for Writer {
+    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+        false
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {
+        self.note("push");
+    }
+
+    fn publish(&mut self) -> Result<(), Fault> {
+        self.note("publish");
+        Ok(())
+    }
+
+    fn notify(&mut self) {
+        self.note("notify");
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+#[test]
+fn all_publish_before_the_first_notifies() {
+    let mut graph = Graph::new();
+    let book = Arc::new(Mutex::new(Vec::new()));
+    let writer = |name| Writer { name, book: book.clone(), counters: Counters::default() };
+    let source = graph.add("source", Source::new([1]));
+    let repeater = graph.add("repeater", Repeater::new(2));
+    graph.link((source, 0), (repeater, 0)).unwrap();
+    for (output, name) in ["one", "two"].into_iter().enumerate() {
+        let app = graph.add(name, writer(name));
+        graph.link((repeater, output), (app, 0)).unwrap();
+    }
+    graph.breathe(0, |_| ());
+    // The source is published as well, and says nothing.
+    let expected = [
+        ("one", "push"),
+        ("two", "push"),
+        ("two", "publish"),
+        ("one", "publish"),
+        ("two", "notify"),
+        ("one", "notify"),
+    ];
+    assert_eq!(*book.lock().unwrap(), expected);
+    graph.breathe(0, |_| ());
+    assert_eq!(book.lock().unwrap().len(), expected.len(), "nobody had anything to say");
+}
+
+/// What a publisher and somebody who is about to sleep have in common.
+#[derive(Default)]
+struct Meeting {
+    /// Those who have come to a round, and those who have left it.
+    came: AtomicU32,
+    /// Lines that both write, so that what is stored behind them takes a while to arrive.
+    lines: [Line; 16],
+    published: Line,
+    sleeps: Line,
+    /// The last round in which the publisher found the other one asleep.
+    notified: Line,
+}
+
+#[derive(Default)]
+#[repr(align(128))]
+struct Line(AtomicU32);
+
+impl Meeting {
+    /// Waits until both have come so far.
+    #[track_caller]
+    fn meet(&self, times: u32) {
+        let start = Instant::now();
+        self.came.fetch_add(1, SeqCst);
+        while self.came.load(SeqCst) < 2 * times {
+            assert!(start.elapsed() < LIMIT, "waited {LIMIT:?} for the other thread");
+            std::hint::spin_loop();
+        }
+    }
+
+    fn write_lines(&self, round: u32) {
+        self.lines.iter().for_each(|Line(word)| word.store(round, Relaxed));
+    }
+}
+
+/// Publishes a number in each breath, and notifies who sleeps by then.
+struct Publisher {
+    meeting: Arc<Meeting>,
+    round: u32,
+    counters: Counters,
+}
+
+impl App for Publisher {
+    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+        self.round += 1;
+        true
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn publish(&mut self) -> Result<(), Fault> {
+        self.meeting.write_lines(self.round);
+        self.meeting.published.0.store(self.round, Relaxed);
+        Ok(())
+    }
+
+    fn notify(&mut self) {
+        if self.meeting.sleeps.0.load(Relaxed) == self.round {
+            self.meeting.notified.0.store(self.round, Relaxed);
+        }
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// Each stores a word and then looks at the other's: without a fence between `publish` and `notify` both can miss. It takes many
+/// rounds, of which some race.
+#[test]
+fn who_falls_asleep_while_it_is_published_is_notified() {
+    const ROUNDS: u32 = 20_000;
+    let meeting = Arc::new(Meeting::default());
+    let mut graph = Graph::new();
+    let publisher = Publisher { meeting: meeting.clone(), round: 0, counters: Counters::default() };
+    graph.add("publisher", publisher);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 1..=ROUNDS {
+                meeting.meet(2 * round - 1);
+                // The publisher takes a while to come to the point.
+                for _ in 0..round % 128 {
+                    std::hint::spin_loop();
+                }
+                meeting.write_lines(round);
+                meeting.sleeps.0.store(round, Relaxed);
+                fence(SeqCst);
+                let saw_it = meeting.published.0.load(Relaxed) == round;
+                meeting.meet(2 * round);
+                let was_notified = meeting.notified.0.load(Relaxed) == round;
+                assert!(saw_it || was_notified, "round {round}: asleep, and nobody notifies");
+            }
+        });
+        for round in 1..=ROUNDS {
+            meeting.meet(2 * round - 1);
+            graph.breathe(0, |_| ());
+            meeting.meet(2 * round);
+        }
+    });
 }

@@ -1,3 +1,4 @@
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Sender, channel};
 
@@ -9,6 +10,7 @@ use crate::testing::{
     told,
 };
 use crate::{Burst, Counters, Fault, Lease, Outputs, Selection};
+use wire::virtio::Offload;
 
 /// More than anything here takes, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -849,4 +851,62 @@ fn busy_breaths_are_timed() {
     let timed: u64 = load.times.buckets().map(|(_, count)| count).sum();
     assert!((20..=load.breaths).contains(&timed), "{timed} of {} breaths", load.breaths);
     stop(worker);
+}
+
+/// Has so many frames in each breath, and writes down what time it is.
+struct Clocked {
+    frames: usize,
+    times: Arc<Mutex<Vec<u64>>>,
+    counters: Counters,
+}
+
+impl App for Clocked {
+    fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
+        let mut times = self.times.lock().unwrap();
+        if times.len() == TIMES {
+            return false;
+        }
+        times.push(burst.now());
+        let bytes = lease.private(vec![0; self.frames].into());
+        for byte in bytes.chunks(1) {
+            let start = burst.segments().len();
+            burst.segments().push(byte.into());
+            let pushed = burst.push::<()>(start..start + 1, 0, |_, _| Ok(Offload::NONE));
+            assert!(matches!(pushed, Ok(Some(_))));
+        }
+        true
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+/// Breaths of [`Clocked`].
+const TIMES: usize = 400;
+
+#[test]
+fn breaths_with_few_frames_share_a_look_at_the_clock() {
+    for (frames, looks) in [(1, TIMES / 4), (2, TIMES / 3), (32, TIMES)] {
+        let times = Arc::new(Mutex::new(Vec::new()));
+        let mut graph = Graph::new();
+        graph.add(
+            "clocked",
+            Clocked { frames, times: times.clone(), counters: Counters::default() },
+        );
+        let worker = start(Mode::Adaptive, graph);
+        wait_for("all breaths", || times.lock().unwrap().len() == TIMES);
+        wait_for("the worker to fall asleep", || worker.pulse().look().is_asleep);
+        let load = ask(&worker, |worker| worker.load());
+        stop(worker);
+        let mut times = Arc::into_inner(times).unwrap().into_inner().unwrap();
+        times.dedup();
+        // The first may be cut short.
+        let found = times.len();
+        assert!((looks..=looks + 2).contains(&found), "{frames} frames: {found} looks");
+        let timed: u64 = load.times.buckets().map(|(_, count)| count).sum();
+        assert_eq!(timed, TIMES as u64, "each breath that had frames counts once");
+    }
 }

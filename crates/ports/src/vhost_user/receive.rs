@@ -69,7 +69,7 @@ pub(super) struct Aligned(Mutex<Place>);
 /// Where a receive ring is, or may be.
 #[derive(Default)]
 pub(super) struct Place {
-    pub(super) receiver: Option<Receiver>,
+    receiver: Option<Receiver>,
     /// Counts the times that buffers were used or the ring exchanged, and wraps.
     uses: u32,
     /// A bit for each worker that has frames held for this ring, and asked to be woken.
@@ -426,6 +426,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
     ) -> usize {
         let Shape { features, header_size, frame_limit } = self.shape;
         let Self { translator, chains, slices, .. } = self;
+        let (chains, slices) = (&mut **chains, &mut **slices);
         let mut frames = selection.iter();
         let most = selection.len().min(self.budget);
         let singles = self.queue.take_singles(Direction::Write, most, |single| {

@@ -13,6 +13,8 @@ use super::{GuestFault, MAX_PAIRS};
 pub(super) struct Ring {
     pub(super) queue: DeviceQueue,
     pub(super) setup: RingSetup,
+    /// The driver was not notified of what was exposed.
+    is_exposed: bool,
 }
 
 impl Ring {
@@ -25,7 +27,7 @@ impl Ring {
             }
             None => DeviceQueue::new(setup.layout.clone(), features, setup.base),
         };
-        Self { queue, setup: setup.clone() }
+        Self { queue, setup: setup.clone(), is_exposed: false }
     }
 
     /// Makes visible what was given back, and calls the driver if it wants to know.
@@ -38,14 +40,14 @@ impl Ring {
 
     /// Makes visible what was given back. Then, behind a fence, see [`Self::notify`].
     #[inline]
-    pub(super) fn expose(&mut self) -> bool {
-        self.queue.expose()
+    pub(super) fn expose(&mut self) {
+        self.is_exposed |= self.queue.expose();
     }
 
     /// Calls the driver if it wants to know what was exposed.
     #[inline]
     pub(super) fn notify(&mut self) {
-        if self.queue.wants_call() {
+        if std::mem::take(&mut self.is_exposed) && self.queue.wants_call() {
             self.call();
         }
     }

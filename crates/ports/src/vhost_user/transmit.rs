@@ -19,7 +19,7 @@ use wire::virtio::{Features, Offload};
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
 use super::steering::Steering;
 use super::taken::{Taken, TakenChain};
-use super::{DESCRIPTOR_BUDGET, GuestFault, Share, bits, transmit_ring};
+use super::{DESCRIPTOR_BUDGET, GuestFault, Share, transmit_ring};
 use crate::backlog::Backlog;
 use crate::frame::{BYTE_BUDGET, MAX_FRAME};
 use crate::lent::Lent;
@@ -36,10 +36,8 @@ pub(super) struct Transmit {
     backlog: Backlog,
     /// A held frame made way: something moved.
     moved: bool,
-    /// Chains were given back, and are not published.
+    /// Chains were given back, and are not published, or their drivers not notified.
     gave_back: bool,
-    /// The places of rings whose drivers were not called yet for what was exposed, a bit for each.
-    exposed: u128,
     /// The place of the ring that is asked first, if there are so many.
     turn: usize,
 }
@@ -54,7 +52,6 @@ impl Transmit {
             backlog: Backlog::default(),
             moved: false,
             gave_back: false,
-            exposed: 0,
             turn: 0,
         }
     }
@@ -140,7 +137,9 @@ impl Transmit {
             descriptors: 0,
             bytes: 0,
         };
-        self.pull_held(&mut intake, burst, counters)?;
+        if !self.taken.is_empty() {
+            self.pull_held(&mut intake, burst, counters)?;
+        }
         let before = self.taken.len();
         let places = self.rings.len();
         let first = if self.turn < places { self.turn } else { 0 };
@@ -169,7 +168,7 @@ impl Transmit {
         Ok(false)
     }
 
-    #[inline]
+    #[inline(never)]
     fn pull_held<'m>(
         &mut self,
         intake: &mut Intake<'m>,
@@ -208,7 +207,7 @@ impl Transmit {
         let fault = self.fault(place);
         let pair = self.share.pair(place);
         let Self { rings, taken, .. } = self;
-        let Some(Some(Ring { queue, setup })) = rings.get_mut(place) else { return Ok(()) };
+        let Some(Some(Ring { queue, setup, .. })) = rings.get_mut(place) else { return Ok(()) };
         let before = taken.len();
         let start = burst.segments().len();
         let segments = burst.segments();
@@ -220,21 +219,11 @@ impl Transmit {
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
         make_singles(taken.from(before), start..start + count, maker, burst, counters);
 
-        if !is_other_next {
-            return Ok(());
+        if is_other_next {
+            // What is in several buffers, or not near the one before.
+            pull_any(queue, place, taken, intake, maker, burst, counters).map_err(fault)?;
         }
-        // What is in several buffers, or not near the one before.
-        let before = taken.len();
-        let mut ends = [0; BURST];
-        let start = burst.segments().len();
-        // What was taken before a rule was broken is good.
-        let result = take_any(queue, place, taken, intake, burst.segments(), &mut ends);
-        if taken.len() > before {
-            let starts = std::iter::once(start).chain(ends);
-            let segments = starts.zip(ends).map(|(start, end)| start..end);
-            make_frames(taken.from(before), segments, maker, burst, counters);
-        }
-        result.map_err(fault)
+        Ok(())
     }
 
     /// Gives back what is done of the burst that ended.
@@ -259,21 +248,18 @@ impl Transmit {
     }
 
     /// Makes visible what was given back. Then, behind a fence, see [`Self::notify`].
+    #[inline]
     pub(super) fn expose(&mut self) {
-        if std::mem::take(&mut self.gave_back) {
-            for (place, ring) in self.rings.iter_mut().enumerate() {
-                let is_exposed = ring.as_mut().is_some_and(Ring::expose);
-                self.exposed |= u128::from(is_exposed) << place;
-            }
+        if self.gave_back {
+            self.rings.iter_mut().flatten().for_each(Ring::expose);
         }
     }
 
     /// Calls the drivers that want to know what was exposed.
+    #[inline]
     pub(super) fn notify(&mut self) {
-        for place in bits(std::mem::take(&mut self.exposed)) {
-            if let Some(Some(ring)) = self.rings.get_mut(place) {
-                ring.notify();
-            }
+        if std::mem::take(&mut self.gave_back) {
+            self.rings.iter_mut().flatten().for_each(Ring::notify);
         }
     }
 
@@ -302,6 +288,7 @@ impl Transmit {
 }
 
 /// What one burst takes in.
+#[derive(Clone)]
 struct Intake<'m> {
     translator: Translator<'m>,
     shape: Shape,
@@ -330,21 +317,47 @@ fn take_singles<'m>(
     segments: &mut Vec<ReadSlice<'m>>,
 ) -> Result<Singles, Violation> {
     let room = BURST - taken.len();
-    let Intake { translator, limit, bytes, .. } = intake;
+    // In registers, as far as there are any: the loop is short.
+    let Intake { mut translator, limit, mut bytes, .. } = intake.clone();
     let singles = queue.take_singles(Direction::Read, room, |single| {
         let buffer = single.buffer();
-        if buffer.len > *limit || *bytes >= BYTE_BUDGET {
+        if buffer.len > limit || bytes >= BYTE_BUDGET {
             return false;
         }
         let Some(slice) = translator.read_whole(buffer.address, buffer.len) else { return false };
         slice.prefetch::<AHEAD>();
         segments.push(slice);
         taken.add(place, single.chain);
-        *bytes += u64::from(buffer.len);
+        bytes += u64::from(buffer.len);
         true
     })?;
+    intake.bytes = bytes;
     intake.descriptors += singles.count;
     Ok(singles)
+}
+
+/// Takes chains of any kind from a ring, as many as the burst has room for, and makes frames of them.
+#[inline]
+fn pull_any<'m>(
+    queue: &mut DeviceQueue,
+    place: usize,
+    taken: &mut Taken,
+    intake: &mut Intake<'m>,
+    maker: Option<Maker<'_>>,
+    burst: &mut Burst<'m>,
+    counters: &mut Counters,
+) -> Result<(), Violation> {
+    let before = taken.len();
+    let mut ends = [0; BURST];
+    let start = burst.segments().len();
+    // What was taken before a rule was broken is good.
+    let result = take_any(queue, place, taken, intake, burst.segments(), &mut ends);
+    if taken.len() > before {
+        let starts = std::iter::once(start).chain(ends);
+        let segments = starts.zip(ends).map(|(start, end)| start..end);
+        make_frames(taken.from(before), segments, maker, burst, counters);
+    }
+    result
 }
 
 /// Takes chains of any kind from a ring, as many as the burst has room for, and appends their bytes to the
@@ -418,7 +431,7 @@ fn make_singles(
     let Some(maker) = maker else {
         return counters[DropReason::SenderDisabled] += chains.len() as u64;
     };
-    let mut received = Traffic::default();
+    let (before, mut bytes) = (burst.len(), 0);
     let mut chains = chains.iter_mut();
     burst.push_singles(
         segments,
@@ -428,7 +441,7 @@ fn make_singles(
             match maker.judge(header, len) {
                 Ok(offload) => {
                     taken.frame = Some(index as u8);
-                    received.count(len);
+                    bytes += len as u64;
                     maker.learn(head);
                     Some(offload)
                 }
@@ -439,6 +452,7 @@ fn make_singles(
             }
         },
     );
+    let received = Traffic { frames: (burst.len() - before) as u64, bytes };
     counters.received += received;
     burst.counted(received);
 }
