@@ -703,7 +703,8 @@ impl App for Publisher {
 }
 
 /// Each stores a word and then looks at the other's: without a fence between `publish` and `notify` both can miss. It takes many
-/// rounds, of which some race.
+/// rounds, of which some race. Code that is not optimised is slow enough to hide it all the same: run this with `--release` to see
+/// that a missing fence is found.
 #[test]
 fn who_falls_asleep_while_it_is_published_is_notified() {
     const ROUNDS: u32 = 20_000;
