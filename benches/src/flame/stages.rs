@@ -54,13 +54,13 @@ impl Stage {
         let Some(first) = chain.first() else { return Stage::Loop };
         if first.module.is_empty() {
             Stage::Outside
-        } else if does(&["publish"]) {
+        } else if does(&["publish", "notify"]) {
             Stage::Publish
         } else if does(&["reclaim", "settle", "give_back", "give_all_back"]) {
             Stage::GiveBack
         } else if is_in("apps::") {
             Stage::Bridge
-        } else if does(&["pull"]) {
+        } else if does(&["pull", "pull_held", "pull_any"]) {
             // The head is fetched ahead by its slice and taken by `Burst::push`, and a frame is made of it.
             let makes_frames = does(&["make_frames", "frame"]);
             if makes_frames || is_in("engine::burst") || is_in("memory::slice") {
@@ -88,7 +88,7 @@ mod tests {
     fn chains_have_their_stage() {
         let pull = ("VhostUserPort::pull", "ports::vhost_user");
         let push = ("VhostUserPort::deliver", "ports::vhost_user");
-        let chains: [(&[(&str, &str)], Stage); 12] = [
+        let chains: [(&[(&str, &str)], Stage); 13] = [
             (&[pull, ("device::take_singles", "virtqueue::split::device")], Stage::Descriptors),
             (&[pull, ("table::read_again", "memory::table")], Stage::Translation),
             (
@@ -101,6 +101,7 @@ mod tests {
             (&[push, ("memory::copy", "memory::copy")], Stage::Copy),
             (&[push, ("device::give_all_back", "virtqueue::split::device")], Stage::GiveBack),
             (&[("VhostUserPort::publish", "ports::vhost_user")], Stage::Publish),
+            (&[("VhostUserPort::notify", "ports::vhost_user")], Stage::Publish),
             (&[("graph::note", "engine::graph")], Stage::Loop),
             (&[], Stage::Loop),
             (&[("kernel", ""), ("schedule", "")], Stage::Outside),

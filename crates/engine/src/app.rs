@@ -62,7 +62,7 @@ pub type Fault = Box<dyn Error + Send + Sync>;
 /// [`Self::has_outside`].
 pub trait App: Any + Send {
     /// Whether frames come from outside, or go there, or wait in the app. One without an outside is not
-    /// asked to pull, nor to publish: what is pushed to it, it passes on at once.
+    /// asked to pull, nor to publish and notify: what is pushed to it, it passes on at once.
     /// Asked once, when the app is added.
     fn has_outside(&self) -> bool {
         true
@@ -103,14 +103,15 @@ pub trait App: Any + Send {
     /// Makes visible what was done. Called behind the turn of the
     /// app that did it, or at the end of the breath if that is not the first time in it; and only when
     /// the app had something to do, pulled frames, or was given some. An error is a peer's fault: the app is down
-    /// from then on, and says so once.
+    /// from then on, and says so once. What it takes to notify peers is better left to [`Self::notify`].
     fn publish(&mut self) -> Result<(), Fault> {
         Ok(())
     }
 
-    /// Notifies those peers that wait for what [`Self::publish`] has just made visible: once a ring at most. Behind a full fence, one
+    /// Notifies those peers that wait for what [`Self::publish`] has just made visible: once a ring at most. Called after each
+    /// `publish`, whatever that returned, behind a full fence, one
     /// for all that published: whether a peer waits is to be read after what it waits for was stored, and a fence takes until that has
-    /// arrived.
+    /// arrived. An app may notify in `publish`, too, behind a fence of its own; others wait for that.
     fn notify(&mut self) {}
 
     /// Does what has to be done every now and then: about once a second of [`Burst::now`], at the end of a breath, also when the app

@@ -1,4 +1,4 @@
-//! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish. There is no
+//! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish, notify. There is no
 //! thread here and no clock: the time is an argument.
 
 use std::sync::atomic::{Ordering, fence};
@@ -97,7 +97,7 @@ impl Graph {
         if had_frames {
             let bytes = burst.count();
             self.frames += burst.len() as u64;
-            self.work += burst.len() as u32 + (bytes / 1024) as u32;
+            self.work += (bytes / 1024) as u32;
             let (all, output) = (burst.all(), burst.output());
             self.send(id, output, &mut burst, &all);
         }

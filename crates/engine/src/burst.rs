@@ -231,7 +231,8 @@ impl<'b> Burst<'b> {
         self.len == self.records.len() || self.segments.len() >= ENOUGH_SEGMENTS
     }
 
-    /// The time of this breath, in nanoseconds since the workers' epoch.
+    /// The time of this breath, in nanoseconds since the workers' epoch: as of the last look at the clock, which may have been a few breaths
+    /// ago.
     pub fn now(&self) -> u64 {
         self.now
     }
@@ -388,7 +389,7 @@ impl<'b> Burst<'b> {
             let Some(offload) = judge(Arrival { index, header, head, len }) else { continue };
             record.head_len = head.len() as u8;
             // As good as always there is nothing to do, and was nothing for the frame that was here before.
-            if !(offload.is_none() && record.offload.is_none()) {
+            if offload != Offload::NONE || record.offload != Offload::NONE {
                 record.offload = offload;
             }
             record.len = len as u32;

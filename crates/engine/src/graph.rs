@@ -168,12 +168,12 @@ pub struct Graph {
     slots: Vec<Slot>,
     ids: Ids,
     has_failures: bool,
-    /// Of bursts. None while they have it; and before there was any.
+    /// Of bursts. None while they have it, and before there was any. In a box, so that to take it out moves one word.
     pub(crate) storage: Option<Box<Storage>>,
     /// The place of the app whose turn it is to be first; the number of places, if there are no more behind the last.
     pub(crate) first: usize,
     pub(crate) due: Due,
-    /// What was done in the last breath, in small frames: a frame is one, and one more for each KiB; [`UNKNOWN_WORK`] is
+    /// What was done in the last breath: frames by each link that they went by, and what they have KiB; [`UNKNOWN_WORK`] is
     /// something else. 0: there was nothing to do.
     pub(crate) work: u32,
     /// All apps are to be asked in the next breath: there was a sleep.
@@ -596,6 +596,7 @@ impl Graph {
         if selection.is_empty() {
             return;
         }
+        self.work += selection.len() as u32;
         let Some(slot) = find(&mut self.slots, from) else {
             return;
         };

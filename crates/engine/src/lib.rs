@@ -15,7 +15,7 @@
 //!    their receiver is full for the moment, and will be pulled again.
 //!
 //! Behind each turn the apps that had a part in it **publish**: what becomes visible to a guest becomes
-//! so here, and at most one notification goes out per ring. An app that has done so in this breath does it
+//! so here. Then, behind one fence for all of them, they **notify**: at most one notification goes out per ring. An app that has done so in this breath does it
 //! once more at its end, so that many senders do not cost their receiver as many notifications. Apps that
 //! have had nothing for a while are asked in one breath of four, and then of sixteen. When nothing has happened for a while the worker **arms**
 //! every app, which looks one last time, and sleeps.

@@ -171,6 +171,7 @@ pub(crate) enum Moment {
     Reclaim,
     Push,
     Publish,
+    Notify,
     Arm,
     Disarm,
     Tick,
@@ -204,7 +205,7 @@ impl App for Faulty {
         if self.moment == Moment::Reclaim {
             lease.private(Box::default());
         }
-        self.moment == Moment::Publish
+        matches!(self.moment, Moment::Publish | Moment::Notify)
     }
 
     fn reclaim(&mut self, _: Outcomes<'_>, _: Lease) {
@@ -218,6 +219,10 @@ impl App for Faulty {
     fn publish(&mut self) -> Result<(), Fault> {
         self.at(Moment::Publish);
         Ok(())
+    }
+
+    fn notify(&mut self) {
+        self.at(Moment::Notify);
     }
 
     fn arm(&mut self) -> bool {

@@ -6,7 +6,8 @@
 //! fences, and looks once more. Only if none of them finds anything does the worker block, on
 //! descriptors that were watched all along. A kick, a frame on a tap or a command that comes after
 //! an app looked is an edge on a watched descriptor, which ends the wait at once. A command is put
-//! into the queue before the wake descriptor is written, and the queue is read after the wait.
+//! into the queue, then the flag is set that says so, and then the wake descriptor is written; the worker looks at the flag
+//! after the wait, and at the queue if it is set.
 
 use std::any::Any;
 use std::io;
@@ -26,8 +27,8 @@ use crate::{App, AppId, Change, Event, Fault, Graph, Histogram, Numbers, Poller,
 /// Commands that control may have under way: whoever [sends](WorkerHandle::run) another waits for room. One a port is usual.
 pub const COMMANDS: usize = 1024;
 
-/// Breaths for which one look at the clock is good enough, or small frames, together: it takes as long as a breath in which
-/// nobody had anything.
+/// Breaths for which one look at the clock is good enough, and what was done in them ([`Graph::work`]), together: it takes as long as
+/// a breath in which nobody had anything.
 const CLOCK_AGE: u32 = 8;
 
 /// What a worker does when there is nothing to do.
@@ -84,9 +85,14 @@ pub struct Load {
     /// Frames that its apps pulled.
     pub frames: u64,
     /// How long breaths took in which there was something to do, with what control asked for before them, and with the idle ones since
-    /// the clock was last looked at: eight at most. Breaths with few frames share a look at it, eight at most, and count with their mean.
+    /// the clock was last looked at: eight at most. Of breaths with few frames up to four share a look at it, and count with their mean.
     pub times: Histogram,
 }
+
+/// There are commands. To look into their queue whether there are would be a fence in each breath. In cache lines of its own.
+#[derive(Default)]
+#[repr(align(128))]
+struct Asked(AtomicBool);
 
 type Command = Box<dyn FnOnce(&mut Worker) + Send>;
 
@@ -97,16 +103,20 @@ pub struct Worker {
     settings: Settings,
     events: Events,
     commands: Receiver<Command>,
-    /// There are commands. To look whether there are would be a fence in each breath.
-    is_asked: Arc<AtomicBool>,
+    is_asked: Arc<Asked>,
     load: Load,
     stopping: bool,
     /// Nanoseconds since the epoch, as it was when the clock was read last.
     now: u64,
-    /// Breaths since then, and frames in them.
+    /// Breaths since then, and what was done in them.
     age: u32,
-    /// Those of them in which there was something to do.
+    /// Those of them in which there was something to do, or frames; and since when they are to be counted.
     untimed: u64,
+    untimed_since: u64,
+    /// There was something to do since then.
+    was_busy: bool,
+    /// When the clock was read first after there was something to do.
+    last_work: u64,
 }
 
 /// The worker has stopped.
@@ -117,7 +127,7 @@ pub struct Stopped;
 /// Control's end of a worker. Dropping it leaves the worker running.
 pub struct WorkerHandle {
     commands: SyncSender<Command>,
-    is_asked: Arc<AtomicBool>,
+    is_asked: Arc<Asked>,
     wake: Arc<OwnedFd>,
     thread: JoinHandle<Graph>,
     pulse: Arc<Pulse>,
@@ -137,7 +147,8 @@ impl WorkerHandle {
     ) -> Result<(), Stopped> {
         let command = Box::new(|worker: &mut Worker| answer(command(worker)));
         self.commands.send(command).map_err(|_| Stopped)?;
-        self.is_asked.store(true, Ordering::Release);
+        // Exchanged, and not stored: whoever takes note of this takes note of all others who set it before.
+        self.is_asked.0.swap(true, Ordering::AcqRel);
         self.wake();
         Ok(())
     }
@@ -181,6 +192,7 @@ impl Worker {
         events: Events,
     ) -> io::Result<WorkerHandle> {
         let poller = Poller::new()?;
+        graph.storage.get_or_insert_default();
         let wake = poller.wake_descriptor();
         for place in graph.places() {
             let Some(id) = graph.at(place) else { continue };
@@ -199,6 +211,9 @@ impl Worker {
             now: 0,
             age: 0,
             untimed: 0,
+            untimed_since: 0,
+            was_busy: false,
+            last_work: 0,
         };
         let cpus = worker.settings.cpus.clone();
         let pulse = worker.graph.pulse.clone();
@@ -323,16 +338,17 @@ impl Worker {
         });
         self.graph.settle();
         self.now = self.time();
-        let mut last_work = self.now;
+        (self.untimed_since, self.last_work) = (self.now, self.now);
         loop {
-            if self.is_asked.load(Ordering::Relaxed) {
+            if self.is_asked.0.load(Ordering::Relaxed) {
                 // Before the look: of what comes behind it, we are told anew.
-                self.is_asked.swap(false, Ordering::Acquire);
+                self.is_asked.0.swap(false, Ordering::AcqRel);
                 self.read_clock();
                 while let Ok(command) = self.commands.try_recv() {
                     command(&mut self);
                 }
-                // It may have taken long.
+                // That may have taken long. It counts as part of the next breath, if there is something to do in that.
+                self.now = self.time();
                 self.age = CLOCK_AGE - 1;
             }
             if self.stopping {
@@ -340,22 +356,23 @@ impl Worker {
                 self.graph.report_failures(&self.events);
                 return self.graph;
             }
-            if self.breathe() {
-                last_work = self.now;
-            } else if self.now - last_work >= spin.now {
+            let is_busy = self.breathe();
+            self.was_busy |= is_busy;
+            // Not before the clock was read behind the work.
+            if !self.was_busy && self.now - self.last_work >= spin.now {
                 if !self.graph.arm() {
                     self.load.sleeps += 1;
                     self.read_clock();
                     let deadline = self.graph.deadline(self.now);
-                    let limit = deadline.map(|deadline| deadline.saturating_sub(self.time()));
+                    let limit = deadline.map(|deadline| deadline.saturating_sub(self.now));
                     self.graph.pulse.sleep(true);
                     self.poller.sleep(limit.map(Duration::from_nanos));
                     self.graph.pulse.sleep(false);
                 }
                 self.graph.disarm();
                 self.read_clock();
-                spin.learn(self.now - last_work);
-                last_work = self.now;
+                spin.learn(self.now - self.last_work);
+                self.last_work = self.now;
             }
         }
     }
@@ -381,11 +398,14 @@ impl Worker {
 
     /// Looks at the clock, and counts the breaths with something to do that were since it was looked at last.
     fn read_clock(&mut self) {
-        let now = self.time();
-        let before = std::mem::replace(&mut self.now, now);
+        self.now = self.time();
+        let since = std::mem::replace(&mut self.untimed_since, self.now);
         let several = std::mem::take(&mut self.untimed);
-        if let Some(each) = (now - before).checked_div(several) {
+        if let Some(each) = (self.now - since).checked_div(several) {
             self.load.times.count_several(several, each);
+        }
+        if std::mem::take(&mut self.was_busy) {
+            self.last_work = self.now;
         }
         self.age = 0;
     }

@@ -213,8 +213,8 @@ impl<'m> From<&'m mut [u8]> for WriteSlice<'m> {
 
 /// A list of slices that keeps its allocation, while the memory that they are of comes and goes.
 ///
-/// It is lent, and not taken out and put back: to move a list is to load as a whole what was just stored in pieces,
-/// which takes until all that was stored before has left the processor, and in a switch this is on its way to a guest.
+/// Who is in a hurry has it lent where it is, and does not take it out and put it back: to move a list is to load as a whole what was
+/// just stored in pieces, which takes until all that was stored before has left the processor, and in a switch this is on its way to a guest.
 pub struct SliceList<S>(Vec<S>);
 
 impl<S> Default for SliceList<S> {
@@ -249,7 +249,7 @@ impl SliceList<WriteSlice<'static>> {
     pub fn lend<'m>(&mut self) -> &mut Vec<WriteSlice<'m>> {
         self.0.clear();
         let list: *mut Vec<WriteSlice<'static>> = &mut self.0;
-        // SAFETY: as above.
+        // SAFETY: as for slices to be read: a lifetime is all that is different, and what is left in the list is never looked at.
         unsafe { &mut *list.cast() }
     }
 }

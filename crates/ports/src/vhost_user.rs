@@ -5,7 +5,7 @@
 //! A guest has one or more queue pairs: ring 2i is where it receives, ring 2i + 1 is where it
 //! transmits. A port has one part on each worker, and each pair has one worker that it belongs to,
 //! which exchanges its rings, and alone reads what is transmitted. Any worker delivers to any receive
-//! ring: those are shared by the parts, with a lock each.
+//! ring: where there are several parts they share those, with a lock each.
 //!
 //! Control hands a whole [`Device`] over by [`VhostUserPort::swap`], to all parts, each between two
 //! breaths of its worker, and gets the old one back to unmap and close. A ring that is the same one
@@ -146,7 +146,7 @@ impl Share {
     }
 }
 
-/// What the parts of a port have in common.
+/// What the parts of a port have in common, beside their [`Receivers`].
 struct Shared {
     steering: Steering,
     /// A fault happened: the rings are not to be touched until the guest is gone.
@@ -508,9 +508,10 @@ impl Drop for VhostUserPort {
     }
 }
 
-/// Some of the pairs of a port, a bit for each.
+/// Some of the pairs of a port, a bit for each: in words that are stored as they are loaded, so that no load has to wait for all stores
+/// before it.
 #[derive(Clone, Copy, Default)]
-struct Pairs([u64; MAX_PAIRS / 64]);
+struct Pairs([u64; MAX_PAIRS.div_ceil(64)]);
 
 impl Pairs {
     #[inline]

@@ -42,7 +42,7 @@ pub struct Worker {
     /// Frames that came in from outside by it.
     pub frames: u64,
     /// How long breaths took in which there was something to do: nanoseconds that some took less than, by powers of two,
-    /// and how many those were.
+    /// and how many those were. Some are timed together, and count with their mean.
     pub breath_times: Vec<(u64, u64)>,
 }
 

@@ -181,7 +181,7 @@ impl DeviceQueue {
     }
 
     /// Gives a chain back, with `written` bytes written to it from its start. The driver sees it
-    /// after [`Self::publish`]. With IN_ORDER, the chain that was taken first has to go first.
+    /// after [`Self::publish`] or [`Self::expose`]. With IN_ORDER, the chain that was taken first has to go first.
     #[inline(always)]
     pub fn give_back(&mut self, chain: Chain, written: u32) {
         either!(self, queue => queue.give_back(chain, written))
@@ -206,6 +206,7 @@ impl DeviceQueue {
     /// Lets the driver see all chains given back since the last time. Returns whether there were any: then see
     /// [`Self::wants_call`]. For those who publish several rings with one fence.
     #[inline]
+    #[must_use = "the driver may want a call"]
     pub fn expose(&mut self) -> bool {
         either!(self, queue => queue.expose())
     }

@@ -1,6 +1,7 @@
 //! What is tested of both formats alike.
 
 pub mod bed;
+mod calls;
 mod drained;
 mod interleavings;
 mod model;

@@ -695,6 +695,7 @@ fn a_panic_anywhere_becomes_an_event() {
         Moment::Pull,
         Moment::Reclaim,
         Moment::Publish,
+        Moment::Notify,
         Moment::Tick,
         Moment::IsUp,
         Moment::Arm,

@@ -244,7 +244,7 @@ pub(super) struct Ended(u8);
 impl Ended {
     /// The ring took a frame.
     pub(super) const TOOK: Self = Self(1);
-    /// There was no room for the last frame, and possibly others before it.
+    /// There was no room for the last frame, and possibly others before it; or no ring.
     pub(super) const FULL: Self = Self(1 << 1);
     /// Frames are held, until there is more room.
     pub(super) const HOLDS: Self = Self(1 << 2);
@@ -324,6 +324,7 @@ fn deliver(
     scratch: &mut Scratch,
     counters: &mut Counters,
 ) -> Ended {
+    debug_assert!(!selection.is_empty(), "who sends nothing does not call");
     let Destination { translator, shape, is_patient } = to;
     let mut gather = Gather {
         queue,
@@ -679,8 +680,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             if self.budget == 0 {
                 return Err(Undelivered::Full);
             }
-            let taken =
-                self.queue.take_writable(&mut self.translator, missing, &mut self.slices)?;
+            let taken = self.queue.take_writable(&mut self.translator, missing, self.slices)?;
             let Some(chain) = taken else { return Err(Undelivered::Full) };
             self.chains.push(chain);
             self.budget = self.budget.saturating_sub(chain.descriptors().into());

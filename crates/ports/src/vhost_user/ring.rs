@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use vhost_user::{Device, RingSetup};
 use virtqueue::DeviceQueue;
@@ -33,9 +34,9 @@ impl Ring {
     /// Makes visible what was given back, and calls the driver if it wants to know.
     #[inline]
     pub(super) fn publish(&mut self) {
-        if self.queue.publish() {
-            self.call();
-        }
+        self.expose();
+        fence(Ordering::SeqCst);
+        self.notify();
     }
 
     /// Makes visible what was given back. Then, behind a fence, see [`Self::notify`].

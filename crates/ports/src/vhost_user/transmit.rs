@@ -109,7 +109,7 @@ impl Transmit {
         self.rings.truncate(used);
         if device.is_none() {
             self.backlog = Backlog::default();
-            self.moved = false;
+            (self.moved, self.gave_back) = (false, false);
         }
     }
 

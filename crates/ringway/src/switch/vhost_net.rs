@@ -230,6 +230,10 @@ impl App for EitherPort {
         self.app_mut().push(input, burst, selection, outputs);
     }
 
+    fn notify(&mut self) {
+        self.app_mut().notify();
+    }
+
     fn publish(&mut self) -> Result<(), Fault> {
         self.app_mut().publish()
     }

@@ -33,13 +33,11 @@ pub struct DeviceQueue<M: RingMemory = Mapped> {
     batch: Position,
     /// Up to where the driver can see.
     published: Position,
-    /// What was published at the last decision on a call.
-    evaluated: Position,
     /// The second word of the used descriptor there, which is stored last.
     first: u64,
-    /// Whether anything was published since a start: before, the driver's event structure may be
+    /// What was published at the last decision on a call; none after a start, when the driver's event structure may be
     /// from another life.
-    has_published: bool,
+    evaluated: Option<Position>,
     /// Whether kicks are suppressed, to store that only when it changes.
     kicks_suppressed: bool,
 }
@@ -71,9 +69,8 @@ impl<M: RingMemory> DeviceQueue<M> {
             next_used: place,
             batch: place,
             published: place,
-            evaluated: place,
             first: 0,
-            has_published: false,
+            evaluated: None,
             kicks_suppressed: false,
         };
         queue.disable_kicks();
@@ -359,6 +356,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[must_use = "the driver may be waiting for the call"]
     pub fn publish(&mut self) -> bool {
         self.expose() && {
+            // Our descriptor before their event structure; see the module's text.
             M::fence();
             self.wants_call()
         }
@@ -366,6 +364,7 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// See [`crate::DeviceQueue::expose`].
     #[inline]
+    #[must_use = "the driver may want a call"]
     pub fn expose(&mut self) -> bool {
         if self.published == self.next_used {
             return false;
@@ -382,12 +381,13 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[must_use = "the driver may be waiting for the call"]
     pub fn wants_call(&mut self) -> bool {
         let size = self.size();
-        let evaluated = std::mem::replace(&mut self.evaluated, self.published);
-        let count = self.published.since(evaluated, size);
-        let is_first = !std::mem::replace(&mut self.has_published, true);
-        match Event::from_word(self.layout.driver_event.load(0, Ordering::Relaxed)) {
-            Event::At(_) if is_first => true,
-            event => event.is_wanted(self.event_index, self.published, count, size),
+        let event = Event::from_word(self.layout.driver_event.load(0, Ordering::Relaxed));
+        match (event, self.evaluated.replace(self.published)) {
+            (Event::At(_), None) => true,
+            (event, evaluated) => {
+                let count = evaluated.map_or(0, |before| self.published.since(before, size));
+                event.is_wanted(self.event_index, self.published, count, size)
+            }
         }
     }
 

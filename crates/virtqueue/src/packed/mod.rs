@@ -37,7 +37,8 @@
 //! *Notification*: as in a split ring. The publisher stores its descriptor and then loads the other
 //! side's event structure; the sleeper stores its event structure and then loads the descriptor. A
 //! full fence between store and load on both sides makes sure that at least one of them sees the
-//! other. An event structure is one 32-bit word, stored and loaded whole.
+//! other; the device's is in [`DeviceQueue::publish`], or its caller's between [`DeviceQueue::expose`] and
+//! [`DeviceQueue::wants_call`]. An event structure is one 32-bit word, stored and loaded whole.
 //!
 //! # Invariants of the device side
 //!

@@ -323,6 +323,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     #[must_use = "the driver may be waiting for the call"]
     pub fn publish(&mut self) -> bool {
         self.expose() && {
+            // Our index before their event word; see the module's text.
             M::fence();
             self.wants_call()
         }
@@ -330,6 +331,7 @@ impl<M: RingMemory> DeviceQueue<M> {
 
     /// See [`crate::DeviceQueue::expose`].
     #[inline]
+    #[must_use = "the driver may want a call"]
     pub fn expose(&mut self) -> bool {
         if self.published == self.next_used {
             return false;

@@ -19,7 +19,8 @@
 //! *Notification*: each side writes its own word and then reads the other's. The publisher stores
 //! its index and then loads the event word; the sleeper stores the event word and then loads the
 //! index. A full fence between store and load on both sides makes sure that at least one of them
-//! sees the other: without it both could miss, and a sleeper would sleep on a full ring.
+//! sees the other: without it both could miss, and a sleeper would sleep on a full ring. The device's is in
+//! [`DeviceQueue::publish`], or its caller's between [`DeviceQueue::expose`] and [`DeviceQueue::wants_call`].
 //!
 //! # Invariants of the device side
 //!
@@ -28,7 +29,7 @@
 //!   whatever the driver claims.
 //! * A chain has at most as many descriptors as the ring has entries, its indirect table included.
 //! * Used entries are written as chains complete, and published together by
-//!   [`DeviceQueue::publish`].
+//!   [`DeviceQueue::publish`] or [`DeviceQueue::expose`].
 //!
 //! # IN_ORDER
 //!
