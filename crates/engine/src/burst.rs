@@ -388,10 +388,7 @@ impl<'b> Burst<'b> {
             let len = total.saturating_sub(header_len);
             let Some(offload) = judge(Arrival { index, header, head, len }) else { continue };
             record.head_len = head.len() as u8;
-            // As good as always there is nothing to do, and was nothing for the frame that was here before.
-            if offload != Offload::NONE || record.offload != Offload::NONE {
-                record.offload = offload;
-            }
+            record.offload = offload;
             record.len = len as u32;
             record.body_start = body;
             record.body_end = body;
