@@ -356,8 +356,7 @@ impl Worker {
                 self.graph.report_failures(&self.events);
                 return self.graph;
             }
-            let is_busy = self.breathe();
-            self.was_busy |= is_busy;
+            self.breathe();
             // Not before the clock was read behind the work.
             if !self.was_busy && self.now - self.last_work >= spin.now {
                 if !self.graph.arm() {
@@ -377,8 +376,8 @@ impl Worker {
         }
     }
 
-    /// Takes a breath. Returns whether there was anything to do.
-    fn breathe(&mut self) -> bool {
+    /// Takes a breath.
+    fn breathe(&mut self) {
         if self.age >= CLOCK_AGE {
             self.read_clock();
         }
@@ -386,6 +385,7 @@ impl Worker {
         self.load.breaths += 1;
         self.graph.pulse.breathe(self.load.breaths);
         self.load.busy_breaths += u64::from(busy);
+        self.was_busy |= busy;
         let work = self.graph.work;
         self.untimed += u64::from(work > 0);
         self.age += 1 + work;
@@ -393,7 +393,6 @@ impl Worker {
             // Whoever shares the core with us may be a guest.
             std::hint::spin_loop();
         }
-        busy
     }
 
     /// Looks at the clock, and counts the breaths with something to do that were since it was looked at last.
