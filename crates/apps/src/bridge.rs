@@ -20,10 +20,10 @@ pub mod vlan;
 use std::sync::Arc;
 
 use engine::{App, BURST, Burst, Counters, DropReason, Numbers, Outputs, Selection};
-use wire::ethernet::{Addresses, EtherType, HEADER_SIZE, TAG_SIZE};
+use wire::ethernet::{EtherType, HEADER_SIZE, TAG_SIZE};
 
 use sides::{Side, Sides};
-use table::{Domain, Place, PortNumber, Ports, Table};
+use table::{Domain, Places, PortNumber, Ports, Table};
 use vlan::{Membership, Tagging};
 
 /// How long an address is remembered that sends nothing, in seconds (802.1D-2004, 7.9.2).
@@ -110,14 +110,18 @@ impl Sorted {
         Self { outputs: vec![Selection::default(); ports], used: Vec::with_capacity(ports) }
     }
 
-    /// Adds frames that go out by a port.
+    /// Adds frames that go out by a port, if there is such a one.
     #[inline]
-    fn add(&mut self, port: usize, frames: impl Iterator<Item = usize>) {
-        let Some(output) = self.outputs.get_mut(port) else { return };
-        if output.is_empty() {
+    fn add(&mut self, port: usize, frames: impl Iterator<Item = usize>, counters: &mut Counters) {
+        let Some(output) = self.outputs.get_mut(port) else {
+            counters[DropReason::NoDestination] += frames.count() as u64;
+            return;
+        };
+        let was_empty = output.is_empty();
+        frames.for_each(|index| output.push(index));
+        if was_empty && !output.is_empty() {
             self.used.push(port);
         }
-        frames.for_each(|index| output.push(index));
     }
 
     /// Adds frames that go out by all ports that are members but the one they came in by.
@@ -138,7 +142,7 @@ impl Sorted {
             } else if count > 1 {
                 burst.replicate(index);
             }
-            others().for_each(|port| self.add(port, std::iter::once(index)));
+            others().for_each(|port| self.add(port, std::iter::once(index), counters));
         }
     }
 
@@ -183,13 +187,6 @@ struct Run {
     frames: usize,
 }
 
-/// Where the table has a frame's addresses.
-#[derive(Clone, Copy)]
-struct Places {
-    source: Place,
-    destination: Place,
-}
-
 impl Run {
     /// Decides where the frames go, which came in by `input`, and learns where their sender is.
     #[inline(always)]
@@ -202,17 +199,20 @@ impl Run {
             return Decision::Drop(DropReason::BadSource);
         }
         table.learn(source, input as PortNumber, now);
-        if destination.address(domain).is_reserved() {
-            return Decision::Drop(DropReason::ReservedAddress);
+        let address = destination.address(domain);
+        if address.is_multicast() {
+            let is_reserved = address.is_reserved();
+            return if is_reserved {
+                Decision::Drop(DropReason::ReservedAddress)
+            } else {
+                Decision::Flood
+            };
         }
-        if !destination.address(domain).is_multicast()
-            && let Some(port) = table.find(destination, now)
-        {
-            let port = usize::from(port);
-            let is_same = port == input;
-            return if is_same { Decision::Drop(DropReason::SamePort) } else { Decision::To(port) };
+        match table.find(destination, now).map(usize::from) {
+            Some(port) if port == input => Decision::Drop(DropReason::SamePort),
+            Some(port) => Decision::To(port),
+            None => Decision::Flood,
         }
-        Decision::Flood
     }
 }
 
@@ -247,11 +247,8 @@ fn divide<'h, T: PartialEq + Copy>(
             continue;
         }
         let places = look(head).and_then(|domain| {
-            let addresses = Addresses::parse(head).ok_or(DropReason::TooShort)?;
-            Ok(Places {
-                source: table.place(addresses.source, domain),
-                destination: table.place(addresses.destination, domain),
-            })
+            let addresses = addresses(head).ok_or(DropReason::TooShort)?;
+            Ok(table.places(addresses, domain))
         });
         runs.push(Run { places, frames: 1 });
         last = bytes;
@@ -298,7 +295,7 @@ impl Bridge {
                     outputs.push(port, burst, &whole);
                     retagging.undo(burst, whole.iter());
                 }
-                Decision::To(port) if is_member(port) => sorted.add(port, frames),
+                Decision::To(port) if is_member(port) => sorted.add(port, frames, counters),
                 Decision::Flood => sorted.flood(input, burst, frames, is_member, counters),
                 Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
                 Decision::Drop(reason) => counters[reason] += frames.count() as u64,
@@ -340,22 +337,39 @@ impl App for Bridge {
         divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
         let now = seconds(burst.now());
         let mut indices = selection.iter();
+        // Where the last frames go that were decided on, and how many these are: they are sorted when others go elsewhere.
+        let (mut way, mut together) = (0, 0);
         for run in &*runs {
-            let frames = indices.by_ref().take(run.frames);
-            match run.decide(table, Domain::NONE, input, now) {
-                // One conversation, or one frame: nothing to sort.
-                Decision::To(port) if run.frames == selection.len() => {
-                    outputs.push(port, burst, selection);
-                }
-                Decision::To(port) if port < sorted.outputs.len() => sorted.add(port, frames),
+            let decision = run.decide(table, Domain::NONE, input, now);
+            if let Decision::To(port) = decision
+                && (port == way || together == 0)
+            {
+                (way, together) = (port, together + run.frames);
+                continue;
+            }
+            sorted.add(way, indices.by_ref().take(std::mem::take(&mut together)), counters);
+            match decision {
+                Decision::To(port) => (way, together) = (port, run.frames),
                 Decision::Flood => {
                     let is_there = |port: usize| present.get(port).is_some_and(|there| *there);
-                    sorted.flood(input, burst, frames, is_there, counters);
+                    sorted.flood(
+                        input,
+                        burst,
+                        indices.by_ref().take(run.frames),
+                        is_there,
+                        counters,
+                    );
                 }
-                Decision::To(_) => counters[DropReason::NoDestination] += frames.count() as u64,
-                Decision::Drop(reason) => counters[reason] += frames.count() as u64,
+                Decision::Drop(reason) => {
+                    counters[reason] += indices.by_ref().take(run.frames).count() as u64
+                }
             }
         }
+        // One conversation, one frame, or many to the same port: nothing to sort.
+        if together == selection.len() {
+            return outputs.push(way, burst, selection);
+        }
+        sorted.add(way, indices, counters);
         sorted.send(|port, selection| outputs.push(port, burst, selection));
     }
 

@@ -25,7 +25,7 @@ fn find(table: &Table, address: MacAddress, now: u32) -> Option<PortNumber> {
 impl Table {
     /// Addresses that are known and not aged, by a look at all.
     fn len(&self, now: u32) -> usize {
-        let fresh = |bucket: &Bucket| (0..WAYS).filter(|way| !bucket.is_aged(*way, now)).count();
+        let fresh = |bucket: &Bucket| bucket.ways().filter(|way| !way.is_aged(now)).count();
         self.buckets.iter().map(fresh).sum()
     }
 
@@ -42,7 +42,7 @@ impl Table {
 }
 
 fn bucket(table: &Table, number: u64) -> usize {
-    table.place(mac(number), Domain::NONE).bucket as usize
+    table.place(mac(number), Domain::NONE).bucket()
 }
 
 /// The first `count` addresses, from `from` on, that share a bucket with `from`.
