@@ -306,8 +306,12 @@ pub struct WriteCursor<'a, 'm> {
 
 impl<'a, 'm> WriteCursor<'a, 'm> {
     /// A cursor at the first byte of `slices`.
+    #[inline]
     pub fn new(slices: &'a [WriteSlice<'m>]) -> Self {
-        Self { slices, current: WriteSlice::EMPTY }
+        match slices {
+            [first, rest @ ..] => Self { slices: rest, current: *first },
+            [] => Self { slices, current: WriteSlice::EMPTY },
+        }
     }
 
     /// Writes all of `source`, as far as there is room. Returns how much was written.

@@ -379,7 +379,7 @@ impl VhostUserPort {
         place.exchange(|previous| {
             let ring = swapped.exchange(number, previous, device, is_latched)?;
             let Device { memory, features, .. } = device?;
-            Some(Receiver { memory: memory.clone(), features: *features, ring })
+            Some(Receiver::new(memory.clone(), *features, ring))
         });
     }
 

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Outline, Selection, Traffic};
 use memory::{GuestMemory, SliceList, Translator, WriteCursor, WriteSlice};
-use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Singles, Violation};
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Piece, Singles, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
@@ -191,9 +191,11 @@ impl Place {
 
 /// A receive ring.
 pub(super) struct Receiver {
-    pub(super) memory: Arc<GuestMemory>,
-    pub(super) features: Features,
+    memory: Arc<GuestMemory>,
+    features: Features,
     pub(super) ring: Ring,
+    /// Bytes of the buffer that was used last: what can be expected of the next.
+    usual: u32,
 }
 
 /// What a worker found that could not deliver.
@@ -285,6 +287,10 @@ fn hold(
 }
 
 impl Receiver {
+    pub(super) fn new(memory: Arc<GuestMemory>, features: Features, ring: Ring) -> Self {
+        Self { memory, features, ring, usual: u32::MAX }
+    }
+
     fn deliver(
         &mut self,
         burst: &mut Burst<'_>,
@@ -299,9 +305,14 @@ impl Receiver {
             shape: Shape::new(self.features, frame_limit),
             is_patient,
         };
+        let usual = &mut self.usual;
         match &mut self.ring.queue {
-            DeviceQueue::Split(queue) => deliver(queue, to, burst, selection, scratch, counters),
-            DeviceQueue::Packed(queue) => deliver(queue, to, burst, selection, scratch, counters),
+            DeviceQueue::Split(queue) => {
+                deliver(queue, to, usual, burst, selection, scratch, counters)
+            }
+            DeviceQueue::Packed(queue) => {
+                deliver(queue, to, usual, burst, selection, scratch, counters)
+            }
         }
     }
 }
@@ -319,6 +330,7 @@ struct Destination<'m> {
 fn deliver(
     queue: &mut impl DeviceRing,
     to: Destination<'_>,
+    usual: &mut u32,
     burst: &mut Burst<'_>,
     selection: &Selection,
     scratch: &mut Scratch,
@@ -333,6 +345,7 @@ fn deliver(
         chains: &mut scratch.chains,
         slices: scratch.slices.lend(),
         gathered: &mut scratch.gathered,
+        usual,
         budget: scratch.budget,
         broken: &mut scratch.broken,
     };
@@ -394,6 +407,8 @@ struct Gather<'s, 'm, Q> {
     chains: &'s mut Vec<Chain>,
     slices: &'s mut Vec<WriteSlice<'m>>,
     gathered: &'s mut Vec<Gathered>,
+    /// Bytes of the buffer that was used last by [`Self::deliver_merged`].
+    usual: &'s mut u32,
     budget: usize,
     broken: &'s mut Option<Broken>,
 }
@@ -425,8 +440,8 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         selection: &Selection,
         sent: &mut Traffic,
     ) -> usize {
-        let Shape { features, header_size, frame_limit } = self.shape;
-        let Self { translator, chains, slices, .. } = self;
+        let Self { translator, chains, slices, shape, .. } = self;
+        let shape @ Shape { header_size, .. } = *shape;
         let (chains, slices) = (&mut **chains, &mut **slices);
         let mut frames = selection.iter();
         let most = selection.len().min(self.budget);
@@ -435,12 +450,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             let Some(index) = frames.next() else { return false };
             let Outline { header, len, offload, has_body } = burst.outline(index, header_size);
             let total = header_size + len;
-            let passes = if offload.is_none() {
-                len <= frame_limit
-            } else {
-                features.contains(offload.needs()) && offload.wire_len(len) <= frame_limit
-            };
-            if !passes || total > buffer.len as usize {
+            if !shape.takes(offload, len) || total > buffer.len as usize {
                 return false;
             }
             let slice = translator.write_whole(buffer.address, total as u32);
@@ -477,6 +487,75 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         count
     }
 
+    /// Delivers frames that go as they are, into as many buffers as each of them fills, if every buffer is a chain of its
+    /// own: as many of the selected ones behind so many that were delivered as there are before the first for which that is not so, or
+    /// for which there are too few. Returns how many. Large frames go this way, where they go as they are.
+    #[inline(always)]
+    fn deliver_merged(
+        &mut self,
+        burst: &mut Burst<'_>,
+        selection: &Selection,
+        delivered: usize,
+        sent: &mut Traffic,
+    ) -> usize {
+        let Self { translator, chains, slices, gathered, usual, shape, .. } = self;
+        let shape @ Shape { header_size, .. } = *shape;
+        if !shape.features.contains(Features::MRG_RXBUF) {
+            return 0;
+        }
+        let rest = selection.len() - delivered;
+        let mut frames = selection.iter().skip(delivered);
+        // What is missing of the buffers of which frame.
+        let (mut missing, mut frame) = (0, 0);
+        let bytes = burst.traffic(selection).bytes + (selection.len() * header_size) as u64;
+        let most = rest + (bytes / u64::from(**usual)) as usize;
+        let singles = self.queue.take_singles(Direction::Write, most.min(self.budget), |single| {
+            let Piece { address, len } = single.buffer();
+            let len = len as usize;
+            let mut is_first = false;
+            if missing == 0 {
+                let Some(index) = frames.next() else { return false };
+                let Outline { len, offload, has_body, .. } = burst.outline(index, header_size);
+                if !shape.takes(offload, len) {
+                    return false;
+                }
+                if has_body {
+                    burst.prefetch_body::<AHEAD>(index);
+                }
+                (missing, frame, is_first) = (header_size + len, index, true);
+            }
+            let part = missing.min(len);
+            let slice = translator.write_whole(address, part as u32);
+            let Some(slice) = slice.filter(|_| len >= header_size) else { return false };
+            if is_first {
+                slice.prefetch::<AHEAD>();
+            }
+            slices.push(slice);
+            chains.push(single.chain);
+            missing -= part;
+            if missing == 0 {
+                let before = gathered.last().map_or(0, |gathered: &Gathered| gathered.chains);
+                let (chains, slices) = (chains.len() as u32, slices.len() as u32);
+                gathered.push(Gathered { frame: frame as u8, chains, slices });
+                let Outline { header, offload, .. } = burst.outline(frame, header_size);
+                write_header(header, offload, (chains - before) as usize);
+                **usual = len as u32;
+            }
+            true
+        });
+        match singles {
+            Ok(Singles { count, .. }) => self.budget -= count,
+            Err(violation) => *self.broken = Some(violation.into()),
+        }
+        let whole = self.gathered.last().map_or(0, |gathered| gathered.chains as usize);
+        if whole < self.chains.len() {
+            self.untake(whole);
+        }
+        let count = self.gathered.len();
+        self.write(burst, sent);
+        count
+    }
+
     /// Delivers the selected frames behind so many that were delivered, or else holds or drops them.
     #[inline(never)]
     fn deliver_others(
@@ -487,6 +566,8 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         mut is_patient: bool,
         counters: &mut Counters,
     ) -> Ended {
+        let merged = self.deliver_merged(burst, selection, delivered, &mut counters.sent);
+        let delivered = delivered + merged;
         let mut ended = if delivered > 0 { Ended::TOOK } else { Ended::NOTHING };
         is_patient |= delivered > 0;
         for index in selection.iter().skip(delivered) {
@@ -717,9 +798,9 @@ fn write_header(header: &mut [u8], offload: &Offload, chains: usize) {
 #[inline(always)]
 fn give_back(queue: &mut impl DeviceRing, chains: &[Chain], len: usize) {
     let mut left = len as u64;
-    for chain in chains {
+    queue.give_all_back(chains.iter().map(|chain| {
         let written = chain.bytes().min(left);
         left -= written;
-        queue.give_back(*chain, written as u32);
-    }
+        (*chain, written as u32)
+    }));
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use vhost_user::{Device, RingSetup};
 use virtqueue::DeviceQueue;
-use wire::virtio::{Features, NetHeader};
+use wire::virtio::{Features, NetHeader, Offload};
 
 use super::{GuestFault, MAX_PAIRS};
 
@@ -82,6 +82,16 @@ pub(super) struct Shape {
 impl Shape {
     pub(super) fn new(features: Features, frame_limit: usize) -> Self {
         Self { features, header_size: NetHeader::size(features), frame_limit }
+    }
+
+    /// Whether a frame of `len` bytes goes as it is, with this left to do to it.
+    #[inline(always)]
+    pub(super) fn takes(&self, offload: &Offload, len: usize) -> bool {
+        if offload.is_none() {
+            len <= self.frame_limit
+        } else {
+            self.features.contains(offload.needs()) && offload.wire_len(len) <= self.frame_limit
+        }
     }
 }
 
