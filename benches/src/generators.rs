@@ -65,6 +65,7 @@ impl Task<'_> {
         flags.push(format!("--window={}", load.fitting_window()));
         flags.push(format!("--ring-size={}", load.ring()));
         flags.push(format!("--macs={}", load.addresses));
+        flags.push(format!("--flows={}", load.flows));
         flags.extend(load.packed.then(|| "--packed".to_owned()));
         let program = self.start_bench(&flags)?;
         // The middle half of the trial. The beginning may come late, as ports have to come up, and then the warm-up is

@@ -15,6 +15,8 @@ pub const BURST: u16 = 32;
 const TSO_BYTES: usize = 65214;
 /// Addresses of each of two ports, where many are asked for.
 const MANY_ADDRESSES: u32 = 5000;
+/// Flows between the addresses of two ports, where many are asked for.
+const MANY_FLOWS: u32 = 1000;
 
 /// What frames go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -137,12 +139,14 @@ pub struct Load {
     pub window: u16,
     /// Ethernet addresses of each port.
     pub addresses: u32,
+    /// UDP flows of each pair of addresses.
+    pub flows: u32,
 }
 
 impl Load {
     /// One flow, split rings, as many frames under way as rings of 512 take in each case.
     pub const fn of(size: Size) -> Load {
-        Load { size, packed: false, window: 256, addresses: 1 }
+        Load { size, packed: false, window: 256, addresses: 1, flows: 1 }
     }
 
     pub const fn packed(self) -> Load {
@@ -155,6 +159,12 @@ impl Load {
 
     pub const fn many_addresses(self) -> Load {
         Load { addresses: MANY_ADDRESSES, ..self }
+    }
+
+    /// A bridge has no more to do than with one flow. But the generator writes something into each frame, as it does for many
+    /// addresses and a guest for any frame, where it sends those of one flow as they are.
+    pub const fn many_flows(self) -> Load {
+        Load { flows: MANY_FLOWS, ..self }
     }
 
     /// Entries of each ring.
@@ -176,9 +186,11 @@ impl fmt::Display for Load {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rings = if self.packed { "packed" } else { "split" };
         let (size, window) = (self.size, self.window);
-        match self.addresses {
-            1 => write!(f, "{size}/{rings}/window-{window}/one-flow"),
-            each => write!(f, "{size}/{rings}/window-{window}/{}-macs", 2 * each),
+        write!(f, "{size}/{rings}/window-{window}/")?;
+        match (self.addresses, self.flows) {
+            (1, 1) => f.write_str("one-flow"),
+            (1, flows) => write!(f, "{flows}-flows"),
+            (each, _) => write!(f, "{}-macs", 2 * each),
         }
     }
 }
@@ -216,6 +228,7 @@ impl Case {
                 cases.extend([load, load.packed()].map(Case::Throughput));
             }
         }
+        cases.push(Case::Throughput(Load::of(Size::Bytes(64)).many_flows()));
         for size in [Size::Bytes(64), Size::Imix] {
             cases.push(Case::Throughput(Load::of(size).many_addresses()));
         }

@@ -88,6 +88,7 @@ impl Means {
                 Size::Imix => "testpmd sends frames of one size",
                 Size::Tso => "testpmd's first frames are not to be segmented",
                 Size::Bytes(_) if load.addresses > 1 => "testpmd sends from one address a port",
+                Size::Bytes(_) if load.flows > 1 => "testpmd sends one flow a port",
                 Size::Bytes(_) => return None,
             },
             _ => return None,
@@ -178,7 +179,7 @@ mod tests {
         assert!(!names.is_empty());
         for name in names {
             let testpmd_sends = name.ends_with("/by-testpmd");
-            let special = ["/imix/", "/tso/", "-macs/"].iter().any(|part| name.contains(part));
+            let special = ["/imix/", "/tso/", "-macs/", "-flows/"].iter().any(|part| name.contains(part));
             let too_many = name.contains("64-ports") && name.ends_with("/testpmd-io");
             let no_listener = name.contains("/tso/") && name.ends_with("/ovs/by-bench");
             assert!(testpmd_sends && special || too_many || no_listener, "{name}");
