@@ -179,7 +179,8 @@ mod tests {
         assert!(!names.is_empty());
         for name in names {
             let testpmd_sends = name.ends_with("/by-testpmd");
-            let special = ["/imix/", "/tso/", "-macs/", "-flows/"].iter().any(|part| name.contains(part));
+            let special =
+                ["/imix/", "/tso/", "-macs/", "-flows/"].iter().any(|part| name.contains(part));
             let too_many = name.contains("64-ports") && name.ends_with("/testpmd-io");
             let no_listener = name.contains("/tso/") && name.ends_with("/ovs/by-bench");
             assert!(testpmd_sends && special || too_many || no_listener, "{name}");

@@ -533,13 +533,13 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             slices.push(slice);
             chains.push(single.chain);
             missing -= part;
+            **usual = len as u32;
             if missing == 0 {
                 let before = gathered.last().map_or(0, |gathered: &Gathered| gathered.chains);
                 let (chains, slices) = (chains.len() as u32, slices.len() as u32);
                 gathered.push(Gathered { frame: frame as u8, chains, slices });
                 let Outline { header, offload, .. } = burst.outline(frame, header_size);
                 write_header(header, offload, (chains - before) as usize);
-                **usual = len as u32;
             }
             true
         });

@@ -173,6 +173,23 @@ fn a_buffer_too_small_is_kept_for_a_frame_that_fits() {
     }
 }
 
+/// Each buffer a chain of its own, and in one region: as those are that are gathered for a whole burst.
+#[test]
+fn who_does_not_merge_gets_no_frame_in_several_buffers() {
+    for packed in [Features::NONE, Features::RING_PACKED] {
+        let receiver = guest(Features::VERSION_1 | packed, Cut::Whole);
+        let mut world = World::pair([modern(), receiver]);
+        (0..8).for_each(|_| _ = world.guests[1].post(112));
+        for sizes in [&[100][..], &[101, 100, 1000, 14]] {
+            sizes.iter().for_each(|size| world.guests[0].send(&frame(0, 1, *size, 0)));
+            world.breathe();
+        }
+        let fit = [100, 100, 14].map(|size| frame(0, 1, size, 0));
+        assert_eq!(world.guests[1].frames(), fit);
+        world.assert_drops(1, &[(DropReason::BufferTooSmall, 2)]);
+    }
+}
+
 #[test]
 fn a_burst_costs_one_call_on_each_ring() {
     for events in [Features::NONE, Features::EVENT_IDX] {

@@ -356,6 +356,29 @@ fn buffers_just_large_enough_for_the_header_are_merged() {
     }
 }
 
+/// One that does not hold the header, between others that do, and that frames of a burst fill.
+#[test]
+fn a_buffer_too_small_for_a_header_is_found_among_those_of_a_burst() {
+    for flavour in FLAVOURS {
+        for tiny in [1, 11] {
+            let mut world = hostile(flavour);
+            // Two buffers for each frame. The first ones are looked at more closely; then it is known how large they are.
+            for seed in 0..2 {
+                [600, 600].map(|len| world.guests[HOSTILE].post(len));
+                world.guests[0].send(&frame(0, HOSTILE, 1000, seed));
+                world.breathe();
+            }
+            [600, 600, 600, tiny, 600].map(|len| world.guests[HOSTILE].post(len));
+            (2..4).for_each(|seed| world.guests[0].send(&frame(0, HOSTILE, 1000, seed)));
+            world.breathe();
+            let fault = world.fault(HOSTILE);
+            assert!(fault.contains("cannot hold the header"), "{flavour}: {fault}");
+            world.assert_drops(HOSTILE, &[(DropReason::ReceiverDown, 1)]);
+            traffic(&mut world, 9);
+        }
+    }
+}
+
 /// Whatever is written where either side says when it wants to be notified: frames pass, and a port
 /// that goes to sleep asks anew.
 #[test]
