@@ -161,8 +161,8 @@ impl Load {
         Load { addresses: MANY_ADDRESSES, ..self }
     }
 
-    /// A bridge has no more to do than with one flow. But the generator writes something into each frame, as it does for many
-    /// addresses and a guest for any frame, where it sends those of one flow as they are.
+    /// A bridge has no more to do than with one flow. But the generator has as much to do as with many addresses, which it writes into each
+    /// frame and tells apart, and a word of each frame more.
     pub const fn many_flows(self) -> Load {
         Load { flows: MANY_FLOWS, ..self }
     }
@@ -190,7 +190,8 @@ impl fmt::Display for Load {
         match (self.addresses, self.flows) {
             (1, 1) => f.write_str("one-flow"),
             (1, flows) => write!(f, "{flows}-flows"),
-            (each, _) => write!(f, "{}-macs", 2 * each),
+            (each, 1) => write!(f, "{}-macs", 2 * each),
+            (each, flows) => write!(f, "{}-macs-{flows}-flows", 2 * each),
         }
     }
 }

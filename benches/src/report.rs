@@ -378,9 +378,9 @@ holds: 96 frames of 9000 bytes, 16 of 64 KiB.
 
 Cycles per frame are the processor time of all of the switch's threads by the time that passed, by the frames, in
 cycles of the time stamp counter: a thread that polls is busy all the time. Sizes are without the Ethernet checksum. Imix is
-64, 594 and 1518 bytes, seven to four to one. Many addresses are 5000 for each port. 1000 flows are of one address to another: what a
-bridge does for them is what it does for one flow, but `ringway bench` writes into each frame which flow it is of, as it writes the addresses where there are
-many, and sends the frames of one flow as they are. So what many addresses cost a bridge is what they take beside 1000 flows.
+64, 594 and 1518 bytes, seven to four to one. Many addresses are 5000 for each port. 1000 flows are of one address to another:
+a bridge has no more to do with them than with one flow, but `ringway bench` has as much to do as with many addresses. It writes them into each frame, and a word
+more, and tells them apart.
 
 ";
 

@@ -29,10 +29,10 @@ const IDLE_WAKES_LIMIT: u64 = 20;
 const ROUNDS: usize = 5;
 /// Rounds at the most, on a machine that is too noisy for the usual number to tell.
 const MOST_ROUNDS: usize = 15;
-/// A ratio that noise does not reach. The work of the two emulated guests takes nearly all of two processors, so both
+/// The ratio that is asked for, which noise does not reach. The work of the two emulated guests takes nearly all of two processors, so both
 /// ways are about as fast, and one run differs from the next by a quarter: the median of all rounds still by a
 /// twelfth. What the ratio is on the day is printed here, and measured by the benchmark `peers`.
-const SLOWER: f64 = 0.75;
+const LEAST_RATIO: f64 = 0.8;
 const ROUND_SECONDS: u32 = 3;
 /// Retransmissions in one run that say nothing: slow start may lose a segment or two anywhere.
 const HANDFUL: u64 = 10;
@@ -116,7 +116,8 @@ fn as_fast_as_taps_and_a_bridge() -> Result<()> {
         let pairs = ours.iter().zip(baseline);
         median(pairs.map(|(ours, baseline)| ours.bits_per_second / baseline.bits_per_second))
     };
-    while ours.len() < ROUNDS || (ratio(&ours, &baseline) < 1.0 && ours.len() < MOST_ROUNDS) {
+    while ours.len() < ROUNDS || (ratio(&ours, &baseline) < LEAST_RATIO && ours.len() < MOST_ROUNDS)
+    {
         for (address, runs) in [("10.0.0.2", &mut ours), ("10.0.1.2", &mut baseline)] {
             let before = processor_time(&switch)?;
             let run = traffic::iperf(&one, &two, address.parse()?, ROUND_SECONDS, "")?;
@@ -136,7 +137,7 @@ fn as_fast_as_taps_and_a_bridge() -> Result<()> {
         retransmits(&baseline)
     );
     println!("{}", switch.stop()?);
-    assert!(ratio > SLOWER, "slower than taps and a bridge");
+    assert!(ratio >= LEAST_RATIO, "much slower than taps and a bridge");
     assert!(retransmits(&ours) <= retransmits(&baseline).max(HANDFUL), "frames are lost");
     Ok(())
 }

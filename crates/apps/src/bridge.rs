@@ -110,18 +110,17 @@ impl Sorted {
         Self { outputs: vec![Selection::default(); ports], used: Vec::with_capacity(ports) }
     }
 
-    /// Adds frames that go out by a port, if there is such a one.
+    /// Adds frames that go out by a port, or counts them as dropped if there is no such one.
     #[inline]
     fn add(&mut self, port: usize, frames: impl Iterator<Item = usize>, counters: &mut Counters) {
         let Some(output) = self.outputs.get_mut(port) else {
             counters[DropReason::NoDestination] += frames.count() as u64;
             return;
         };
-        let was_empty = output.is_empty();
-        frames.for_each(|index| output.push(index));
-        if was_empty && !output.is_empty() {
+        if output.is_empty() {
             self.used.push(port);
         }
+        frames.for_each(|index| output.push(index));
     }
 
     /// Adds frames that go out by all ports that are members but the one they came in by.
@@ -256,7 +255,7 @@ fn divide<'h, T: PartialEq + Copy>(
 }
 
 impl Bridge {
-    /// As [`App::push`], on a bridge with VLANs.
+    /// As [`App::push`], on a bridge with VLANs: runs that go the same way are sorted all the same, as each may need another tag.
     #[inline(never)]
     fn push_in_vlans(
         &mut self,
@@ -337,39 +336,41 @@ impl App for Bridge {
         divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
         let now = seconds(burst.now());
         let mut indices = selection.iter();
-        // Where the last frames go that were decided on, and how many these are: they are sorted when others go elsewhere.
-        let (mut way, mut together) = (0, 0);
+        // The port that the last frames go to that were decided on, and how many these are. They are sorted when others go elsewhere.
+        let mut together: Option<(usize, usize)> = None;
         for run in &*runs {
             let decision = run.decide(table, Domain::NONE, input, now);
-            if let Decision::To(port) = decision
-                && (port == way || together == 0)
+            if let (Decision::To(port), Some((same, frames))) = (&decision, &mut together)
+                && port == same
             {
-                (way, together) = (port, together + run.frames);
+                *frames += run.frames;
                 continue;
             }
-            sorted.add(way, indices.by_ref().take(std::mem::take(&mut together)), counters);
+            if let Some((port, frames)) = together.take() {
+                sorted.add(port, indices.by_ref().take(frames), counters);
+            }
+            if let Decision::To(port) = decision {
+                together = Some((port, run.frames));
+                continue;
+            }
+            let frames = indices.by_ref().take(run.frames);
             match decision {
-                Decision::To(port) => (way, together) = (port, run.frames),
                 Decision::Flood => {
                     let is_there = |port: usize| present.get(port).is_some_and(|there| *there);
-                    sorted.flood(
-                        input,
-                        burst,
-                        indices.by_ref().take(run.frames),
-                        is_there,
-                        counters,
-                    );
+                    sorted.flood(input, burst, frames, is_there, counters);
                 }
-                Decision::Drop(reason) => {
-                    counters[reason] += indices.by_ref().take(run.frames).count() as u64
-                }
+                Decision::Drop(reason) => counters[reason] += frames.count() as u64,
+                Decision::To(_) => {}
             }
         }
-        // One conversation, one frame, or many to the same port: nothing to sort.
-        if together == selection.len() {
-            return outputs.push(way, burst, selection);
+        match together {
+            // One conversation, one frame, or many to the same port: nothing to sort.
+            Some((port, frames)) if frames == selection.len() => {
+                return outputs.push(port, burst, selection);
+            }
+            Some((port, _)) => sorted.add(port, indices, counters),
+            None => {}
         }
-        sorted.add(way, indices, counters);
         sorted.send(|port, selection| outputs.push(port, burst, selection));
     }
 

@@ -94,8 +94,8 @@ impl Default for Line {
 
 impl Line {
     #[inline]
-    fn way(&self, way: usize) -> Way<'_> {
-        Way { entry: &self.entries[way % LINE], seen: &self.seen[way % LINE] }
+    fn way(&self, at: usize) -> Way<'_> {
+        Way { entry: &self.entries[at % LINE], seen: &self.seen[at % LINE] }
     }
 
     /// Where an address is. Looks at the line without a branch for each entry: which one it is
@@ -156,8 +156,8 @@ impl Bucket {
             let fresh = ways.next().filter(|way| !way.is_aged(now));
             fresh.map(|way| (way.entry().port(), way.age(now)))
         });
-        let way = victim(port, fresh);
-        self.lines[way / LINE % 2].way(way)
+        let at = victim(port, fresh);
+        self.lines[at / LINE % self.lines.len()].way(at)
     }
 }
 
@@ -231,7 +231,8 @@ impl Domain {
 #[derive(Clone, Copy)]
 pub struct Place(u64);
 
-const _: () = assert!(BUCKETS <= 1 << 16);
+const _: () =
+    assert!(BUCKETS <= 1 << 16, "there is no room for the number of a bucket below an address");
 
 impl Place {
     #[inline]
@@ -303,7 +304,7 @@ impl Table {
 
     #[inline]
     fn place_of(&self, Masked(station): Masked) -> Place {
-        let place = Place(station | self.hash(station >> 16) % BUCKETS as u64);
+        let place = Place(station | (self.hash(station >> 16) % BUCKETS as u64));
         let [line, _] = &self.at(place).lines;
         memory::prefetch(line);
         place
@@ -343,8 +344,9 @@ impl Table {
     pub fn find(&self, place: Place, now: u32) -> Option<PortNumber> {
         let way = self.at(place).find(place.station())?;
         let entry = way.entry();
-        // It may have been forgotten just now.
-        let is_known = entry != Entry::EMPTY && way.age(now) < AGEING_SECONDS;
+        // It may have been forgotten just now, or have made way to another's.
+        let is_there = entry != Entry::EMPTY && entry.is_of(place.station());
+        let is_known = is_there && way.age(now) < AGEING_SECONDS;
         is_known.then(|| entry.port())
     }
 

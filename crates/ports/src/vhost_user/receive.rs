@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use engine::{BURST, Burst, Counters, DropReason, Frame, Framed, Outline, Selection, Traffic};
 use memory::{GuestMemory, SliceList, Translator, WriteCursor, WriteSlice};
-use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Piece, Singles, Violation};
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Singles, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
@@ -194,8 +194,8 @@ pub(super) struct Receiver {
     memory: Arc<GuestMemory>,
     features: Features,
     pub(super) ring: Ring,
-    /// Bytes of the buffer that was used last: what can be expected of the next.
-    usual: u32,
+    /// See [`Gather::expected`].
+    expected: usize,
 }
 
 /// What a worker found that could not deliver.
@@ -288,7 +288,7 @@ fn hold(
 
 impl Receiver {
     pub(super) fn new(memory: Arc<GuestMemory>, features: Features, ring: Ring) -> Self {
-        Self { memory, features, ring, usual: u32::MAX }
+        Self { memory, features, ring, expected: usize::MAX }
     }
 
     fn deliver(
@@ -305,13 +305,13 @@ impl Receiver {
             shape: Shape::new(self.features, frame_limit),
             is_patient,
         };
-        let usual = &mut self.usual;
+        let expected = &mut self.expected;
         match &mut self.ring.queue {
             DeviceQueue::Split(queue) => {
-                deliver(queue, to, usual, burst, selection, scratch, counters)
+                deliver(queue, to, expected, burst, selection, scratch, counters)
             }
             DeviceQueue::Packed(queue) => {
-                deliver(queue, to, usual, burst, selection, scratch, counters)
+                deliver(queue, to, expected, burst, selection, scratch, counters)
             }
         }
     }
@@ -325,12 +325,12 @@ struct Destination<'m> {
 }
 
 /// Delivers the selected frames: first those that go as they are into one buffer each, up to one that does
-/// not, and then all others.
+/// not; then those that do so into several; and then all others.
 #[inline(always)]
 fn deliver(
     queue: &mut impl DeviceRing,
     to: Destination<'_>,
-    usual: &mut u32,
+    expected: &mut usize,
     burst: &mut Burst<'_>,
     selection: &Selection,
     scratch: &mut Scratch,
@@ -345,16 +345,16 @@ fn deliver(
         chains: &mut scratch.chains,
         slices: scratch.slices.lend(),
         gathered: &mut scratch.gathered,
-        usual,
+        expected,
         budget: scratch.budget,
         broken: &mut scratch.broken,
     };
-    let delivered = gather.deliver_singles(burst, selection, &mut counters.sent);
+    let (delivered, is_empty) = gather.deliver_singles(burst, selection, &mut counters.sent);
     // As good as always there are no others.
     let ended = if delivered == selection.len() {
         Ended::TOOK
     } else {
-        gather.deliver_others(burst, selection, delivered, is_patient, counters)
+        gather.deliver_others(burst, selection, delivered, is_empty, is_patient, counters)
     };
     scratch.budget = gather.budget;
     ended
@@ -407,8 +407,9 @@ struct Gather<'s, 'm, Q> {
     chains: &'s mut Vec<Chain>,
     slices: &'s mut Vec<WriteSlice<'m>>,
     gathered: &'s mut Vec<Gathered>,
-    /// Bytes of the buffer that was used last by [`Self::deliver_merged`].
-    usual: &'s mut u32,
+    /// Bytes that the next buffer is expected to have, as the one that [`Self::deliver_merged`] looked at last: so many buffers are
+    /// asked for at a time. Never 0, as a header has to fit.
+    expected: &'s mut usize,
     budget: usize,
     broken: &'s mut Option<Broken>,
 }
@@ -426,10 +427,14 @@ struct Gathered {
 /// ahead. What is behind comes by itself: the processor sees where we are going.
 const AHEAD: usize = 256;
 
+/// Buffers that are gathered at a time, before frames are written to them, where a frame may need several: some hundred KiB are on
+/// their way then, and what is taken in vain is a small part of a breath's budget.
+const TOGETHER: usize = 4 * BURST;
+
 impl<Q: DeviceRing> Gather<'_, '_, Q> {
     /// Delivers frames that go as they are, into one buffer each: as many of the selected ones as there are
-    /// before the first that needs more than that, or for which there is no buffer. Returns how many. As
-    /// good as always these are all.
+    /// before the first that needs more than that, or for which there is no buffer. Returns how many, and whether there are no
+    /// buffers left. As good as always these are all.
     ///
     /// All get their buffers first, and are written then: so the buffers are on their way to the processor
     /// meanwhile.
@@ -439,7 +444,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         burst: &mut Burst<'_>,
         selection: &Selection,
         sent: &mut Traffic,
-    ) -> usize {
+    ) -> (usize, bool) {
         let Self { translator, chains, slices, shape, .. } = self;
         let shape @ Shape { header_size, .. } = *shape;
         let (chains, slices) = (&mut **chains, &mut **slices);
@@ -464,11 +469,11 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             chains.push(single.chain);
             true
         });
-        let count = match singles {
-            Ok(Singles { count, .. }) => count,
+        let Singles { count, is_other_next } = match singles {
+            Ok(singles) => singles,
             Err(violation) => {
                 *self.broken = Some(violation.into());
-                return 0;
+                return (0, false);
             }
         };
         for (index, slice) in selection.iter().zip(slices.iter()) {
@@ -484,12 +489,13 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         slices.clear();
         chains.clear();
         self.budget -= count;
-        count
+        (count, count < most && !is_other_next)
     }
 
-    /// Delivers frames that go as they are, into as many buffers as each of them fills, if every buffer is a chain of its
+    /// Delivers frames that go as they are, into as many buffers as each of them needs, if every buffer is a chain of its
     /// own: as many of the selected ones behind so many that were delivered as there are before the first for which that is not so, or
-    /// for which there are too few. Returns how many. Large frames go this way, where they go as they are.
+    /// for which there are too few, whose buffers are put back; and no more than [`TOGETHER`] buffers hold. Returns how many, and
+    /// whether there are no buffers left. Large frames go this way.
     #[inline(always)]
     fn deliver_merged(
         &mut self,
@@ -497,23 +503,26 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         selection: &Selection,
         delivered: usize,
         sent: &mut Traffic,
-    ) -> usize {
-        let Self { translator, chains, slices, gathered, usual, shape, .. } = self;
+    ) -> (usize, bool) {
+        debug_assert!(self.chains.is_empty() && self.gathered.is_empty(), "left by somebody");
+        let Self { translator, chains, slices, gathered, expected, shape, .. } = self;
         let shape @ Shape { header_size, .. } = *shape;
-        if !shape.features.contains(Features::MRG_RXBUF) {
-            return 0;
+        let mut frames = selection.iter().skip(delivered).peekable();
+        let Some(first) = frames.peek() else { return (0, false) };
+        let Outline { len, offload, .. } = burst.outline(*first, header_size);
+        // As if all frames were as long as the first.
+        let most = (selection.len() - delivered) * (header_size + len).div_ceil(**expected);
+        if !shape.features.contains(Features::MRG_RXBUF) || !shape.takes(offload, len) {
+            return (0, false);
         }
-        let rest = selection.len() - delivered;
-        let mut frames = selection.iter().skip(delivered);
-        // What is missing of the buffers of which frame.
-        let (mut missing, mut frame) = (0, 0);
-        let bytes = burst.traffic(selection).bytes + (selection.len() * header_size) as u64;
-        let most = rest + (bytes / u64::from(**usual)) as usize;
-        let singles = self.queue.take_singles(Direction::Write, most.min(self.budget), |single| {
-            let Piece { address, len } = single.buffer();
-            let len = len as usize;
-            let mut is_first = false;
-            if missing == 0 {
+        let most = most.min(TOGETHER).min(self.budget);
+        // Of which frame buffers are gathered, and for how many of its bytes they are missing: none, between two frames.
+        let (mut frame, mut missing) = (0, 0);
+        let singles = self.queue.take_singles(Direction::Write, most, |single| {
+            let buffer = single.buffer();
+            let room = buffer.len as usize;
+            let is_first = missing == 0;
+            if is_first {
                 let Some(index) = frames.next() else { return false };
                 let Outline { len, offload, has_body, .. } = burst.outline(index, header_size);
                 if !shape.takes(offload, len) {
@@ -522,18 +531,21 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
                 if has_body {
                     burst.prefetch_body::<AHEAD>(index);
                 }
-                (missing, frame, is_first) = (header_size + len, index, true);
+                (frame, missing) = (index, header_size + len);
             }
-            let part = missing.min(len);
-            let slice = translator.write_whole(address, part as u32);
-            let Some(slice) = slice.filter(|_| len >= header_size) else { return false };
-            if is_first {
+            let part = missing.min(room);
+            let slice = translator.write_whole(buffer.address, part as u32);
+            let Some(slice) = slice.filter(|_| room >= header_size) else { return false };
+            // As it is written then.
+            if is_first && part == missing {
+                slice.prefetch_behind_header::<AHEAD>(header_size);
+            } else if is_first {
                 slice.prefetch::<AHEAD>();
             }
             slices.push(slice);
             chains.push(single.chain);
             missing -= part;
-            **usual = len as u32;
+            **expected = room;
             if missing == 0 {
                 let before = gathered.last().map_or(0, |gathered: &Gathered| gathered.chains);
                 let (chains, slices) = (chains.len() as u32, slices.len() as u32);
@@ -543,32 +555,50 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             }
             true
         });
-        match singles {
-            Ok(Singles { count, .. }) => self.budget -= count,
-            Err(violation) => *self.broken = Some(violation.into()),
-        }
+        let Singles { count, is_other_next } = match singles {
+            Ok(singles) => singles,
+            Err(violation) => {
+                debug_assert!(self.chains.is_empty(), "what was taken is lost");
+                *self.broken = Some(violation.into());
+                return (0, false);
+            }
+        };
+        self.budget -= count;
         let whole = self.gathered.last().map_or(0, |gathered| gathered.chains as usize);
         if whole < self.chains.len() {
             self.untake(whole);
         }
-        let count = self.gathered.len();
+        let frames = self.gathered.len();
         self.write(burst, sent);
-        count
+        (frames, count < most && !is_other_next)
     }
 
-    /// Delivers the selected frames behind so many that were delivered, or else holds or drops them.
+    /// Delivers the selected frames behind so many that were delivered, or else holds or drops them: at once, if there are no
+    /// buffers left. Behind the first that [`Self::deliver_merged`] leaves, they go one by one.
     #[inline(never)]
     fn deliver_others(
         &mut self,
         burst: &mut Burst<'_>,
         selection: &Selection,
         delivered: usize,
+        is_empty: bool,
         mut is_patient: bool,
         counters: &mut Counters,
     ) -> Ended {
-        let merged = self.deliver_merged(burst, selection, delivered, &mut counters.sent);
-        let delivered = delivered + merged;
+        let (mut delivered, mut is_empty) = (delivered, is_empty);
+        while !is_empty && self.broken.is_none() {
+            let frames;
+            (frames, is_empty) =
+                self.deliver_merged(burst, selection, delivered, &mut counters.sent);
+            delivered += frames;
+            if frames == 0 {
+                break;
+            }
+        }
         let mut ended = if delivered > 0 { Ended::TOOK } else { Ended::NOTHING };
+        if is_empty {
+            ended.set(Ended::FULL);
+        }
         is_patient |= delivered > 0;
         for index in selection.iter().skip(delivered) {
             if self.broken.is_some() {

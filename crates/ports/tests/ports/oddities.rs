@@ -362,17 +362,25 @@ fn a_buffer_too_small_for_a_header_is_found_among_those_of_a_burst() {
     for flavour in FLAVOURS {
         for tiny in [1, 11] {
             let mut world = hostile(flavour);
+            let post = |world: &mut World, lens: &[u32]| {
+                lens.iter().for_each(|len| _ = world.guests[HOSTILE].post(*len));
+            };
             // Two buffers for each frame. The first ones are looked at more closely; then it is known how large they are.
             for seed in 0..2 {
-                [600, 600].map(|len| world.guests[HOSTILE].post(len));
+                post(&mut world, &[600, 600]);
                 world.guests[0].send(&frame(0, HOSTILE, 1000, seed));
                 world.breathe();
             }
-            [600, 600, 600, tiny, 600].map(|len| world.guests[HOSTILE].post(len));
+            post(&mut world, &[600, 600, 600, tiny, 600]);
             (2..4).for_each(|seed| world.guests[0].send(&frame(0, HOSTILE, 1000, seed)));
             world.breathe();
             let fault = world.fault(HOSTILE);
             assert!(fault.contains("cannot hold the header"), "{flavour}: {fault}");
+            let received = world.guests[HOSTILE].received();
+            let received: Vec<_> = received.iter().map(|one| (&one.frame, one.buffers)).collect();
+            // What came with the fault is not published any more.
+            let frames = [0, 1].map(|seed| frame(0, HOSTILE, 1000, seed));
+            assert!(received == frames.each_ref().map(|frame| (frame, 2)), "{flavour}");
             world.assert_drops(HOSTILE, &[(DropReason::ReceiverDown, 1)]);
             traffic(&mut world, 9);
         }

@@ -371,6 +371,22 @@ proptest! {
     }
 }
 
+proptest! {
+    #[test]
+    fn both_addresses_of_a_header_belong_where_each_does(header: [u8; 12], vlan in 0..4096u16) {
+        let table = Table::new(KEY);
+        for domain in [Domain::NONE, table.domain(vlan)] {
+            let places = table.places(&header, domain);
+            let (destination, source) = header.split_at(6);
+            for (place, address) in [(places.destination, destination), (places.source, source)] {
+                let address = MacAddress(address.try_into().unwrap());
+                prop_assert_eq!(place.0, table.place(address, domain).0);
+                prop_assert_eq!(place.address(domain), address);
+            }
+        }
+    }
+}
+
 #[test]
 fn an_address_is_another_one_in_each_vlan() {
     for key in keys().chain([KEY]) {
