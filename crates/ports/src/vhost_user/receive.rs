@@ -2,6 +2,8 @@
 //!
 //! Writable chains are gathered from a ring until the header and the frame fit, the frame is copied,
 //! and the used entries are noted. All of them become visible together when the ring is published.
+//! There are three ways, tried in this order: frames that go as they are into one buffer each, all of a burst at once; into
+//! several, where each is a chain of its own; and one by one, whatever has to be done to them and however the guest cuts its buffers up.
 //!
 //! A header that is in a buffer already, at the end of a cache line, is not written again: DPDK's drivers have it there, in a
 //! line of its own, and the line stays in the caches of both processors. A device should not read what it is to write (virtio 1.3,
