@@ -22,13 +22,9 @@ pub trait Fields<V>: Clone {
     /// The values of the fields from `at` on, each loaded once, when it is asked for.
     fn load_from(&self, at: usize) -> impl Iterator<Item = V>;
 
-    /// The values of `N` pairs of fields from `at` on, each loaded once: the second ones first, in
-    /// this order, and only then the first ones. None when there are not so many.
-    fn load_pairs<const N: usize>(&self, at: usize, order: Ordering) -> Option<[[V; 2]; N]>;
-
-    /// The values of fields `at` and `at + 1`, each loaded once, in no order. None when there are no
-    /// such fields, which may happen here.
-    fn load_two(&self, at: usize) -> Option<[V; 2]>;
+    /// The values of fields `at` and `at + 1`, each loaded once: the second one first, in this order, and only then the first
+    /// one. None when there are no such fields, which may happen here.
+    fn load_two(&self, at: usize, order: Ordering) -> Option<[V; 2]>;
 
     /// Gives fields `at` and `at + 1` values, in no order.
     #[inline]
@@ -78,17 +74,6 @@ impl RingMemory for Mapped {
     }
 }
 
-/// Pairs of fields, each loaded by its pair and its place in that: all second ones, in order, and only
-/// then the first ones.
-#[inline(always)]
-pub(crate) fn seconds_before_firsts<V: Copy, const N: usize>(
-    load: impl Fn(usize, usize) -> V,
-) -> [[V; 2]; N] {
-    let seconds: [V; N] = std::array::from_fn(|pair| load(pair, 1));
-    let firsts: [V; N] = std::array::from_fn(|pair| load(pair, 0));
-    std::array::from_fn(|pair| [firsts[pair], seconds[pair]])
-}
-
 macro_rules! fields {
     ($($value:ty: $atomic:ty),*) => {$(
         impl Fields<$value> for Words<$atomic> {
@@ -114,26 +99,14 @@ macro_rules! fields {
             }
 
             #[inline(always)]
-            fn load_pairs<const N: usize>(
-                &self,
-                at: usize,
-                order: Ordering,
-            ) -> Option<[[$value; 2]; N]> {
-                // One check for all.
-                let pairs = self.get(at..)?.as_chunks::<2>().0.first_chunk::<N>()?;
-                Some(seconds_before_firsts(|pair, which| {
-                    let order = if which == 1 { order } else { Ordering::Relaxed };
-                    <$value>::from_le(pairs[pair][which].load(order))
-                }))
-            }
-
-            #[inline(always)]
-            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
+            fn load_two(&self, at: usize, order: Ordering) -> Option<[$value; 2]> {
                 // One check for both.
                 if at + 1 >= self.len() {
                     return None;
                 }
-                Some([at, at + 1].map(|at| <$value>::from_le(self[at].load(Ordering::Relaxed))))
+                let second = <$value>::from_le(self[at + 1].load(order));
+                let first = <$value>::from_le(self[at].load(Ordering::Relaxed));
+                Some([first, second])
             }
 
             #[inline(always)]

@@ -13,8 +13,8 @@ use crate::chain::{
 use crate::fields::{Fields, Mapped, RingMemory};
 use crate::{Chain, DeviceRing, Direction, Piece, Single, Singles, Violation};
 
-/// Descriptors that are taken together: as many as a cache line has.
-const TOGETHER: usize = 4;
+/// Descriptors in a cache line.
+const DESCRIPTORS_IN_LINE: usize = 4;
 
 /// The device side of a packed ring.
 pub struct DeviceQueue<M: RingMemory = Mapped> {
@@ -155,7 +155,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     ) -> Singles {
         let at = 2 * usize::from(start.slot());
         // All descriptors are on their way before the first is waited for, if they are several lines.
-        if most > TOGETHER {
+        if most > DESCRIPTORS_IN_LINE {
             self.layout.descriptors.prefetch_run(at, 2 * most);
         }
         let is_read_only = direction == Direction::Read;
@@ -165,51 +165,23 @@ impl<M: RingMemory> DeviceQueue<M> {
         let first = Chain::new(place, 1, 0);
         let mut count = 0;
         while count < most {
-            let left = most - count;
-            let (wanted, taken) = if left >= TOGETHER {
-                (TOGETHER, self.take_together::<TOGETHER>(at, count, flags, first, take))
-            } else {
-                (1, self.take_together::<1>(at, count, flags, first, take))
-            };
-            count += taken.count;
-            if taken.count < wanted {
-                return Singles { count, ..taken };
+            // The first word was there when the second became available.
+            let words = self.layout.descriptors.load_two(at + 2 * count, Ordering::Acquire);
+            let Some([address, rest]) = words else { break };
+            // Nothing above length and id where the flags are as they should be. (Where a flag is set that means nothing,
+            // too, the chain is taken as others are.)
+            let what = rest ^ u64::from(flags) << 48;
+            let differs = (what >> 48) as u16;
+            if differs != 0 {
+                return Singles { count, is_other_next: differs & Descriptor::MARKS == 0 };
             }
+            let chain = first.neighbour(what, count);
+            if !take(Single { chain, address: GuestAddress(address) }) {
+                return Singles { count, is_other_next: true };
+            }
+            count += 1;
         }
         Singles { count, is_other_next: false }
-    }
-
-    /// Has up to `N` chains of one buffer each taken, `ahead` slots behind where `first` is, which has its
-    /// descriptor at `at`. All are loaded before the first is looked at.
-    #[inline(always)]
-    fn take_together<const N: usize>(
-        &self,
-        at: usize,
-        ahead: usize,
-        flags: u16,
-        first: Chain,
-        take: &mut impl FnMut(Single) -> bool,
-    ) -> Singles {
-        // A first word was there when the second became available.
-        let words = self.layout.descriptors.load_pairs::<N>(at + 2 * ahead, Ordering::Acquire);
-        debug_assert!(words.is_some(), "{N} descriptors behind {ahead} and {at}");
-        let Some(words) = words else { return Singles { count: 0, is_other_next: false } };
-        // Nothing above length and id where the flags are as they should be. (Where a flag is set that means
-        // nothing, too, the chain is taken as others are.)
-        let words = words.map(|[address, rest]| (address, rest ^ u64::from(flags) << 48));
-        let differs = |what: u64| (what >> 48) as u16;
-        let is_good = differs(words.iter().fold(0, |all, (_, what)| all | what)) == 0;
-        for (index, (address, what)) in words.into_iter().enumerate() {
-            if !is_good && differs(what) != 0 {
-                let is_available = differs(what) & Descriptor::MARKS == 0;
-                return Singles { count: index, is_other_next: is_available };
-            }
-            let chain = first.neighbour(what, ahead + index);
-            if !take(Single { chain, address: GuestAddress(address) }) {
-                return Singles { count: index, is_other_next: true };
-            }
-        }
-        Singles { count: N, is_other_next: false }
     }
 
     /// Takes the next chain and appends its device-readable bytes to `slices`: at most `limit`
@@ -459,12 +431,12 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
                 return Ok(all);
             }
         }
-        if all.count > TOGETHER {
+        if all.count > DESCRIPTORS_IN_LINE {
             // As many were there as were wanted. If there is one more, there are likely to be many, which are on their way while
             // these are dealt with; if there is none, the driver may be writing there, and keeps its lines.
             self.look();
         }
-        if all.count > TOGETHER && self.known > 0 {
+        if all.count > DESCRIPTORS_IN_LINE && self.known > 0 {
             let behind = 2 * usize::from(self.next_available.slot());
             self.layout.descriptors.prefetch_run(behind, 2 * all.count);
         }

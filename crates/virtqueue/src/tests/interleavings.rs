@@ -16,7 +16,7 @@ use loom::thread;
 use memory::{GuestAddress, GuestMemory};
 use wire::virtio::Features;
 
-use crate::fields::{Fields, RingMemory, seconds_before_firsts};
+use crate::fields::{Fields, RingMemory};
 use crate::{Buffer, DeviceRing, Direction, Form, Piece, Single, packed, split};
 
 /// Preemptions in one run: enough for either side to be overtaken between a store and a load, and
@@ -74,23 +74,11 @@ macro_rules! fields {
                 (at..self.0.len()).map(|at| self.load(at, Ordering::Relaxed))
             }
 
-            fn load_pairs<const N: usize>(
-                &self,
-                at: usize,
-                order: Ordering,
-            ) -> Option<[[$value; 2]; N]> {
-                let is_there = at + 2 * N <= self.0.len();
-                is_there.then(|| {
-                    seconds_before_firsts(|pair, which| {
-                        let order = if which == 1 { order } else { Ordering::Relaxed };
-                        self.load(at + 2 * pair + which, order)
-                    })
+            fn load_two(&self, at: usize, order: Ordering) -> Option<[$value; 2]> {
+                (at + 1 < self.0.len()).then(|| {
+                    let second = self.load(at + 1, order);
+                    [self.load(at, Ordering::Relaxed), second]
                 })
-            }
-
-            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
-                let load = |at| self.load(at, Ordering::Relaxed);
-                (at + 1 < self.0.len()).then(|| [at, at + 1].map(load))
             }
         }
     )*};
