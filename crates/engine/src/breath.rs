@@ -85,6 +85,12 @@ impl Graph {
         busy
     }
 
+    /// Has every app be asked in the next breath, however long it had nothing to do: as behind a sleep, in which something may have
+    /// come for any of them.
+    pub fn ask_all(&mut self) {
+        self.ask_all = true;
+    }
+
     /// Asks an app for frames, sends them on, and has it take them back.
     #[inline]
     fn turn(&mut self, id: AppId, now: u64, storage: &mut Storage) -> Turn {
@@ -163,7 +169,7 @@ impl Graph {
     /// Asks every app to arm. True when there is something to do: for one of them, or for us,
     /// because one panicked and that has to be reported.
     pub(crate) fn arm(&mut self) -> bool {
-        self.ask_all = true;
+        self.ask_all();
         let mut busy = false;
         for place in self.places() {
             let Some(id) = self.at(place) else { continue };

@@ -22,9 +22,9 @@ pub trait Fields<V>: Clone {
     /// The values of the fields from `at` on, each loaded once, when it is asked for.
     fn load_from(&self, at: usize) -> impl Iterator<Item = V>;
 
-    /// The values of fields `at` and `at + 1`, each loaded once: the second one first, in this order, and only then the first
-    /// one. None when there are no such fields, which may happen here.
-    fn load_two(&self, at: usize, order: Ordering) -> Option<[V; 2]>;
+    /// The values of fields `at` and `at + 1`, each loaded once, in no order. None when there are no
+    /// such fields, which may happen here.
+    fn load_two(&self, at: usize) -> Option<[V; 2]>;
 
     /// Gives fields `at` and `at + 1` values, in no order.
     #[inline]
@@ -99,14 +99,12 @@ macro_rules! fields {
             }
 
             #[inline(always)]
-            fn load_two(&self, at: usize, order: Ordering) -> Option<[$value; 2]> {
+            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
                 // One check for both.
                 if at + 1 >= self.len() {
                     return None;
                 }
-                let second = <$value>::from_le(self[at + 1].load(order));
-                let first = <$value>::from_le(self[at].load(Ordering::Relaxed));
-                Some([first, second])
+                Some([at, at + 1].map(|at| <$value>::from_le(self[at].load(Ordering::Relaxed))))
             }
 
             #[inline(always)]

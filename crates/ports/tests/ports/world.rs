@@ -22,9 +22,6 @@ pub const RING: u16 = 256;
 /// More than anything here takes, on the slowest machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// Breaths in which everybody is asked once, however long there was nothing to do.
-const ASKED_ONCE_IN: usize = 16;
-
 /// Time from breath to breath, in nanoseconds.
 pub const STEP: u64 = 1_000;
 
@@ -120,24 +117,22 @@ impl World {
         port.swap(device, &self.poller)
     }
 
-    /// Takes a breath with something to do, if there is anything. Returns whether there was.
+    /// Breathes once. Returns whether there was anything to do.
     pub fn breathe(&mut self) -> bool {
         self.after(STEP)
     }
 
-    /// Does so after so much time.
+    /// Breathes once, so much later.
     pub fn after(&mut self, nanoseconds: u64) -> bool {
         self.now += nanoseconds;
         let Self { graph, ports, faults, .. } = self;
-        let mut report = |event| match event {
+        graph.breathe(self.now, |event| match event {
             Event::Fault { app, fault } => {
                 let port = ports.iter().position(|id| *id == app).expect("a port");
                 faults.push((port, fault.to_string()));
             }
             Event::Failed { message, .. } => panic!("an app panicked: {message}"),
-        };
-        // A port that had nothing to do while somebody else was waited for is asked in few of them.
-        (0..ASKED_ONCE_IN).any(|_| graph.breathe(self.now, &mut report))
+        })
     }
 
     /// Gives guest 0 room to receive in.
@@ -164,6 +159,8 @@ impl World {
             self.guests[0].reap();
             for received in self.guests[0].received() {
                 if let Some(found) = look(&mut self.guests[0], received) {
+                    // Whoever had nothing to do meanwhile: how many breaths it took is chance.
+                    self.graph.ask_all();
                     return found;
                 }
             }

@@ -165,17 +165,20 @@ impl<M: RingMemory> DeviceQueue<M> {
         let first = Chain::new(place, 1, 0);
         let mut count = 0;
         while count < most {
-            // The first word was there when the second became available.
-            let words = self.layout.descriptors.load_two(at + 2 * count, Ordering::Acquire);
-            let Some([address, rest]) = words else { break };
+            let here = at + 2 * count;
             // Nothing above length and id where the flags are as they should be. (Where a flag is set that means nothing,
             // too, the chain is taken as others are.)
-            let what = rest ^ u64::from(flags) << 48;
+            let second = self.layout.descriptors.load(here + 1, Ordering::Acquire);
+            let what = second ^ u64::from(flags) << 48;
             let differs = (what >> 48) as u16;
             if differs != 0 {
                 return Singles { count, is_other_next: differs & Descriptor::MARKS == 0 };
             }
+            // It was there when the second became available.
+            let address = self.layout.descriptors.load(here, Ordering::Relaxed);
             let chain = first.neighbour(what, count);
+            // Called from here alone: of what is called from several places the compiler makes a function, with all that it keeps in
+            // memory.
             if !take(Single { chain, address: GuestAddress(address) }) {
                 return Singles { count, is_other_next: true };
             }

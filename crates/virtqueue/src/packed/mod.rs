@@ -31,9 +31,6 @@
 //! last, with Release: the other side looks at no later slot before it has seen that one, with
 //! Acquire, and then loads the address.
 //!
-//! Chains of one buffer each are taken four at a time, as many as a cache line has: four second words in this
-//! order, each with Acquire, and then four addresses. What of them was not available is not looked at.
-//!
 //! *Notification*: as in a split ring. The publisher stores its descriptor and then loads the other
 //! side's event structure; the sleeper stores its event structure and then loads the descriptor. A
 //! full fence between store and load on both sides makes sure that at least one of them sees the

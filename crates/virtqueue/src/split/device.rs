@@ -262,8 +262,7 @@ impl<M: RingMemory> DeviceQueue<M> {
     /// Reads one descriptor of the ring's own table, once. None when there is no such one.
     #[inline]
     fn descriptor(&self, index: u16) -> Option<Descriptor> {
-        let words = self.layout.descriptors.load_two(2 * usize::from(index), Ordering::Relaxed);
-        words.map(Descriptor::from_words)
+        self.layout.descriptors.load_two(2 * usize::from(index)).map(Descriptor::from_words)
     }
 
     /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it.

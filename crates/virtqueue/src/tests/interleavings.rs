@@ -74,11 +74,9 @@ macro_rules! fields {
                 (at..self.0.len()).map(|at| self.load(at, Ordering::Relaxed))
             }
 
-            fn load_two(&self, at: usize, order: Ordering) -> Option<[$value; 2]> {
-                (at + 1 < self.0.len()).then(|| {
-                    let second = self.load(at + 1, order);
-                    [self.load(at, Ordering::Relaxed), second]
-                })
+            fn load_two(&self, at: usize) -> Option<[$value; 2]> {
+                let load = |at| self.load(at, Ordering::Relaxed);
+                (at + 1 < self.0.len()).then(|| [at, at + 1].map(load))
             }
         }
     )*};
