@@ -83,7 +83,7 @@ const SPLIT: Case = Case {
     vlans: Vlans::None,
 };
 
-const CASES: [Case; 21] = [
+const CASES: [Case; 22] = [
     SPLIT,
     Case { name: "split-in-order", features: Features::IN_ORDER, ..SPLIT },
     Case { name: "split-event-idx", features: Features::EVENT_IDX, ..SPLIT },
@@ -95,6 +95,7 @@ const CASES: [Case; 21] = [
     },
     Case { name: "offloads", features: OFFLOADS, ..SPLIT },
     Case { name: "burst-1", burst: 1, ..SPLIT },
+    Case { name: "burst-1-packed", burst: 1, features: Features::RING_PACKED, ..SPLIT },
     Case { name: "size-1518", size: 1518, ..SPLIT },
     Case { name: "size-9000", size: 9000, ..SPLIT },
     Case {
