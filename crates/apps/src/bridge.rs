@@ -22,7 +22,7 @@ use std::sync::Arc;
 use engine::{App, BURST, Burst, Counters, DropReason, Numbers, Outputs, Selection};
 use wire::ethernet::{EtherType, HEADER_SIZE, TAG_SIZE};
 
-use sides::{Side, Sides};
+use sides::{Conversation, Side, Sides};
 use table::{Domain, Places, PortNumber, Ports, Table};
 use vlan::{Membership, Tagging};
 
@@ -158,10 +158,13 @@ impl Sorted {
     }
 }
 
+/// Bytes of both addresses, with which a frame begins.
+const ADDRESSES: usize = 12;
+
 /// The part of a header that decides where a frame goes, to be compared at once, without VLANs: the addresses. None when there is
 /// no whole header.
 #[inline]
-fn addresses(head: &[u8]) -> Option<&[u8; 12]> {
+fn addresses(head: &[u8]) -> Option<&[u8; ADDRESSES]> {
     if head.len() < HEADER_SIZE { None } else { head.first_chunk() }
 }
 
@@ -212,6 +215,33 @@ impl Run {
             Some(port) => Decision::To(port),
             None => Decision::Flood,
         }
+    }
+}
+
+impl Conversation {
+    /// The port that the frames go to, if all of them belong to this conversation, and the table has nothing to learn from it.
+    #[inline(always)]
+    fn goes_on(
+        &self,
+        table: &Table,
+        burst: &Burst<'_>,
+        selection: &Selection,
+        input: usize,
+        now: u32,
+    ) -> Option<usize> {
+        let is_of_this = |index| addresses(burst.head(index)) == Some(&self.addresses);
+        if !selection.iter().all(is_of_this) {
+            return None;
+        }
+        let port = table.recall(self.found.as_ref()?, input as PortNumber, now)?.into();
+        (port != input).then_some(port)
+    }
+
+    /// Takes note of what came, and if it is the second time, of where the table has it.
+    fn note(&mut self, addresses: &[u8; ADDRESSES], table: &Table, places: Places) {
+        let is_another = self.addresses != *addresses;
+        self.addresses = *addresses;
+        self.found = if is_another { None } else { table.found(places) };
     }
 }
 
@@ -332,9 +362,18 @@ impl App for Bridge {
         if !self.sides.memberships.is_empty() {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
-        let Self { table, sides: Sides { sorted, present, .. }, runs, counters, .. } = self;
-        divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
+        let Self { table, sides, runs, counters, .. } = self;
+        let Sides { sorted, conversations, present, .. } = sides;
         let now = seconds(burst.now());
+        let Some(conversation) = conversations.get_mut(input) else {
+            counters[DropReason::NoDestination] += selection.len() as u64;
+            return;
+        };
+        // As good as always the last one goes on, and the table says of it what it said before.
+        if let Some(port) = conversation.goes_on(table, burst, selection, input, now) {
+            return outputs.push(port, burst, selection);
+        }
+        divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
         let mut indices = selection.iter();
         // The port that the last frames go to that were decided on, and how many these are. They are sorted when others go elsewhere.
         let mut together: Option<(usize, usize)> = None;
@@ -362,6 +401,11 @@ impl App for Bridge {
                 Decision::Drop(reason) => counters[reason] += frames.count() as u64,
                 Decision::To(_) => {}
             }
+        }
+        if let [Run { places: Ok(places), .. }] = runs[..]
+            && let Some(addresses) = selection.iter().next().and_then(|i| addresses(burst.head(i)))
+        {
+            conversation.note(addresses, table, places);
         }
         match together {
             // One conversation, one frame, or many to the same port: nothing to sort.

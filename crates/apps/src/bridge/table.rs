@@ -98,13 +98,19 @@ impl Line {
         Way { entry: &self.entries[at % LINE], seen: &self.seen[at % LINE] }
     }
 
-    /// Where an address is. Looks at the line without a branch for each entry: which one it is
+    /// The way of an address. Looks at the line without a branch for each entry: which one it is
     /// cannot be guessed, and a wrong guess takes longer.
     #[inline]
-    fn find(&self, station: Masked) -> Option<Way<'_>> {
+    fn position(&self, station: Masked) -> Option<usize> {
         let is_there = |way: usize| Entry(self.entries[way].load(Relaxed)).is_of(station);
         let found = (0..LINE).fold(0u32, |found, way| found | u32::from(is_there(way)) << way);
-        (found != 0).then(|| self.way(found.trailing_zeros() as usize))
+        (found != 0).then(|| found.trailing_zeros() as usize)
+    }
+
+    /// Where an address is.
+    #[inline]
+    fn find(&self, station: Masked) -> Option<Way<'_>> {
+        self.position(station).map(|way| self.way(way))
     }
 }
 
@@ -131,6 +137,14 @@ impl Way<'_> {
         now.saturating_sub(self.seen.load(Relaxed))
     }
 
+    /// The port where an address was seen that was here: it may have been forgotten since, or have made way to another's, or aged.
+    #[inline]
+    fn port_of(self, station: Masked, now: u32) -> Option<PortNumber> {
+        let entry = self.entry();
+        let is_there = entry != Entry::EMPTY && entry.is_of(station);
+        (is_there && self.age(now) < AGEING_SECONDS).then(|| entry.port())
+    }
+
     fn is_aged(self, now: u32) -> bool {
         self.entry() == Entry::EMPTY || self.age(now) >= AGEING_SECONDS
     }
@@ -148,6 +162,17 @@ impl Bucket {
         first.find(station).or_else(|| second.find(station))
     }
 
+    /// The number of the way where an address is.
+    fn position(&self, station: Masked) -> Option<usize> {
+        let [first, second] = &self.lines;
+        first.position(station).or_else(|| Some(LINE + second.position(station)?))
+    }
+
+    #[inline]
+    fn way(&self, at: usize) -> Way<'_> {
+        self.lines[at / LINE % self.lines.len()].way(at)
+    }
+
     /// The entry that a new address of `port` takes.
     #[cold]
     fn victim(&self, port: PortNumber, now: u32) -> Way<'_> {
@@ -156,8 +181,7 @@ impl Bucket {
             let fresh = ways.next().filter(|way| !way.is_aged(now));
             fresh.map(|way| (way.entry().port(), way.age(now)))
         });
-        let at = victim(port, fresh);
-        self.lines[at / LINE % self.lines.len()].way(at)
+        self.way(victim(port, fresh))
     }
 }
 
@@ -262,6 +286,14 @@ pub struct Places {
     pub destination: Place,
 }
 
+/// Where the addresses of a frame were found, to look there first when the next such frame comes. They may be elsewhere by then, or nowhere.
+#[derive(Clone, Copy)]
+pub struct Found {
+    places: Places,
+    /// The ways of sender and receiver.
+    ways: [u8; 2],
+}
+
 impl Table {
     /// An empty table, keyed by something that no guest can guess.
     pub fn new(key: [u64; 2]) -> Self {
@@ -342,12 +374,26 @@ impl Table {
     /// The port where the address of `place` was seen, unless that is too long ago.
     #[inline]
     pub fn find(&self, place: Place, now: u32) -> Option<PortNumber> {
-        let way = self.at(place).find(place.station())?;
-        let entry = way.entry();
-        // It may have been forgotten just now, or have made way to another's.
-        let is_there = entry != Entry::EMPTY && entry.is_of(place.station());
-        let is_known = is_there && way.age(now) < AGEING_SECONDS;
-        is_known.then(|| entry.port())
+        self.at(place).find(place.station())?.port_of(place.station(), now)
+    }
+
+    /// Where these addresses are, if both are known.
+    pub fn found(&self, places: Places) -> Option<Found> {
+        let way = |place| Some(self.at(place).position(place.station())? as u8);
+        Some(Found { places, ways: [way(places.source)?, way(places.destination)?] })
+    }
+
+    /// The port where a receiver was seen, as [`Self::find`] says it, if there is nothing to [`learn`](Self::learn) of the sender, which was
+    /// seen on `port`. None, too, where somebody else's entries are now.
+    #[inline]
+    pub fn recall(&self, found: &Found, port: PortNumber, now: u32) -> Option<PortNumber> {
+        let Found { places: Places { source, destination }, ways } = *found;
+        let [source_way, destination_way] = ways.map(usize::from);
+        let way = self.at(source).way(source_way);
+        if way.entry() != Entry::new(source.station(), port) || way.age(now) != 0 {
+            return None;
+        }
+        self.at(destination).way(destination_way).port_of(destination.station(), now)
     }
 
     /// Forgets everything that was learned on these ports.

@@ -75,7 +75,8 @@ fn broadcast_and_multicast_are_flooded_always() {
         "01:80:c2:00:00:10",
         "01:80:c2:00:01:00",
     ] {
-        for _ in 0..2 {
+        // Often enough that it is a conversation that goes on.
+        for _ in 0..4 {
             let frame = frame_of(address(group), host(1), b"to all");
             assert_eq!(net.ports_of(1, frame), [0, 2], "{group}");
         }
@@ -107,6 +108,48 @@ fn a_station_that_moves_is_followed() {
     // Host 1 is at port 2 now, and says so.
     net.ports_of(2, frame(9, 1));
     assert_eq!(net.ports_of(1, frame(1, 2)), [2]);
+}
+
+/// The bridge looks first where it found both stations before.
+#[test]
+fn a_conversation_that_goes_on_follows_what_changes() {
+    let mut net = Net::bridge(4);
+    let mut goes_to = |net: &mut Net, port: usize, expected: &[usize]| {
+        (0..4).for_each(|_| assert_eq!(net.ports_of(port, frame(2, 1)), expected));
+    };
+    net.ports_of(1, frame(9, 2));
+    goes_to(&mut net, 0, &[1]);
+    // The receiver moves, and then the sender.
+    net.ports_of(2, frame(9, 2));
+    goes_to(&mut net, 0, &[2]);
+    goes_to(&mut net, 3, &[2]);
+    assert_eq!(net.ports_of(2, frame(1, 2)), [3]);
+    goes_to(&mut net, 0, &[2]);
+    assert_eq!(net.ports_of(2, frame(1, 2)), [0]);
+    // One of them is where the other one is.
+    goes_to(&mut net, 2, &[]);
+    net.ports_of(1, frame(9, 2));
+    goes_to(&mut net, 2, &[1]);
+    // The receiver is forgotten, heard of again, and ages.
+    net.set_link(1, false);
+    goes_to(&mut net, 2, &[0, 1, 3]);
+    net.ports_of(0, frame(9, 2));
+    goes_to(&mut net, 2, &[0]);
+    net.now += 299 * SECOND;
+    goes_to(&mut net, 2, &[0]);
+    net.now += SECOND;
+    goes_to(&mut net, 2, &[0, 1, 3]);
+}
+
+#[test]
+fn who_sends_does_not_age_while_a_conversation_goes_on() {
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 2));
+    (0..4).for_each(|_| assert_eq!(net.ports_of(0, frame(2, 1)), [1]));
+    net.now = 200 * SECOND;
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1]);
+    net.now = 499 * SECOND;
+    assert_eq!(net.ports_of(2, frame(1, 3)), [0]);
 }
 
 #[test]
@@ -332,11 +375,14 @@ proptest! {
     #[test]
     fn the_bridge_behaves_as_its_model(
         ports in 1u16..6,
-        steps in prop::collection::vec((0u16..6, 0u8..8, 0u8..8, 0u64..100), 0..60),
+        steps in prop::collection::vec(
+            (0u16..6, 0u8..9, 0u8..8, prop_oneof![Just(0), 0u64..100], 1..5),
+            0..60,
+        ),
     ) {
         let mut net = Net::bridge(ports);
         let mut model: HashMap<u8, (usize, u64)> = HashMap::new();
-        for (port, destination, source, seconds) in steps {
+        for (port, destination, source, seconds, times) in steps {
             let port = usize::from(port % ports);
             net.now += seconds * SECOND;
             model.insert(source, (port, net.now));
@@ -348,7 +394,13 @@ proptest! {
                 None => (0..usize::from(ports)).collect(),
             };
             expected.retain(|other| *other != port);
-            prop_assert_eq!(net.ports_of(port, frame(destination, source)), expected);
+            // Nobody is ever heard from the last one, which is everybody's.
+            let all = destination == 8;
+            let to = if all { MacAddress::BROADCAST } else { host(destination) };
+            for _ in 0..times {
+                let frame = frame_of(to, host(source), b"payload");
+                prop_assert_eq!(&net.ports_of(port, frame), &expected);
+            }
         }
     }
 

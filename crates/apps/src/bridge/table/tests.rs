@@ -81,6 +81,37 @@ fn all_addresses_and_ports_are_alike() {
 }
 
 #[test]
+fn what_was_found_is_recalled_as_long_as_it_is_there() {
+    let table = Table::new(KEY);
+    let [sender, receiver] = [mac(1), mac(2)].map(|address| table.place(address, Domain::NONE));
+    let places = Places { source: sender, destination: receiver };
+    assert!(table.found(places).is_none());
+    table.learn(sender, 7, 0);
+    assert!(table.found(places).is_none());
+    table.learn(receiver, 8, 0);
+    let found = table.found(places).expect("both are known");
+    assert_eq!(table.recall(&found, 7, 0), Some(8));
+    assert_eq!(table.recall(&found, 6, 0), None, "the sender is to be learned");
+    assert_eq!(table.recall(&found, 7, 1), None, "that it was heard of is to be noted");
+    table.learn(receiver, 9, 0);
+    assert_eq!(table.recall(&found, 7, 0), Some(9));
+    table.learn(sender, 7, 300);
+    assert_eq!(table.recall(&found, 7, 300), None, "the receiver has aged");
+
+    // Others have the receiver's entry now, and then the sender's.
+    table.learn(receiver, 9, 300);
+    assert_eq!(table.recall(&found, 7, 300), Some(9));
+    for (address, port) in [(2, 9), (1, 7)] {
+        table.forget_port(port);
+        for other in &sharing(&table, address, WAYS + 1)[1..] {
+            learn(&table, mac(*other), port, 300);
+        }
+        assert_eq!(table.recall(&found, 7, 300), None);
+        table.learn(receiver, 9, 300);
+    }
+}
+
+#[test]
 fn an_address_is_forgotten_after_300_seconds() {
     let table = Table::new(KEY);
     learn(&table, mac(1), 7, 1000);
