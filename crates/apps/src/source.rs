@@ -14,7 +14,6 @@ use engine::{
 };
 use thiserror::Error;
 use wire::ethernet::{EtherType, Ethernet, HEADER_SIZE, MacAddress};
-use wire::virtio::Offload;
 
 /// How late a source may be and make up for it, in nanoseconds; or a burst of frames, if that is more.
 pub const CATCH_UP: u64 = 10_000_000;
@@ -181,9 +180,8 @@ impl App for Source {
         }
         burst.limit_held(BURST);
         let frame = lease.private(std::mem::take(&mut sending.frame));
-        let frames = std::iter::repeat_n(memory::ReadSlice::from(frame), sending.pulled);
-        burst.segments().extend(frames);
-        burst.push_singles(0..sending.pulled, 0, |_| Some(Offload::NONE));
+        let frames = std::iter::repeat_n(((), frame.into()), sending.pulled);
+        burst.push_singles(frames, 0, |(), _| true);
         had_something
     }
 

@@ -361,24 +361,21 @@ impl<'b> Burst<'b> {
     }
 
     /// Adds frames of one segment each, behind a header as above: what [`Self::push`] does for one, done for
-    /// many, in order.
+    /// many, in order. Something of the caller's is beside each segment.
     ///
-    /// `judge` is told of each what it would be, and says what is left to do to it, or that it is not to
-    /// be one.
+    /// `judge` is told of each what it would be, sets what is left to do to it, and says whether it is to be one.
     #[inline(always)]
-    pub fn push_singles(
+    pub fn push_singles<T>(
         &mut self,
-        segments: Range<usize>,
+        singles: impl Iterator<Item = (T, ReadSlice<'b>)>,
         header_len: usize,
-        mut judge: impl FnMut(Arrival<'_>) -> Option<Offload>,
+        mut judge: impl FnMut(T, Arrival<'_>) -> bool,
     ) {
         debug_assert!(header_len <= HEADER_ROOM);
         let header_at = HEADER_ROOM.saturating_sub(header_len);
         let mut index = self.len;
         let records = &mut *self.records;
-        let first = segments.start as u32;
-        let segments = self.segments.get_mut(segments).unwrap_or_default();
-        for (segment, body) in segments.iter_mut().zip(first..) {
+        for (beside, segment) in singles {
             let Some(record) = records.get_mut(index) else { break };
             let Some(room) = record.bytes.get_mut(header_at..HEADER_ROOM + HEAD) else { break };
             let copied = segment.copy_to(room);
@@ -386,15 +383,19 @@ impl<'b> Burst<'b> {
             let (header, head) =
                 room.get(..copied).unwrap_or_default().split_at(header_len.min(copied));
             let len = total.saturating_sub(header_len);
-            let Some(offload) = judge(Arrival { index, header, head, len }) else { continue };
+            record.offload = Offload::NONE;
+            let offload = &mut record.offload;
+            if !judge(beside, Arrival { index, header, head, len, offload }) {
+                continue;
+            }
             record.head_len = head.len() as u8;
-            record.offload = offload;
             record.len = len as u32;
-            record.body_start = body;
-            record.body_end = body;
+            // As good as always the head is all of a small frame, and then nothing is left.
+            (record.body_start, record.body_end) = (0, 0);
             if copied < total {
-                *segment = segment.skip(copied);
-                record.body_end += 1;
+                record.body_start = self.segments.len() as u32;
+                record.body_end = record.body_start + 1;
+                self.segments.push(segment.skip(copied));
             }
             record.replicated = false;
             record.outcome = Outcome::Done;
@@ -645,7 +646,6 @@ impl<'b> Burst<'b> {
 }
 
 /// What would be a frame: see [`Burst::push_singles`].
-#[derive(Clone, Copy)]
 pub struct Arrival<'a> {
     /// Which of the burst's frames.
     pub index: usize,
@@ -655,6 +655,8 @@ pub struct Arrival<'a> {
     pub head: &'a [u8],
     /// Bytes, without the header.
     pub len: usize,
+    /// What is left to do to it: to be set, if it is anything.
+    pub offload: &'a mut Offload,
 }
 
 /// A frame, as an app sees it.

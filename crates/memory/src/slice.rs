@@ -230,26 +230,40 @@ impl<S> SliceList<S> {
     }
 }
 
-impl SliceList<ReadSlice<'static>> {
+/// A slice, or one beside something else, of memory that a [`SliceList`] does not know.
+///
+/// # Safety
+///
+/// [`Self::Of`] is this type, but for the lifetime of the slice, and neither has to be dropped.
+pub unsafe trait Listed {
+    /// The same, of a certain memory.
+    type Of<'m>;
+}
+
+// SAFETY: it is the same but for the lifetime, and is not dropped, as is checked below.
+unsafe impl Listed for ReadSlice<'static> {
+    type Of<'m> = ReadSlice<'m>;
+}
+
+// SAFETY: as above.
+unsafe impl Listed for WriteSlice<'static> {
+    type Of<'m> = WriteSlice<'m>;
+}
+
+// SAFETY: it is the same but for the lifetime of the slice, and what can be copied is not dropped.
+unsafe impl<T: Copy, S: Listed> Listed for (T, S) {
+    type Of<'m> = (T, S::Of<'m>);
+}
+
+impl<S: Listed> SliceList<S> {
     /// The list, empty, for slices of any memory.
     #[inline]
-    pub fn lend<'m>(&mut self) -> &mut Vec<ReadSlice<'m>> {
+    pub fn lend<'m>(&mut self) -> &mut Vec<S::Of<'m>> {
         self.0.clear();
-        let list: *mut Vec<ReadSlice<'static>> = &mut self.0;
+        let list: *mut Vec<S> = &mut self.0;
         // SAFETY: a lifetime is all that is different, so the layout is the same; for as long as the list is lent nobody else
         // has it. What is left in it afterwards, of memory that may be gone, is never looked at: it can be reached only by
         // this function, which clears it first, and to drop or clear slices does not touch them.
-        unsafe { &mut *list.cast() }
-    }
-}
-
-impl SliceList<WriteSlice<'static>> {
-    /// The list, empty, for slices of any memory.
-    #[inline]
-    pub fn lend<'m>(&mut self) -> &mut Vec<WriteSlice<'m>> {
-        self.0.clear();
-        let list: *mut Vec<WriteSlice<'static>> = &mut self.0;
-        // SAFETY: as for slices to be read: a lifetime is all that is different, and what is left in the list is never looked at.
         unsafe { &mut *list.cast() }
     }
 }

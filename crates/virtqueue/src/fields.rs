@@ -19,12 +19,23 @@ pub trait Fields<V>: Clone {
     /// Gives field `at` a value.
     fn store(&self, at: usize, value: V, order: Ordering);
 
-    /// The values of the fields from `at` on, each loaded once, when it is asked for.
-    fn load_from(&self, at: usize) -> impl Iterator<Item = V>;
+    /// The values of `count` fields from `at` on, each loaded once, when it is asked for. None when there are not so many.
+    fn load_run(&self, at: usize, count: usize) -> impl Iterator<Item = V>;
 
     /// The values of fields `at` and `at + 1`, each loaded once, in no order. None when there are no
     /// such fields, which may happen here.
     fn load_two(&self, at: usize) -> Option<[V; 2]>;
+
+    /// What loads the first and the second of each of `count` pairs of fields, from `at` on. None when there are not so many: one check for
+    /// all, as for the other runs.
+    fn pairs(
+        &self,
+        at: usize,
+        count: usize,
+    ) -> impl Iterator<Item = (impl Fn(Ordering) -> V, impl Fn(Ordering) -> V)>;
+
+    /// Gives pairs of fields from `at` on values, in no order. Gives none a value when there are not so many.
+    fn store_pairs(&self, at: usize, values: impl ExactSizeIterator<Item = [V; 2]>);
 
     /// Gives fields `at` and `at + 1` values, in no order.
     #[inline]
@@ -93,8 +104,9 @@ macro_rules! fields {
             }
 
             #[inline(always)]
-            fn load_from(&self, at: usize) -> impl Iterator<Item = $value> {
-                let fields = self.get(at..).unwrap_or_default();
+            fn load_run(&self, at: usize, count: usize) -> impl Iterator<Item = $value> {
+                let fields = self.get(at..).and_then(|fields| fields.get(..count));
+                let fields = fields.unwrap_or_default();
                 fields.iter().map(|field| <$value>::from_le(field.load(Ordering::Relaxed)))
             }
 
@@ -105,6 +117,30 @@ macro_rules! fields {
                     return None;
                 }
                 Some([at, at + 1].map(|at| <$value>::from_le(self[at].load(Ordering::Relaxed))))
+            }
+
+            #[inline(always)]
+            fn pairs(
+                &self,
+                at: usize,
+                count: usize,
+            ) -> impl Iterator<Item = (impl Fn(Ordering) -> $value, impl Fn(Ordering) -> $value)> {
+                let fields = self.get(at..).and_then(|fields| fields.get(..2 * count));
+                let (pairs, _) = fields.unwrap_or_default().as_chunks();
+                pairs.iter().map(|[first, second]| {
+                    let load = |field: &$atomic, order| <$value>::from_le(field.load(order));
+                    (move |order| load(first, order), move |order| load(second, order))
+                })
+            }
+
+            #[inline(always)]
+            fn store_pairs(&self, at: usize, values: impl ExactSizeIterator<Item = [$value; 2]>) {
+                let fields = self.get(at..).and_then(|fields| fields.get(..2 * values.len()));
+                let (pairs, _) = fields.unwrap_or_default().as_chunks();
+                for ([first, second], [one, two]) in pairs.iter().zip(values) {
+                    first.store(one.to_le(), Ordering::Relaxed);
+                    second.store(two.to_le(), Ordering::Relaxed);
+                }
             }
 
             #[inline(always)]

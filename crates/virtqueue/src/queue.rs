@@ -65,7 +65,7 @@ pub trait DeviceRing {
     fn give_back(&mut self, chain: Chain, written: u32);
 
     /// See [`DeviceQueue::give_all_back`].
-    fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>);
+    fn give_all_back(&mut self, chains: impl ExactSizeIterator<Item = (Chain, u32)>);
 }
 
 impl DeviceQueue {
@@ -189,7 +189,7 @@ impl DeviceQueue {
 
     /// Gives chains back, each with the bytes that were written to it.
     #[inline]
-    pub fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+    pub fn give_all_back(&mut self, chains: impl ExactSizeIterator<Item = (Chain, u32)>) {
         either!(self, queue => queue.give_all_back(chains));
     }
 

@@ -114,7 +114,7 @@ fn a_station_that_moves_is_followed() {
 #[test]
 fn a_conversation_that_goes_on_follows_what_changes() {
     let mut net = Net::bridge(4);
-    let mut goes_to = |net: &mut Net, port: usize, expected: &[usize]| {
+    let goes_to = |net: &mut Net, port: usize, expected: &[usize]| {
         (0..4).for_each(|_| assert_eq!(net.ports_of(port, frame(2, 1)), expected));
     };
     net.ports_of(1, frame(9, 2));

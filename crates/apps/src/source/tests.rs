@@ -1,4 +1,5 @@
 use engine::{AppId, Graph};
+use wire::virtio::Offload;
 
 use super::*;
 use crate::testing::Station;

@@ -33,15 +33,13 @@ fn body(frame: &Frame<'_>) -> Vec<u8> {
 
 /// As [`push`], by the way for frames of one segment each.
 fn push_single<'b>(burst: &mut Burst<'b>, piece: &'b [u8], skip: usize) -> Option<usize> {
-    let start = burst.segments().len();
-    burst.segments().push(piece.into());
     let mut index = None;
-    burst.push_singles(start..start + 1, skip, |arrival| {
+    burst.push_singles([((), piece.into())].into_iter(), skip, |(), arrival| {
         let (header, rest) = piece.split_at(skip.min(piece.len()));
         let head = &rest[..rest.len().min(HEAD)];
         assert_eq!((arrival.header, arrival.head, arrival.len), (header, head, rest.len()));
         index = Some(arrival.index);
-        Some(Offload::NONE)
+        true
     });
     index
 }
@@ -296,9 +294,10 @@ fn less_than_a_header_shows_nothing_of_an_earlier_one() {
         Err("no frame")
     });
     assert_eq!(pushed, Err("no frame"));
-    burst.push_singles(0..1, HEADER_ROOM, |Arrival { header, head, len, .. }| {
+    let single = [((), ReadSlice::from(&[1, 2, 3][..]))].into_iter();
+    burst.push_singles(single, HEADER_ROOM, |(), Arrival { header, head, len, .. }| {
         assert_eq!((header, head, len), (&[1, 2, 3][..], &[][..], 0));
-        None
+        false
     });
     assert!(burst.is_empty());
 }
@@ -337,15 +336,16 @@ fn those_of_several_that_are_not_wanted_leave_no_trace() {
 
     let mut burst = storage.begin(0, 1);
     push(&mut burst, &[&frames[0]], 0);
-    let start = burst.segments().len();
-    burst.segments().extend(frames[1..].iter().map(|frame| ReadSlice::from(&frame[..])));
-    let mut indices = Vec::new();
-    burst.push_singles(start..start + 5, 12, |arrival| {
+    let singles = frames[1..].iter().zip(1..).map(|(frame, number)| (number, (&frame[..]).into()));
+    let (mut indices, mut numbers) = (Vec::new(), Vec::new());
+    burst.push_singles(singles, 12, |number, arrival| {
+        numbers.push(number);
         indices.push(arrival.index);
-        (arrival.len % 80 == 48).then_some(Offload::NONE)
+        arrival.len % 80 == 48
     });
     // Of 128, 168, 208, 248 and 288 bytes, the first, third and fifth.
     assert_eq!(indices, [1, 2, 2, 3, 3]);
+    assert_eq!(numbers, [1, 2, 3, 4, 5]);
     assert_eq!(burst.len(), 4);
     for (index, frame) in [(1, &frames[1]), (2, &frames[3]), (3, &frames[5])] {
         let found = burst.frame(index);

@@ -18,7 +18,6 @@ use engine::{
     App, BURST, Burst, Counters, DropReason, Lease, Outcome, Outcomes, Outputs, Poller, Selection,
 };
 use rustix::event::{EventfdFlags, eventfd};
-use wire::virtio::Offload;
 
 use super::read_ahead::{CHUNKS, Chunk, Queues, ReadAhead, ReadError, Replay, Report};
 
@@ -126,12 +125,12 @@ impl App for PcapSource {
         }
         burst.limit_held(BURST);
         let bytes = lease.private(std::mem::take(&mut chunk.bytes));
-        for index in &sending.pending {
+        let frames = sending.pending.iter().map(|index| {
             let frame = chunk.frames.get(*index);
             let frame = frame.and_then(|frame| bytes.get(frame.start..frame.start + frame.len));
-            burst.segments().push(frame.unwrap_or_default().into());
-        }
-        burst.push_singles(0..sending.pending.len(), 0, |_| Some(Offload::NONE));
+            ((), frame.unwrap_or_default().into())
+        });
+        burst.push_singles(frames, 0, |(), _| true);
         was_moved || sending.pending.len() > held
     }
 

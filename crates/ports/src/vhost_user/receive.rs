@@ -217,6 +217,7 @@ pub(super) enum Found {
 
 /// What a worker needs to gather buffers; kept from burst to burst for its allocations.
 pub(super) struct Scratch {
+    singles: SliceList<(Chain, WriteSlice<'static>)>,
     chains: Vec<Chain>,
     slices: SliceList<WriteSlice<'static>>,
     gathered: Vec<Gathered>,
@@ -229,6 +230,7 @@ pub(super) struct Scratch {
 impl Scratch {
     pub(super) fn new() -> Self {
         Self {
+            singles: SliceList::with_capacity(BURST),
             chains: Vec::with_capacity(4 * BURST),
             slices: SliceList::with_capacity(4 * BURST),
             gathered: Vec::with_capacity(BURST),
@@ -344,6 +346,7 @@ fn deliver(
         queue,
         translator,
         shape,
+        singles: scratch.singles.lend(),
         chains: &mut scratch.chains,
         slices: scratch.slices.lend(),
         gathered: &mut scratch.gathered,
@@ -406,6 +409,9 @@ struct Gather<'s, 'm, Q> {
     queue: &'s mut Q,
     translator: Translator<'m>,
     shape: Shape,
+    /// Where each frame has one buffer.
+    singles: &'s mut Vec<(Chain, WriteSlice<'m>)>,
+    /// Where not.
     chains: &'s mut Vec<Chain>,
     slices: &'s mut Vec<WriteSlice<'m>>,
     gathered: &'s mut Vec<Gathered>,
@@ -447,9 +453,8 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         selection: &Selection,
         sent: &mut Traffic,
     ) -> (usize, bool) {
-        let Self { translator, chains, slices, shape, .. } = self;
+        let Self { translator, singles: list, shape, .. } = self;
         let shape @ Shape { header_size, .. } = *shape;
-        let (chains, slices) = (&mut **chains, &mut **slices);
         let mut frames = selection.iter();
         let most = selection.len().min(self.budget);
         let singles = self.queue.take_singles(Direction::Write, most, |single| {
@@ -467,8 +472,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
                 burst.prefetch_body::<AHEAD>(index);
             }
             slice.prefetch_behind_header::<AHEAD>(header_size);
-            slices.push(slice);
-            chains.push(single.chain);
+            list.push((single.chain, slice));
             true
         });
         let Singles { count, is_other_next } = match singles {
@@ -478,7 +482,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
                 return (0, false);
             }
         };
-        for (index, slice) in selection.iter().zip(slices.iter()) {
+        for (index, (_, slice)) in selection.iter().zip(list.iter()) {
             let Framed { front, body, .. } = burst.framed(index, header_size);
             let mut copied = slice.copy_behind_header(header_size, front.into());
             for segment in body {
@@ -486,10 +490,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
             }
         }
         *sent += burst.traffic_of_first(selection, count);
-        let lens = slices.iter().map(|slice| slice.len() as u32);
-        self.queue.give_all_back(chains.iter().copied().zip(lens));
-        slices.clear();
-        chains.clear();
+        self.queue.give_all_back(list.iter().map(|(chain, slice)| (*chain, slice.len() as u32)));
         self.budget -= count;
         (count, count < most && !is_other_next)
     }

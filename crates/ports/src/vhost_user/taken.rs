@@ -82,10 +82,10 @@ impl Taken {
         self.chains.is_empty()
     }
 
-    /// Adds a chain that was taken from the ring at `place`, of at most 128. It has made no frame yet.
+    /// Adds a chain that was taken from the ring at `place`, of at most 128, and the frame that was made of it, if one was made already.
     #[inline(always)]
-    pub(crate) fn add(&mut self, place: usize, chain: Chain) {
-        self.chains.push(TakenChain { chain, place: place as u8, frame: None, held: None });
+    pub(crate) fn add(&mut self, place: usize, chain: Chain, frame: Option<u8>) {
+        self.chains.push(TakenChain { chain, place: place as u8, frame, held: None });
     }
 
     /// The chains from `index` on.
@@ -168,6 +168,13 @@ impl Taken {
 
     /// Gives all chains back: as good as always, none of their frames was held.
     fn give_all_back(&mut self, rings: &mut [Option<Ring>]) -> Settled {
+        let moved = !self.chains.is_empty();
+        // As good as always, and then they are all of one ring.
+        if let [Some(ring)] = rings {
+            ring.queue.give_all_back(self.chains.iter().map(|taken| (taken.chain, 0)));
+            self.chains.clear();
+            return Settled { moved, lost: 0 };
+        }
         for of_ring in self.chains.chunk_by(|one, other| one.place == other.place) {
             let Some(place) = of_ring.first().map(|taken| usize::from(taken.place)) else {
                 continue;
@@ -176,7 +183,6 @@ impl Taken {
             let chains = of_ring.iter().map(|taken| (taken.chain, 0));
             ring.queue.give_all_back(chains);
         }
-        let moved = !self.chains.is_empty();
         self.chains.clear();
         Settled { moved, lost: 0 }
     }

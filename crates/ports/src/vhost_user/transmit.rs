@@ -11,9 +11,9 @@ use engine::{
     Arrival, BURST, Burst, Counters, DropReason, ENOUGH_SEGMENTS, Frame, HEAD, HEADER_ROOM, Lease,
     Outcomes, Traffic,
 };
-use memory::{GuestMemory, ReadSlice, Translator};
+use memory::{GuestMemory, ReadSlice, SliceList, Translator};
 use vhost_user::Device;
-use virtqueue::{DeviceQueue, DeviceRing, Direction, Singles, Violation};
+use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Singles, Violation};
 use wire::virtio::{Features, Offload};
 
 use super::ring::{Ring, Shape, Swapped, numbers, setup, unchanged};
@@ -32,6 +32,8 @@ pub(super) struct Transmit {
     share: Share,
     /// By their place in the share, as far as there are any.
     rings: Vec<Option<Ring>>,
+    /// Chains of one buffer each that are to be made frames of; kept from burst to burst for its allocation.
+    singles: SliceList<(Chain, ReadSlice<'static>)>,
     taken: Taken,
     backlog: Backlog,
     /// A held frame made way: something moved.
@@ -48,6 +50,7 @@ impl Transmit {
         Self {
             share,
             rings: Vec::new(),
+            singles: SliceList::with_capacity(BURST),
             taken: Taken::new(),
             backlog: Backlog::default(),
             moved: false,
@@ -206,18 +209,16 @@ impl Transmit {
     ) -> Result<(), GuestFault> {
         let fault = self.fault(place);
         let pair = self.share.pair(place);
-        let Self { rings, taken, .. } = self;
+        let Self { rings, taken, singles, .. } = self;
         let Some(Some(Ring { queue, setup, .. })) = rings.get_mut(place) else { return Ok(()) };
-        let before = taken.len();
-        let start = burst.segments().len();
-        let segments = burst.segments();
+        let (room, singles) = (BURST - taken.len(), singles.lend());
         let taking = match queue {
-            DeviceQueue::Split(queue) => take_singles(queue, place, taken, intake, segments),
-            DeviceQueue::Packed(queue) => take_singles(queue, place, taken, intake, segments),
+            DeviceQueue::Split(queue) => take_singles(queue, room, intake, singles),
+            DeviceQueue::Packed(queue) => take_singles(queue, room, intake, singles),
         };
-        let Singles { count, is_other_next } = taking.map_err(&fault)?;
+        let Singles { is_other_next, .. } = taking.map_err(&fault)?;
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
-        make_singles(taken.from(before), start..start + count, maker, burst, counters);
+        make_singles(singles, place, taken, maker, burst, counters);
 
         if is_other_next {
             // What is in several buffers, or not near the one before.
@@ -304,36 +305,32 @@ impl Intake<'_> {
     }
 }
 
-/// Takes chains of one buffer each from a ring, as many as the burst has room for, and appends their bytes
-/// to the segments. Their first bytes are on the way to the processor then, of all frames at once. Returns
+/// Takes chains of one buffer each from a ring, as many as there is room for, with their bytes. Their first bytes are on the way to the processor then, of all frames at once. Returns
 /// how many: as good as always all there are, and else those before the first one that has to be looked at
 /// more closely.
 #[inline(always)]
 fn take_singles<'m>(
     queue: &mut impl DeviceRing,
-    place: usize,
-    taken: &mut Taken,
+    room: usize,
     intake: &mut Intake<'m>,
-    segments: &mut Vec<ReadSlice<'m>>,
+    singles: &mut Vec<(Chain, ReadSlice<'m>)>,
 ) -> Result<Singles, Violation> {
-    let room = BURST - taken.len();
     // In registers, as far as there are any: the loop is short.
     let Intake { mut translator, limit, mut bytes, .. } = intake.clone();
-    let singles = queue.take_singles(Direction::Read, room, |single| {
+    let taken = queue.take_singles(Direction::Read, room, |single| {
         let buffer = single.buffer();
         if buffer.len > limit || bytes >= BYTE_BUDGET {
             return false;
         }
         let Some(slice) = translator.read_whole(buffer.address, buffer.len) else { return false };
         slice.prefetch::<AHEAD>();
-        segments.push(slice);
-        taken.add(place, single.chain);
+        singles.push((single.chain, slice));
         bytes += u64::from(buffer.len);
         true
     })?;
     intake.bytes = bytes;
-    intake.descriptors += singles.count;
-    Ok(singles)
+    intake.descriptors += taken.count;
+    Ok(taken)
 }
 
 /// Takes chains of any kind from a ring, as many as the burst has room for, and makes frames of them.
@@ -384,7 +381,7 @@ fn take_any<'m>(
         *slot = segments.len();
         intake.descriptors += usize::from(chain.descriptors());
         intake.bytes += chain.bytes();
-        taken.add(place, chain);
+        taken.add(place, chain, None);
     }
     Ok(())
 }
@@ -398,16 +395,20 @@ struct Maker<'s> {
 }
 
 impl Maker<'_> {
-    /// What is left to do to a frame of `len` bytes with this header, if it may be one.
+    /// Whether these may be a frame, of `len` bytes, with this header. What is left to do to it is put into `offload`, which says that
+    /// there is nothing.
     #[inline(always)]
-    fn judge(&self, header: &[u8], len: usize) -> Result<Offload, DropReason> {
+    fn judge(&self, header: &[u8], len: usize, offload: &mut Offload) -> Result<(), DropReason> {
         let Shape { features, frame_limit, .. } = self.shape;
         if len < wire::ethernet::HEADER_SIZE {
             return Err(DropReason::TooShort);
         }
-        let offload = Offload::read(header, len, features)?;
-        let fits = len <= frame_limit || offload.wire_len(len) <= frame_limit;
-        if fits { Ok(offload) } else { Err(DropReason::OverMtu) }
+        // As good as always.
+        if Offload::is_none_in(header) && len <= frame_limit {
+            return Ok(());
+        }
+        *offload = Offload::read(header, len, features)?;
+        if offload.wire_len(len) <= frame_limit { Ok(()) } else { Err(DropReason::OverMtu) }
     }
 
     /// Remembers where answers to a frame belong.
@@ -419,39 +420,35 @@ impl Maker<'_> {
     }
 }
 
-/// Makes frames of chains of one segment each. Without a maker they are dropped: the ring is disabled.
+/// Makes frames of chains of one buffer each, which were taken from the ring at `place`. Without a maker they are dropped: the ring is
+/// disabled.
 #[inline(always)]
-fn make_singles(
-    chains: &mut [TakenChain],
-    segments: Range<usize>,
+fn make_singles<'m>(
+    singles: &[(Chain, ReadSlice<'m>)],
+    place: usize,
+    taken: &mut Taken,
     maker: Option<Maker<'_>>,
-    burst: &mut Burst<'_>,
+    burst: &mut Burst<'m>,
     counters: &mut Counters,
 ) {
     let Some(maker) = maker else {
-        return counters[DropReason::SenderDisabled] += chains.len() as u64;
+        singles.iter().for_each(|(chain, _)| taken.add(place, *chain, None));
+        return counters[DropReason::SenderDisabled] += singles.len() as u64;
     };
     let (before, mut bytes) = (burst.len(), 0);
-    let mut chains = chains.iter_mut();
-    burst.push_singles(
-        segments,
-        maker.shape.header_size,
-        |Arrival { index, header, head, len }| {
-            let taken = chains.next()?;
-            match maker.judge(header, len) {
-                Ok(offload) => {
-                    taken.frame = Some(index as u8);
-                    bytes += len as u64;
-                    maker.learn(head);
-                    Some(offload)
-                }
-                Err(reason) => {
-                    counters.drop(reason);
-                    None
-                }
-            }
-        },
-    );
+    let header_size = maker.shape.header_size;
+    burst.push_singles(singles.iter().copied(), header_size, |chain, arrival| {
+        let Arrival { index, header, head, len, offload } = arrival;
+        if let Err(reason) = maker.judge(header, len, offload) {
+            counters.drop(reason);
+            taken.add(place, chain, None);
+            return false;
+        }
+        taken.add(place, chain, Some(index as u8));
+        bytes += len as u64;
+        maker.learn(head);
+        true
+    });
     let received = Traffic { frames: (burst.len() - before) as u64, bytes };
     counters.received += received;
     burst.counted(received);
@@ -491,7 +488,10 @@ fn frame(
         counters.drop(DropReason::TooLong);
         return None;
     }
-    let judge = |header: &[u8], len| maker.judge(header, len);
+    let judge = |header: &[u8], len| {
+        let mut offload = Offload::NONE;
+        maker.judge(header, len, &mut offload).map(|()| offload)
+    };
     match burst.push(segments, maker.shape.header_size, judge) {
         Ok(index) => index.map(|index| index as u8),
         Err(reason) => {

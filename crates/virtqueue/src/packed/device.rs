@@ -164,18 +164,16 @@ impl<M: RingMemory> DeviceQueue<M> {
         let place = Place { id: 0, start: start.bits(), slots: 1, is_read_only };
         let first = Chain::new(place, 1, 0);
         let mut count = 0;
-        while count < most {
-            let here = at + 2 * count;
+        for (first_word, second_word) in self.layout.descriptors.pairs(at, most) {
             // Nothing above length and id where the flags are as they should be. (Where a flag is set that means nothing,
             // too, the chain is taken as others are.)
-            let second = self.layout.descriptors.load(here + 1, Ordering::Acquire);
-            let what = second ^ u64::from(flags) << 48;
+            let what = second_word(Ordering::Acquire) ^ u64::from(flags) << 48;
             let differs = (what >> 48) as u16;
             if differs != 0 {
                 return Singles { count, is_other_next: differs & Descriptor::MARKS == 0 };
             }
             // It was there when the second became available.
-            let address = self.layout.descriptors.load(here, Ordering::Relaxed);
+            let address = first_word(Ordering::Relaxed);
             let chain = first.neighbour(what, count);
             // Called from here alone: of what is called from several places the compiler makes a function, with all that it keeps in
             // memory.

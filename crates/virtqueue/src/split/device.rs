@@ -141,7 +141,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         let place = Place { id: 0, start: start.get(), slots: 1, is_read_only };
         let first = Chain::new(place, 1, 0);
         let mut taken = 0;
-        for head in self.layout.available.load_from(at).take(most) {
+        for head in self.layout.available.load_run(at, most) {
             let Some(Descriptor { address, length, flags, .. }) = self.descriptor(head) else {
                 break;
             };
@@ -301,17 +301,33 @@ impl<M: RingMemory> DeviceQueue<M> {
     }
 
     #[inline(always)]
-    fn write_used<const IN_ORDER: bool>(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+    fn write_used(&mut self, chains: impl ExactSizeIterator<Item = (Chain, u32)>) {
+        let mut entries = chains.map(|(chain, written)| [chain.id().into(), written]);
+        let Layout { used_entries, .. } = &self.layout;
+        let (slot, count) = (self.next_used.slot(self.size()), entries.len());
+        let room = usize::from(self.size()) - slot;
+        if count <= room {
+            used_entries.store_pairs(2 * slot, entries);
+        } else {
+            used_entries.store_pairs(2 * slot, entries.by_ref().take(room));
+            used_entries.store_pairs(0, entries);
+        }
+        self.next_used = self.next_used.advance(count as u16);
+        self.batch = self.next_used;
+    }
+
+    /// As [`Self::write_used`], with IN_ORDER.
+    #[inline(always)]
+    fn write_used_in_order(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
         let size = self.size();
         let (mut next, mut batch) = (self.next_used, self.batch);
         for (chain, written) in chains {
             let Place { id, start, is_read_only, .. } = chain.place();
-            debug_assert!(!IN_ORDER || start == next.get(), "not in order");
-            let entry = if IN_ORDER { batch } else { next };
-            self.layout.used_entries.store_two(2 * entry.slot(size), [id.into(), written]);
+            debug_assert!(start == next.get(), "not in order");
+            self.layout.used_entries.store_two(2 * batch.slot(size), [id.into(), written]);
             next = next.advance(1);
-            // With IN_ORDER the next chain's entry may replace that of one without anything written.
-            if !(IN_ORDER && is_read_only) {
+            // The next chain's entry may replace that of one without anything written.
+            if !is_read_only {
                 batch = next;
             }
         }
@@ -462,11 +478,11 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
     }
 
     #[inline(always)]
-    fn give_all_back(&mut self, chains: impl Iterator<Item = (Chain, u32)>) {
+    fn give_all_back(&mut self, chains: impl ExactSizeIterator<Item = (Chain, u32)>) {
         if self.in_order {
-            self.write_used::<true>(chains);
+            self.write_used_in_order(chains);
         } else {
-            self.write_used::<false>(chains);
+            self.write_used(chains);
         }
     }
 }

@@ -70,8 +70,22 @@ macro_rules! fields {
                 self.0[at].store(value, order);
             }
 
-            fn load_from(&self, at: usize) -> impl Iterator<Item = $value> {
-                (at..self.0.len()).map(|at| self.load(at, Ordering::Relaxed))
+            fn load_run(&self, at: usize, count: usize) -> impl Iterator<Item = $value> {
+                (at..at + count).map(|at| self.load(at, Ordering::Relaxed))
+            }
+
+            fn pairs(
+                &self,
+                at: usize,
+                count: usize,
+            ) -> impl Iterator<Item = (impl Fn(Ordering) -> $value, impl Fn(Ordering) -> $value)> {
+                let load = move |at| move |order| self.load(at, order);
+                (at..).step_by(2).take(count).map(move |at| (load(at), load(at + 1)))
+            }
+
+            fn store_pairs(&self, at: usize, values: impl ExactSizeIterator<Item = [$value; 2]>) {
+                let places = (at..).step_by(2);
+                places.zip(values).for_each(|(at, values)| self.store_two(at, values));
             }
 
             fn load_two(&self, at: usize) -> Option<[$value; 2]> {

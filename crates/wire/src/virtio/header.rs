@@ -248,13 +248,17 @@ impl Offload {
     /// `frame_len` bytes. See [`NetHeader::offload`].
     #[inline]
     pub fn read(header: &[u8], frame_len: usize, acked: Features) -> Result<Self, HeaderFault> {
-        // As good as always there is nothing to do, which takes two bytes to know.
-        if let [flags, NetHeader::GSO_NONE, ..] = header
-            && flags & NetHeader::NEEDS_CSUM == 0
-        {
+        // As good as always.
+        if Self::is_none_in(header) {
             return Ok(Self::NONE);
         }
         Self::read_all(header, frame_len, acked)
+    }
+
+    /// Whether a header says that there is nothing to do, which takes two bytes to know.
+    #[inline(always)]
+    pub fn is_none_in(header: &[u8]) -> bool {
+        matches!(header, [flags, NetHeader::GSO_NONE, ..] if flags & NetHeader::NEEDS_CSUM == 0)
     }
 
     #[inline(never)]

@@ -265,8 +265,8 @@ fn an_index_that_jumps_is_a_violation_once_it_is_read() {
             assert_eq!(take_next(&ring, &mut device, WRITE), Err(expected));
             assert_eq!((device.position(), device.outstanding()), (taken, 5));
             // What was taken can be given back, and with a good index it goes on.
-            let singles = first.iter().chain(&more);
-            device.give_all_back(singles.map(|single| (single.chain, 1)));
+            let singles = [&first[..], &more].concat();
+            device.give_all_back(singles.iter().map(|single| (single.chain, 1)));
             ring.set_available_index(base.wrapping_add(SIZE));
             let (rest, _) = take(&mut device, WRITE, 64).unwrap();
             assert_eq!(rest.len(), 3);
