@@ -11,7 +11,8 @@
 //! Ports come and go while the bridge runs: see [`sides`]. Of one that goes down the addresses are forgotten, by each part of the bridge
 //! on its own worker: however many go at once, it looks through its table once.
 //!
-//! The table of addresses is bounded: see [`table`].
+//! The table of addresses is bounded: see [`table`]. Frames most often belong to the conversation of those before, without VLANs: the
+//! table is not searched then, but looked at where it had both addresses ([`Conversation`]), and what it has there decides.
 
 pub mod sides;
 pub mod table;
