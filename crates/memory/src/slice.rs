@@ -400,6 +400,11 @@ mod tests {
         let mut list = SliceList::<WriteSlice<'static>>::default();
         list.lend().push(WriteSlice::from(&mut [1, 2, 3][..]));
         assert!(list.lend().is_empty());
+
+        let mut list = SliceList::<(u8, ReadSlice<'static>)>::default();
+        let bytes = [1, 2, 3];
+        list.lend().push((7, ReadSlice::from(&bytes[..])));
+        assert!(list.lend().is_empty());
     }
 
     /// Private memory that begins where a cache line does.
