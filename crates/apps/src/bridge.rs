@@ -230,19 +230,20 @@ impl Conversation {
         input: usize,
         now: u32,
     ) -> Option<usize> {
+        let (found, at) = self.found.as_ref()?;
         let is_of_this = |index| addresses(burst.head(index)) == Some(&self.addresses);
-        if !selection.iter().all(is_of_this) {
+        if *at != now || !selection.iter().all(is_of_this) {
             return None;
         }
-        let port = table.recall(self.found.as_ref()?, input as PortNumber, now)?.into();
+        let port = table.recall(found, input as PortNumber, now)?.into();
         (port != input).then_some(port)
     }
 
     /// Takes note of what came, and if it is the second time, of where the table has it.
-    fn note(&mut self, addresses: &[u8; ADDRESSES], table: &Table, places: Places) {
+    fn note(&mut self, addresses: &[u8; ADDRESSES], table: &Table, places: Places, now: u32) {
         let is_another = self.addresses != *addresses;
         self.addresses = *addresses;
-        self.found = if is_another { None } else { table.found(places) };
+        self.found = if is_another { None } else { table.found(places).map(|found| (found, now)) };
     }
 }
 
@@ -404,9 +405,10 @@ impl App for Bridge {
             }
         }
         if let [Run { places: Ok(places), .. }] = runs[..]
+            && together.is_some()
             && let Some(addresses) = selection.iter().next().and_then(|i| addresses(burst.head(i)))
         {
-            conversation.note(addresses, table, places);
+            conversation.note(addresses, table, places, now);
         }
         match together {
             // One conversation, one frame, or many to the same port: nothing to sort.

@@ -24,8 +24,9 @@ pub enum Side {
 #[derive(Clone, Copy, Default)]
 pub(super) struct Conversation {
     pub(super) addresses: [u8; ADDRESSES],
-    /// Where the table has both, once it was asked a second time.
-    pub(super) found: Option<Found>,
+    /// Where the table has both, once it was asked a second time, and the second in which it was asked: what is there twice, as after a race
+    /// of workers, is looked for again in the next.
+    pub(super) found: Option<(Found, u32)>,
 }
 
 /// The ports of a bridge, for one of its parts.

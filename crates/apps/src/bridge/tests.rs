@@ -142,6 +142,30 @@ fn a_conversation_that_goes_on_follows_what_changes() {
 }
 
 #[test]
+fn a_burst_goes_on_with_a_conversation_only_as_a_whole() {
+    let mut net = Net::bridge(4);
+    net.ports_of(1, frame(9, 2));
+    net.ports_of(2, frame(9, 3));
+    let (to_2, to_3, to_all) = (frame(2, 1), frame(3, 1), frame(8, 1));
+    for burst in [
+        vec![&to_2, &to_2],
+        vec![&to_2, &to_3],
+        vec![&to_3, &to_2],
+        vec![&to_2, &to_all, &to_2],
+        vec![&to_2, &to_2],
+    ] {
+        (0..3).for_each(|_| assert_eq!(net.ports_of(0, to_2.clone()), [1]));
+        net.send(0, burst.iter().map(|frame| (*frame).clone()).collect::<Vec<_>>());
+        for (port, other) in [(1, &to_3), (2, &to_2), (3, &to_2)] {
+            let mut expected = burst.clone();
+            expected.retain(|frame| *frame != other && (port != 3 || *frame == &to_all));
+            assert_eq!(net.received(port).iter().collect::<Vec<_>>(), expected, "at {port}");
+        }
+    }
+    assert_eq!(net.all_drops(), 0);
+}
+
+#[test]
 fn who_sends_does_not_age_while_a_conversation_goes_on() {
     let mut net = Net::bridge(3);
     net.ports_of(1, frame(9, 2));

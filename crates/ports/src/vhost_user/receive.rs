@@ -454,6 +454,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         sent: &mut Traffic,
     ) -> (usize, bool) {
         let Self { translator, singles: list, shape, .. } = self;
+        debug_assert!(list.is_empty(), "left by somebody");
         let shape @ Shape { header_size, .. } = *shape;
         let mut frames = selection.iter();
         let most = selection.len().min(self.budget);

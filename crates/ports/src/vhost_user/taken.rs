@@ -171,6 +171,7 @@ impl Taken {
         let moved = !self.chains.is_empty();
         // As good as always, and then they are all of one ring.
         if let [Some(ring)] = rings {
+            debug_assert!(self.chains.iter().all(|taken| taken.place == 0), "of another ring");
             ring.queue.give_all_back(self.chains.iter().map(|taken| (taken.chain, 0)));
             self.chains.clear();
             return Settled { moved, lost: 0 };
