@@ -326,8 +326,13 @@ fn those_of_several_that_are_not_wanted_leave_no_trace() {
     let mut storage = Storage::default();
     // What was said of those that had the memory before is not said of these.
     let mut burst = storage.begin(0, 0);
+    let segmentation = None;
+    let left = Offload { checksum: Some(PartialChecksum { start: 34, offset: 16 }), segmentation };
     for index in 0..4 {
-        push(&mut burst, &[&[0xaa; 300]], 0);
+        let start = burst.segments().len();
+        burst.segments().push((&[0xaa; 300][..]).into());
+        let pushed = burst.push::<()>(start..start + 1, 0, |_, _| Ok(left));
+        assert_eq!(pushed, Ok(Some(index)));
         assert!(burst.hold(index));
         burst.replicate(index);
     }
@@ -341,7 +346,12 @@ fn those_of_several_that_are_not_wanted_leave_no_trace() {
     burst.push_singles(singles, 12, |number, arrival| {
         numbers.push(number);
         indices.push(arrival.index);
-        arrival.len % 80 == 48
+        assert_eq!(*arrival.offload, Offload::NONE);
+        let is_wanted = arrival.len % 80 == 48;
+        if !is_wanted {
+            *arrival.offload = left;
+        }
+        is_wanted
     });
     // Of 128, 168, 208, 248 and 288 bytes, the first, third and fifth.
     assert_eq!(indices, [1, 2, 2, 3, 3]);
@@ -350,6 +360,7 @@ fn those_of_several_that_are_not_wanted_leave_no_trace() {
     for (index, frame) in [(1, &frames[1]), (2, &frames[3]), (3, &frames[5])] {
         let found = burst.frame(index);
         assert_eq!([found.head, &body(&found)].concat(), frame[12..]);
+        assert_eq!(found.offload, Offload::NONE);
         assert!(burst.hold(index), "it was held, or went to several");
     }
     let finished = burst.finish();
