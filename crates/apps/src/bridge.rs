@@ -230,12 +230,12 @@ impl Conversation {
         input: usize,
         now: u32,
     ) -> Option<usize> {
-        let (found, at) = self.found.as_ref()?;
+        let (located, at) = self.located.as_ref()?;
         let is_of_this = |index| addresses(burst.head(index)) == Some(&self.addresses);
         if *at != now || !selection.iter().all(is_of_this) {
             return None;
         }
-        let port = table.recall(found, input as PortNumber, now)?.into();
+        let port = table.look_again(located, input as PortNumber, now)?.into();
         (port != input).then_some(port)
     }
 
@@ -243,7 +243,8 @@ impl Conversation {
     fn note(&mut self, addresses: &[u8; ADDRESSES], table: &Table, places: Places, now: u32) {
         let is_another = self.addresses != *addresses;
         self.addresses = *addresses;
-        self.found = if is_another { None } else { table.found(places).map(|found| (found, now)) };
+        let located = if is_another { None } else { table.locate(places) };
+        self.located = located.map(|located| (located, now));
     }
 }
 

@@ -47,6 +47,6 @@ pub use io::{WRITE_SLICES_MAX, write_vectored};
 pub use prefetch::prefetch;
 pub use shared::SharedMemory;
 pub use sigbus::poison_epoch;
-pub use slice::{Listed, ReadCursor, ReadSlice, SliceList, WriteCursor, WriteSlice};
+pub use slice::{ReadCursor, ReadSlice, SliceEntry, SliceList, WriteCursor, WriteSlice};
 pub use table::{Fault, GuestMemory, MAX_REGIONS, MAX_SIZE, MapError, RegionRequest, Translator};
 pub use words::{Word, Words};

@@ -230,35 +230,47 @@ impl<S> SliceList<S> {
     }
 }
 
-/// A slice, or one beside something else, of memory that a [`SliceList`] does not know.
+/// What a [`SliceList`] has for entries: a slice, or one beside something else.
 ///
 /// # Safety
 ///
-/// [`Self::Of`] is this type, but for the lifetime of the slice, and neither has to be dropped.
-pub unsafe trait Listed {
+/// [`Self::Of`] is this type, but for the lifetime of the slice, and neither has to be dropped. Nobody outside can say that of another
+/// type: the trait is sealed.
+pub unsafe trait SliceEntry: sealed::Sealed {
     /// The same, of a certain memory.
     type Of<'m>;
 }
 
 // SAFETY: it is the same but for the lifetime, and is not dropped, as is checked below.
-unsafe impl Listed for ReadSlice<'static> {
+unsafe impl SliceEntry for ReadSlice<'static> {
     type Of<'m> = ReadSlice<'m>;
 }
 
 // SAFETY: as above.
-unsafe impl Listed for WriteSlice<'static> {
+unsafe impl SliceEntry for WriteSlice<'static> {
     type Of<'m> = WriteSlice<'m>;
 }
 
 // SAFETY: it is the same but for the lifetime of the slice, and what can be copied is not dropped.
-unsafe impl<T: Copy, S: Listed> Listed for (T, S) {
+unsafe impl<T: Copy, S: SliceEntry> SliceEntry for (T, S) {
     type Of<'m> = (T, S::Of<'m>);
 }
 
-impl<S: Listed> SliceList<S> {
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for super::ReadSlice<'static> {}
+    impl Sealed for super::WriteSlice<'static> {}
+    impl<T: Copy, S: super::SliceEntry> Sealed for (T, S) {}
+}
+
+impl<S: SliceEntry> SliceList<S> {
     /// The list, empty, for slices of any memory.
     #[inline]
     pub fn lend<'m>(&mut self) -> &mut Vec<S::Of<'m>> {
+        const {
+            assert!(size_of::<S>() == size_of::<S::Of<'static>>());
+            assert!(align_of::<S>() == align_of::<S::Of<'static>>());
+        }
         self.0.clear();
         let list: *mut Vec<S> = &mut self.0;
         // SAFETY: a lifetime is all that is different, so the layout is the same; for as long as the list is lent nobody else

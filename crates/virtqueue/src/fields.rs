@@ -19,22 +19,23 @@ pub trait Fields<V>: Clone {
     /// Gives field `at` a value.
     fn store(&self, at: usize, value: V, order: Ordering);
 
-    /// The values of `count` fields from `at` on, each loaded once, when it is asked for. None when there are not so many.
+    /// The values of `count` fields from `at` on, each loaded once, when it is asked for. One check is for all: when there are not so
+    /// many, which is a miss as above, there are none.
     fn load_run(&self, at: usize, count: usize) -> impl Iterator<Item = V>;
 
     /// The values of fields `at` and `at + 1`, each loaded once, in no order. None when there are no
     /// such fields, which may happen here.
     fn load_two(&self, at: usize) -> Option<[V; 2]>;
 
-    /// What loads the first and the second of each of `count` pairs of fields, from `at` on. None when there are not so many: one check for
-    /// all, as for the other runs.
+    /// What loads the first and the second of each of `count` pairs of fields, from `at` on: in the order that the caller needs, and each
+    /// once. There is one check for all, as in [`Self::load_run`].
     fn pairs(
         &self,
         at: usize,
         count: usize,
-    ) -> impl Iterator<Item = (impl Fn(Ordering) -> V, impl Fn(Ordering) -> V)>;
+    ) -> impl Iterator<Item = (impl FnOnce(Ordering) -> V, impl FnOnce(Ordering) -> V)>;
 
-    /// Gives pairs of fields from `at` on values, in no order. Gives none a value when there are not so many.
+    /// Gives pairs of fields from `at` on values, in no order. There is one check for all, as in [`Self::load_run`].
     fn store_pairs(&self, at: usize, values: impl ExactSizeIterator<Item = [V; 2]>);
 
     /// Gives fields `at` and `at + 1` values, in no order.
@@ -105,6 +106,7 @@ macro_rules! fields {
 
             #[inline(always)]
             fn load_run(&self, at: usize, count: usize) -> impl Iterator<Item = $value> {
+                debug_assert!(at + count <= self.len());
                 let fields = self.get(at..).and_then(|fields| fields.get(..count));
                 let fields = fields.unwrap_or_default();
                 fields.iter().map(|field| <$value>::from_le(field.load(Ordering::Relaxed)))
@@ -124,7 +126,10 @@ macro_rules! fields {
                 &self,
                 at: usize,
                 count: usize,
-            ) -> impl Iterator<Item = (impl Fn(Ordering) -> $value, impl Fn(Ordering) -> $value)> {
+            ) -> impl Iterator<
+                Item = (impl FnOnce(Ordering) -> $value, impl FnOnce(Ordering) -> $value),
+            > {
+                debug_assert!(at + 2 * count <= self.len());
                 let fields = self.get(at..).and_then(|fields| fields.get(..2 * count));
                 let (pairs, _) = fields.unwrap_or_default().as_chunks();
                 pairs.iter().map(|[first, second]| {
@@ -135,6 +140,7 @@ macro_rules! fields {
 
             #[inline(always)]
             fn store_pairs(&self, at: usize, values: impl ExactSizeIterator<Item = [$value; 2]>) {
+                debug_assert!(at + 2 * values.len() <= self.len());
                 let fields = self.get(at..).and_then(|fields| fields.get(..2 * values.len()));
                 let (pairs, _) = fields.unwrap_or_default().as_chunks();
                 for ([first, second], [one, two]) in pairs.iter().zip(values) {

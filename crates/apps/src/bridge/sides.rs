@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::table::Found;
+use super::table::Located;
 use super::vlan::Membership;
 use super::{ADDRESSES, Sorted};
 
@@ -26,7 +26,7 @@ pub(super) struct Conversation {
     pub(super) addresses: [u8; ADDRESSES],
     /// Where the table has both, once it was asked a second time, and the second in which it was asked: what is there twice, as after a race
     /// of workers, is looked for again in the next.
-    pub(super) found: Option<(Found, u32)>,
+    pub(super) located: Option<(Located, u32)>,
 }
 
 /// The ports of a bridge, for one of its parts.

@@ -16,6 +16,9 @@
 //! Time comes in whole seconds, and ageing is decided when an entry is looked at. Those that have aged are swept away
 //! as well, a slice with each tick, so that it is known how many there are: see [`occupancy`](crate::occupancy).
 //!
+//! Who asks for the same addresses again and again can keep where their entries were ([`Located`]), and look there without a search. What
+//! is there is judged anew each time, and anything but what was there before is a reason to search.
+//!
 //! Ports are forgotten by a walk through the whole table, which takes as long as to move some hundred frames: so there is one for all that
 //! are to be forgotten ([`Ports`]), and not one each.
 //!
@@ -286,9 +289,9 @@ pub struct Places {
     pub destination: Place,
 }
 
-/// Where the addresses of a frame were found, to look there first when the next such frame comes. They may be elsewhere by then, or nowhere.
+/// Where the entries of a frame's addresses were, to look there first when the next such frame comes. They may be elsewhere by then, or nowhere.
 #[derive(Clone, Copy)]
-pub struct Found {
+pub struct Located {
     places: Places,
     /// The ways of sender and receiver.
     ways: [u8; 2],
@@ -377,17 +380,17 @@ impl Table {
         self.at(place).find(place.station())?.port_of(place.station(), now)
     }
 
-    /// Where these addresses are, if both are known.
-    pub fn found(&self, places: Places) -> Option<Found> {
+    /// Where the entries of these addresses are, if both are known.
+    pub fn locate(&self, places: Places) -> Option<Located> {
         let way = |place| Some(self.at(place).position(place.station())? as u8);
-        Some(Found { places, ways: [way(places.source)?, way(places.destination)?] })
+        Some(Located { places, ways: [way(places.source)?, way(places.destination)?] })
     }
 
     /// The port where a receiver was seen, as [`Self::find`] says it, if there is nothing to [`learn`](Self::learn) of the sender, which was
     /// seen on `port`. None, too, where somebody else's entries are now.
     #[inline]
-    pub fn recall(&self, found: &Found, port: PortNumber, now: u32) -> Option<PortNumber> {
-        let Found { places: Places { source, destination }, ways } = *found;
+    pub fn look_again(&self, located: &Located, port: PortNumber, now: u32) -> Option<PortNumber> {
+        let Located { places: Places { source, destination }, ways } = *located;
         let [source_way, destination_way] = ways.map(usize::from);
         let way = self.at(source).way(source_way);
         if way.entry() != Entry::new(source.station(), port) || way.age(now) != 0 {

@@ -141,6 +141,24 @@ fn a_conversation_that_goes_on_follows_what_changes() {
     goes_to(&mut net, 2, &[0, 1, 3]);
 }
 
+/// Another worker may have entered the receiver a second time, while it refreshes the sender's entry each second, so that there
+/// is nothing for this one to learn.
+#[test]
+fn a_conversation_is_looked_for_anew_each_second() {
+    let mut net = Net::bridge(4);
+    let table = net.app::<Bridge>().table().clone();
+    let [sender, receiver] = [1, 2].map(|number| table.place(host(number), Domain::NONE));
+    table.enter(receiver, 5, 1);
+    (0..4).for_each(|_| assert_eq!(net.ports_of(0, frame(2, 1)), [1]));
+    // Not where the sender is, should they have a bucket in common.
+    table.enter(receiver, 1, 2);
+    assert_eq!(table.find(receiver, 0), Some(2));
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1], "the entry that was there is still there");
+    net.now = SECOND;
+    table.learn(sender, 0, 1);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [2]);
+}
+
 #[test]
 fn a_burst_goes_on_with_a_conversation_only_as_a_whole() {
     let mut net = Net::bridge(4);
@@ -317,6 +335,20 @@ fn a_port_that_is_not_linked_is_counted() {
     source.to_send.push_back((frame(2, 1), Offload::NONE));
     graph.breathe(0, |_| panic!("an app failed"));
     assert_eq!(graph.counters(bridge)[DropReason::NoDestination], 2);
+}
+
+#[test]
+fn what_comes_by_a_port_that_there_is_not_is_counted() {
+    let mut graph = Graph::new();
+    let bridge = graph.add("bridge", Bridge::new(3, [1, 2]));
+    let station = graph.add("station", Station::default());
+    graph.link((station, 0), (bridge, 3)).unwrap();
+    graph.link((bridge, 0), (station, 0)).unwrap();
+    let source: &mut Station = graph.get(station).unwrap();
+    source.to_send.extend([(frame(2, 1), Offload::NONE), (frame(3, 1), Offload::NONE)]);
+    graph.breathe(0, |_| panic!("an app failed"));
+    assert_eq!(graph.counters(bridge)[DropReason::NoDestination], 2);
+    assert_eq!(graph.get::<Station>(station).unwrap().received.len(), 0);
 }
 
 #[test]

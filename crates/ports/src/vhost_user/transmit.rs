@@ -216,7 +216,10 @@ impl Transmit {
             DeviceQueue::Split(queue) => take_singles(queue, room, intake, singles),
             DeviceQueue::Packed(queue) => take_singles(queue, room, intake, singles),
         };
-        let Singles { is_other_next, .. } = taking.map_err(&fault)?;
+        let Singles { is_other_next, .. } = taking.map_err(|violation| {
+            debug_assert!(singles.is_empty(), "what was taken is lost");
+            fault(violation)
+        })?;
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
         make_singles(singles, place, taken, maker, burst, counters);
 
@@ -305,9 +308,9 @@ impl Intake<'_> {
     }
 }
 
-/// Takes chains of one buffer each from a ring, as many as there is room for, with their bytes. Their first bytes are on the way to the processor then, of all frames at once. Returns
-/// how many: as good as always all there are, and else those before the first one that has to be looked at
-/// more closely.
+/// Takes chains of one buffer each from a ring, as many as there is room for, with their bytes. Their first bytes are on the way to
+/// the processor then, of all frames at once. Returns how many: as good as always all there are, and else those before the
+/// first one that has to be looked at more closely.
 #[inline(always)]
 fn take_singles<'m>(
     queue: &mut impl DeviceRing,
@@ -436,6 +439,7 @@ fn make_singles<'m>(
         return counters[DropReason::SenderDisabled] += singles.len() as u64;
     };
     let (before, mut bytes) = (burst.len(), 0);
+    let taken_before = taken.len();
     let header_size = maker.shape.header_size;
     burst.push_singles(singles.iter().copied(), header_size, |chain, arrival| {
         let Arrival { index, header, head, len, offload } = arrival;
@@ -449,6 +453,7 @@ fn make_singles<'m>(
         maker.learn(head);
         true
     });
+    debug_assert_eq!(taken.len(), taken_before + singles.len(), "a chain is lost");
     let received = Traffic { frames: (burst.len() - before) as u64, bytes };
     counters.received += received;
     burst.counted(received);
