@@ -8,7 +8,9 @@
 //! are fine for the same reason: the result is garbage of the guest's making, no more.
 //!
 //! Sizes: up to 4096 bytes by vectors, and larger by `rep movsb` where the processor says that it runs
-//! that at cache-line width. Others go byte by byte, several times slower than vectors.
+//! that at cache-line width. Others go byte by byte, several times slower than vectors; and so do those that say so, where the
+//! destination lies a few bytes further into its page than the source (see [`Way::of`]). Of more than 128 bytes whole cache lines are
+//! stored, but for both ends: a store that spans two lines has to wait for both.
 
 /// Copies `len` bytes.
 ///
@@ -83,12 +85,22 @@ enum Way {
 
 #[cfg(target_arch = "x86_64")]
 impl Way {
-    /// The fastest one on a processor like this: with Enhanced REP MOVSB, and with AVX.
+    /// The fastest one on a processor like this, with Enhanced REP MOVSB, and with AVX, for so many bytes, which go `distance` bytes
+    /// further up.
     #[inline(always)]
-    fn of(len: usize, has_erms: impl Fn() -> bool, has_avx: impl Fn() -> bool) -> Self {
+    fn of(
+        len: usize,
+        distance: usize,
+        has_erms: impl Fn() -> bool,
+        has_avx: impl Fn() -> bool,
+    ) -> Self {
         /// From here on `rep movsb` wins over the loop.
         const MOVE_FROM: usize = 4096;
-        if len > MOVE_FROM && has_erms() {
+        /// Within a page, AMD's processors move bytes by so little one by one, as if the ranges overlapped: by 1 to 15. (Measured with
+        /// Zen 4: 3 GB/s in place of 30.)
+        const PAGE: usize = 4096;
+        let is_slow = (1..16).contains(&(distance % PAGE));
+        if len > MOVE_FROM && !is_slow && has_erms() {
             Self::Move
         } else if has_avx() {
             Self::Avx
@@ -106,8 +118,9 @@ impl Way {
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
 unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
-    let way =
-        Way::of(len, || is_x86_feature_detected!("ermsb"), || is_x86_feature_detected!("avx"));
+    let distance = destination.addr().wrapping_sub(source.addr());
+    let has_erms = || is_x86_feature_detected!("ermsb");
+    let way = Way::of(len, distance, has_erms, || is_x86_feature_detected!("avx"));
     // SAFETY: the caller vouches for ranges and length, and this processor has AVX if that was chosen.
     unsafe { copy_by(way, source, destination, len) }
 }
@@ -120,24 +133,34 @@ unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn copy_by(way: Way, source: *const u8, destination: *mut u8, len: usize) {
-    /// A loop over whole steps of 128 bytes while there are any left, and then the last 128 bytes.
+    const LINE: usize = 64;
+    // Up to the second line that begins behind the start, or the third: from there on lines are whole.
+    let aligned = 2 * LINE - destination.addr() % LINE;
+
+    /// The first 128 bytes, a loop over whole steps of 128 bytes from the first whole line on while there are any left, and then the
+    /// last 128 bytes.
     macro_rules! by_vectors {
         ($move:literal, $vector:literal, [$($at:literal $register:literal),*], $last:literal) => {
-            // SAFETY: the last step ends at `len`, and all others before it.
+            // SAFETY: the first step ends at 128, the last one at `len`, and all others before it.
             unsafe {
                 std::arch::asm!(
+                    $(concat!($move, " ", $vector, $register, ", [{source} + ", $at, "]"),)*
+                    $(concat!($move, " [{destination} + ", $at, "], ", $vector, $register),)*
+                    "cmp {at}, {last}",
+                    "jae 3f",
                     "2:",
                     $(concat!($move, " ", $vector, $register, ", [{source} + {at} + ", $at, "]"),)*
                     $(concat!($move, " [{destination} + {at} + ", $at, "], ", $vector, $register),)*
                     "sub {at}, -128",
                     "cmp {at}, {last}",
                     "jb 2b",
+                    "3:",
                     $(concat!($move, " ", $vector, $register, ", [{source} + {last} + ", $at, "]"),)*
                     $(concat!($move, " [{destination} + {last} + ", $at, "], ", $vector, $register),)*
                     $last,
                     source = in(reg) source,
                     destination = in(reg) destination,
-                    at = inout(reg) 0usize => _,
+                    at = inout(reg) aligned => _,
                     last = in(reg) len - 128,
                     out("xmm0") _,
                     out("xmm1") _,
@@ -162,16 +185,20 @@ unsafe fn copy_by(way: Way, source: *const u8, destination: *mut u8, len: usize)
         };
     }
     match way {
-        // SAFETY: the caller vouches for both ranges; the direction flag is clear by the ABI.
-        Way::Move => unsafe {
-            std::arch::asm!(
-                "rep movsb",
-                inout("rcx") len => _,
-                inout("rsi") source => _,
-                inout("rdi") destination => _,
-                options(nostack, preserves_flags)
-            );
-        },
+        Way::Move => {
+            // SAFETY: the caller vouches for both ranges, and `65 <= aligned <= 128 < len`.
+            unsafe { copy_vectors(source, destination, aligned) };
+            // SAFETY: `aligned < len`, and the caller vouches for both ranges; the direction flag is clear by the ABI.
+            unsafe {
+                std::arch::asm!(
+                    "rep movsb",
+                    inout("rcx") len - aligned => _,
+                    inout("rsi") source.wrapping_add(aligned) => _,
+                    inout("rdi") destination.wrapping_add(aligned) => _,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
         Way::Avx => {
             by_vectors!("vmovups", "ymm", [0 0, 32 1, 64 2, 96 3], "vzeroupper");
         }
@@ -324,13 +351,15 @@ mod tests {
         let source: Vec<u8> = (0..70_000u32).map(|n| (n * 31 + n / 251 + 7) as u8).collect();
         let longer = [511, 512, 513, 1023, 1024, 1025, 1500, 4095, 4096, 4097, 5000, 65_550];
         for len in (least..300).chain(longer) {
-            for shift in [0, 1, 3, 8, 15] {
-                let mut destination = vec![0xEE; len + 40];
-                copy(source[shift..].as_ptr(), destination[16 - shift..].as_mut_ptr(), len);
-                let copied = &destination[16 - shift..16 - shift + len];
-                assert!(copied == &source[shift..shift + len], "length {len}, shift {shift}");
-                assert!(destination[..16 - shift].iter().all(|byte| *byte == 0xEE));
-                assert!(destination[16 - shift + len..].iter().all(|byte| *byte == 0xEE));
+            // Within a cache line, everywhere.
+            for shift in (0..64).filter(|shift| len < 300 || shift % 7 == 0) {
+                let mut destination = vec![0xEE; len + 128];
+                copy(source[shift % 16..].as_ptr(), destination[64 - shift..].as_mut_ptr(), len);
+                let copied = &destination[64 - shift..64 - shift + len];
+                let expected = &source[shift % 16..shift % 16 + len];
+                assert!(copied == expected, "length {len}, shift {shift}");
+                assert!(destination[..64 - shift].iter().all(|byte| *byte == 0xEE));
+                assert!(destination[64 - shift + len..].iter().all(|byte| *byte == 0xEE));
             }
         }
     }
@@ -377,11 +406,27 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn bytes_are_moved_only_by_processors_that_are_good_at_it() {
-        let way = |len, has_erms, has_avx| Way::of(len, || has_erms, || has_avx);
+        let way = |len, has_erms, has_avx| Way::of(len, 0, || has_erms, || has_avx);
         assert_eq!(way(65536, true, true), Way::Move);
         assert_eq!(way(65536, false, true), Way::Avx);
         assert_eq!(way(65536, false, false), Way::Sse);
         assert_eq!(way(4096, true, true), Way::Avx);
         assert_eq!(way(4096, true, false), Way::Sse);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn bytes_are_not_moved_by_a_few_within_a_page() {
+        let way = |distance| Way::of(65536, distance, || true, || true);
+        for page in [0, 4096, 4096 * 1000] {
+            for distance in [0, 16, 17, 4095] {
+                assert_eq!(way(page + distance), Way::Move, "{distance}");
+            }
+            for distance in [1, 2, 12, 15] {
+                assert_eq!(way(page + distance), Way::Avx, "{distance}");
+            }
+        }
+        // Down by as little is another thing.
+        assert_eq!(way(1_usize.wrapping_neg()), Way::Move);
     }
 }
