@@ -449,6 +449,12 @@ impl VhostUserPort {
         }
     }
 
+    /// What took the port down, if that was not said yet.
+    #[cold]
+    fn say_fault(&mut self) -> Result<(), Fault> {
+        self.fault.take().map_or(Ok(()), |fault| Err(fault.into()))
+    }
+
     /// Delivers each frame to the pair that was chosen for it, all of one pair's together.
     fn deliver_to(&mut self, pairs: &[u8; BURST], burst: &mut Burst<'_>, selection: &Selection) {
         let pair_of = |index: usize| pairs.get(index).copied().unwrap_or_default();
@@ -620,7 +626,7 @@ impl App for VhostUserPort {
     fn publish(&mut self) -> Result<(), Fault> {
         if self.shared.is_latched() {
             self.touched.take();
-            return self.fault.take().map_or(Ok(()), |fault| Err(fault.into()));
+            return self.say_fault();
         }
         self.transmit.expose();
         match &mut self.receivers {
@@ -631,13 +637,7 @@ impl App for VhostUserPort {
                     }
                 });
             }
-            // At once, as long as we have the lock: others expose what they have in this ring, too.
-            receivers => self.touched.take().for_each(|pair| {
-                let mut place = receivers.access(pair);
-                if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
-                    receiver.ring.publish();
-                }
-            }),
+            receivers @ Receivers::Common(_) => receivers.publish(self.touched.take()),
         }
         Ok(())
     }

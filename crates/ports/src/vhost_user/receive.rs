@@ -23,7 +23,7 @@ use virtqueue::{Chain, DeviceQueue, DeviceRing, Direction, Singles, Violation};
 use wire::virtio::{Features, NetHeader, Offload};
 
 use super::ring::{Ring, Shape};
-use super::{DESCRIPTOR_BUDGET, GuestFault};
+use super::{DESCRIPTOR_BUDGET, GuestFault, Pairs};
 use crate::offload::Delivery;
 
 /// All receive rings of a port, by pair, as one of its parts has them.
@@ -95,6 +95,18 @@ impl Receivers {
             Self::Own(places) => places.get_mut(pair).map(Access::Own),
             Self::Common(places) => places.get(pair)?.0.lock().ok().map(Access::Common),
         }
+    }
+
+    /// Publishes these pairs' rings, of a port in several parts: at once, as long as we have the lock, for others expose what they
+    /// have in this ring, too.
+    #[inline(never)]
+    pub(super) fn publish(&mut self, pairs: Pairs) {
+        pairs.for_each(|pair| {
+            let mut place = self.access(pair);
+            if let Some(receiver) = place.as_mut().and_then(|place| place.ring()) {
+                receiver.ring.publish();
+            }
+        });
     }
 
     /// The place of a pair's ring, whatever state it is in.

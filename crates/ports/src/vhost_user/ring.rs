@@ -61,6 +61,8 @@ impl Ring {
         }
     }
 
+    /// A system call, and seldom: a driver that polls wants none.
+    #[inline(never)]
     fn call(&self) {
         if let Some(descriptor) = &self.setup.call {
             // Whatever goes wrong with the descriptor is the guest's loss.
