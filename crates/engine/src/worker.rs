@@ -29,7 +29,7 @@ pub const COMMANDS: usize = 1024;
 
 /// Breaths for which one look at the clock is good enough, and what was done in them ([`Graph::work`]), together: it takes as long as
 /// a breath in which nobody had anything.
-const CLOCK_AGE: u32 = 16;
+const CLOCK_AGE: u32 = 8;
 
 /// What a worker does when there is nothing to do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
