@@ -3,14 +3,17 @@
 //! A guest changes its memory whenever it likes. For the compiler, an ordinary copy of such bytes
 //! would be a data race and so undefined behaviour; whatever it then assumes would be ours to
 //! suffer. The loads and stores here are inline assembly, which the compiler does not look into:
-//! what arrives is whatever was there. (Where the length is no whole number of vectors some of them
-//! overlap: those bytes are fetched and written twice, and the later ones stay.) Overlapping ranges
+//! what arrives is whatever was there. (Any byte may be fetched and written twice, because what is moved at once
+//! overlaps: the later one stays.) Overlapping ranges
 //! are fine for the same reason: the result is garbage of the guest's making, no more.
 //!
 //! Sizes: up to 4096 bytes by vectors, and larger by `rep movsb` where the processor says that it runs
-//! that at cache-line width. Others go byte by byte, several times slower than vectors; and so do those that say so, where the
-//! destination lies a few bytes further into its page than the source (see [`Way::of`]). Of more than 128 bytes whole cache lines are
-//! stored, but for both ends: a store that spans two lines has to wait for both.
+//! that at cache-line width. Others go byte by byte, several times slower than vectors; and so do some that say so, where the
+//! destination lies a few bytes further into its page than the source (see [`CLOSE`]). Of more than 128 bytes none are stored across
+//! the end of a cache line, but for the first and the last 128: such a store has to wait for both lines.
+
+#[cfg(target_arch = "x86_64")]
+use crate::prefetch::LINE;
 
 /// Copies `len` bytes.
 ///
@@ -71,6 +74,12 @@ unsafe fn copy_vectors(source: *const u8, destination: *mut u8, len: usize) {
     }
 }
 
+/// By how many bytes the destination may not lie further into its page than the source, for `rep movsb`. With an offset of 1 to 15,
+/// AMD's Zen 4 moves byte by byte, as if the ranges overlapped: 3 GB/s in place of 30 (measured; it does not with one of 16 or more,
+/// nor where the source lies further in). Others are said to do so with a little more. Vectors are about as fast.
+#[cfg(target_arch = "x86_64")]
+const CLOSE: std::ops::Range<usize> = 1..64;
+
 /// A way to copy more than 128 bytes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,22 +94,19 @@ enum Way {
 
 #[cfg(target_arch = "x86_64")]
 impl Way {
-    /// The fastest one on a processor like this, with Enhanced REP MOVSB, and with AVX, for so many bytes, which go `distance` bytes
-    /// further up.
+    /// The fastest one on a processor like this, with Enhanced REP MOVSB, and with AVX, for so many bytes from one address to another.
     #[inline(always)]
     fn of(
         len: usize,
-        distance: usize,
+        [source, destination]: [usize; 2],
         has_erms: impl Fn() -> bool,
         has_avx: impl Fn() -> bool,
     ) -> Self {
         /// From here on `rep movsb` wins over the loop.
         const MOVE_FROM: usize = 4096;
-        /// Within a page, AMD's processors move bytes by so little one by one, as if the ranges overlapped: by 1 to 15. (Measured with
-        /// Zen 4: 3 GB/s in place of 30.)
         const PAGE: usize = 4096;
-        let is_slow = (1..16).contains(&(distance % PAGE));
-        if len > MOVE_FROM && !is_slow && has_erms() {
+        let is_close = CLOSE.contains(&(destination.wrapping_sub(source) % PAGE));
+        if len > MOVE_FROM && !is_close && has_erms() {
             Self::Move
         } else if has_avx() {
             Self::Avx
@@ -118,9 +124,9 @@ impl Way {
 #[cfg(target_arch = "x86_64")]
 #[inline(never)]
 unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
-    let distance = destination.addr().wrapping_sub(source.addr());
+    let addresses = [source.addr(), destination.addr()];
     let has_erms = || is_x86_feature_detected!("ermsb");
-    let way = Way::of(len, distance, has_erms, || is_x86_feature_detected!("avx"));
+    let way = Way::of(len, addresses, has_erms, || is_x86_feature_detected!("avx"));
     // SAFETY: the caller vouches for ranges and length, and this processor has AVX if that was chosen.
     unsafe { copy_by(way, source, destination, len) }
 }
@@ -133,8 +139,7 @@ unsafe fn copy_long(source: *const u8, destination: *mut u8, len: usize) {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn copy_by(way: Way, source: *const u8, destination: *mut u8, len: usize) {
-    const LINE: usize = 64;
-    // Up to the second line that begins behind the start, or the third: from there on lines are whole.
+    // Up to the second line that begins behind the start.
     let aligned = 2 * LINE - destination.addr() % LINE;
 
     /// The first 128 bytes, a loop over whole steps of 128 bytes from the first whole line on while there are any left, and then the
@@ -354,9 +359,10 @@ mod tests {
             // Within a cache line, everywhere.
             for shift in (0..64).filter(|shift| len < 300 || shift % 7 == 0) {
                 let mut destination = vec![0xEE; len + 128];
-                copy(source[shift % 16..].as_ptr(), destination[64 - shift..].as_mut_ptr(), len);
+                let from = shift * 5 % 16;
+                copy(source[from..].as_ptr(), destination[64 - shift..].as_mut_ptr(), len);
                 let copied = &destination[64 - shift..64 - shift + len];
-                let expected = &source[shift % 16..shift % 16 + len];
+                let expected = &source[from..from + len];
                 assert!(copied == expected, "length {len}, shift {shift}");
                 assert!(destination[..64 - shift].iter().all(|byte| *byte == 0xEE));
                 assert!(destination[64 - shift + len..].iter().all(|byte| *byte == 0xEE));
@@ -406,7 +412,7 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn bytes_are_moved_only_by_processors_that_are_good_at_it() {
-        let way = |len, has_erms, has_avx| Way::of(len, 0, || has_erms, || has_avx);
+        let way = |len, has_erms, has_avx| Way::of(len, [0, 0], || has_erms, || has_avx);
         assert_eq!(way(65536, true, true), Way::Move);
         assert_eq!(way(65536, false, true), Way::Avx);
         assert_eq!(way(65536, false, false), Way::Sse);
@@ -417,16 +423,53 @@ mod tests {
     #[test]
     #[cfg(target_arch = "x86_64")]
     fn bytes_are_not_moved_by_a_few_within_a_page() {
-        let way = |distance| Way::of(65536, distance, || true, || true);
+        let way = |source, destination| Way::of(65536, [source, destination], || true, || true);
         for page in [0, 4096, 4096 * 1000] {
-            for distance in [0, 16, 17, 4095] {
-                assert_eq!(way(page + distance), Way::Move, "{distance}");
+            for distance in [1, 12, 15, 16, 63] {
+                assert_eq!(way(100, page + 100 + distance), Way::Avx, "{distance} from {page}");
+                assert_eq!(way(page + 100, 100 + distance), Way::Avx, "{distance} back {page}");
             }
-            for distance in [1, 2, 12, 15] {
-                assert_eq!(way(page + distance), Way::Avx, "{distance}");
+            for distance in [0, 64, 2048, 4096 - 12] {
+                assert_eq!(way(100, page + 100 + distance), Way::Move, "{distance} from {page}");
+                assert_eq!(way(page + 100, 100 + distance), Way::Move, "{distance} back {page}");
             }
         }
-        // Down by as little is another thing.
-        assert_eq!(way(1_usize.wrapping_neg()), Way::Move);
+    }
+
+    /// Each range at the start or the end of a page that has nothing before or behind it: who reads or writes there ends the process.
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn nothing_beside_the_ranges_is_touched() {
+        use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
+
+        const PAGE: usize = 4096;
+        let none = std::ptr::null_mut();
+        // SAFETY: the kernel chooses where.
+        let map =
+            || unsafe { mmap_anonymous(none, 3 * PAGE, ProtFlags::empty(), MapFlags::PRIVATE) };
+        let pages = [(); 2].map(|()| map().unwrap());
+        let [source, destination] = pages.map(|pages| {
+            let page = pages.cast::<u8>().wrapping_add(PAGE);
+            let access = MprotectFlags::READ | MprotectFlags::WRITE;
+            // SAFETY: the one in the middle of three pages that were just mapped, of which there is no reference.
+            unsafe { mprotect(page.cast(), PAGE, access) }.unwrap();
+            page
+        });
+        let ways = [Way::Move, Way::Sse, Way::Avx];
+        let has_avx = is_x86_feature_detected!("avx");
+        for way in ways.into_iter().filter(|way| *way != Way::Avx || has_avx) {
+            for len in 129..=400 {
+                let end = PAGE - len;
+                for (from, to) in [(0, 0), (0, end), (end, 0), (end, end)] {
+                    let (from, to) = (source.wrapping_add(from), destination.wrapping_add(to));
+                    // SAFETY: ranges in the pages, and a length of at least 129.
+                    unsafe { copy_by(way, from, to, len) };
+                }
+            }
+        }
+        for pages in pages {
+            // SAFETY: nothing points there any more.
+            unsafe { munmap(pages, 3 * PAGE) }.unwrap();
+        }
     }
 }

@@ -451,7 +451,7 @@ impl VhostUserPort {
 
     /// What took the port down, if that was not said yet.
     #[cold]
-    fn say_fault(&mut self) -> Result<(), Fault> {
+    fn take_fault(&mut self) -> Result<(), Fault> {
         self.fault.take().map_or(Ok(()), |fault| Err(fault.into()))
     }
 
@@ -626,7 +626,7 @@ impl App for VhostUserPort {
     fn publish(&mut self) -> Result<(), Fault> {
         if self.shared.is_latched() {
             self.touched.take();
-            return self.say_fault();
+            return self.take_fault();
         }
         self.transmit.expose();
         match &mut self.receivers {

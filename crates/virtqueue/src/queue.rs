@@ -42,7 +42,7 @@ pub trait DeviceRing {
 
     /// Takes the next chains while they are of one buffer each, which goes the way that is asked for, and
     /// `take` takes them: `most` at most. It stops in front of any other chain, good or bad: that is for
-    /// [`DeviceQueue::take_readable`] and [`DeviceQueue::take_writable`].
+    /// [`DeviceQueue::take_readable`] and [`DeviceQueue::take_writable`]. On a violation nothing was taken.
     fn take_singles(
         &mut self,
         direction: Direction,

@@ -17,7 +17,8 @@
 //! as well, a slice with each tick, so that it is known how many there are: see [`occupancy`](crate::occupancy).
 //!
 //! Who asks for the same addresses again and again can keep where their entries were ([`Located`]), and look there without a search. What
-//! is there is judged anew each time, and anything but what was there before is a reason to search.
+//! is there is judged anew each time: another station, an aged entry, or something to learn of the sender is a reason to search; another
+//! port of the receiver's is not. Where they are is to be asked anew each second, for an address may be there twice (see below).
 //!
 //! Ports are forgotten by a walk through the whole table, which takes as long as to move some hundred frames: so there is one for all that
 //! are to be forgotten ([`Ports`]), and not one each.

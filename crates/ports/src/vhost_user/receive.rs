@@ -99,6 +99,8 @@ impl Receivers {
 
     /// Publishes these pairs' rings, of a port in several parts: at once, as long as we have the lock, for others expose what they
     /// have in this ring, too.
+    ///
+    /// Not inline, so that who has the rings alone does not pay for it.
     #[inline(never)]
     pub(super) fn publish(&mut self, pairs: Pairs) {
         pairs.for_each(|pair| {

@@ -61,7 +61,7 @@ impl Ring {
         }
     }
 
-    /// A system call, and seldom: a driver that polls wants none.
+    /// Not inline, so that who is to call nobody does not pay for it: it takes as long as a system call.
     #[inline(never)]
     fn call(&self) {
         if let Some(descriptor) = &self.setup.call {

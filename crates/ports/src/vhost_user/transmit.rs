@@ -216,10 +216,7 @@ impl Transmit {
             DeviceQueue::Split(queue) => take_singles(queue, room, intake, singles),
             DeviceQueue::Packed(queue) => take_singles(queue, room, intake, singles),
         };
-        let Singles { is_other_next, .. } = taking.map_err(|violation| {
-            debug_assert!(singles.is_empty(), "what was taken is lost");
-            fault(violation)
-        })?;
+        let Singles { is_other_next, .. } = taking.map_err(&fault)?;
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
         make_singles(singles, place, taken, maker, burst, counters);
 

@@ -78,7 +78,9 @@ macro_rules! fields {
                 &self,
                 at: usize,
                 count: usize,
-            ) -> impl Iterator<Item = (impl FnOnce(Ordering) -> $value, impl FnOnce(Ordering) -> $value)> {
+            ) -> impl Iterator<
+                Item = (impl FnOnce(Ordering) -> $value, impl FnOnce(Ordering) -> $value),
+            > {
                 let load = move |at| move |order| self.load(at, order);
                 (at..).step_by(2).take(count).map(move |at| (load(at), load(at + 1)))
             }

@@ -29,7 +29,7 @@ impl Table {
         self.buckets.iter().map(fresh).sum()
     }
 
-    /// Enters an address in a way of its bucket, as seen at 0, wherever else it may be.
+    /// Enters an address in a way of its bucket, as seen at 0, wherever else it may be, and without counting it.
     pub(crate) fn enter(&self, place: Place, way: usize, port: PortNumber) {
         let way = self.at(place).way(way);
         way.set(Entry::new(place.station(), port));
@@ -120,7 +120,7 @@ fn what_was_located_is_there_as_long_as_nobody_changes_it() {
     }
 }
 
-/// Two workers that learn an address at once may leave it twice, in another port's name each. A search finds the first of them.
+/// Two workers that learn an address at once may leave it twice, once for each of two ports. A search finds the first of them.
 #[test]
 fn what_is_there_twice_is_looked_at_where_it_was() {
     let table = Table::new(KEY);
@@ -129,7 +129,8 @@ fn what_is_there_twice_is_looked_at_where_it_was() {
     table.learn(sender, 7, 0);
     table.enter(receiver, 5, 8);
     let located = table.locate(places).expect("both are known");
-    table.enter(receiver, 0, 9);
+    // Not where the sender is, should they have a bucket in common.
+    table.enter(receiver, 1, 9);
     assert_eq!(table.find(receiver, 0), Some(9));
     // Which is why nobody may trust this for long: see `Conversation`.
     assert_eq!(table.look_again(&located, 7, 0), Some(8));
