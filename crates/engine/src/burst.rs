@@ -226,11 +226,6 @@ impl<'b> Burst<'b> {
         self.len == 0
     }
 
-    /// Whether no further frame should be pulled.
-    pub fn is_full(&self) -> bool {
-        self.len == self.records.len() || self.segments.len() >= ENOUGH_SEGMENTS
-    }
-
     /// The time of this breath, in nanoseconds since the workers' epoch: as of the last look at the clock, which may have been a few breaths
     /// ago.
     pub fn now(&self) -> u64 {

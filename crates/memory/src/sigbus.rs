@@ -54,7 +54,8 @@ static EPOCH: AtomicU64 = AtomicU64::new(0);
 /// How often a mapping was found shrunk since the start. A worker that sees it unchanged need not
 /// look at its tables.
 pub fn poison_epoch() -> u64 {
-    EPOCH.load(Ordering::Relaxed)
+    // Behind it is seen which one it was.
+    EPOCH.load(Ordering::Acquire)
 }
 
 /// A registered mapping.

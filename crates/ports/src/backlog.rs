@@ -4,6 +4,9 @@
 //! not listened to meanwhile, so that nothing is lost. After that, half of a burst may go on
 //! waiting, and the other half is free for frames to others: what else goes to a full receiver is
 //! dropped. That is how much one guest's slowness can cost another that talks to it.
+//!
+//! A sender that has its buffers back in the order in which it sent (IN_ORDER) has none that is free behind a frame that waits: after
+//! [`BLOCK`] none of its frames waits any longer, and it begins anew.
 
 /// How long a sender is not listened to that has half of a burst waiting, in nanoseconds.
 pub const BLOCK: u64 = 50_000;

@@ -687,10 +687,9 @@ impl App for VhostUserPort {
         for Full { pair, held, .. } in &mut self.full {
             // A frame that is still held in the next breath waits anew.
             if held.take().is_some()
-                && !is_latched
                 && let Some(mut place) = self.receivers.access(*pair)
             {
-                place.disarm(self.part);
+                place.disarm(self.part, is_latched);
             }
         }
         if !is_latched {

@@ -34,7 +34,8 @@ pub(crate) struct Place {
     pub(crate) id: u16,
     /// Where the ring stood when it was taken.
     pub(crate) start: u16,
-    /// How far the ring moves on by it: one entry of a split ring, its descriptors in a packed one.
+    /// The ring's descriptors that it has, of which an indirect table is behind one: by so many a packed ring moves on, and a split
+    /// one by an entry for all of them.
     pub(crate) slots: u16,
     /// Nothing in it is to be written, so that there is nothing to say of it but that it was used.
     pub(crate) is_read_only: bool,
@@ -64,9 +65,10 @@ impl Chain {
         Place { id: self.id(), start: at(48), slots: self.slots(), is_read_only: at(32) != 0 }
     }
 
-    /// See [`Place`].
+    /// Descriptors of the ring that the chain has, of which there are as many as the ring has entries. A table of indirect ones is
+    /// behind one of them.
     #[inline(always)]
-    pub(crate) fn slots(self) -> u16 {
+    pub fn slots(self) -> u16 {
         self.place as u16
     }
 
@@ -254,11 +256,14 @@ fn within(limit: u32, before: u64, len: u32) -> u32 {
 pub(crate) struct Pieces<'s> {
     pieces: &'s mut Vec<Piece>,
     is_read_only: bool,
+    chain: Chain,
+    /// Descriptors that it had when it was taken, and that have not been visited: what was paid for.
+    left: u16,
 }
 
 impl<'s> Pieces<'s> {
-    pub(crate) fn new(pieces: &'s mut Vec<Piece>) -> Self {
-        Self { pieces, is_read_only: true }
+    pub(crate) fn new(chain: Chain, pieces: &'s mut Vec<Piece>) -> Self {
+        Self { pieces, is_read_only: true, chain, left: chain.descriptors() }
     }
 }
 
@@ -266,6 +271,10 @@ impl<'m> Visitor<'m> for Pieces<'_> {
     const READS: bool = true;
 
     fn visit(&mut self, _: &mut Translator<'m>, element: Element) -> Result<(), Violation> {
+        let Some(left) = self.left.checked_sub(1) else {
+            return Err(Violation::Grown { id: self.chain.id() });
+        };
+        self.left = left;
         self.is_read_only &= !element.is_writable;
         if element.is_writable {
             return Ok(());

@@ -60,6 +60,12 @@ pub enum Violation {
         /// Its place in the ring.
         slot: u16,
     },
+    /// A chain that has more descriptors than when it was taken.
+    #[error("chain {id} grew while the device had it (virtio 1.3, 2.7.13 and 2.8.21)")]
+    Grown {
+        /// Its id.
+        id: u16,
+    },
     /// A device-readable descriptor after a device-writable one.
     #[error("readable descriptor after a writable one in a chain (virtio 1.3, 2.7.4.2 and 2.8.17)")]
     ReadableAfterWritable,

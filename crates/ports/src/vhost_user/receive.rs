@@ -194,10 +194,12 @@ impl Place {
         }
     }
 
-    /// This worker need not be woken. Others may.
-    pub(super) fn disarm(&mut self, worker: u32) {
+    /// This worker need not be woken. Others may. The ring of a guest that is latched is left as it is; the next one's is not to be
+    /// waited for by this.
+    pub(super) fn disarm(&mut self, worker: u32, is_latched: bool) {
         self.awaited &= !(1 << worker);
         if self.awaited == 0
+            && !is_latched
             && let Some(receiver) = &mut self.receiver
         {
             receiver.ring.queue.disable_kicks();
@@ -761,7 +763,7 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         let is_cut = match gathered {
             Ok(()) => false,
             // The whole ring is in our hands: there is nothing to wait for.
-            Err(Undelivered::Full) if self.descriptors() >= self.queue.size().into() => true,
+            Err(Undelivered::Full) if self.has_the_whole_ring() => true,
             Err(undelivered) => {
                 self.gathered.clear();
                 self.untake(0);
@@ -793,9 +795,11 @@ impl<Q: DeviceRing> Gather<'_, '_, Q> {
         if is_cut { Err(Undelivered::Cut) } else { Ok(()) }
     }
 
-    /// Descriptors of the gathered buffers.
-    fn descriptors(&self) -> usize {
-        self.chains.iter().map(|chain| usize::from(chain.descriptors())).sum()
+    /// Whether the driver has no room in the ring for another buffer like the last one, beside those that are gathered.
+    fn has_the_whole_ring(&self) -> bool {
+        let slots = |chain: &Chain| usize::from(chain.slots());
+        let next = self.chains.last().map_or(1, slots);
+        self.chains.iter().map(slots).sum::<usize>() + next > self.queue.size().into()
     }
 
     /// Gathers buffers for a header and `len` bytes.

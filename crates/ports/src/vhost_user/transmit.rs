@@ -36,6 +36,8 @@ pub(super) struct Transmit {
     singles: SliceList<(Chain, ReadSlice<'static>)>,
     taken: Taken,
     backlog: Backlog,
+    /// Whether new frames were to be taken, when some waited last.
+    listens: bool,
     /// A held frame made way: something moved.
     moved: bool,
     /// Chains were given back, and are not published, or their drivers not notified.
@@ -53,6 +55,7 @@ impl Transmit {
             singles: SliceList::with_capacity(BURST),
             taken: Taken::new(),
             backlog: Backlog::default(),
+            listens: true,
             moved: false,
             gave_back: false,
             turn: 0,
@@ -131,7 +134,12 @@ impl Transmit {
         if self.taken.is_empty() && !self.is_available()? {
             return Ok(moved);
         }
-        let plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
+        let mut plan = self.backlog.plan(self.taken.len(), BURST, burst.now());
+        // In order, whatever came behind a frame that waits does too: nothing is free for others while one is held.
+        if plan.hold < BURST && shape.features.contains(Features::IN_ORDER) {
+            plan.hold = 0;
+        }
+        self.listens = plan.listen;
         burst.limit_held(plan.hold);
         let mut intake = Intake {
             translator: lease.guest(memory.lend()).translator(),
@@ -267,12 +275,14 @@ impl Transmit {
     /// Asks for kicks. True when there is something to do already.
     pub(super) fn arm(&mut self) -> Result<bool, GuestFault> {
         let mut busy = self.moved;
+        // What is not listened to is no reason to stay awake: there is a deadline.
+        let listens = self.taken.is_empty() || self.listens;
         for place in 0..self.rings.len() {
             let fault = self.fault(place);
             let Some(Some(ring)) = self.rings.get_mut(place) else { continue };
             let more = ring.queue.enable_kicks().map_err(fault)?;
             // Without a kick descriptor the ring has to be polled.
-            busy |= more || ring.setup.kick.is_none();
+            busy |= more && listens || ring.setup.kick.is_none();
         }
         Ok(busy)
     }

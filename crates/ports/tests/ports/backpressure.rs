@@ -320,8 +320,27 @@ fn a_full_receiver_bounds_the_sleep_and_nothing_keeps_the_worker_awake() {
     world.breathe();
     world.breathe();
     let since = world.now;
+    assert_eq!(deadlines(&mut world)[0], Some(since + BLOCK));
+    // What it sends until then is no reason to stay awake.
     send(&mut world, &frames(0, 1, 0..1));
-    assert!(world.port(0).arm() || deadlines(&mut world)[0] == Some(since + BLOCK));
+    assert!(!world.breathe() && !world.port(0).arm());
+    world.after(BLOCK - STEP);
+    world.after(PATIENCE);
+    world.breathe();
+    assert_eq!(world.guests[0].reap(), 2 + HELD, "it was listened to");
+
+    // When all that waited could go, what comes is a reason at once.
+    world.guests[1].post_many(1);
+    send(&mut world, &frames(0, 1, 0..1 + HELD));
+    world.breathe();
+    world.breathe();
+    assert!(!world.breathe() && !world.port(0).arm());
+    world.guests[1].post_many(HELD);
+    world.breathe();
+    assert_eq!(world.guests[0].reap(), 1 + HELD);
+    assert!(world.breathe() && !world.breathe() && !world.port(0).arm());
+    send(&mut world, &frames(0, 1, 0..1));
+    assert!(world.port(0).arm());
 }
 
 /// Waits until all ports have published what they did.

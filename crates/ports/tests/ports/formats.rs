@@ -1,12 +1,13 @@
 //! Every format of ring, with chains used in order and not: that frames pass, that they are held, and
 //! that rings stop and start again.
 
-use engine::DropReason;
+use engine::{BURST, DropReason};
+use ringway_ports::BLOCK;
 use ringway_ports::vhost_user::PATIENCE;
 use wire::virtio::Features;
 
 use crate::guest::{CUTS, Cut, Guest, RECEIVE, TRANSMIT};
-use crate::world::{MODERN, World, frame};
+use crate::world::{MODERN, STEP, World, frame};
 
 const PACKED: Features = Features::RING_PACKED;
 const IN_ORDER: Features = Features::IN_ORDER;
@@ -135,6 +136,36 @@ fn frames_to_others_pass_held_ones_and_their_chains_only_without_in_order() {
             assert_eq!(world.guests[0].reap(), if in_order { 3 } else { 1 });
             assert_eq!(world.guests[0].transmit.outstanding(), 0);
         }
+    }
+}
+
+/// In order, each chain goes back behind those before it. So a frame that waits would keep its sender from all others.
+#[test]
+fn a_held_frame_keeps_a_sender_from_others_for_a_moment_only() {
+    const FRAMES: usize = 3 * BURST;
+    for format in FORMATS {
+        let mut world = World::bridged(vec![modern(format), modern(format), modern(format)]);
+        world.guests[2].post_many(FRAMES);
+        world.guests[0].send(&frame(0, 1, 60, 0));
+        (0..FRAMES).for_each(|seed| world.guests[0].send(&frame(0, 2, 60, seed)));
+        let (start, mut received) = (world.now, 0);
+        while received < FRAMES {
+            world.breathe();
+            received += world.guests[2].frames().len();
+            world.guests[0].reap();
+            let limit = BLOCK + 10 * STEP;
+            assert!(world.now - start < limit, "{format}: {received} in {limit} ns");
+        }
+        let is_dropped = format.contains(IN_ORDER);
+        assert_eq!(world.guests[0].transmit.outstanding(), usize::from(!is_dropped), "{format}");
+        let drops = [(DropReason::ReceiverFull, 1)];
+        world.assert_drops(1, if is_dropped { &drops } else { &[] });
+        // It begins anew: another one waits.
+        world.guests[0].send(&frame(0, 1, 70, 0));
+        world.breathe();
+        world.guests[1].post_many(2);
+        world.breathe();
+        assert_eq!(world.guests[1].frames().len(), if is_dropped { 1 } else { 2 });
     }
 }
 

@@ -337,6 +337,51 @@ fn a_partial_checksum_alone_is_completed_behind_all_headers() {
     }
 }
 
+/// A frame of many segments, for a receiver with buffers of several descriptors each, in tables or not.
+fn pair_with(format: Features, cut: Cut) -> (World, Packet) {
+    let receiver = Features::VERSION_1 | Features::INDIRECT_DESC | format;
+    let sender = Guest::new(SENDS_ALL | format, Cut::Whole, RING);
+    let mut packet = Packet::new(Kind::Tcp4, 0, 20_000);
+    packet.header.gso_size = 100;
+    (World::pair([sender, Guest::new(receiver, cut, RING)]), packet)
+}
+
+#[test]
+fn segments_wait_for_all_buffers_that_the_ring_has_room_for() {
+    for format in FORMATS {
+        let (mut world, packet) = pair_with(format, Cut::Indirect);
+        // Of two descriptors each, which are more together than the ring's, but not in the ring.
+        world.guests[1].post_many(130);
+        packet.send(&mut world.guests[0]);
+        world.breathe();
+        assert!(world.guests[1].received().is_empty(), "all of them wait");
+        assert_eq!((packet.count(), world.guests[0].reap()), (200, 0));
+        world.guests[1].post_many(70);
+        world.breathe();
+        packet.check(&world.guests[1].received());
+        world.assert_drops(1, &[]);
+    }
+}
+
+#[test]
+fn segments_that_no_ring_has_room_for_go_as_far_as_there_is() {
+    for format in FORMATS {
+        let (mut world, packet) = pair_with(format, Cut::Crumbs);
+        let mut buffers = 0;
+        while world.guests[1].receive.has_room(Cut::Crumbs) {
+            world.guests[1].post(2048);
+            buffers += 1;
+        }
+        let free = world.guests[1].receive.room();
+        assert!(free > 0 && buffers < packet.count(), "{buffers} and {free} descriptors");
+        packet.send(&mut world.guests[0]);
+        world.breathe();
+        assert_eq!(world.guests[1].received().len(), buffers, "at once");
+        assert_eq!(world.guests[0].reap(), 1);
+        world.assert_drops(1, &[(DropReason::ReceiverFull, 1)]);
+    }
+}
+
 /// The wire decides, not who segments: a receiver of large frames gets no larger segments than one
 /// of small ones. As a switch does that has nothing but wires.
 #[test]

@@ -427,6 +427,32 @@ fn a_guest_that_is_latched_is_left_alone_by_all_workers() {
     assert_eq!(after, used);
 }
 
+/// A worker that waited for a guest's ring when that was latched does not wait for the next guest's.
+#[test]
+fn nobody_waits_for_a_guest_that_came_behind_a_latched_one() {
+    let mut crew = three(Features::NONE);
+    both_wait(&mut crew, [100, 100]);
+    let (finder, other) = (crew.worker_of(TO, 0), 1 - crew.worker_of(TO, 0));
+    crew.disarm(finder);
+    break_ring(&crew.guests[TO], transmit(0));
+    crew.breathe(finder);
+    crew.fault(TO);
+    crew.disarm(other);
+    crew.swap(TO, None);
+    crew.guests[TO] = modern();
+    crew.plug(TO);
+    assert_eq!(crew.guests[TO].receive.kick.take(), 0, "it is not woken for anybody");
+    // Who does wait for it is the only one.
+    crew.guests[finder].reap();
+    crew.guests[finder].send(&frame(finder, TO, 100, 1));
+    crew.breathe(finder);
+    assert!(crew.sleeps(finder));
+    assert!(crew.guests[TO].post(2000), "the driver is to kick");
+    crew.disarm(finder);
+    crew.breathe(finder);
+    assert!(!crew.guests[TO].post(2000), "and now not any more");
+}
+
 /// A worker that has let go of a guest finds nothing more about it that could be said of the next.
 #[test]
 fn a_fault_is_not_found_after_the_guest_was_let_go_of() {

@@ -246,7 +246,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         let Place { start, slots, .. } = chain.place();
         let slot = Position::from_bits(start).slot();
         let head = self.second_word(slot, Ordering::Relaxed);
-        self.walk(slot, head, slots, translator, &mut Pieces::new(pieces)).map(|_| ())
+        self.walk(slot, head, slots, translator, &mut Pieces::new(chain, pieces)).map(|_| ())
     }
 
     /// Walks the next available chain, whose head's second word was read.

@@ -39,6 +39,14 @@ pub struct DeviceQueue<M: RingMemory = Mapped> {
     kicks_suppressed: bool,
 }
 
+/// How long a chain is.
+struct Extent {
+    /// Descriptors in the ring's own table.
+    slots: u16,
+    /// Those that are not indirect, of both tables.
+    descriptors: u16,
+}
+
 impl<M: RingMemory> DeviceQueue<M> {
     /// A queue that goes on at index `base` of both rings: everything before was used.
     ///
@@ -193,17 +201,18 @@ impl<M: RingMemory> DeviceQueue<M> {
             return Ok(None);
         };
         let mut readable = Readable::new(slices, limit);
-        let descriptors = self.walk(head, translator, &mut readable)?;
+        let extent = self.walk(head, translator, &mut readable)?;
         let Readable { bytes, is_read_only, .. } = readable;
-        Ok(Some(self.taken(head, descriptors, bytes, is_read_only)))
+        Ok(Some(self.taken(head, extent, bytes, is_read_only)))
     }
 
     /// Moves on by a chain.
     #[inline]
-    fn taken(&mut self, head: u16, descriptors: u16, bytes: u64, is_read_only: bool) -> Chain {
+    fn taken(&mut self, head: u16, extent: Extent, bytes: u64, is_read_only: bool) -> Chain {
+        let Extent { slots, descriptors } = extent;
         let start = self.next_available;
         self.next_available = start.advance(1);
-        let place = Place { id: head, start: start.get(), slots: 1, is_read_only };
+        let place = Place { id: head, start: start.get(), slots, is_read_only };
         Chain::new(place, descriptors, bytes)
     }
 
@@ -215,7 +224,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         translator: &mut Translator<'_>,
         pieces: &mut Vec<Piece>,
     ) -> Result<(), Violation> {
-        self.walk(chain.id(), translator, &mut Pieces::new(pieces)).map(|_| ())
+        self.walk(chain.id(), translator, &mut Pieces::new(chain, pieces)).map(|_| ())
     }
 
     /// The next available head.
@@ -233,14 +242,14 @@ impl<M: RingMemory> DeviceQueue<M> {
         Ok(Some(head))
     }
 
-    /// Visits each descriptor of a chain, indirect ones included, in order. Returns how many.
+    /// Visits each descriptor of a chain, indirect ones included, in order.
     #[inline(always)]
     fn walk<'m>(
         &self,
         head: u16,
         translator: &mut Translator<'m>,
         visitor: &mut impl Visitor<'m>,
-    ) -> Result<u16, Violation> {
+    ) -> Result<Extent, Violation> {
         let size = self.size();
         let mut at = head;
         for count in 1..=size {
@@ -248,11 +257,12 @@ impl<M: RingMemory> DeviceQueue<M> {
                 return Err(Violation::Next { next: at, size: size.into() });
             };
             if descriptor.is_indirect() {
-                return self.walk_indirect(descriptor, count - 1, translator, visitor);
+                let descriptors = self.walk_indirect(descriptor, count - 1, translator, visitor)?;
+                return Ok(Extent { slots: count, descriptors });
             }
             visitor.visit(translator, descriptor.into())?;
             if !descriptor.has_next() {
-                return Ok(count);
+                return Ok(Extent { slots: count, descriptors: count });
             }
             at = descriptor.next;
         }
@@ -265,7 +275,7 @@ impl<M: RingMemory> DeviceQueue<M> {
         self.layout.descriptors.load_two(2 * usize::from(index)).map(Descriptor::from_words)
     }
 
-    /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it.
+    /// Visits the descriptors of an indirect table; `before` direct ones came ahead of it. Returns how many they are together.
     fn walk_indirect<'m>(
         &self,
         referrer: Descriptor,
@@ -459,9 +469,9 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
             return Ok(None);
         };
         let mut writable = Writable::new(slices, limit);
-        let descriptors = self.walk(head, translator, &mut writable)?;
+        let extent = self.walk(head, translator, &mut writable)?;
         let bytes = writable.bytes;
-        Ok(Some(self.taken(head, descriptors, bytes, false)))
+        Ok(Some(self.taken(head, extent, bytes, false)))
     }
 
     // Rare, and kept out of the loops that take.

@@ -278,6 +278,25 @@ mod chain {
         assert_eq!(pieces(), Err(longer), "longer than what was taken");
     }
 
+    /// A chain that was short when it was paid for costs no more when it is fetched again.
+    #[test]
+    fn that_has_grown_is_not_followed_to_its_end() {
+        let ring = Ring::new(SIZE);
+        let mut device = ring.device(Features::INDIRECT_DESC);
+        ring.offer(0, buffer(ring.area(0), 10, 0));
+        let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
+        let pieces = || {
+            let mut pieces = Vec::new();
+            let verdict = device.pieces(chain, &mut ring.memory.translator(), &mut pieces);
+            (verdict, pieces.len())
+        };
+        ring.write_table(ring.area(2), &[buffer(0, 1, 0), buffer(0, 0, WRITE)]);
+        ring.describe(0, refer(ring.area(2), 16));
+        assert_eq!(pieces(), (Ok(()), 1));
+        ring.describe(0, refer(ring.area(2), 32));
+        assert_eq!(pieces(), (Err(Violation::Grown { id: chain.id() }), 1));
+    }
+
     #[test]
     fn readable_buffers_come_first() {
         let transmit = |build: &dyn Fn(&Ring)| {

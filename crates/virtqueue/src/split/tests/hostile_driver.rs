@@ -191,14 +191,40 @@ mod available_ring {
         };
         let piece = |address, len| Piece { address: GuestAddress(address), len };
         assert_eq!(pieces(), Ok(vec![piece(ring.area(0), 10)]));
-        ring.describe(0, buffer(u64::MAX, 7, 0, Some(1)));
-        ring.describe(1, buffer(0, 0, 0, Some(2)));
-        ring.describe(2, buffer(1, 2, WRITE, None));
+        ring.describe(0, buffer(u64::MAX, 7, 0, None));
         assert_eq!(pieces(), Ok(vec![piece(u64::MAX, 7)]), "not checked, for it may be too early");
+        ring.describe(0, buffer(1, 2, WRITE, None));
+        assert_eq!(pieces(), Ok(vec![]));
+    }
+
+    /// A chain that was short when it was paid for costs no more when it is fetched again.
+    #[test]
+    fn a_chain_that_has_grown_is_not_followed_to_its_end() {
+        let ring = Ring::new(SIZE);
+        ring.describe(0, buffer(ring.area(0), 10, 0, Some(1)));
+        ring.describe(1, buffer(ring.area(1), 20, 0, None));
+        ring.offer(0, 1);
+        let mut device = ring.device(Features::INDIRECT_DESC);
+        let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
+        let pieces = || {
+            let mut pieces = Vec::new();
+            let verdict = device.pieces(chain, &mut ring.memory.translator(), &mut pieces);
+            (verdict, pieces.len())
+        };
+        assert_eq!(pieces(), (Ok(()), 2));
         ring.describe(0, buffer(ring.area(0), 10, WRITE, Some(1)));
-        assert_eq!(pieces(), Err(Violation::ReadableAfterWritable));
+        assert_eq!(pieces(), (Err(Violation::ReadableAfterWritable), 0));
+        let grown = |pieces| (Err(Violation::Grown { id: 0 }), pieces);
+        // Around in a circle; by a third one, with nothing in it; and into a table.
         ring.describe(0, buffer(ring.area(0), 10, 0, Some(0)));
-        assert_eq!(pieces(), Err(Violation::ChainTooLong { size: SIZE }));
+        assert_eq!(pieces(), grown(2));
+        ring.describe(0, buffer(ring.area(0), 10, 0, Some(1)));
+        ring.describe(1, buffer(0, 0, 0, Some(2)));
+        ring.describe(2, buffer(1, 0, WRITE, None));
+        assert_eq!(pieces(), grown(1));
+        ring.describe(1, refer(ring.area(2), 32));
+        ring.write_table(ring.area(2), &[buffer(0, 1, 0, Some(1)), buffer(0, 1, 0, None)]);
+        assert_eq!(pieces(), grown(2));
     }
 }
 
@@ -602,7 +628,7 @@ mod limit {
         ring.offer(0, 1);
         let mut device = ring.device(Features::INDIRECT_DESC);
         let (chain, _) = ring.take_readable(&mut device, 100).unwrap().unwrap();
-        assert_eq!((chain.descriptors(), chain.bytes()), (5, 5));
+        assert_eq!((chain.descriptors(), chain.slots(), chain.bytes()), (5, 3, 5));
     }
 
     #[test]
