@@ -140,7 +140,7 @@ mod tests {
             let load = Case::Throughput(Load::of(Size::Bytes(bytes)));
             let cell = Cell::new(load, Switch::Testpmd, Generator::Bench);
             let figures = Figures::from([("gbit_per_second".to_owned(), rate)]);
-            let sample = Sample { round: 1, figures, build: String::new(), seconds: 1.0 };
+            let sample = Sample { run: 1, round: 1, figures, build: String::new(), seconds: 1.0 };
             results.add(&cell, sample)?;
         }
         let drawings = all(&results);

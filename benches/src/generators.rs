@@ -40,6 +40,9 @@ const ROUND: Duration = Duration::from_millis(50);
 const SETTLE: Duration = Duration::from_millis(30);
 const ADDRESSES: [&str; 2] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
 
+/// By name, of a trial: 1 if frames piled up for a generator that was at work all the time, or it had no processor of its own.
+pub const GENERATOR_MAY_BE_LIMIT: &str = "generator_may_be_limit";
+
 /// How much of the switch's processor a frame takes.
 fn cycles(part: f64, frequency_hz: f64, frames_per_second: f64) -> f64 {
     part * frequency_hz / frames_per_second
@@ -255,6 +258,10 @@ fn trial(trial: &Value) -> Result<Figures> {
     }
     figures.insert("generator_cpu".to_owned(), number(trial, "generator_cpu")?);
     figures.insert("generator_busy".to_owned(), number(trial, "generator_busy")?);
+    let may_be_limit = trial[GENERATOR_MAY_BE_LIMIT].as_bool();
+    let may_be_limit =
+        may_be_limit.with_context(|| format!("no {GENERATOR_MAY_BE_LIMIT} in {trial}"))?;
+    figures.insert(GENERATOR_MAY_BE_LIMIT.to_owned(), f64::from(may_be_limit));
     Ok(figures)
 }
 
@@ -277,11 +284,12 @@ mod tests {
                    "latency_us": {"p50": p50, "p99": 9.0, "p99.9": 9.5}})
         };
         let report = json!({"directions": [way(5.0, 2.0), way(6.0, 1.5)],
-                            "generator_cpu": 0.9, "generator_busy": 0.25});
+                            "generator_cpu": 0.9, "generator_busy": 0.25,
+                            "generator_may_be_limit": true});
         let figures = trial(&report)?;
         assert_eq!((figures["frames_per_second"], figures["lost"]), (11.0, 2.0));
         assert_eq!((figures["p50_us"], figures["p99.9_us"]), (2.0, 9.5));
-        assert_eq!(figures["generator_busy"], 0.25);
+        assert_eq!((figures["generator_busy"], figures[GENERATOR_MAY_BE_LIMIT]), (0.25, 1.0));
         assert!(trial(&json!({})).is_err());
         Ok(())
     }

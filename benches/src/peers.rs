@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -37,7 +37,7 @@ Examples:
   Everything, which takes more than an hour, written to benches/RESULTS.md:
       peers --write
   Parts of it, measured anew and merged with what was found before:
-      peers --only 'throughput/64/ ringway' --only tcp --write
+      peers --only throughput/64/ --only tcp --write
   What was interrupted:
       peers --resume --write";
 
@@ -217,6 +217,7 @@ fn measure_all(options: &Options, cells: &[Cell], results: &mut Results) -> Resu
     let measurement = Measurement { place, seconds, frequency_hz, neighbours };
 
     let build = machine::build();
+    let run = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let mut progress = Progress::new(&work, seconds);
     let mut whole = true;
     for (round, group) in &work {
@@ -238,7 +239,7 @@ fn measure_all(options: &Options, cells: &[Cell], results: &mut Results) -> Resu
             match found {
                 Ok(figures) => {
                     let round = *round;
-                    let sample = Sample { round, figures, build: build.clone(), seconds };
+                    let sample = Sample { run, round, figures, build: build.clone(), seconds };
                     results.add(&cell, sample)?;
                 }
                 Err(error) => {

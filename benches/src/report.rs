@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use crate::generators::GENERATOR_MAY_BE_LIMIT;
 use crate::machine::Machine;
 use crate::matrix::{Case, Cell, Generator, PARTS, Switch, cells};
 use crate::results::{APART, Results};
@@ -29,15 +30,15 @@ impl Format {
         Format { name, factor, digits }
     }
 
-    /// `2.31 (2.20..2.35)`, or just the one value that there is.
+    /// `2.31 (2.20..2.35, 5)`, or just the one value that there is.
     fn write(&self, spread: Option<Spread>) -> String {
         let Some(spread) = spread else { return "-".to_owned() };
-        let Spread { median, least, most } = spread.times(self.factor);
+        let Spread { median, least, most, count } = spread.times(self.factor);
         let digits = self.digits;
-        if least == most {
+        if count == 1 {
             return format!("{median:.digits$}");
         }
-        format!("{median:.digits$} ({least:.digits$}..{most:.digits$})")
+        format!("{median:.digits$} ({least:.digits$}..{most:.digits$}, {count})")
     }
 }
 
@@ -271,6 +272,31 @@ pub fn doubts(results: &Results) -> String {
                 samples.len()
             );
         }
+        let limited = samples.iter().filter(|sample| {
+            sample.figures.get(GENERATOR_MAY_BE_LIMIT).is_some_and(|limit| *limit > 0.0)
+        });
+        let limited = limited.count();
+        if limited > 0 {
+            let _ = writeln!(
+                text,
+                "* {cell}: in {limited} of {} rounds, the generator may have been the limit, and not the switch",
+                samples.len()
+            );
+        }
+        for part in PARTS {
+            let lost = samples.iter().filter(|sample| {
+                let figure = |name: &str| sample.figures.get(&format!("{name}_at_{part}"));
+                [figure("lost"), figure("unsent")].into_iter().flatten().any(|count| *count > 0.0)
+            });
+            let lost = lost.count();
+            if lost > 0 {
+                let _ = writeln!(
+                    text,
+                    "* {cell}: in {lost} of {} rounds, frames were lost or not sent at {part} % of the rate without loss",
+                    samples.len()
+                );
+            }
+        }
         let lost = samples.iter().filter(|sample| {
             let figure = |name: &str| sample.figures.get(name).copied().unwrap_or(0.0);
             cell.generator == Generator::Testpmd
@@ -349,9 +375,9 @@ fn machine_table(machine: &Machine, results: &Results) -> String {
 const METHOD: &str = "\
 ## How it was measured
 
-Each figure is the median of several rounds, with the least and the most in parentheses. In each round the switches are
-measured one after the other, in an order that changes from round to round. A ratio is the median of the ratios of each
-round. One switch runs at a time, is started anew for each load and round, and has all that moves frames on one processor; the
+Each figure is a median, with the least, the most and the number of rounds in parentheses; or else there was one round. In each round
+of a run the switches are measured one after the other, in an order that changes from round to round. A ratio is the median of the
+ratios of each round of a run that both have, with the same build. One switch runs at a time, is started anew for each load and round, and has all that moves frames on one processor; the
 generator has another one, together with what only waits.
 
 * **ringway**: `ringway run --mode poll` (or `adaptive`) `--cpus N`, no hugepages.
@@ -395,7 +421,7 @@ mod tests {
     fn sample(round: u32, figures: &[(&str, f64)]) -> Sample {
         let figures: Figures =
             figures.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
-        Sample { round, figures, build: "1 (abc)".to_owned(), seconds: 1.0 }
+        Sample { run: 1, round, figures, build: "1 (abc)".to_owned(), seconds: 1.0 }
     }
 
     fn some() -> Result<(tempfile::TempDir, Results)> {
@@ -421,8 +447,8 @@ mod tests {
         let text = tables(&results);
         let expected = "| load | ringway, poll | testpmd io | ringway, poll : testpmd io |\n\
             | --- | --- | --- | --- |\n\
-            | 64, split, window-256, one-flow | 5.000 (4.000..6.000) | 2.000 (1.000..2.000) \
-            | 3.00 (2.00..5.00) |\n";
+            | 64, split, window-256, one-flow | 5.000 (4.000..6.000, 3) | 2.000 (1.000..2.000, 3) \
+            | 3.00 (2.00..5.00, 3) |\n";
         assert!(text.contains(expected), "{text}");
         // What was not measured has no table.
         assert!(!text.contains("## TCP"), "{text}");
@@ -441,7 +467,9 @@ mod tests {
         let said = format!("* {cell}/ringway-poll/by-bench: in 2 of 3 rounds, the generator had");
         assert!(doubts.contains(&said), "{doubts}");
         let file = file(&results, &[("x.svg", "a drawing")]);
-        for part in ["![a drawing](x.svg)", "## Left out", "| 3.00x | reached |", "not measured"] {
+        for part in
+            ["![a drawing](x.svg)", "## Left out", "| 3.00x (3 rounds) | reached |", "not measured"]
+        {
             assert!(file.contains(part), "{part}: {file}");
         }
         Ok(())

@@ -25,13 +25,23 @@ pub const APART: &str = "apart";
 /// What one measurement of a cell found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Sample {
-    /// Rounds of the same number were measured next to each other, and are compared with each other.
+    /// Which run of this program it is of, in seconds since 1970 (0: of one that did not say so).
+    #[serde(default)]
+    pub run: u64,
+    /// Rounds of the same number in the same run were measured next to each other, and are compared with each other.
     pub round: u32,
     pub figures: Figures,
     /// The build of ringway.
     pub build: String,
     /// How long frames were counted.
     pub seconds: f64,
+}
+
+impl Sample {
+    /// Whether these two were measured next to each other, with the same build.
+    fn is_beside(&self, other: &Sample) -> bool {
+        (self.run, self.round, &self.build) == (other.run, other.round, &other.build)
+    }
 }
 
 /// What is known of a cell.
@@ -155,11 +165,11 @@ impl Results {
         Spread::of(samples.filter_map(|sample| sample.figures.get(name).copied()))
     }
 
-    /// One figure of a cell by that of another, of those rounds that both have; of disturbed ones, if there are no others.
+    /// One figure of a cell by that of another, of those rounds of a run that both have; of disturbed ones, if there are no others.
     pub fn ratio(&self, one: &Cell, other: &Cell, name: &str) -> Option<Spread> {
         let ratios = |ours: Vec<&Sample>, theirs: Vec<&Sample>| {
             Spread::of(ours.into_iter().filter_map(|sample| {
-                let partner = theirs.iter().find(|partner| partner.round == sample.round)?;
+                let partner = theirs.iter().find(|partner| partner.is_beside(sample))?;
                 Some(sample.figures.get(name)? / partner.figures.get(name)?)
             }))
         };
@@ -180,7 +190,7 @@ mod tests {
 
     fn sample(round: u32, value: f64) -> Sample {
         let figures = Figures::from([("cpu".to_owned(), value)]);
-        Sample { round, figures, build: "test".to_owned(), seconds: 1.0 }
+        Sample { run: 1, round, figures, build: "test".to_owned(), seconds: 1.0 }
     }
 
     #[test]
@@ -206,6 +216,21 @@ mod tests {
         assert_eq!(failed, Some(1), "the first round was made up for");
         results.forget(&ours);
         assert_eq!(results.ratio(&ours, &theirs, "cpu"), None);
+        Ok(())
+    }
+
+    #[test]
+    fn rounds_of_other_runs_and_builds_are_not_compared() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let mut results = Results::open(&directory.path().join("results.json"))?;
+        let (ours, theirs) = (cell(Switch::RingwayPoll), cell(Switch::Testpmd));
+        results.add(&ours, sample(1, 6.0))?;
+        results.add(&theirs, Sample { run: 2, ..sample(1, 1.0) })?;
+        results.add(&theirs, Sample { build: "another".to_owned(), ..sample(1, 2.0) })?;
+        assert_eq!(results.ratio(&ours, &theirs, "cpu"), None);
+        results.add(&theirs, sample(1, 3.0))?;
+        let ratio = results.ratio(&ours, &theirs, "cpu").map(|ratio| (ratio.median, ratio.count));
+        assert_eq!(ratio, Some((2.0, 1)));
         Ok(())
     }
 

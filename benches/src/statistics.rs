@@ -6,6 +6,8 @@ pub struct Spread {
     pub median: f64,
     pub least: f64,
     pub most: f64,
+    /// Rounds.
+    pub count: usize,
 }
 
 impl Spread {
@@ -15,13 +17,13 @@ impl Spread {
         values.sort_by(f64::total_cmp);
         let (least, most) = (*values.first()?, *values.last()?);
         let (low, high) = (values[(values.len() - 1) / 2], values[values.len() / 2]);
-        Some(Spread { median: f64::midpoint(low, high), least, most })
+        Some(Spread { median: f64::midpoint(low, high), least, most, count: values.len() })
     }
 
     /// In another unit.
     pub fn times(self, factor: f64) -> Spread {
-        let Spread { median, least, most } = self;
-        Spread { median: median * factor, least: least * factor, most: most * factor }
+        let Spread { median, least, most, count } = self;
+        Spread { median: median * factor, least: least * factor, most: most * factor, count }
     }
 }
 
@@ -42,6 +44,6 @@ mod tests {
     #[test]
     fn the_spread_is_from_the_least_to_the_most() {
         let spread = Spread::of([5.0, 1.0, 2.0]).map(|it| it.times(2.0));
-        assert_eq!(spread, Some(Spread { median: 4.0, least: 2.0, most: 10.0 }));
+        assert_eq!(spread, Some(Spread { median: 4.0, least: 2.0, most: 10.0, count: 3 }));
     }
 }

@@ -21,9 +21,23 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    fn ratio(&self) -> Option<f64> {
-        Some(self.results.ratio(&self.cells[0], &self.cells[1], self.figure)?.median)
+    /// The one by the other, and of how many rounds. Switches of one case are measured next to each other, round by round; cases one
+    /// after the other, so that nothing but their medians can be compared.
+    fn ratio(&self) -> Option<(f64, usize)> {
+        let Self { results, cells: [one, other], figure } = self;
+        if one.case == other.case {
+            let ratio = results.ratio(one, other, figure)?;
+            return Some((ratio.median, ratio.count));
+        }
+        let (one, other) = (results.figure(one, figure)?, results.figure(other, figure)?);
+        Some((one.median / other.median, one.count.min(other.count)))
     }
+}
+
+/// What was seen, with the number of rounds that it is of.
+fn of_rounds(seen: &str, rounds: usize) -> String {
+    let noun = if rounds == 1 { "round" } else { "rounds" };
+    format!("{seen} ({rounds} {noun})")
 }
 
 /// All of them.
@@ -35,7 +49,9 @@ pub fn all(results: &Results) -> Vec<Target> {
         Target {
             what: format!("{what} : {}", cells[1].switch.title()),
             wanted: format!("at least {wanted}x"),
-            seen: ratio.map(|ratio| (format!("{ratio:.2}x"), ratio >= wanted)),
+            seen: ratio.map(|(ratio, rounds)| {
+                (of_rounds(&format!("{ratio:.2}x"), rounds), ratio >= wanted)
+            }),
         }
     };
     let mut targets = Vec::new();
@@ -65,13 +81,13 @@ pub fn all(results: &Results) -> Vec<Target> {
     // Ours by ours: how much is lost, in percent.
     let under = |what: &str, cells: [Cell; 2], wanted: f64| {
         let ratio = Comparison { results, cells, figure: "frames_per_second" }.ratio();
-        let less = ratio.map(|ratio| 100.0 * (1.0 - ratio));
         Target {
             what: what.to_owned(),
             wanted: format!("under {wanted} % slower"),
-            seen: less.map(|less| {
+            seen: ratio.map(|(ratio, rounds)| {
+                let less = 100.0 * (1.0 - ratio);
                 let way = if less < 0.0 { "faster" } else { "slower" };
-                (format!("{:.1} % {way}", less.abs()), less < wanted)
+                (of_rounds(&format!("{:.1} % {way}", less.abs()), rounds), less < wanted)
             }),
         }
     };
@@ -87,8 +103,9 @@ pub fn all(results: &Results) -> Vec<Target> {
             what: format!("window 1, 64 B, {rings}: from port to port"),
             wanted: "under testpmd io's".to_owned(),
             seen: our.zip(their).map(|(our, their)| {
+                let rounds = our.count.min(their.count);
                 let (our, their) = (our.median, their.median);
-                (format!("{our:.2} us and {their:.2} us"), our < their)
+                (of_rounds(&format!("{our:.2} us and {their:.2} us"), rounds), our < their)
             }),
         });
     }
@@ -111,7 +128,7 @@ pub fn all(results: &Results) -> Vec<Target> {
         wanted: "under 1 % of a processor".to_owned(),
         seen: results.figure(&idle, "switch_cpu").map(|part| {
             let percent = 100.0 * part.median;
-            (format!("{percent:.2} %"), percent < 1.0)
+            (of_rounds(&format!("{percent:.2} %"), part.count), percent < 1.0)
         }),
     });
     for switch in [ours, adaptive] {
@@ -139,12 +156,31 @@ mod tests {
         let switches = [(Switch::RingwayPoll, 30.0), (Switch::Testpmd, 20.0), (Switch::Ovs, 16.0)];
         for (switch, frames) in switches {
             let figures = Figures::from([("frames_per_second".to_owned(), frames)]);
-            let sample = Sample { round: 1, figures, build: String::new(), seconds: 1.0 };
+            let sample = Sample { run: 1, round: 1, figures, build: String::new(), seconds: 1.0 };
             results.add(&Cell::new(load, switch, Generator::Bench), sample)?;
         }
         let seen: Vec<(String, bool)> =
             all(&results).into_iter().filter_map(|target| target.seen).collect();
-        assert_eq!(seen, [("1.50x".to_owned(), true), ("1.88x".to_owned(), false)]);
+        let expected = [("1.50x (1 round)", true), ("1.88x (1 round)", false)];
+        assert_eq!(seen, expected.map(|(seen, reached)| (seen.to_owned(), reached)));
+        Ok(())
+    }
+
+    /// Their rounds have nothing to do with each other.
+    #[test]
+    fn cases_are_compared_by_their_medians() -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let mut results = Results::open(&directory.path().join("results.json"))?;
+        let pair = |ports| Cell::new(Case::Pair { ports }, Switch::RingwayPoll, Generator::Bench);
+        for (ports, rates) in [(2, [10.0, 20.0, 30.0]), (MANY_PORTS, [27.0, 9.0, 18.0])] {
+            for (round, rate) in (1..).zip(rates) {
+                let figures = Figures::from([("frames_per_second".to_owned(), rate)]);
+                let sample = Sample { run: 1, round, figures, build: String::new(), seconds: 1.0 };
+                results.add(&pair(ports), sample)?;
+            }
+        }
+        let seen: Vec<_> = all(&results).into_iter().filter_map(|target| target.seen).collect();
+        assert_eq!(seen, [("10.0 % slower (3 rounds)".to_owned(), false)]);
         Ok(())
     }
 }
