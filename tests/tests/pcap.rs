@@ -601,24 +601,27 @@ fn captures_that_cannot_end_do_not_keep_the_switch_from_ending() -> Result<()> {
     Ok(())
 }
 
-/// A sink to which nothing comes, one that nobody reads, a source that is done, and one that waits for its next frame for an hour.
+/// A sink to which nothing comes, one that nobody reads (and that has got frames one by one, each before a sleep), a source that is done, and
+/// one that waits for its next frame for an hour.
 #[test]
 fn idle_ports_take_no_processor_time() -> Result<()> {
     let files = Files::new()?;
-    let (done, waits) = (
+    let (done, slow, waits) = (
         files.write("done.pcap", &pcap(&stream(10, 1)))?,
+        files.write("slow.pcap", &pcap(&stream(30, 5_000)))?,
         files.write("waits.pcap", &pcap(&stream(2, 3_600_000_000)))?,
     );
     let ports = [
         format!("done=pcap-read:{}", text(&done)?),
         format!("waits=pcap-read:{},times=recorded", text(&waits)?),
+        format!("slow=pcap-read:{},times=recorded", text(&slow)?),
         format!("out=pcap-write:{}", text(&files.path("out.pcapng"))?),
         format!("unread=pcap-write:{}", text(&files.path("pipe"))?),
     ];
     run("mkfifo", &[text(&files.path("pipe"))?])?;
     let switch = Switch::start(&ports.each_ref().map(String::as_str))?;
     switch.wait_for_log("was sent once", LIMIT)?;
-    wait_for_frames(&files.path("out.pcapng"), 11)?;
+    wait_for_frames(&files.path("out.pcapng"), 41)?;
     switch.watch_idle()?;
     switch.stop()?;
     Ok(())

@@ -19,7 +19,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
 use std::time::Instant;
 
@@ -276,19 +276,20 @@ impl App for PcapSink {
 
     fn arm(&mut self) -> bool {
         self.collect();
+        if self.chunk.is_some() && self.is_behind() {
+            // It waits until a chunk is back, which may be now.
+            self.shared.is_awaited.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            self.collect();
+        }
         if !self.is_behind() {
             self.hand_over();
         }
         false
     }
 
-    fn deadline(&self, now: u64) -> Option<u64> {
-        // What `arm` has not handed over.
-        self.chunk.as_ref().map(|_| now.saturating_add(DELAY))
-    }
-
     fn register(&mut self, poller: &Poller) -> io::Result<()> {
-        poller.watch(&self.shared.lost)
+        poller.watch(&self.shared.wakes)
     }
 
     fn report(&self, _: u64, numbers: &mut Numbers) {
@@ -401,6 +402,41 @@ mod tests {
         assert_eq!(statistics(&file), [sent + dropped, dropped]);
         let packets = file.len() - STATISTICS;
         assert_eq!(packets / packet_size(LEN), sent as usize);
+    }
+
+    /// What is not handed over, because the thread has enough to do, wakes nobody until the thread has done something.
+    #[test]
+    fn a_worker_sleeps_while_the_thread_is_behind_and_wakes_when_it_goes_on() {
+        let Bed { mut graph, sink, prepared, full, shared, .. } = bed();
+        let is_woken = || rustix::io::read(&shared.wakes, &mut [0; 8]).is_ok();
+        let mut keeps_one = false;
+        for breath in 1..=CHUNKS as u64 {
+            graph.breathe(breath, |_| ());
+            let sink: &mut PcapSink = graph.get(sink).unwrap();
+            assert!(!sink.arm());
+            assert_eq!(sink.deadline(breath), None);
+            keeps_one = sink.chunk.is_some();
+        }
+        assert!(keeps_one && !is_woken());
+        let (ended, has_ended) = sync_channel(1);
+        std::thread::spawn(move || {
+            prepared.run(&full, |error| panic!("{error}"));
+            ended.send(()).unwrap();
+        });
+        let start = Instant::now();
+        while !is_woken() {
+            assert!(start.elapsed() < Duration::from_secs(20), "nobody was woken");
+            std::thread::yield_now();
+        }
+        let all = CHUNKS as u64 * BURST as u64;
+        while shared.written.load(Ordering::Relaxed) < all {
+            let sink: &mut PcapSink = graph.get(sink).unwrap();
+            sink.arm();
+            assert!(start.elapsed() < Duration::from_secs(20), "it was not handed over");
+        }
+        graph.stop_all();
+        drop(graph);
+        has_ended.recv_timeout(Duration::from_secs(20)).expect("the thread ends");
     }
 
     /// Takes so many times what it is given, then fails in this way.

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -97,16 +97,19 @@ pub(super) struct Shared {
     pub(super) is_waiting: AtomicBool,
     /// The file cannot be written any more.
     pub(super) is_down: AtomicBool,
-    /// An eventfd, written when a chunk was lost: a worker that sleeps is to count its frames as dropped.
-    pub(super) lost: OwnedFd,
+    /// A worker sleeps until a chunk comes back, with another one in its hands.
+    pub(super) is_awaited: AtomicBool,
+    /// An eventfd, written when a worker that sleeps has something to do: a chunk is back that it waits for, or was lost, so that its frames
+    /// are to be counted as dropped.
+    pub(super) wakes: OwnedFd,
 }
 
 impl Shared {
     pub(super) fn new() -> io::Result<Self> {
-        let lost = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let wakes = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let [received, dropped, written] = [0; 3].map(AtomicU64::new);
-        let [is_waiting, is_down] = [false; 2].map(AtomicBool::new);
-        Ok(Self { received, dropped, written, is_waiting, is_down, lost })
+        let [is_waiting, is_down, is_awaited] = [false; 3].map(AtomicBool::new);
+        Ok(Self { received, dropped, written, is_waiting, is_down, is_awaited, wakes })
     }
 }
 
@@ -302,9 +305,11 @@ impl Prepared {
             let home = chunk.home.clone();
             // Its part of the port may be gone.
             let _ = home.send(chunk);
-            if is_lost {
+            // Either this sees that it is awaited, or who awaits it that it is back.
+            fence(Ordering::SeqCst);
+            if shared.is_awaited.swap(false, Ordering::Relaxed) || is_lost {
                 // The only error is a full counter, and then the workers are awake.
-                let _ = rustix::io::write(&shared.lost, &1u64.to_ne_bytes());
+                let _ = rustix::io::write(&shared.wakes, &1u64.to_ne_bytes());
             }
         }
         if let Some(mut writing) = writing {
