@@ -200,7 +200,8 @@ impl Links {
         within_limit(request.execute().try_collect()).await
     }
 
-    /// Gives the interface with this number an IP address.
+    /// Gives the interface with this number an IP address, which is refused if it has that (of IPv6, with whatever prefix: the kernel would
+    /// leave that as it is, and say that it is done).
     pub async fn add_address(
         &self,
         index: u32,
@@ -208,7 +209,7 @@ impl Links {
         prefix_len: u8,
     ) -> Result<(), LinksError> {
         let request = self.0.ask.address().add(index, address, prefix_len);
-        within_limit(request.replace().execute()).await
+        within_limit(request.execute()).await
     }
 
     /// Takes an IP address from the interface with this number, if it has that.

@@ -684,6 +684,13 @@ fn a_tun_port_has_the_host_s_addresses() {
             ),
         );
     }
+    assert_port_fault(
+        "a=tun:rw0,address=10.0.0.1/24+fd00::1/64,mtu=1279",
+        "wrong value `1279` for `mtu`: expected 1280 or more, as IPv6 needs",
+    );
+    for good in ["address=10.0.0.1/24,mtu=1279", "address=fd00::1/64,mtu=1280"] {
+        assert!(read("", &[("port", &format!("a=tun:rw0,{good}"))]).is_ok(), "{good}");
+    }
 }
 
 /// The features that a port with this value offers, by a flag.

@@ -288,6 +288,9 @@ async fn open_soon(request: &Request<'_>) -> Result<Vec<Queue>, TunError> {
     }
 }
 
+/// With a smaller MTU an interface has no IPv6 (RFC 8200, section 5).
+const IPV6_MTU: u32 = 1280;
+
 const DELETED: &str = "it was deleted again at once";
 
 /// Duplicates of the descriptors that this process was started with, which are queues of the interface that the port asks for.
@@ -426,7 +429,8 @@ async fn set_up(
         bridge.map(|bridge| (Setting::Master(bridge), format!("master {name}"))),
         up.map(|up| (Setting::Up(up), if up { "up" } else { "down" }.to_owned())),
     ];
-    undo.begin(&link, up == Some(false)).await?;
+    let has_ipv6 = mtu.is_none_or(|mtu| mtu >= IPV6_MTU);
+    undo.begin(&link, up == Some(false) || !has_ipv6).await?;
     for (setting, words) in settings.into_iter().flatten() {
         let result = links.set(link.index, setting).await;
         if may_be_done(&result) {
@@ -471,11 +475,11 @@ impl Undo {
         Self { links: links.clone(), index: 0, interface: String::new(), steps: Vec::new() }
     }
 
-    /// Nothing is done yet to this interface. It may be put down, by which it loses addresses.
-    async fn begin(&mut self, link: &Link, goes_down: bool) -> anyhow::Result<()> {
+    /// Nothing is done yet to this interface. It may be put down, or get too small an MTU for IPv6, by which it loses addresses.
+    async fn begin(&mut self, link: &Link, loses_addresses: bool) -> anyhow::Result<()> {
         (self.index, self.interface) = (link.index, link.name.clone());
         self.steps.clear();
-        if goes_down {
+        if loses_addresses {
             let addresses = self.links.addresses(link.index).await?;
             self.steps.extend(addresses.into_iter().map(|(address, len)| Step::Add(address, len)));
         }
@@ -503,8 +507,9 @@ impl Undo {
                 Step::Remove(address, len) => links.remove_address(index, address, len).await,
             };
             match result {
-                // One that was deleted needs nothing any more, and nor does what was not done after all.
-                Ok(()) | Err(LinksError::Refused(Errno::NODEV | Errno::ADDRNOTAVAIL)) => {}
+                // One that was deleted needs nothing any more, and nor does what was not done after all, or was not lost.
+                Ok(())
+                | Err(LinksError::Refused(Errno::NODEV | Errno::ADDRNOTAVAIL | Errno::EXIST)) => {}
                 Err(error) => {
                     tracing::error!(
                         interface,
@@ -544,6 +549,9 @@ fn refused(error: LinksError, what: &str) -> anyhow::Error {
         LinksError::Refused(Errno::PERM) => anyhow::anyhow!(
             "cannot set it up: that needs CAP_NET_ADMIN. Without, somebody who has it does it before \
              ({what})"
+        ),
+        LinksError::Refused(Errno::EXIST) => anyhow::anyhow!(
+            "cannot set it up as by `{what}`: it has this address with another prefix length"
         ),
         error => anyhow::anyhow!("cannot set it up as by `{what}`: {error}"),
     }

@@ -850,6 +850,44 @@ async fn an_interface_that_was_there_is_set_back_when_its_port_never_runs() {
     switch.stop().await.unwrap();
 }
 
+/// Below 1280 bytes of MTU the kernel takes all of them away.
+#[tokio::test]
+async fn ipv6_addresses_are_back_when_a_small_mtu_is_set_back_and_are_not_had_with_another_prefix()
+{
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    let _ = fs::write("/proc/sys/net/ipv6/conf/default/addr_gen_mode", "1");
+    let directory = tempfile::tempdir().unwrap();
+    for (name, mode) in [("rwtap", "tap"), ("rwtun", "tun")] {
+        ip(&format!("tuntap add dev {name} mode {mode} vnet_hdr"));
+        ip(&format!("link set {name} up"));
+    }
+    ip("address add fd00::1/64 dev rwtap nodad");
+    ip("address add fd00::fe/128 dev rwtun nodad");
+    let links = Links::open().unwrap();
+    let before = look_at(&links, "rwtap").await;
+    assert!(before.1.contains(&("fd00::1".parse().unwrap(), 64)), "{before:?}");
+
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    let setup = Setup { mtu: Some(1000), ..Setup::default() };
+    let tap = Tap { setup, ..Tap::new("rwtap".to_owned()) };
+    config.ports.push(PortConfig::new("tap", PortKind::Tap(tap)));
+    config.ports.push(impossible(directory.path()));
+    let Err(error) = Switch::start(&config).await else { panic!("it starts") };
+    assert!(format!("{error:#}").contains("port `impossible`"), "{error:#}");
+    assert_eq!(look_at(&links, "rwtap").await, before);
+
+    config.ports.truncate(1);
+    let subnets = Subnets { addresses: vec!["fd00::fe/64".parse().unwrap()], gateways: Vec::new() };
+    let tun = Tun { interface: "rwtun".to_owned(), subnets, mac: None, mtu: None };
+    config.ports.push(PortConfig::new("tun", PortKind::Tun(tun)));
+    let Err(error) = Switch::start(&config).await else { panic!("it starts") };
+    let error = format!("{error:#}");
+    assert!(
+        error.contains("`ip addr add fd00::fe/64 dev rwtun`: it has this address with"),
+        "{error}"
+    );
+}
+
 /// They are the process's, whichever of its ports has them.
 #[tokio::test]
 async fn descriptors_that_a_port_was_given_are_anothers_after_a_reload() {

@@ -13,6 +13,9 @@ use crate::config::{PortKind, set};
 const ADDRESS: &str = "address";
 const ADDRESS_ABOUT: &str = "the host's addresses, as 10.0.0.1/24+fd00::1/64";
 
+/// The least MTU with IPv6 (RFC 8200, section 5).
+const IPV6_MTU: u16 = 1280;
+
 /// The host's own IP, without Ethernet.
 pub const TYPE: PortType = PortType {
     name: "tun",
@@ -65,6 +68,14 @@ fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     }
     if written.entry(ADDRESS).is_none() {
         faults.push(written.missing(ADDRESS, ADDRESS_ABOUT.to_owned()));
+    }
+    if faults.len() == before
+        && let Some(entry) = written.entry("mtu")
+        && mtu.is_some_and(|mtu| mtu < IPV6_MTU)
+        && subnets.addresses.iter().any(|subnet| subnet.address.is_ipv6())
+    {
+        let expected = format!("{IPV6_MTU} or more, as IPv6 needs");
+        faults.push(entry.wrong(&entry.value, Misfit { expected, nearest: None }));
     }
     if faults.len() == before
         && let Some(entry) = written.entry("gateway")
