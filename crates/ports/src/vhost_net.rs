@@ -291,8 +291,8 @@ impl VhostNetPort {
     }
 
     /// Sets the interface's MTU, in bytes of a frame's payload. Longer frames to it are dropped and counted
-    /// as [`DropReason::OverMtu`]. Of one that is yet to be segmented its segments count: a frame's fate does
-    /// not depend on who segments it.
+    /// as [`DropReason::OverMtu`]: with room for two tags, whether a frame has any or not. Of one that is yet to be segmented its
+    /// segments count; where the kernel makes them, without options of TCP, as the frame is not read.
     pub fn set_mtu(&mut self, mtu: u32) {
         self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
     }

@@ -427,8 +427,8 @@ impl VhostUserPort {
     }
 
     /// Sets the guest's MTU, in bytes of a frame's payload. Larger frames are dropped in both
-    /// directions (virtio 1.3, 5.1.4.1). Of one that is yet to be segmented its segments count: a
-    /// frame's fate does not depend on who segments it.
+    /// directions (virtio 1.3, 5.1.4.1): with room for two tags, whether a frame has any or not. Of one that is yet to be segmented its
+    /// segments count; where somebody else makes them, without options of TCP, as the frame is not read.
     pub fn set_mtu(&mut self, mtu: u16) {
         self.frame_limit = usize::from(mtu) + ETHERNET;
     }
