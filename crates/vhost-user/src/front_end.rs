@@ -70,6 +70,16 @@ const LOG_RING: u32 = 1;
 /// The most bytes of configuration space in one message.
 const MAX_CONFIG: usize = 256;
 
+/// What it may be that a back end closes the connection on a request.
+fn hint(request: FrontEndRequest) -> &'static str {
+    match request {
+        FrontEndRequest::GetFeatures => {
+            " (is another front end connected there, such as a virtual machine?)"
+        }
+        _ => "",
+    }
+}
+
 /// Why a back end could not be driven.
 #[derive(Debug, Error)]
 pub enum FrontEndError {
@@ -106,7 +116,7 @@ pub enum FrontEndError {
         cause: ConnectionError,
     },
     /// The back end closed the connection: it found something wrong, and its log says what.
-    #[error("the back end closed the connection on {request}")]
+    #[error("the back end closed the connection on {request}{}", hint(*request))]
     Closed {
         /// The request that was on its way.
         request: FrontEndRequest,

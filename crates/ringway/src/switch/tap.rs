@@ -796,6 +796,7 @@ impl<P: HostPort> Control<P> {
                 "the interface was deleted in another network namespace: the port is out of service until \
                  the switch is started anew"
             );
+            self.handle.mtus.note_link(port, Some(false));
             return Err(Over);
         }
         self.place = Place::Gone;
@@ -810,6 +811,7 @@ impl<P: HostPort> Control<P> {
         let (port, interface) = (&self.handle.name, &self.interface);
         if self.place == Place::Elsewhere {
             tracing::error!(port, interface, "the port is out of service: {fault}");
+            self.handle.mtus.note_link(port, Some(false));
             self.let_go().await?;
             return Err(Over);
         }

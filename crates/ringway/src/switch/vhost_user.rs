@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -135,12 +135,25 @@ impl Leftovers {
                 Ok(connection) => return connection,
                 Err(error) => {
                     if retry == RETRY_FIRST {
-                        tracing::info!(port = self.name, path = %path.display(), "waiting: {error}");
+                        self.say_waiting(path, &error);
                     }
                     retry = (2 * retry).min(RETRY_SLOWEST);
                 }
             }
             tokio::time::sleep(retry).await;
+        }
+    }
+
+    /// Says why there is no connection. That a front end is not there yet is as it should be.
+    fn say_waiting(&self, path: &Path, error: &ConnectionError) {
+        let (port, path) = (&self.name, path.display());
+        match error {
+            ConnectionError::Io(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) =>
+            {
+                tracing::info!(port, %path, "waiting: nobody listens there ({error})");
+            }
+            error => tracing::warn!(port, %path, "cannot connect, and tries again: {error}"),
         }
     }
 

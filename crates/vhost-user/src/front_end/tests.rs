@@ -184,6 +184,16 @@ fn a_back_end_that_lacks_something_is_refused() {
 }
 
 #[test]
+fn a_back_end_that_has_somebody_else_closes_the_connection_at_once() {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    drop(theirs);
+    let error = FrontEnd::new(ours.into(), LIMIT).unwrap().features().unwrap_err();
+    let expected = "the back end closed the connection on GET_FEATURES (is another front end \
+                    connected there, such as a virtual machine?)";
+    assert_eq!(error.to_string(), expected);
+}
+
+#[test]
 fn a_violation_closes_the_connection() {
     let (mut front_end, back_end) = pair(OFFER);
     front_end.negotiate(Features::VERSION_1, Features::NONE, Offer::PROTOCOL).unwrap();
