@@ -71,13 +71,14 @@ impl<'f> Delivery<'f> {
         matches!(self.work, Work::Pass)
     }
 
-    /// Bytes of the longest frame that this is on a wire, whoever segments it (see
-    /// [`Offload::wire_len`]; exact where it is us).
+    /// Bytes of the longest frame that this is on a wire, whoever segments it.
     #[inline]
     pub fn wire_len(&self) -> usize {
         match &self.work {
             Work::Segment(segments, _) => segments.longest(),
-            Work::Pass | Work::Complete(_) => self.frame.offload.wire_len(self.frame.len),
+            Work::Pass | Work::Complete(_) => {
+                self.frame.offload.wire_len_of(self.frame.head, self.frame.len)
+            }
         }
     }
 

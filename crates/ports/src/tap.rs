@@ -35,7 +35,7 @@ use thiserror::Error;
 use wire::virtio::{Features, NetHeader, Offload, SegmentationKind};
 
 use crate::backlog::Backlog;
-use crate::frame::{ETHERNET, MAX_FRAME};
+use crate::frame::{MAX_FRAME, is_over};
 use crate::offload::Delivery;
 
 pub use queues::Queues;
@@ -131,8 +131,8 @@ pub struct TapPort {
     share: Option<Share>,
     /// Whether the interface is up, for all that control knows.
     is_up: bool,
-    /// Bytes of the longest frame that fits the interface's MTU.
-    frame_limit: usize,
+    /// The interface's MTU, in bytes.
+    mtu: usize,
     /// What the kernel may ask of a frame's receiver.
     asks: Features,
     /// What the kernel takes as it is.
@@ -181,7 +181,7 @@ impl TapPort {
             workers,
             share: None,
             is_up: true,
-            frame_limit: usize::MAX,
+            mtu: usize::MAX,
             asks: Features::NONE,
             takes: Features::NONE,
             buffer: Box::default(),
@@ -227,10 +227,10 @@ impl TapPort {
     }
 
     /// Sets the interface's MTU, in bytes of a frame's payload. Longer frames to it are dropped and counted
-    /// as [`DropReason::OverMtu`]: with room for two tags, whether a frame has any or not. Of one that is yet to be segmented its
-    /// segments count; where the kernel makes them, without options of TCP, as the frame is not read.
+    /// as [`DropReason::OverMtu`]; tags do not count. Of one that is yet to be segmented its segments do: a frame's fate does not
+    /// depend on who segments it.
     pub fn set_mtu(&mut self, mtu: u32) {
-        self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
+        self.mtu = usize::try_from(mtu).unwrap_or(usize::MAX);
     }
 
     /// Whether the interface is still there, in whichever network namespace.
@@ -339,7 +339,7 @@ impl TapPort {
             self.write(burst);
             return self.assemble(&burst.frame(index), takes);
         }
-        if offload.wire_len(len) > self.frame_limit {
+        if is_over(self.mtu, offload.wire_len_of(head, len), head) {
             return Err(DropReason::OverMtu);
         }
         let queue = share.place(head);
@@ -369,7 +369,7 @@ impl TapPort {
     fn assemble(&mut self, frame: &Frame<'_>, takes: Features) -> Result<(), DropReason> {
         let share = self.share.as_ref().ok_or(DropReason::ReceiverDown)?;
         let mut delivery = Delivery::new(*frame, takes)?;
-        if delivery.wire_len() > self.frame_limit {
+        if is_over(self.mtu, delivery.wire_len(), frame.head) {
             return Err(DropReason::OverMtu);
         }
         let left = self.segments.checked_sub(delivery.remaining().saturating_sub(1));

@@ -43,7 +43,6 @@ use engine::{
 use thiserror::Error;
 use virtqueue::Violation;
 
-use crate::frame::ETHERNET;
 use crate::tap::{asks, takes};
 use crate::vhost_user::PATIENCE;
 use receive::Receive;
@@ -146,7 +145,7 @@ impl Share {
         let outlets = if own.is_empty() { base..base + 1 } else { own };
         let outlet = |pair| Outlet { pair, touched: false, full: None };
         let outlets = outlets.step_by(step).map(outlet).collect();
-        let limits = Limits { takes: takes(rings.offloads()), longest: usize::MAX };
+        let limits = Limits { takes: takes(rings.offloads()), mtu: usize::MAX };
         Some(Self { rings, receive, outlets, limits, poller: None })
     }
 
@@ -239,8 +238,8 @@ pub struct VhostNetPort {
     share: Option<Share>,
     /// Whether the interface is up, for all that control knows.
     is_up: bool,
-    /// Bytes of the longest frame that fits the interface's MTU.
-    frame_limit: usize,
+    /// The interface's MTU, in bytes.
+    mtu: usize,
     /// A fault to be reported.
     fault: Option<VhostNetFault>,
     counters: Counters,
@@ -255,7 +254,7 @@ impl VhostNetPort {
             workers,
             share: Share::new(rings.clone(), number, workers),
             is_up: true,
-            frame_limit: usize::MAX,
+            mtu: usize::MAX,
             fault: None,
             counters: Counters::default(),
         };
@@ -291,10 +290,10 @@ impl VhostNetPort {
     }
 
     /// Sets the interface's MTU, in bytes of a frame's payload. Longer frames to it are dropped and counted
-    /// as [`DropReason::OverMtu`]: with room for two tags, whether a frame has any or not. Of one that is yet to be segmented its
-    /// segments count; where the kernel makes them, without options of TCP, as the frame is not read.
+    /// as [`DropReason::OverMtu`]; tags do not count. Of one that is yet to be segmented its segments do: a frame's fate does not
+    /// depend on who segments it.
     pub fn set_mtu(&mut self, mtu: u32) {
-        self.frame_limit = usize::try_from(mtu).unwrap_or(usize::MAX).saturating_add(ETHERNET);
+        self.mtu = usize::try_from(mtu).unwrap_or(usize::MAX);
     }
 
     /// Whether the interface is still there, in whichever network namespace.
@@ -375,12 +374,12 @@ impl App for VhostNetPort {
         selection: &Selection,
         _: &mut Outputs<'_>,
     ) {
-        let (is_up, longest) = (self.is_up, self.frame_limit);
+        let (is_up, mtu) = (self.is_up, self.mtu);
         let Some((share, counters)) = self.working().filter(|_| is_up) else {
             self.counters[DropReason::ReceiverDown] += selection.len() as u64;
             return;
         };
-        share.limits.longest = longest;
+        share.limits.mtu = mtu;
         let count = share.outlets.len();
         let mut result = Ok(());
         // A flow keeps to one ring, by which the kernel then answers.

@@ -294,14 +294,21 @@ fn frames_over_the_mtu_and_to_an_interface_that_is_down_are_counted() {
         call(world.graph.get(world.port).unwrap());
     };
     set(&mut world, |port| port.set_mtu(1500));
-    world.peer(|peer| peer.sends = vec![frame(0, 1514), frame(1, 1522), frame(2, 1523)]);
+    // Tags are not part of it.
+    let tagged = |number, len: usize| {
+        let mut tagged = frame(number, len - 4);
+        tagged.splice(12..12, [0x81, 0, 0, 5]);
+        tagged
+    };
+    let sends = vec![frame(0, 1514), frame(1, 1515), tagged(2, 1518), tagged(3, 1519)];
+    world.peer(|peer| peer.sends = sends);
     world.breathe();
     set(&mut world, |port| port.set_link(false));
     world.peer(|peer| peer.sends = vec![frame(0, 60)]);
     world.breathe();
     assert_eq!(world.take(usize::MAX).len(), 2);
     let counters = world.graph.counters(world.port);
-    assert_eq!((counters[DropReason::OverMtu], counters[DropReason::ReceiverDown]), (1, 1));
+    assert_eq!((counters[DropReason::OverMtu], counters[DropReason::ReceiverDown]), (2, 1));
 }
 
 type BreakARule = fn(&mut World);

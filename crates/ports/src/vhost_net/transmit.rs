@@ -13,7 +13,7 @@ use virtqueue::{Buffer, Form, Violation};
 use wire::virtio::{Features, NetHeader};
 
 use super::rings::Ring;
-use crate::frame::MAX_FRAME;
+use crate::frame::{MAX_FRAME, is_over};
 use crate::offload::Delivery;
 use crate::tap::is_within_limits;
 
@@ -29,8 +29,8 @@ const _: () = assert!(BUFFER % 128 == 64);
 pub(super) struct Limits {
     /// What the kernel takes as it is.
     pub(super) takes: Features,
-    /// Bytes of the longest frame, or segment of one, that fits the interface's MTU.
-    pub(super) longest: usize,
+    /// The interface's MTU, in bytes.
+    pub(super) mtu: usize,
 }
 
 /// The transmit ring of a pair.
@@ -80,7 +80,7 @@ impl Transmit {
         let within = is_within_limits(&frame.offload, frame.len);
         let takes = if within { limits.takes } else { Features::NONE };
         let mut delivery = Delivery::new(*frame, takes)?;
-        if delivery.wire_len() > limits.longest {
+        if is_over(limits.mtu, delivery.wire_len(), frame.head) {
             return Err(DropReason::OverMtu);
         }
         let count = delivery.remaining();

@@ -867,6 +867,66 @@ fn one_worker_reads_several_queues_and_keeps_each_flow_in_order() {
     crew.assert_drops(TAP, &[]);
 }
 
+/// As the host of a network behind it, whose routers take no more: 1492 bytes, and tags beside them.
+#[test]
+fn frames_over_the_mtu_are_counted_and_tags_are_not_part_of_it() {
+    for offloads in [Offloads::ALL, Offloads::None] {
+        let mut world = old_host(Guest::new(OFFLOADS, Cut::Whole, RING), offloads);
+        ip("link set rw0 mtu 9000");
+        let port: &mut TapPort = world.graph.get(world.ports[TAP]).unwrap();
+        port.set_mtu(1492);
+        let plain = |len: usize, tags: usize| {
+            let mut bytes = frame(0, TAP, len - 4 * tags, 0);
+            (0..tags).for_each(|_| _ = bytes.splice(12..12, [0x81, 0, 0, 5]));
+            (NetHeader::default(), bytes)
+        };
+        // With 12 bytes of options in each segment.
+        let segmented = |size: u16| {
+            let mut tcp = [0; 32];
+            tcp[12..14].copy_from_slice(&[0x80, 0x10]);
+            let datagram = [&tcp[..], &[7; 5000]].concat();
+            let mut bytes = to_host(TCP, &datagram);
+            bytes[50..52].copy_from_slice(&partial([GUEST, HOST], TCP, datagram.len()));
+            let (flags, gso_type) = (NetHeader::NEEDS_CSUM, NetHeader::GSO_TCPV4);
+            let [csum_start, csum_offset] = [34, 16];
+            let header = NetHeader {
+                flags,
+                gso_type,
+                hdr_len: 66,
+                gso_size: size,
+                csum_start,
+                csum_offset,
+                ..NetHeader::default()
+            };
+            (header, bytes)
+        };
+        for ((header, bytes), passes) in [
+            (plain(1506, 0), true),
+            (plain(1507, 0), false),
+            (plain(1510, 1), true),
+            (plain(1511, 1), false),
+            (plain(1514, 2), true),
+            (plain(1515, 2), false),
+            (segmented(1440), true),
+            (segmented(1441), false),
+        ] {
+            let counters = world.counters(TAP);
+            let before = (counters.sent.frames, counters[DropReason::OverMtu]);
+            world.guests[0].send_with(header, &bytes);
+            world.breathe();
+            let counters = world.counters(TAP);
+            let after = (counters.sent.frames, counters[DropReason::OverMtu]);
+            let what = format!("{} bytes, segments of {}", bytes.len(), header.gso_size);
+            assert_eq!(
+                (after.0 > before.0, after.1 - before.1),
+                (passes, u64::from(!passes)),
+                "{what}"
+            );
+            world.guests[0].reap();
+        }
+    }
+}
+
 #[test]
 fn an_interface_that_control_says_is_down_is_not_written_to() {
     let mut crew = crew_with_queues(1, 1);

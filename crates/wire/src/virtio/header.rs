@@ -169,9 +169,8 @@ pub struct Segmentation {
 }
 
 impl Segmentation {
-    /// See [`Offload::cost`].
-    #[inline(never)]
-    fn cost(&self, checksum: PartialChecksum, head: &[u8], frame_len: usize) -> WireCost {
+    /// Bytes of headers in front of what is cut, as far as `head` has them.
+    fn headers(&self, checksum: PartialChecksum, head: &[u8]) -> usize {
         // Where a transport header starts, its checksum does.
         let start = usize::from(checksum.start);
         let transport = match self.kind {
@@ -182,7 +181,13 @@ impl Segmentation {
             }
         };
         // Nobody repeats longer ones.
-        let headers = (start + transport).min(MAX_HEADERS);
+        (start + transport).min(MAX_HEADERS)
+    }
+
+    /// See [`Offload::cost`].
+    #[inline(never)]
+    fn cost(&self, checksum: PartialChecksum, head: &[u8], frame_len: usize) -> WireCost {
+        let headers = self.headers(checksum, head);
         let payload = frame_len.saturating_sub(headers);
         let frames = payload.div_ceil(usize::from(self.size).max(1)).max(1);
         WireCost { frames: frames as u64, bytes: (frame_len + (frames - 1) * headers) as u64 }
@@ -312,6 +317,17 @@ impl Offload {
         self.segmentation.map_or(frame_len, |segmentation| {
             frame_len.min(self.header_len() + usize::from(segmentation.size))
         })
+    }
+
+    /// The same of a frame of which `head` are the first bytes: with the options of TCP, as far as `head` has them.
+    pub fn wire_len_of(&self, head: &[u8], frame_len: usize) -> usize {
+        match (self.checksum, self.segmentation) {
+            (Some(checksum), Some(segmentation)) => {
+                let headers = segmentation.headers(checksum, head);
+                frame_len.min(headers + usize::from(segmentation.size))
+            }
+            _ => frame_len,
+        }
     }
 
     /// How many frames a frame of `frame_len` bytes becomes on a wire, whoever segments it. Of TCP
