@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload, Nla};
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, MulticastGroup};
 use rustix::io::Errno;
 use thiserror::Error;
@@ -76,6 +78,8 @@ pub struct Link {
     /// The number of the bridge, or the like, that it belongs to.
     pub master: Option<u32>,
     pub is_bridge: bool,
+    /// It is a tun or tap interface whose frames have four bytes of packet information before them.
+    pub has_packet_information: bool,
 }
 
 impl Link {
@@ -90,6 +94,7 @@ impl Link {
             has_carrier: header.flags.contains(LinkFlags::LowerUp),
             master: None,
             is_bridge: false,
+            has_packet_information: false,
         };
         for attribute in attributes {
             match attribute {
@@ -99,12 +104,27 @@ impl Link {
                 LinkAttribute::Controller(index) => link.master = Some(index),
                 LinkAttribute::LinkInfo(infos) => {
                     link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                    link.has_packet_information = infos.iter().any(has_packet_information);
                 }
                 _ => {}
             }
         }
         link
     }
+}
+
+/// Whether this says so: IFLA_TUN_PI, which rtnetlink has no name for.
+fn has_packet_information(info: &LinkInfo) -> bool {
+    const IFLA_TUN_PI: u16 = 4;
+    let LinkInfo::Data(InfoData::Tun(infos)) = info else { return false };
+    infos.iter().any(|info| {
+        let mut value = [0];
+        let is_it = info.kind() == IFLA_TUN_PI && info.value_len() == value.len();
+        if is_it {
+            info.emit_value(&mut value);
+        }
+        value != [0]
+    })
 }
 
 /// One thing to set.

@@ -1,6 +1,9 @@
-//! For tests: a kernel that refuses, or does not answer.
+//! For tests: a kernel that refuses, or does not answer; and what other programs hand us.
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, open};
 
 /// A system call that fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +54,16 @@ pub fn refuse(call: Call) -> io::Result<()> {
     check(unsafe {
         libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program)
     })
+}
+
+/// A queue of an interface as another program would open it, before it starts us: with these flags of TUNSETIFF.
+pub fn queue(name: &str, flags: libc::c_int) -> io::Result<OwnedFd> {
+    let descriptor = open("/dev/net/tun", OFlags::RDWR, Mode::empty())?;
+    let mut request = crate::tun::named(name);
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: TUNSETIFF takes an ifreq.
+    check(unsafe { libc::ioctl(descriptor.as_raw_fd(), libc::TUNSETIFF, &raw mut request) })?;
+    Ok(descriptor)
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

@@ -189,8 +189,8 @@ pub fn adopt(
 /// The name of the interface that these descriptors are queues of, if they are all of one of this kind, with a
 /// virtio-net header; of none, if there are none. Changes nothing.
 ///
-/// That they were opened with IFF_NO_PI cannot be seen: the kernel answers with the same bit for
-/// something else (IFF_NOFILTER).
+/// That they were opened with IFF_NO_PI cannot be seen by them: the kernel answers with the same bit for
+/// something else (IFF_NOFILTER). Rtnetlink says it of the interface.
 pub fn interface_of(descriptors: &[OwnedFd], kind: Kind) -> Result<String, AdoptError> {
     let mut name = String::new();
     for (index, descriptor) in descriptors.iter().enumerate() {
@@ -342,7 +342,7 @@ fn check_name(name: &str) -> Result<(), TunError> {
 }
 
 /// A request about the interface of this name, which is short enough.
-fn named(name: &str) -> libc::ifreq {
+pub(crate) fn named(name: &str) -> libc::ifreq {
     // SAFETY: ifreq is plain data, valid as all zeros.
     let mut request: libc::ifreq = unsafe { zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(NAME_MAX)) {

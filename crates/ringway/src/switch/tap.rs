@@ -327,6 +327,10 @@ async fn inherit(
     let link = links.find(&found).await?;
     // There may be another one of its name here.
     let link = link.filter(|link| is_it(queue, link));
+    ensure!(
+        link.as_ref().is_none_or(|link| !link.has_packet_information),
+        "the frames of `{found}` have packet information before them (it has to be opened with IFF_NO_PI)"
+    );
     let bridge = find_bridge(links, &config.setup).await?;
     let link = match link {
         Some(link) => Some(set_up(links, link, &config.setup, bridge, undo).await?),

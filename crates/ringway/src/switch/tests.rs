@@ -828,7 +828,7 @@ async fn an_interface_that_was_there_is_set_back_when_its_port_never_runs() {
     let mut bad = with.clone();
     bad.ports.push(impossible(directory.path()));
     let Err(error) = Switch::start(&bad).await else { panic!("it starts") };
-    assert!(format!("{error:#}").contains("port `impossible`"), "{error:#}");
+    assert!(format!("{error:#}").starts_with("port `impossible`"), "{error:#}");
     assert_eq!(look().await, before, "after a start that failed");
 
     let switch = Switch::start(&without).await.unwrap();
@@ -873,7 +873,7 @@ async fn ipv6_addresses_are_back_when_a_small_mtu_is_set_back_and_are_not_had_wi
     config.ports.push(PortConfig::new("tap", PortKind::Tap(tap)));
     config.ports.push(impossible(directory.path()));
     let Err(error) = Switch::start(&config).await else { panic!("it starts") };
-    assert!(format!("{error:#}").contains("port `impossible`"), "{error:#}");
+    assert!(format!("{error:#}").starts_with("port `impossible`"), "{error:#}");
     assert_eq!(look_at(&links, "rwtap").await, before);
 
     config.ports.truncate(1);
@@ -886,6 +886,34 @@ async fn ipv6_addresses_are_back_when_a_small_mtu_is_set_back_and_are_not_had_wi
         error.contains("`ip addr add fd00::fe/64 dev rwtun`: it has this address with"),
         "{error}"
     );
+}
+
+/// Where frames begin four bytes later than it is taken for.
+#[tokio::test]
+async fn a_descriptor_with_packet_information_is_refused() {
+    unshare(CloneFlags::CLONE_NEWNET).expect("this test needs root, for a network namespace");
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = config(&directory.path().join("vm.sock"), Vec::new());
+    const TAP: i32 = 0x4002;
+    const NO_PI: i32 = 0x1000;
+    for (name, flags, is_good) in [("rwpi", TAP, false), ("rwnopi", TAP | NO_PI, true)] {
+        let queue = sys::testing::queue(name, flags).unwrap();
+        // One that is not closed on exec, as those that a program is started with.
+        let given = rustix::io::dup(&queue).unwrap();
+        let tap = Tap { descriptors: vec![given.as_raw_fd()], ..Tap::new(String::new()) };
+        config.ports.truncate(1);
+        config.ports.push(PortConfig::new("host", PortKind::Tap(tap)));
+        match Switch::start(&config).await {
+            Ok(switch) => {
+                assert!(is_good);
+                switch.stop().await.unwrap();
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                assert!(!is_good && error.contains("opened with IFF_NO_PI"), "{error}");
+            }
+        }
+    }
 }
 
 /// They are the process's, whichever of its ports has them.

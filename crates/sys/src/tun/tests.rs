@@ -126,12 +126,7 @@ fn the_kernel_takes_each_set_of_offloads() {
 
 /// A queue as another program would open it, before it starts us.
 fn bare(name: &str, flags: libc::c_int) -> OwnedFd {
-    let descriptor = open("/dev/net/tun", OFlags::RDWR, Mode::empty()).unwrap();
-    let mut request = named(name);
-    request.ifr_ifru.ifru_flags = flags as libc::c_short;
-    // SAFETY: TUNSETIFF takes an ifreq.
-    unsafe { ioctl(&descriptor, libc::TUNSETIFF, &mut request) }.unwrap();
-    descriptor
+    crate::testing::queue(name, flags).unwrap()
 }
 
 const USUAL: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
