@@ -8,7 +8,9 @@ mod plot;
 mod report;
 
 use std::cell::RefCell;
+use std::fs::File;
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -50,6 +52,15 @@ enum Event {
 /// Runs the load, about as long as all trials take.
 pub async fn bench(options: Options, stop: &mut Stop) -> anyhow::Result<()> {
     options.check()?;
+    // Before the first trial: when all are through, it is late to learn that there can be no such file.
+    let cannot_write = |path: &Path| format!("cannot write {}", path.display());
+    let plot = match options.plot.clone() {
+        Some(path) => {
+            let file = File::create(&path).with_context(|| cannot_write(&path))?;
+            Some((path, file))
+        }
+        None => None,
+    };
     let options = Arc::new(options);
     let progress = Arc::new(Progress::default());
     let (events, mut came) = mpsc::unbounded_channel();
@@ -114,11 +125,11 @@ pub async fn bench(options: Options, stop: &mut Stop) -> anyhow::Result<()> {
     if options.json {
         writeln!(out, "{:#}", results.json(&options))?;
     }
-    if let Some(path) = &options.plot
+    if let Some((path, mut file)) = plot
         && !results.trials.is_empty()
     {
         let drawn = plot::svg(&results.trials);
-        std::fs::write(path, drawn).with_context(|| format!("cannot write {}", path.display()))?;
+        file.write_all(drawn.as_bytes()).with_context(|| cannot_write(&path))?;
     }
     ended.map_err(|_| anyhow!("the load's thread panicked: that is a bug"))??;
     results.verdict(&options)
@@ -288,5 +299,29 @@ impl ProgressLine {
             let _ = write!(stderr, "\r{line}\x1b[K");
             let _ = stderr.flush();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    #[tokio::test]
+    async fn a_plot_that_cannot_be_is_said_before_the_first_trial() {
+        // There is no such socket either.
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (socket, file) = (path("none.sock"), path("none/x.svg"));
+        let line = Line::parse_from(["bench", &socket, "--size", "64,128", "--plot", &file]);
+        let error = bench(line.options, &mut Stop::new().unwrap()).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("cannot write {file}"));
     }
 }

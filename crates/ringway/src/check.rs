@@ -1,14 +1,15 @@
 //! `ringway check`: judges a back end, for people and for machines.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
-use std::{fs, thread};
 
 use anyhow::{Context, bail};
 use check::{Case, CaseResult, Options, Report, Target, Traffic, Verdict};
@@ -90,6 +91,12 @@ pub fn check(flags: &Flags) -> anyhow::Result<bool> {
         limit: Duration::from_millis(flags.limit),
         patience: Duration::from_millis(flags.patience),
     };
+    // Before the first case: when all are through, it is late to learn that there can be no such file.
+    let cannot_write = |file: &Path| format!("cannot write {}", file.display());
+    let junit = match &flags.junit {
+        Some(file) => Some((file, File::create(file).with_context(|| cannot_write(file))?)),
+        None => None,
+    };
     let interrupted = watch_interrupt()?;
     let mut start = flags.restart.as_deref().map(|command| move || restart(command));
     let options = Options {
@@ -117,9 +124,9 @@ pub fn check(flags: &Flags) -> anyhow::Result<bool> {
     } else {
         summarise(&report)?;
     }
-    if let Some(file) = &flags.junit {
-        fs::write(file, as_junit(&path, &report))
-            .with_context(|| format!("cannot write {}", file.display()))?;
+    if let Some((file, mut open)) = junit {
+        let xml = as_junit(&path, &report);
+        open.write_all(xml.as_bytes()).with_context(|| cannot_write(file))?;
     }
     Ok(report.count(Verdict::Fail) + report.count(Verdict::Crashed) == 0 && !report.cut_short)
 }
@@ -361,6 +368,22 @@ mod tests {
         assert!(xml.contains("<failure message=\"a &quot;thing&quot;\"/>"), "{xml}");
         assert!(xml.contains("does &lt;this&gt; &amp; that."), "{xml}");
         assert!(xml.contains("time=\"1.500\"></testcase>"), "{xml}");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_is_said_before_the_first_case() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            flags: Flags,
+        }
+        // There is no such socket either.
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        let (socket, file) = (path("none.sock"), path("none/x.xml"));
+        let line: Line = clap::Parser::parse_from(["check", &socket, "--junit", &file]);
+        let error = check(&line.flags).expect_err("there is no such directory").to_string();
+        assert_eq!(error, format!("cannot write {file}"));
     }
 
     #[test]

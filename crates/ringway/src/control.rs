@@ -13,7 +13,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
@@ -217,12 +217,12 @@ pub async fn ask(path: Option<&Path>, request: Request) -> anyhow::Result<Answer
 
 async fn converse(stream: UnixStream, request: Request) -> anyhow::Result<Answer> {
     let mut lines = Lines::new(stream, ANSWER_LIMIT);
-    let slow = || format!("it has not answered within {} s", 2 * PATIENCE.as_secs());
+    let slow = |_| anyhow!("it has not answered within {} s", 2 * PATIENCE.as_secs());
     let line = timeout(2 * PATIENCE, async {
         lines.send(&in_line(request)).await?;
         lines.next().await
     });
-    let line = line.await.with_context(slow)??;
+    let line = line.await.map_err(slow)??;
     read_answer(&line.context("it has closed the connection")?)
 }
 
@@ -230,25 +230,35 @@ async fn connect(path: Option<&Path>) -> anyhow::Result<(UnixStream, PathBuf)> {
     let paths = path.map_or_else(default_paths, |path| vec![path.to_owned()]);
     let mut wrong = Vec::new();
     for path in paths {
-        let error = match UnixStream::connect(&path).await {
+        match UnixStream::connect(&path).await {
             Ok(stream) => return Ok((stream, path)),
-            Err(error) => error,
-        };
+            Err(error) => wrong.push((path, error)),
+        }
+    }
+    bail!(not_connected(&wrong))
+}
+
+/// Why there is no switch to ask, at any of these paths.
+fn not_connected(wrong: &[(PathBuf, io::Error)]) -> String {
+    let mut is_elsewhere = false;
+    let why = wrong.iter().map(|(path, error)| {
         let path = path.display();
-        wrong.push(match error.kind() {
+        match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+                is_elsewhere = true;
                 format!("no switch listens at {path}")
             }
             io::ErrorKind::PermissionDenied => format!(
                 "{path} belongs to another user: ask as the user that runs the switch, or as root"
             ),
             _ => format!("cannot connect to {path}: {error}"),
-        });
+        }
+    });
+    let mut why = why.collect::<Vec<_>>().join(", and ");
+    if is_elsewhere {
+        why += "; a switch says with `ringway run --control PATH` where it listens, and `--control PATH` finds it there";
     }
-    bail!(
-        "{}; a switch says with `ringway run --control PATH` where it listens, and `--control PATH` finds it there",
-        wrong.join(", and ")
-    )
+    why
 }
 
 #[cfg(test)]

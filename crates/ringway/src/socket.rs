@@ -141,6 +141,9 @@ fn remove_stale(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).context("cannot look at it"),
     };
+    if file.is_dir() {
+        bail!("there is a directory: choose another path");
+    }
     if !file.file_type().is_socket() {
         bail!("there is a file that is not a socket: remove it, or choose another path");
     }
@@ -240,6 +243,9 @@ mod tests {
         fs::write(&path, "text").unwrap();
         assert!(listen(&path).unwrap_err().to_string().contains("not a socket"));
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+        // What is in one may be worth much.
+        let error = listen(directory.path()).unwrap_err().to_string();
+        assert_eq!(error, "there is a directory: choose another path");
     }
 
     #[test]

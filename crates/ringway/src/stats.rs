@@ -47,7 +47,11 @@ pub struct Flags {
 /// Shows one look, or one after the other until it is told to stop.
 pub async fn stats(flags: Flags, stop: &mut Stop) -> anyhow::Result<()> {
     let Some(seconds) = flags.watch else {
-        return show(&flags, None, &look(&flags).await?);
+        let report = tokio::select! {
+            () = stop.asked() => bail!("stopped before the switch has answered"),
+            report = look(&flags) => report?,
+        };
+        return show(&flags, None, &report);
     };
     let mut ticks = tokio::time::interval(Duration::from_secs(seconds));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -81,4 +85,32 @@ fn show(flags: &Flags, before: Option<&Report>, report: &Report) -> anyhow::Resu
         writeln!(out, "{clear}{}", page::page(before, report))?;
     }
     Ok(out.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use rustix::process::{Signal, getpid, kill_process};
+
+    use super::*;
+    use crate::socket::listen_at;
+
+    /// Less than a switch may take to answer.
+    const LIMIT: Duration = Duration::from_secs(5);
+
+    #[tokio::test]
+    async fn a_look_at_a_switch_that_does_not_answer_ends_with_a_signal() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.sock");
+        // Nobody accepts.
+        let _listener = listen_at(&path, 0o600, None).unwrap();
+        let flags = Flags { control: Some(path), watch: None, json: false };
+        let mut stop = Stop::new().unwrap();
+        kill_process(getpid(), Signal::TERM).unwrap();
+        let start = Instant::now();
+        let error = stats(flags, &mut stop).await.unwrap_err().to_string();
+        assert_eq!(error, "stopped before the switch has answered");
+        assert!(start.elapsed() < LIMIT, "{:?}", start.elapsed());
+    }
 }

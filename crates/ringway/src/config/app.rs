@@ -233,7 +233,7 @@ fn read_source(reader: &mut Reader<'_>) -> source::Settings {
         source: MacAddress([2, 0, 0, 0, 0, 1]),
         ethertype: EtherType(0x88b5),
         size: 60,
-        rate: reader.read("rate", value::frame_rate),
+        rate: reader.read_list("rate", value::frame_rate),
         frames: reader.read("frames", value::frames),
     };
     set(&mut settings.destination, reader.read("to", value::destination));

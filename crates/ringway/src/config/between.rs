@@ -202,6 +202,15 @@ impl<'a> Reader<'a> {
         self.written.entry(key)?.read(self.faults, parse)
     }
 
+    /// The same of a key that takes a list as well.
+    pub fn read_list<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&Scalar) -> Result<T, Misfit>,
+    ) -> Option<T> {
+        self.written.entry(key)?.read_list(self.faults, parse)
+    }
+
     fn entry(&self, key: &str) -> Option<&'a Entry> {
         self.written.entry(key)
     }
@@ -213,8 +222,8 @@ impl<'a> Reader<'a> {
 
 pub fn anti_spoof(reader: &mut Reader<'_>) -> Option<anti_spoof::Settings> {
     let mut settings = anti_spoof::Settings::default();
-    set(&mut settings.macs, reader.read("allow-macs", value::macs));
-    set(&mut settings.prefixes, reader.read("allow-ips", value::prefixes));
+    set(&mut settings.macs, reader.read_list("allow-macs", value::macs));
+    set(&mut settings.prefixes, reader.read_list("allow-ips", value::prefixes));
     (settings != Default::default()).then_some(settings)
 }
 
@@ -222,8 +231,8 @@ pub fn storm(reader: &mut Reader<'_>) -> Option<storm::Settings> {
     // What may come in a second may come at once.
     let limit = |rate| Limit { rate, burst: rate };
     let settings = storm::Settings {
-        broadcast: reader.read("storm-broadcast", value::frame_rate).map(limit),
-        multicast: reader.read("storm-multicast", value::frame_rate).map(limit),
+        broadcast: reader.read_list("storm-broadcast", value::frame_rate).map(limit),
+        multicast: reader.read_list("storm-multicast", value::frame_rate).map(limit),
     };
     (settings != Default::default()).then_some(settings)
 }
@@ -238,8 +247,8 @@ pub fn police(reader: &mut Reader<'_>) -> Option<police::Settings> {
 
 /// The limits of one direction.
 fn limits(reader: &mut Reader<'_>, rate_key: &'static str, burst_key: &str) -> Limits {
-    let rates = reader.read(rate_key, value::rates);
-    let bursts = reader.read(burst_key, value::bursts).unwrap_or_default();
+    let rates = reader.read_list(rate_key, value::rates);
+    let bursts = reader.read_list(burst_key, value::bursts).unwrap_or_default();
     // A rate that could not be read is no missing one.
     if (rates.is_some() || reader.entry(rate_key).is_none())
         && let Some(entry) = reader.entry(burst_key)

@@ -29,6 +29,14 @@ impl Place {
         matches!(self, Place::Flag { .. })
     }
 
+    /// What precedes a fault: nothing in particular, if the fault is of the whole.
+    fn prefix(&self) -> String {
+        match self {
+            Place::CommandLine => String::new(),
+            place => format!("{place}: "),
+        }
+    }
+
     /// The file from top to bottom, then the flags, then the whole.
     fn reading_order(&self) -> (u8, usize, usize) {
         match self {
@@ -48,7 +56,7 @@ impl fmt::Display for Place {
                 write!(f, "{}:{line}:{column}", path.display())
             }
             Place::Flag { flag, value } => write!(f, "{flag} {value}"),
-            Place::CommandLine => f.write_str("ringway run"),
+            Place::CommandLine => f.write_str("the configuration"),
         }
     }
 }
@@ -120,6 +128,10 @@ pub enum Problem {
         "`qinq` is for a port with one VLAN, which all of its frames are put into, or for a trunk: expected `vlan` or `trunk`"
     )]
     QinqAlone,
+    #[error(
+        "`trunk` is for frames that have a tag, which a tun port neither sends nor takes: expected `vlan`"
+    )]
+    TrunkOfTun,
     #[error(
         "{side} is in no VLAN, but {other} is, in {first}: expected `vlan`, `trunk` or both for each {what}, or for none"
     )]
@@ -210,7 +222,7 @@ fn did_you_mean(nearest: &Option<String>) -> String {
 
 /// One thing wrong with the configuration, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{place}: {problem}")]
+#[error("{}{problem}", .place.prefix())]
 pub struct Fault {
     pub place: Place,
     pub problem: Problem,

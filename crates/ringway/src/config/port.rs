@@ -4,7 +4,7 @@ use super::fault::{Fault, Place, Problem};
 use super::keys::{self, PortType, TYPE};
 use super::value::{self, Scalar, Value};
 use super::written::{Entry, Written};
-use super::{PortConfig, between, vlan};
+use super::{PortConfig, between, kinds, vlan};
 
 impl Written {
     /// Splits the value of `--port`, `NAME=TYPE:TARGET[,KEY=VALUE...]`, into the entries that the
@@ -64,6 +64,11 @@ impl Written {
         let port_type = type_entry.read(faults, value::port_type)?;
         let kind = (port_type.read)(self, faults);
         let vlan = vlan::read(self, faults);
+        if port_type.name == kinds::tun::TYPE.name
+            && let Some(entry) = self.entry("trunk")
+        {
+            faults.push(Fault { place: entry.place.clone(), problem: Problem::TrunkOfTun });
+        }
         let between = between::read(self, faults);
         Some(PortConfig { vlan, between, ..PortConfig::new(&self.name, kind?) })
     }

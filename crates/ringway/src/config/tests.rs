@@ -816,7 +816,7 @@ fn features_that_cannot_do_without_others() {
 fn no_ports() {
     assert_eq!(
         read("mode = 'poll'", &[]),
-        Err("ringway run: no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file \
+        Err("no ports: expected --port NAME=TYPE:TARGET, or [port.NAME] in the file \
              of --config"
             .to_owned())
     );
@@ -954,6 +954,15 @@ fn what_does_not_go_together_with_vlans() {
         "a=tap:a,qinq=on",
         "`qinq` is for a port with one VLAN, which all of its frames are put into, or for a trunk: expected `vlan` or `trunk`",
     );
+    let of_tun = "`trunk` is for frames that have a tag, which a tun port neither sends nor takes: expected `vlan`";
+    for keys in ["trunk=all", "vlan=1,trunk=2"] {
+        assert_port_fault(&format!("a=tun:a,address=10.0.0.1/24,{keys}"), of_tun);
+    }
+    assert_file_fault(
+        "[port.a]\ntype = 'tun'\ninterface = 'a'\naddress = '10.0.0.1/24'\ntrunk = [1]",
+        &format!("ringway.toml:5:1: {of_tun}"),
+    );
+    assert!(read("", &[("port", "a=tun:a,address=10.0.0.1/24,vlan=1")]).is_ok());
     let service = read("", &[("port", "a=tap:a,vlan=1,trunk=2,qinq=on")]).unwrap();
     let allowed = Arc::new([2].into_iter().collect());
     let expected = Membership::Trunk { native: Some(1), allowed, is_service: true };
@@ -1154,6 +1163,38 @@ fn addresses_that_are_none() {
                  10.0.0.0/24+fd00::/64"
             ),
         );
+    }
+}
+
+#[test]
+fn the_first_in_a_list_that_is_wrong_is_the_one_that_is_named() {
+    let fault = |key: &str, list: &str| {
+        let file = format!("[port.a]\ntype = 'tap'\ninterface = 'a'\n{key} = {list}");
+        let fault = read(&file, &[]).expect_err(list);
+        let (wrong, _) = fault.split_once(": expected ").expect("it says what was expected");
+        let (_, near) = fault.split_once("; did you mean ").unwrap_or_default();
+        (wrong.to_owned(), near.to_owned())
+    };
+    for (key, list, column, wrong, near) in [
+        ("trunk", "[10, '20-10', 'x']", 14, "`20-10`", ""),
+        ("trunk", "['10', 4095]", 16, "`4095`", ""),
+        (
+            "allow-macs",
+            "['52:54:00:00:00:01', '52-54-00-00-00-02']",
+            36,
+            "`52-54-00-00-00-02`",
+            "`52:54:00:00:00:02`?",
+        ),
+        ("allow-ips", "['10.0.0.1', '10.0.0.1/24']", 26, "`10.0.0.1/24`", "`10.0.0.0/24`?"),
+        ("rate-from", "['1Gbit', '7frame']", 23, "`7frame`", "`7frames`?"),
+        ("fd", "[3, 2]", 10, "`2`", ""),
+        // Each of them is right.
+        ("fd", "[3, 3]", 6, "of type array", ""),
+        ("rate-from", "['1Gbit', '2Gbit']", 13, "of type array", ""),
+        ("allow-ips", "[]", 13, "of type array", ""),
+    ] {
+        let expected = format!("ringway.toml:4:{column}: wrong value {wrong} for `{key}`");
+        assert_eq!(fault(key, list), (expected, near.to_owned()));
     }
 }
 

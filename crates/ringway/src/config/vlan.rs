@@ -31,7 +31,7 @@ pub static KEYS: [Key; 3] = [
 /// What a port has to do with VLANs, if anything. What is wrong with it goes to the faults.
 pub fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<Membership> {
     let vlan = written.entry("vlan").and_then(|entry| entry.read(faults, value::vlan));
-    let allowed = written.entry("trunk").and_then(|entry| entry.read(faults, value::vlans));
+    let allowed = written.entry("trunk").and_then(|entry| entry.read_list(faults, value::vlans));
     let qinq = written.entry("qinq");
     let is_qinq = qinq.and_then(|entry| entry.read(faults, value::switch)).unwrap_or(false);
     if let Some(entry) = qinq.filter(|_| is_qinq)

@@ -25,6 +25,23 @@ impl Entry {
         None
     }
 
+    /// The same of a key that takes a list as well: what is wrong with one in the list is said of that.
+    pub fn read_list<T>(
+        &self,
+        faults: &mut Vec<Fault>,
+        parse: impl Fn(&Scalar) -> Result<T, Misfit>,
+    ) -> Option<T> {
+        if let Scalar::List(items) = &self.value.scalar
+            && parse(&self.value.scalar).is_err()
+            && let Some((item, misfit)) =
+                items.iter().find_map(|item| Some((item, parse(&item.scalar).err()?)))
+        {
+            faults.push(self.wrong(item, misfit));
+            return None;
+        }
+        self.read(faults, parse)
+    }
+
     /// The fault of a value that does not fit the key, or of one in a list of them.
     pub fn wrong(&self, value: &Value, misfit: Misfit) -> Fault {
         let Misfit { expected, nearest } = misfit;

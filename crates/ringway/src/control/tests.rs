@@ -73,6 +73,29 @@ async fn a_request_is_a_line_and_so_is_its_answer() {
     assert!(error.starts_with(&format!("no switch listens at {}", path.display())), "{error}");
 }
 
+#[test]
+fn where_a_switch_listens_is_said_only_where_none_does() {
+    let wrong = |kind| (PathBuf::from("/run/c.sock"), io::Error::from(kind));
+    let anothers =
+        "/run/c.sock belongs to another user: ask as the user that runs the switch, or as root";
+    assert_eq!(not_connected(&[wrong(io::ErrorKind::PermissionDenied)]), anothers);
+    let both =
+        not_connected(&[io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound].map(wrong));
+    let expected = format!("{anothers}, and no switch listens at /run/c.sock; a switch says with ");
+    assert!(both.starts_with(&expected), "{both}");
+}
+
+#[tokio::test]
+async fn who_does_not_answer_is_said_to_be_slow() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("c.sock");
+    // Nobody accepts.
+    let _listener = listen_at(&path, MODE, None).unwrap();
+    let error = format!("{:#}", ask(Some(&path), Request::Stats).await.unwrap_err());
+    let path = path.display();
+    assert_eq!(error, format!("cannot ask the switch at {path}: it has not answered within 10 s"));
+}
+
 #[tokio::test]
 async fn what_is_no_request_is_told_so_and_the_next_one_is_heard() {
     let directory = tempfile::tempdir().unwrap();

@@ -150,6 +150,10 @@ impl Fabric {
     /// were in the way of others.
     pub(super) async fn become_network(&mut self, new: &Network) -> anyhow::Result<()> {
         const NOTHING: &str = "nothing was changed";
+        // At the start there is nothing that could be in the way, and nothing to be left as it is.
+        if self.network.apps.is_empty() {
+            return self.change(new, NewApps::new()).await;
+        }
         let blocking = self.blocking(new);
         if blocking.is_empty() {
             return self.change(new, NewApps::new()).await.context(NOTHING);

@@ -140,7 +140,7 @@ pub fn read_as(
                 interface = entry.read(faults, value::interface_or_nothing);
             }
             "interface" => interface = entry.read(faults, value::interface_or_pattern),
-            "fd" => set(&mut port.descriptors, entry.read(faults, value::descriptors)),
+            "fd" => set(&mut port.descriptors, entry.read_list(faults, value::descriptors)),
             "queue-pairs" => set(&mut port.queue_pairs, entry.read(faults, value::queue_pairs)),
             "persistent" => port.persistent = entry.read(faults, value::switch),
             "owner" => port.owner = entry.read(faults, value::owner),

@@ -59,8 +59,8 @@ fn read(written: &Written, faults: &mut Vec<Fault>) -> Option<PortKind> {
     for entry in written.keys(&TYPE, faults) {
         match entry.key.as_str() {
             "interface" => interface = entry.read(faults, value::interface),
-            ADDRESS => set(&mut subnets.addresses, entry.read(faults, value::subnets)),
-            "gateway" => set(&mut subnets.gateways, entry.read(faults, value::gateways)),
+            ADDRESS => set(&mut subnets.addresses, entry.read_list(faults, value::subnets)),
+            "gateway" => set(&mut subnets.gateways, entry.read_list(faults, value::gateways)),
             "mac" => mac = entry.read(faults, value::mac),
             "mtu" => mtu = entry.read(faults, value::tap_mtu),
             _ => {}
