@@ -22,12 +22,17 @@ const AT_ONCE: usize = 6;
 /// Topics whose cases count what a process has open.
 const COUNTING: Topic = Topic::Descriptors;
 
+/// Whoever answers does so within this time, however busy the machine.
+const ANSWER: Duration = Duration::from_secs(10);
+/// For so long one is waited for that may not answer, by its fault: often.
+const NO_ANSWER: Duration = Duration::from_millis(500);
+
 fn judge(fault: &'static Fault, cases: &[Case]) -> Report {
     let back_end = Running::start(fault);
     let target = Target {
         path: back_end.path(),
         peer: None,
-        limit: Duration::from_millis(500),
+        limit: if fault.caught.is_empty() { ANSWER } else { NO_ANSWER },
         patience: Duration::from_millis(300),
     };
     let mut restart = || back_end.restart();
