@@ -6,7 +6,7 @@ use std::fmt::Write;
 use crate::generators::GENERATOR_MAY_BE_LIMIT;
 use crate::machine::Machine;
 use crate::matrix::{Case, Cell, Generator, PARTS, Switch, cells};
-use crate::results::{APART, Results};
+use crate::results::{APART, Figures, Results};
 use crate::statistics::Spread;
 use crate::targets;
 
@@ -234,81 +234,49 @@ pub fn left_out(results: &Results) -> String {
     text
 }
 
-/// What casts doubt on figures: generators and switches that shared their processor, and windows that frames were lost from.
+/// What casts doubt on figures: generators and switches that shared their processor, generators that may have been the limit, and frames that
+/// were lost.
 pub fn doubts(results: &Results) -> String {
     let mut text = String::new();
     for cell in cells(&Case::all()) {
         let samples = results.samples(&cell);
-        let shared = samples.iter().filter(|sample| {
-            sample.figures.get("generator_cpu").is_some_and(|part| *part < OWN_PROCESSOR)
+        let mut doubt = |what: &str, is_so: &dyn Fn(&Figures) -> bool| {
+            let count = samples.iter().filter(|sample| is_so(&sample.figures)).count();
+            if count > 0 {
+                let _ = writeln!(text, "* {cell}: in {count} of {} rounds, {what}", samples.len());
+            }
+        };
+        let had_less = |whose: &str, part: f64| {
+            format!("the {whose} had less than {:.0} % of its processor", 100.0 * part)
+        };
+        let is_below = |figures: &Figures, name: &str, least: f64| {
+            figures.get(name).is_some_and(|part| *part < least)
+        };
+        doubt(&had_less("generator", OWN_PROCESSOR), &|figures| {
+            is_below(figures, "generator_cpu", OWN_PROCESSOR)
         });
-        let shared = shared.count();
-        if shared > 0 {
-            let _ = writeln!(
-                text,
-                "* {cell}: in {shared} of {} rounds, the generator had less than {:.0} % of its processor",
-                samples.len(),
-                100.0 * OWN_PROCESSOR
-            );
+        if cell.switch != Switch::RingwayAdaptive && !matches!(cell.case, Case::Tcp) {
+            doubt(&had_less("switch", OWN_SWITCH), &|figures| {
+                is_below(figures, "switch_cpu", OWN_SWITCH)
+            });
         }
-        let polls = cell.switch != Switch::RingwayAdaptive && !matches!(cell.case, Case::Tcp);
-        let shared = samples.iter().filter(|sample| {
-            polls && sample.figures.get("switch_cpu").is_some_and(|part| *part < OWN_SWITCH)
+        doubt("the processors were apart or one core's", &|figures| figures.contains_key(APART));
+        doubt("the generator may have been the limit, and not the switch", &|figures| {
+            figures.get(GENERATOR_MAY_BE_LIMIT).is_some_and(|limit| *limit > 0.0)
         });
-        let shared = shared.count();
-        if shared > 0 {
-            let _ = writeln!(
-                text,
-                "* {cell}: in {shared} of {} rounds, the switch had less than {:.0} % of its processor",
-                samples.len(),
-                100.0 * OWN_SWITCH
-            );
-        }
-        let apart = samples.iter().filter(|sample| sample.figures.contains_key(APART)).count();
-        if apart > 0 {
-            let _ = writeln!(
-                text,
-                "* {cell}: in {apart} of {} rounds, the processors were apart or one core's",
-                samples.len()
-            );
-        }
-        let limited = samples.iter().filter(|sample| {
-            sample.figures.get(GENERATOR_MAY_BE_LIMIT).is_some_and(|limit| *limit > 0.0)
-        });
-        let limited = limited.count();
-        if limited > 0 {
-            let _ = writeln!(
-                text,
-                "* {cell}: in {limited} of {} rounds, the generator may have been the limit, and not the switch",
-                samples.len()
-            );
-        }
         for part in PARTS {
-            let lost = samples.iter().filter(|sample| {
-                let figure = |name: &str| sample.figures.get(&format!("{name}_at_{part}"));
+            let what = format!("frames were lost or not sent at {part} % of the rate without loss");
+            doubt(&what, &|figures| {
+                let figure = |name: &str| figures.get(&format!("{name}_at_{part}"));
                 [figure("lost"), figure("unsent")].into_iter().flatten().any(|count| *count > 0.0)
             });
-            let lost = lost.count();
-            if lost > 0 {
-                let _ = writeln!(
-                    text,
-                    "* {cell}: in {lost} of {} rounds, frames were lost or not sent at {part} % of the rate without loss",
-                    samples.len()
-                );
-            }
         }
-        let lost = samples.iter().filter(|sample| {
-            let figure = |name: &str| sample.figures.get(name).copied().unwrap_or(0.0);
-            cell.generator == Generator::Testpmd
-                && figure("lost") > MUCH_LOST * 2.0 * figure("window")
-        });
-        let lost = lost.count();
-        if lost > 0 {
-            let _ = writeln!(
-                text,
-                "* {cell}: in {lost} of {} rounds, frames were lost, so fewer were under way than asked for",
-                samples.len()
-            );
+        if cell.generator == Generator::Testpmd {
+            let what = "frames were lost, so fewer were under way than asked for";
+            doubt(what, &|figures| {
+                let figure = |name: &str| figures.get(name).copied().unwrap_or(0.0);
+                figure("lost") > MUCH_LOST * 2.0 * figure("window")
+            });
         }
     }
     text
@@ -416,7 +384,7 @@ mod tests {
 
     use super::*;
     use crate::matrix::{Load, Size};
-    use crate::results::{Figures, Sample};
+    use crate::results::Sample;
 
     fn sample(round: u32, figures: &[(&str, f64)]) -> Sample {
         let figures: Figures =
