@@ -434,6 +434,15 @@ mod tests {
         let doubts = doubts(&results);
         let said = format!("* {cell}/ringway-poll/by-bench: in 2 of 3 rounds, the generator had");
         assert!(doubts.contains(&said), "{doubts}");
+        let mut results = results;
+        let cell = Cell::new(Case::Latency(Size::Bytes(64)), Switch::Testpmd, Generator::Bench);
+        let figures = [("lost_at_50", 3.0), ("unsent_at_90", 0.0), (GENERATOR_MAY_BE_LIMIT, 1.0)];
+        results.add(&cell, sample(1, &figures))?;
+        let said: Vec<_> = super::doubts(&results).lines().map(str::to_owned).collect();
+        let of_cell: Vec<_> = said.iter().filter(|line| line.contains("latency")).collect();
+        assert!(of_cell.len() == 2, "{said:?}");
+        assert!(of_cell[0].contains("may have been the limit"), "{said:?}");
+        assert!(of_cell[1].ends_with("at 50 % of the rate without loss"), "{said:?}");
         let file = file(&results, &[("x.svg", "a drawing")]);
         for part in
             ["![a drawing](x.svg)", "## Left out", "| 3.00x (3 rounds) | reached |", "not measured"]
