@@ -63,7 +63,8 @@ impl Graph {
             places.start = place + 1;
             let Some(id) = self.at(place) else { continue };
             let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
-            busy |= was_busy;
+            // Whatever it says: what few frames leave to publish waits for another turn.
+            busy |= was_busy || had_frames;
             // Behind the first one that has frames: an app gets no turns of idle ones before it.
             if had_frames && std::mem::take(&mut is_first) {
                 self.first = place + 1;
@@ -91,6 +92,17 @@ impl Graph {
         self.ask_all = true;
     }
 
+    /// Has apps publish what they put off until they have something else to publish, or their next turn. For who breathes by hand, and
+    /// looks at what came of it.
+    pub fn publish_all(&mut self, mut report: impl FnMut(Event)) {
+        for place in self.places() {
+            let Some(id) = self.at(place).filter(|id| self.owes(*id)) else { continue };
+            self.touch(id);
+        }
+        self.publish(|due| &mut due.touched, &mut report);
+        self.publish(|due| &mut due.late, &mut report);
+    }
+
     /// Asks an app for frames, sends them on, and has it take them back.
     #[inline]
     fn turn(&mut self, id: AppId, now: u64, storage: &mut Storage) -> Turn {
@@ -99,7 +111,7 @@ impl Graph {
         let mut burst = storage.begin(now, self.due.breath);
         let was_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
         let had_frames = !burst.is_empty();
-        self.note(id, now, was_busy || had_frames);
+        self.note(id, now, was_busy || had_frames, burst.len());
         if had_frames {
             let bytes = burst.count();
             self.frames += burst.len() as u64;
@@ -112,7 +124,9 @@ impl Graph {
             self.call(id, |app| {
                 app.reclaim(storage.outcomes(finished), std::mem::take(&mut lease))
             });
-            self.touch(id);
+            if !had_frames {
+                self.touch(id);
+            }
         }
         if was_busy && !had_frames {
             self.work += UNKNOWN_WORK;

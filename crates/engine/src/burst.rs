@@ -726,6 +726,12 @@ impl Selection {
         }
     }
 
+    /// The frame that is selected, if it is the only one.
+    #[inline]
+    pub fn only(&self) -> Option<usize> {
+        (self.len == 1).then(|| self.indices[0].into())
+    }
+
     /// Selects nothing.
     pub fn clear(&mut self) {
         self.len = 0;

@@ -82,6 +82,8 @@ pub(crate) struct Slot {
     asked: u64,
     /// Something was done, by it or with it, that may have to be published.
     is_touched: bool,
+    /// Frames that it pulled and has not published since that it is done with them, as long as these are [`FEW`].
+    owes: usize,
     /// The breath in which it published last.
     published: u32,
     /// Not reported yet.
@@ -121,13 +123,19 @@ impl Slot {
     /// asking.
     #[inline]
     fn touch(&mut self, id: AppId, due: &mut Due) {
-        self.idle = 0;
-        if self.pause != 0 {
-            self.rest(id, 0, due);
-        }
+        self.wake(id, due);
         if self.has_outside && !std::mem::replace(&mut self.is_touched, true) {
             let is_late = self.published == due.breath;
             if is_late { &mut due.late } else { &mut due.touched }.push(id);
+        }
+    }
+
+    /// Takes note that the app is worth asking.
+    #[inline]
+    fn wake(&mut self, id: AppId, due: &mut Due) {
+        self.idle = 0;
+        if self.pause != 0 {
+            self.rest(id, 0, due);
         }
     }
 
@@ -231,6 +239,9 @@ impl Due {
 
 /// What an app did that had something to do, and no frames: as much as many frames, perhaps.
 pub(crate) const UNKNOWN_WORK: u32 = 64;
+
+/// Frames that are few: see [`Graph::note`].
+pub(crate) const FEW: usize = 8;
 
 /// How often an app is asked without having anything to do until it is not asked in each breath any more.
 pub(crate) const IDLE: u32 = 64;
@@ -527,12 +538,18 @@ impl Graph {
         self.slot(id).is_some_and(|slot| slot.has_outside)
     }
 
-    /// Takes note of whether an app, which was asked at `now`, had something to do, or frames.
+    /// Takes note of whether an app, which was asked at `now`, had something to do, and how many frames.
+    ///
+    /// That a sender may have a few buffers back is not worth a publication of its own: who sends is likely to be sent an answer, and is
+    /// shown both at once then. It waits for its next turn without frames at most, and until there are more than [`FEW`].
     #[inline]
-    pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool) {
+    pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool, frames: usize) {
         let Some(slot) = find(&mut self.slots, id) else { return };
         slot.asked = now;
-        if had_something {
+        if frames > 0 && slot.owes + frames <= FEW {
+            slot.owes += frames;
+            slot.wake(id, &mut self.due);
+        } else if had_something || slot.owes > 0 {
             slot.touch(id, &mut self.due);
         } else {
             slot.idle = slot.idle.saturating_add(1);
@@ -551,12 +568,17 @@ impl Graph {
         }
     }
 
+    /// Whether an app has put off what it has to publish.
+    pub(crate) fn owes(&self, id: AppId) -> bool {
+        self.slot(id).is_some_and(|slot| slot.owes > 0)
+    }
+
     /// Takes note that an app publishes.
     #[inline]
     pub(crate) fn untouch(&mut self, id: AppId) {
         let breath = self.due.breath;
         if let Some(slot) = find(&mut self.slots, id) {
-            (slot.is_touched, slot.published) = (false, breath);
+            (slot.is_touched, slot.owes, slot.published) = (false, 0, breath);
         }
     }
 
@@ -630,7 +652,9 @@ impl Graph {
             return;
         };
         match pushed {
-            Ok(()) => slot.app = Some(app),
+            // As it was left, so that nothing has to be dropped.
+            Ok(()) if slot.app.is_none() => slot.app = Some(app),
+            Ok(()) => debug_assert!(false, "another app is in its place"),
             Err(panic) => {
                 slot.fail(app, panic);
                 self.has_failures = true;

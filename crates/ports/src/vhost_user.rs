@@ -471,7 +471,24 @@ impl VhostUserPort {
         }
     }
 
+    /// Delivers a frame that comes alone to the receive ring of a pair, if that is as simple as it is most often. False if nothing was
+    /// done.
+    #[inline(always)]
+    fn deliver_alone(&mut self, pair: usize, burst: &mut Burst<'_>, index: usize) -> bool {
+        if !self.full.is_empty() || self.scratch.budget == 0 {
+            return false;
+        }
+        let Some(mut place) = self.receivers.access(pair) else { return false };
+        let took = place.deliver_alone(burst, index, self.frame_limit, &mut self.counters.sent);
+        if took {
+            self.scratch.budget -= 1;
+            self.touched.insert(pair);
+        }
+        took
+    }
+
     /// Delivers frames to the receive ring of a pair.
+    #[inline(never)]
     fn deliver(&mut self, pair: usize, burst: &mut Burst<'_>, selection: &Selection) {
         let now = burst.now();
         let known = self.full.iter().position(|full| full.pair == pair);
@@ -607,7 +624,13 @@ impl App for VhostUserPort {
             None | Some(([], _)) => {
                 self.counters[DropReason::ReceiverDown] += selection.len() as u64;
             }
-            Some(([pair], _)) => self.deliver((*pair).into(), burst, selection),
+            Some(([pair], _)) => {
+                let pair = (*pair).into();
+                let only = selection.only();
+                if !only.is_some_and(|index| self.deliver_alone(pair, burst, index)) {
+                    self.deliver(pair, burst, selection);
+                }
+            }
             Some((_, active)) => {
                 let pairs = self.shared.choose(active, &mut self.receivers, burst, selection);
                 self.deliver_to(&pairs, burst, selection);

@@ -50,6 +50,25 @@ pub trait DeviceRing {
         take: impl FnMut(Single) -> bool,
     ) -> Result<Singles, Violation>;
 
+    /// As [`Self::take_singles`], of one chain, which `take` makes something of. None when nothing was taken, for whatever reason:
+    /// the other ways find that again.
+    #[inline(always)]
+    fn take_single<T>(
+        &mut self,
+        direction: Direction,
+        mut take: impl FnMut(Single) -> Option<T>,
+    ) -> Option<T> {
+        let mut taken = None;
+        let singles = self.take_singles(direction, 1, |single| {
+            taken = take(single);
+            taken.is_some()
+        });
+        singles.ok().and(taken)
+    }
+
+    /// Whether there is a chain to take, and as far as is known no other behind it.
+    fn has_one(&self) -> bool;
+
     /// See [`DeviceQueue::take_writable`].
     fn take_writable<'m>(
         &mut self,

@@ -4,11 +4,13 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::graph::FEW;
 use crate::testing::{
     DELIBERATE, Faulty, Listener, Moment, Repeater, Sink, Source, Told, silence_deliberate_panics,
     taken, told,
 };
 use crate::{Burst, Counters, DropReason, Outcomes, Outputs, Selection};
+use wire::virtio::Offload;
 
 /// More than anything here takes, on the slowest machine.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -96,6 +98,8 @@ fn a_lease_of_no_frames_is_given_back_too() {
 #[derive(Default)]
 struct Station {
     is_busy: bool,
+    /// Frames that it has in its next turn.
+    frames: usize,
     is_inside: bool,
     pushes: usize,
     pulls: usize,
@@ -109,8 +113,15 @@ impl App for Station {
         !self.is_inside
     }
 
-    fn pull<'b>(&mut self, _: &'b mut Lease, _: &mut Burst<'b>) -> bool {
+    fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         self.pulls += 1;
+        if self.frames > 0 {
+            let bytes = lease.private([0; 60].into());
+            for at in 0..std::mem::take(&mut self.frames) {
+                burst.segments().push(bytes.into());
+                burst.push::<()>(at..at + 1, 0, |_, _| Ok(Offload::NONE)).unwrap();
+            }
+        }
         self.is_busy
     }
 
@@ -184,6 +195,48 @@ fn however_many_send_to_an_app_it_publishes_twice_in_a_breath() {
         graph.breathe(0, |_| ());
         assert_eq!(graph.get::<Station>(sink).unwrap().publications, breath);
     }
+}
+
+#[test]
+fn who_sends_few_frames_publishes_that_with_what_comes_next() {
+    let mut graph = Graph::new();
+    let stations = [(); 2].map(|()| graph.add("station", Station::default()));
+    let [one, two] = stations;
+    graph.link((one, 0), (two, 0)).unwrap();
+    graph.link((two, 0), (one, 0)).unwrap();
+    let publications =
+        |graph: &mut Graph| stations.map(|id| graph.get::<Station>(id).unwrap().publications);
+    let breathe = |graph: &mut Graph, frames: [usize; 2]| {
+        let before = publications(graph);
+        for (id, frames) in stations.into_iter().zip(frames) {
+            graph.get::<Station>(id).unwrap().frames = frames;
+        }
+        let busy = graph.breathe(0, |_| ());
+        assert_eq!(busy, frames != [0, 0], "a worker that sleeps publishes nothing");
+        let after = publications(graph);
+        [after[0] - before[0], after[1] - before[1]]
+    };
+    assert_eq!(breathe(&mut graph, [1, 0]), [0, 1]);
+    assert_eq!(breathe(&mut graph, [0, 0]), [1, 0], "in a turn without frames");
+    assert_eq!(breathe(&mut graph, [0, 0]), [0, 0], "nothing new");
+    // To and fro, whoever is the first.
+    for _ in 0..4 {
+        assert_eq!(breathe(&mut graph, [1, 1]), [1, 1], "with what came in");
+    }
+    breathe(&mut graph, [0, 0]);
+    // Nobody answers.
+    for _ in 0..FEW {
+        assert_eq!(breathe(&mut graph, [1, 0]), [0, 1]);
+    }
+    assert_eq!(breathe(&mut graph, [1, 0]), [1, 1], "not few any more");
+    assert_eq!(breathe(&mut graph, [0, 0]), [0, 0], "nothing new");
+    assert_eq!(breathe(&mut graph, [FEW + 1, 0]), [1, 1], "as soon as can be");
+    // By hand.
+    assert_eq!(breathe(&mut graph, [1, 0]), [0, 1]);
+    let before = publications(&mut graph);
+    graph.publish_all(|_| ());
+    assert_eq!(publications(&mut graph), [before[0] + 1, before[1]]);
+    assert_eq!(breathe(&mut graph, [0, 0]), [0, 0], "nothing new");
 }
 
 /// Has something to do at a certain time, and not before.

@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use engine::{BURST, Outcome, Outcomes};
-use memory::Translator;
+use memory::GuestMemory;
 use virtqueue::{Chain, Piece, Violation};
 
 use super::ring::Ring;
@@ -114,12 +114,13 @@ impl Taken {
         &mut self,
         rings: &mut [Option<Ring>],
         in_order: bool,
-        translator: &mut Translator<'_>,
+        memory: &GuestMemory,
         outcomes: &Outcomes<'_>,
     ) -> Result<Settled, (usize, Violation)> {
         if !self.holds && outcomes.held() == 0 {
             return Ok(self.give_all_back(rings));
         }
+        let translator = &mut memory.translator();
         let mut lost = 0;
         self.next_pieces.clear();
         for TakenChain { place, chain, frame, held } in &mut self.chains {

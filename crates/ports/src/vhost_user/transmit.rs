@@ -150,6 +150,8 @@ impl Transmit {
         };
         if !self.taken.is_empty() {
             self.pull_held(&mut intake, burst, counters)?;
+        } else if self.pull_alone(&mut intake, steering, burst, counters) {
+            return Ok(true);
         }
         let before = self.taken.len();
         let places = self.rings.len();
@@ -206,6 +208,29 @@ impl Transmit {
         Ok(())
     }
 
+    /// Takes a new chain of one buffer from the only ring, if it is the only one there, and makes a frame of it: without the list in which
+    /// others wait until all have come. In a quiet network most come so. False if nothing was taken.
+    #[inline(never)]
+    fn pull_alone<'m>(
+        &mut self,
+        intake: &mut Intake<'m>,
+        steering: Option<&Steering>,
+        burst: &mut Burst<'m>,
+        counters: &mut Counters,
+    ) -> bool {
+        let Self { share, rings, taken, .. } = self;
+        let [Some(Ring { queue, setup, .. })] = &mut rings[..] else { return false };
+        let single = match queue {
+            DeviceQueue::Split(queue) => take_alone(queue, intake),
+            DeviceQueue::Packed(queue) => take_alone(queue, intake),
+        };
+        let Some(single) = single else { return false };
+        let shape = intake.shape;
+        let maker = setup.enabled.then(|| Maker { shape, steering, pair: share.pair(0) });
+        make_singles(std::iter::once(single), 0, taken, maker, burst, counters);
+        true
+    }
+
     /// Takes new chains from the ring at `place`, and makes frames of them.
     fn pull_new<'m>(
         &mut self,
@@ -226,7 +251,7 @@ impl Transmit {
         };
         let Singles { is_other_next, .. } = taking.map_err(&fault)?;
         let maker = setup.enabled.then_some(Maker { shape: intake.shape, steering, pair });
-        make_singles(singles, place, taken, maker, burst, counters);
+        make_singles(singles.iter().copied(), place, taken, maker, burst, counters);
 
         if is_other_next {
             // What is in several buffers, or not near the one before.
@@ -247,8 +272,7 @@ impl Transmit {
             return Ok(());
         }
         let in_order = features.contains(Features::IN_ORDER);
-        let translator = &mut memory.translator();
-        let settled = self.taken.settle(&mut self.rings, in_order, translator, outcomes);
+        let settled = self.taken.settle(&mut self.rings, in_order, memory, outcomes);
         let settled = settled.map_err(|(place, violation)| self.fault(place)(violation))?;
         self.moved = settled.moved;
         self.gave_back |= settled.moved;
@@ -343,6 +367,24 @@ fn take_singles<'m>(
     Ok(taken)
 }
 
+/// Takes a chain of one buffer from a ring that has no other, with its bytes.
+#[inline(always)]
+fn take_alone<'m>(
+    queue: &mut impl DeviceRing,
+    intake: &mut Intake<'m>,
+) -> Option<(Chain, ReadSlice<'m>)> {
+    if !queue.has_one() {
+        return None;
+    }
+    let Intake { translator, limit, .. } = intake;
+    queue.take_single(Direction::Read, |single| {
+        let buffer = single.buffer();
+        let is_short = buffer.len <= *limit;
+        let slice = is_short.then(|| translator.read_whole(buffer.address, buffer.len))?;
+        Some((single.chain, slice?))
+    })
+}
+
 /// Takes chains of any kind from a ring, as many as the burst has room for, and makes frames of them.
 #[inline]
 fn pull_any<'m>(
@@ -434,21 +476,22 @@ impl Maker<'_> {
 /// disabled.
 #[inline(always)]
 fn make_singles<'m>(
-    singles: &[(Chain, ReadSlice<'m>)],
+    singles: impl ExactSizeIterator<Item = (Chain, ReadSlice<'m>)>,
     place: usize,
     taken: &mut Taken,
     maker: Option<Maker<'_>>,
     burst: &mut Burst<'m>,
     counters: &mut Counters,
 ) {
+    let count = singles.len();
     let Some(maker) = maker else {
-        singles.iter().for_each(|(chain, _)| taken.add(place, *chain, None));
-        return counters[DropReason::SenderDisabled] += singles.len() as u64;
+        singles.for_each(|(chain, _)| taken.add(place, chain, None));
+        return counters[DropReason::SenderDisabled] += count as u64;
     };
     let (before, mut bytes) = (burst.len(), 0);
     let taken_before = taken.len();
     let header_size = maker.shape.header_size;
-    burst.push_singles(singles.iter().copied(), header_size, |chain, arrival| {
+    burst.push_singles(singles, header_size, |chain, arrival| {
         let Arrival { index, header, head, len, offload } = arrival;
         if let Err(reason) = maker.judge(header, len, offload) {
             counters.drop(reason);
@@ -460,7 +503,7 @@ fn make_singles<'m>(
         maker.learn(head);
         true
     });
-    debug_assert_eq!(taken.len(), taken_before + singles.len(), "a chain is lost");
+    debug_assert_eq!(taken.len(), taken_before + count, "a chain is lost");
     let received = Traffic { frames: (burst.len() - before) as u64, bytes };
     counters.received += received;
     burst.counted(received);

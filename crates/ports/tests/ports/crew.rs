@@ -134,13 +134,17 @@ impl Crew {
     /// Has one worker breathe, in the time of the last breath.
     pub fn breathe_again(&mut self, worker: usize) -> bool {
         let Self { hands, now, ports, faults, .. } = self;
-        hands[worker].graph.breathe(*now, |event| match event {
+        let mut report = |event| match event {
             Event::Fault { app, fault } => {
                 let port = ports.iter().position(|id| *id == app).expect("a port");
                 faults.push((port, fault.to_string()));
             }
             Event::Failed { message, .. } => panic!("an app panicked: {message}"),
-        })
+        };
+        let graph = &mut hands[worker].graph;
+        let busy = graph.breathe(*now, &mut report);
+        graph.publish_all(&mut report);
+        busy
     }
 
     /// Has each worker breathe. Returns whether there was anything to do for any.

@@ -126,13 +126,16 @@ impl World {
     pub fn after(&mut self, nanoseconds: u64) -> bool {
         self.now += nanoseconds;
         let Self { graph, ports, faults, .. } = self;
-        graph.breathe(self.now, |event| match event {
+        let mut report = |event| match event {
             Event::Fault { app, fault } => {
                 let port = ports.iter().position(|id| *id == app).expect("a port");
                 faults.push((port, fault.to_string()));
             }
             Event::Failed { message, .. } => panic!("an app panicked: {message}"),
-        })
+        };
+        let busy = graph.breathe(self.now, &mut report);
+        graph.publish_all(&mut report);
+        busy
     }
 
     /// Gives guest 0 room to receive in.

@@ -444,6 +444,13 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
         Ok(all)
     }
 
+    #[inline(always)]
+    fn has_one(&self) -> bool {
+        let next = self.next_available.advance(1, self.size());
+        let is_other_there = || next.is_available(self.second_word(next.slot(), Ordering::Relaxed));
+        self.known == 1 && !is_other_there()
+    }
+
     #[inline]
     fn take_writable<'m>(
         &mut self,

@@ -458,6 +458,11 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
         Ok(Singles { count, is_other_next: count < most })
     }
 
+    #[inline(always)]
+    fn has_one(&self) -> bool {
+        self.available.since(self.next_available) == 1
+    }
+
     #[inline]
     fn take_writable<'m>(
         &mut self,
