@@ -63,8 +63,7 @@ impl Graph {
             places.start = place + 1;
             let Some(id) = self.at(place) else { continue };
             let Turn { was_busy, had_frames } = self.turn(id, now, &mut storage);
-            // Whatever it says: what few frames leave to publish waits for another turn.
-            busy |= was_busy || had_frames;
+            busy |= was_busy;
             // Behind the first one that has frames: an app gets no turns of idle ones before it.
             if had_frames && std::mem::take(&mut is_first) {
                 self.first = place + 1;
@@ -111,7 +110,7 @@ impl Graph {
         let mut burst = storage.begin(now, self.due.breath);
         let was_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
         let had_frames = !burst.is_empty();
-        self.note(id, now, was_busy || had_frames, burst.len());
+        self.note(id, now, was_busy, burst.len());
         if had_frames {
             let bytes = burst.count();
             self.frames += burst.len() as u64;

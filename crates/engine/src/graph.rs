@@ -541,15 +541,16 @@ impl Graph {
     /// Takes note of whether an app, which was asked at `now`, had something to do, and how many frames.
     ///
     /// That a sender may have a few buffers back is not worth a publication of its own: who sends is likely to be sent an answer, and is
-    /// shown both at once then. It waits for its next turn without frames at most, and until there are more than [`FEW`].
+    /// shown both at once then. It waits for its next turn without frames at most, and until there are more than [`FEW`]. As it was busy,
+    /// there is a next turn before the worker sleeps.
     #[inline]
-    pub(crate) fn note(&mut self, id: AppId, now: u64, had_something: bool, frames: usize) {
+    pub(crate) fn note(&mut self, id: AppId, now: u64, was_busy: bool, frames: usize) {
         let Some(slot) = find(&mut self.slots, id) else { return };
         slot.asked = now;
-        if frames > 0 && slot.owes + frames <= FEW {
+        if was_busy && frames > 0 && slot.owes + frames <= FEW {
             slot.owes += frames;
             slot.wake(id, &mut self.due);
-        } else if had_something || slot.owes > 0 {
+        } else if was_busy || frames > 0 || slot.owes > 0 {
             slot.touch(id, &mut self.due);
         } else {
             slot.idle = slot.idle.saturating_add(1);

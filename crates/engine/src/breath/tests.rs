@@ -115,14 +115,15 @@ impl App for Station {
 
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         self.pulls += 1;
-        if self.frames > 0 {
+        let had_frames = self.frames > 0;
+        if had_frames {
             let bytes = lease.private([0; 60].into());
             for at in 0..std::mem::take(&mut self.frames) {
                 burst.segments().push(bytes.into());
                 burst.push::<()>(at..at + 1, 0, |_, _| Ok(Offload::NONE)).unwrap();
             }
         }
-        self.is_busy
+        self.is_busy || had_frames
     }
 
     fn reclaim(&mut self, _: Outcomes<'_>, _: Lease) {
