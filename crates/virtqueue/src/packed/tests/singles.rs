@@ -117,6 +117,28 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
 }
 
 #[test]
+fn one_is_taken_at_a_time_and_the_last_is_known_as_such() {
+    for base in places(SIZE) {
+        for flag in [0, WRITE] {
+            let ring = full(base, flag);
+            let mut device = ring.device_at(Features::NONE, base);
+            assert!(!device.has_one(), "nothing is known yet");
+            for step in 0..SIZE {
+                assert_eq!(device.available(), Ok(1));
+                assert_eq!(device.has_one(), step + 1 == SIZE, "{base:?}, {step}");
+                assert!(device.take_single(direction(flag ^ WRITE), Some).is_none());
+                assert!(device.take_single(direction(flag), |_| None::<()>).is_none());
+                assert_eq!(device.outstanding(), step, "it stays there");
+                let Single { chain, .. } = device.take_single(direction(flag), Some).unwrap();
+                assert_eq!(chain.id(), 100 + base.advance(step, SIZE).slot());
+            }
+            assert_eq!((device.available(), device.has_one()), (Ok(0), false));
+            assert!(device.take_single(direction(flag), Some).is_none());
+        }
+    }
+}
+
+#[test]
 fn what_is_not_wanted_stays_in_the_ring() {
     for base in places(SIZE) {
         for refused in 0..usize::from(SIZE) {

@@ -137,6 +137,32 @@ fn a_full_ring_is_taken_at_once_or_in_parts() {
 }
 
 #[test]
+fn one_is_taken_at_a_time_and_the_last_is_known_as_such() {
+    for base in BASES {
+        for flag in [0, WRITE] {
+            let ring = full(base, flag);
+            let mut device = ring.device_at(Features::NONE, base);
+            assert!(!device.has_one(), "nothing is known yet");
+            for step in 0..usize::from(SIZE) {
+                device.available().unwrap();
+                assert_eq!(device.has_one(), step + 1 == SIZE.into());
+                assert!(device.take_single(direction(flag ^ WRITE), Some).is_none());
+                assert!(device.take_single(direction(flag), |_| None::<()>).is_none());
+                assert_eq!(device.outstanding(), step as u16, "it stays there");
+                let Single { chain, .. } = device.take_single(direction(flag), Some).unwrap();
+                assert_eq!(chain.id(), head(step));
+            }
+            assert_eq!((device.available(), device.has_one()), (Ok(0), false));
+            assert!(device.take_single(direction(flag), Some).is_none());
+            // A rule that is broken is found by the others.
+            ring.offer(0, base.wrapping_add(2 * SIZE));
+            assert!(device.take_single(direction(flag), Some).is_none());
+            take(&mut device, flag, 1).unwrap_err();
+        }
+    }
+}
+
+#[test]
 fn none_are_taken_where_none_are_asked_for_or_there() {
     let ring = full(0, 0);
     let mut device = ring.device(Features::NONE);
