@@ -3,7 +3,7 @@
 use engine::{App, DropReason};
 use wire::virtio::{Features, NetHeader};
 
-use crate::guest::{CUTS, Cut, Guest, RECEIVE, TRANSMIT};
+use crate::guest::{CUTS, Cut, Guest, RECEIVE, Regions, TRANSMIT};
 use crate::world::{MODERN, RING, World, frame, modern};
 
 /// 64 KiB of IP behind an Ethernet header with two tags.
@@ -91,9 +91,13 @@ fn pass(sender: Guest, receiver: Guest, sizes: impl IntoIterator<Item = usize>) 
 fn a_lone_frame_arrives_at_once_and_its_buffer_comes_back_with_an_answer_or_a_breath_later() {
     let sets = feature_sets();
     for (features, other) in sets.iter().zip(sets.iter().rev()) {
-        for ring in [Features::NONE, Features::RING_PACKED, Features::IN_ORDER] {
-            let [one, two] =
-                [*features | ring, *other].map(|set| Guest::new(set, Cut::Whole, RING));
+        let rings = [Features::NONE, Features::RING_PACKED, Features::IN_ORDER];
+        let memories = [Regions::One, Regions::Borders];
+        for (ring, memory) in
+            rings.into_iter().flat_map(|ring| memories.map(|memory| (ring, memory)))
+        {
+            let guest = |set| Guest::with_regions(memory, 1, set, Cut::Whole, RING);
+            let [one, two] = [*features | ring, *other].map(guest);
             let mut world = World::pair([one, two]);
             let breathe = |world: &mut World| {
                 world.now += 1;
@@ -101,7 +105,7 @@ fn a_lone_frame_arrives_at_once_and_its_buffer_comes_back_with_an_answer_or_a_br
                 [0, 1].map(|guest| (world.guests[guest].frames(), world.guests[guest].reap()))
             };
             for size in [14, 60, 64, 68, 69, 116, 117, 128, 129, 1514] {
-                let name = format!("{features} {ring} to {other}: {size}");
+                let name = format!("{features} {ring} to {other}, {memory:?}: {size}");
                 world.guests.iter_mut().for_each(|guest| _ = guest.post(2048));
                 let (question, answer) = (frame(0, 1, size, 0), frame(1, 0, size, 1));
                 world.guests[0].send(&question);
@@ -262,8 +266,12 @@ fn a_disabled_transmit_ring_is_consumed_and_discarded() {
     world.breathe();
     world.breathe();
     assert_eq!(world.guests[0].reap(), 100);
+    // One that comes alone.
+    world.guests[0].send(&frame(0, 1, 60, 100));
+    world.breathe();
+    assert_eq!(world.guests[0].reap(), 1);
     assert!(world.guests[1].frames().is_empty());
-    world.assert_drops(0, &[(DropReason::SenderDisabled, 100)]);
+    world.assert_drops(0, &[(DropReason::SenderDisabled, 101)]);
     assert_eq!(world.counters(0).received.frames, 0);
 
     world.guests[0].transmit.enabled = true;
