@@ -102,8 +102,8 @@ pub trait App: Any + Send {
 
     /// Makes visible what was done. Called behind the turn of the
     /// app that did it, or at the end of the breath if that is not the first time in it; and only when
-    /// the app had something to do, pulled frames, or was given some. If all that it did was to take back a few frames that it had pulled,
-    /// that may wait for what it is given next, or for its next turn. An error is a peer's fault: the app is down
+    /// the app had something to do, pulled frames, or was given some. If all that it did was to take back a few small frames that it had
+    /// pulled, and it was busy, that waits for what it is given next, or for its next turn without frames, and some microseconds at most. An error is a peer's fault: the app is down
     /// from then on, and says so once. What it takes to notify peers is better left to [`Self::notify`].
     fn publish(&mut self) -> Result<(), Fault> {
         Ok(())

@@ -5,7 +5,7 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::burst::Storage;
 use crate::graph::{Due, UNKNOWN_WORK};
-use crate::{App, AppId, Fault, Graph, Lease};
+use crate::{App, AppId, Fault, Graph, Lease, Traffic};
 
 /// Nanoseconds between two ticks of an app, at least.
 const TICK: u64 = 1_000_000_000;
@@ -110,10 +110,11 @@ impl Graph {
         let mut burst = storage.begin(now, self.due.breath);
         let was_busy = self.call(id, |app| app.pull(&mut lease, &mut burst)).unwrap_or(false);
         let had_frames = !burst.is_empty();
-        self.note(id, now, was_busy, burst.len());
+        let bytes = if had_frames { burst.count() } else { 0 };
+        let frames = Traffic { frames: burst.len() as u64, bytes };
+        self.note(id, now, was_busy, frames);
         if had_frames {
-            let bytes = burst.count();
-            self.frames += burst.len() as u64;
+            self.frames += frames.frames;
             self.work += (bytes / 1024) as u32;
             let (all, output) = (burst.all(), burst.output());
             self.send(id, output, &mut burst, &all);

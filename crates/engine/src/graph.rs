@@ -82,8 +82,10 @@ pub(crate) struct Slot {
     asked: u64,
     /// Something was done, by it or with it, that may have to be published.
     is_touched: bool,
-    /// Frames that it pulled and has not published since that it is done with them, as long as these are [`FEW`].
+    /// Frames that it pulled since it published last, if that was put off: never more than [`FEW`].
     owes: usize,
+    /// When it pulled the first of them.
+    owes_since: u64,
     /// The breath in which it published last.
     published: u32,
     /// Not reported yet.
@@ -242,6 +244,10 @@ pub(crate) const UNKNOWN_WORK: u32 = 64;
 
 /// Frames that are few: see [`Graph::note`].
 pub(crate) const FEW: usize = 8;
+/// Bytes of those of a turn, if they are small: a publication is nothing beside the copy of more.
+pub(crate) const SMALL: u64 = 4096;
+/// Nanoseconds for which a publication is put off at most, as long as the app has frames.
+pub(crate) const SOON: u64 = 20_000;
 
 /// How often an app is asked without having anything to do until it is not asked in each breath any more.
 pub(crate) const IDLE: u32 = 64;
@@ -418,6 +424,7 @@ impl Graph {
         slot.has_outside = app.has_outside();
         slot.has_failed = false;
         slot.failure = None;
+        slot.owes = 0;
         // It is told anew.
         (slot.down, slot.dark, slot.is_new) = (Vec::new(), Vec::new(), true);
         let old = slot.app.replace(app);
@@ -538,17 +545,21 @@ impl Graph {
         self.slot(id).is_some_and(|slot| slot.has_outside)
     }
 
-    /// Takes note of whether an app, which was asked at `now`, had something to do, and how many frames.
+    /// Takes note of whether an app, which was asked at `now`, had something to do, and which frames.
     ///
-    /// That a sender may have a few buffers back is not worth a publication of its own: who sends is likely to be sent an answer, and is
-    /// shown both at once then. It waits for its next turn without frames at most, and until there are more than [`FEW`]. As it was busy,
-    /// there is a next turn before the worker sleeps.
+    /// That a sender may have a few small buffers back is not worth a publication of its own: who sends is likely to be sent an answer,
+    /// and is shown both at once then. It waits for its next turn without frames, for more than [`FEW`], or for [`SOON`], whichever comes
+    /// first. As it was busy, there is a next turn before the worker sleeps.
     #[inline]
-    pub(crate) fn note(&mut self, id: AppId, now: u64, was_busy: bool, frames: usize) {
+    pub(crate) fn note(&mut self, id: AppId, now: u64, was_busy: bool, frames: Traffic) {
         let Some(slot) = find(&mut self.slots, id) else { return };
         slot.asked = now;
-        if was_busy && frames > 0 && slot.owes + frames <= FEW {
-            slot.owes += frames;
+        let Traffic { frames, bytes } = frames;
+        let owes = slot.owes + frames as usize;
+        let since = if slot.owes == 0 { now } else { slot.owes_since };
+        let is_soon = now.saturating_sub(since) < SOON;
+        if was_busy && frames > 0 && owes <= FEW && bytes <= SMALL && is_soon {
+            (slot.owes, slot.owes_since) = (owes, since);
             slot.wake(id, &mut self.due);
         } else if was_busy || frames > 0 || slot.owes > 0 {
             slot.touch(id, &mut self.due);
@@ -653,9 +664,7 @@ impl Graph {
             return;
         };
         match pushed {
-            // As it was left, so that nothing has to be dropped.
-            Ok(()) if slot.app.is_none() => slot.app = Some(app),
-            Ok(()) => debug_assert!(false, "another app is in its place"),
+            Ok(()) => slot.app = Some(app),
             Err(panic) => {
                 slot.fail(app, panic);
                 self.has_failures = true;

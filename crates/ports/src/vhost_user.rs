@@ -475,7 +475,7 @@ impl VhostUserPort {
     /// done.
     #[inline(always)]
     fn deliver_alone(&mut self, pair: usize, burst: &mut Burst<'_>, index: usize) -> bool {
-        if !self.full.is_empty() || self.scratch.budget == 0 {
+        if self.scratch.budget == 0 || self.full.iter().any(|full| full.pair == pair) {
             return false;
         }
         let Some(mut place) = self.receivers.access(pair) else { return false };

@@ -51,7 +51,7 @@ pub trait DeviceRing {
     ) -> Result<Singles, Violation>;
 
     /// As [`Self::take_singles`], of one chain, which `take` makes something of. None when nothing was taken, for whatever reason:
-    /// the other ways find that again.
+    /// the other ways find it, if it is still there.
     #[inline(always)]
     fn take_single<T>(
         &mut self,
@@ -66,7 +66,7 @@ pub trait DeviceRing {
         singles.ok().and(taken)
     }
 
-    /// Whether there is a chain to take, and as far as is known no other behind it.
+    /// Whether a chain is known to be there, and there is no other behind it: looks at the ring for that.
     fn has_one(&self) -> bool;
 
     /// See [`DeviceQueue::take_writable`].

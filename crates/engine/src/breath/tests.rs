@@ -1,15 +1,16 @@
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicU32, fence};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::graph::FEW;
+use crate::graph::{FEW, SMALL, SOON};
 use crate::testing::{
     DELIBERATE, Faulty, Listener, Moment, Repeater, Sink, Source, Told, silence_deliberate_panics,
     taken, told,
 };
-use crate::{Burst, Counters, DropReason, Outcomes, Outputs, Selection};
+use crate::{Burst, Counters, DropReason, Mode, Outcomes, Outputs, Selection, Settings, Worker};
 use wire::virtio::Offload;
 
 /// More than anything here takes, on the slowest machine.
@@ -98,8 +99,9 @@ fn a_lease_of_no_frames_is_given_back_too() {
 #[derive(Default)]
 struct Station {
     is_busy: bool,
-    /// Frames that it has in its next turn.
+    /// Frames that it has in its next turn, and their bytes, if these are more than the least.
     frames: usize,
+    size: usize,
     is_inside: bool,
     pushes: usize,
     pulls: usize,
@@ -117,7 +119,7 @@ impl App for Station {
         self.pulls += 1;
         let had_frames = self.frames > 0;
         if had_frames {
-            let bytes = lease.private([0; 60].into());
+            let bytes = lease.private(vec![0; self.size.max(60)].into());
             for at in 0..std::mem::take(&mut self.frames) {
                 burst.segments().push(bytes.into());
                 burst.push::<()>(at..at + 1, 0, |_, _| Ok(Offload::NONE)).unwrap();
@@ -238,6 +240,64 @@ fn who_sends_few_frames_publishes_that_with_what_comes_next() {
     graph.publish_all(|_| ());
     assert_eq!(publications(&mut graph), [before[0] + 1, before[1]]);
     assert_eq!(breathe(&mut graph, [0, 0]), [0, 0], "nothing new");
+}
+
+#[test]
+fn a_publication_is_not_put_off_for_long_nor_behind_large_frames() {
+    let mut graph = Graph::new();
+    let [one, two] = [(); 2].map(|()| graph.add("station", Station::default()));
+    graph.link((one, 0), (two, 0)).unwrap();
+    let mut publishes = |now, size| {
+        let station: &mut Station = graph.get(one).unwrap();
+        (station.frames, station.size) = (1, size);
+        let before = station.publications;
+        graph.breathe(now, |_| ());
+        graph.get::<Station>(one).unwrap().publications > before
+    };
+    assert!(!publishes(7, 60) && !publishes(6 + SOON, 60));
+    assert!(publishes(7 + SOON, 60), "it is late");
+    assert!(!publishes(7 + SOON, 60), "the next one is not");
+    assert!(!publishes(7 + SOON, SMALL as usize));
+    assert!(publishes(7 + SOON, SMALL as usize + 1), "it is large");
+}
+
+/// Says when it publishes, to who waits for that.
+struct Sender(bool, SyncSender<()>, Counters);
+
+impl App for Sender {
+    fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
+        let is_first = std::mem::take(&mut self.0);
+        if is_first {
+            burst.segments().push(lease.private([0; 60].into()).into());
+            burst.push::<()>(0..1, 0, |_, _| Ok(Offload::NONE)).unwrap();
+        }
+        is_first
+    }
+
+    fn push(&mut self, _: usize, _: &mut Burst<'_>, _: &Selection, _: &mut Outputs<'_>) {}
+
+    fn publish(&mut self) -> Result<(), Fault> {
+        let _ = self.1.try_send(());
+        Ok(())
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.2
+    }
+}
+
+#[test]
+fn what_is_put_off_is_published_before_the_worker_sleeps() {
+    for mode in [Mode::Interrupt, Mode::Adaptive] {
+        let (sender, published) = sync_channel(1);
+        let mut graph = Graph::new();
+        graph.add("sender", Sender(true, sender, Counters::default()));
+        let settings = Settings { mode, ..Settings::default() };
+        let worker = Worker::start("worker", graph, settings, Box::new(|_| ())).unwrap();
+        // Nobody wakes it.
+        published.recv_timeout(LIMIT).expect("it sleeps over it");
+        worker.stop().unwrap();
+    }
 }
 
 /// Has something to do at a certain time, and not before.

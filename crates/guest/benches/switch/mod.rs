@@ -238,7 +238,8 @@ impl Part {
             for ((drivers, back), frames) in guests {
                 *back += drivers[0].reclaim().expect("a rule kept");
                 // Those of few frames come with what is published next.
-                assert!(*back >= self.sent, "the buffers of a breath before are not back");
+                let (before, sent) = (self.sent, self.sent + burst);
+                assert!((before..=sent).contains(&*back), "{back} buffers are back, of {sent}");
                 let mut expected = turns.clone();
                 for driver in drivers {
                     while let Some(is_right) = driver

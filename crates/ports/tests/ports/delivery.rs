@@ -92,7 +92,7 @@ fn a_lone_frame_arrives_at_once_and_its_buffer_comes_back_with_an_answer_or_a_br
     let sets = feature_sets();
     for (features, other) in sets.iter().zip(sets.iter().rev()) {
         let rings = [Features::NONE, Features::RING_PACKED, Features::IN_ORDER];
-        let memories = [Regions::One, Regions::Borders];
+        let memories = [Regions::One, Regions::Borders, Regions::Fronts];
         for (ring, memory) in
             rings.into_iter().flat_map(|ring| memories.map(|memory| (ring, memory)))
         {

@@ -116,7 +116,9 @@ impl Cut {
 pub enum Regions {
     /// Not at all.
     One,
-    /// In the second buffer area of each ring, if there is one: a frame that comes alone is most often in the first.
+    /// In the first buffer area of each ring, which is most often that of a frame that comes alone.
+    Fronts,
+    /// In the second buffer area of each ring, if there is one.
     Borders,
     /// In the middle of a ring's buffer areas: those in front are in the first region.
     Halves(usize),
@@ -129,6 +131,7 @@ impl Regions {
         let places = [receive, transmit];
         match self {
             Self::One => Vec::new(),
+            Self::Fronts => places.map(|places| places.area(0) + BORDER).into(),
             Self::Borders => places.map(|places| places.area(1.min(ring_size - 1)) + BORDER).into(),
             Self::Halves(ring) => vec![places[ring].area(ring_size / 2) + BORDER],
             Self::Stripes => places

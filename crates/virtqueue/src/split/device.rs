@@ -460,7 +460,9 @@ impl<M: RingMemory> DeviceRing for DeviceQueue<M> {
 
     #[inline(always)]
     fn has_one(&self) -> bool {
-        self.available.since(self.next_available) == 1
+        // What is known may be old, if it is what an earlier burst has left.
+        let is_known = self.available.since(self.next_available) == 1;
+        is_known && self.layout.available_index() == self.available.get()
     }
 
     #[inline]

@@ -139,6 +139,19 @@ fn one_is_taken_at_a_time_and_the_last_is_known_as_such() {
 }
 
 #[test]
+fn one_that_is_known_is_not_the_only_one_when_there_are_more() {
+    for base in places(SIZE) {
+        let ring = Ring::new(SIZE);
+        let mut device = ring.device_at(Features::NONE, base);
+        for step in [0, 1] {
+            offer(&ring, base.advance(step, SIZE), 0);
+            assert_eq!(device.available(), Ok(1), "no look at those behind it");
+            assert_eq!(device.has_one(), step == 0);
+        }
+    }
+}
+
+#[test]
 fn what_is_not_wanted_stays_in_the_ring() {
     for base in places(SIZE) {
         for refused in 0..usize::from(SIZE) {

@@ -163,6 +163,18 @@ fn one_is_taken_at_a_time_and_the_last_is_known_as_such() {
 }
 
 #[test]
+fn one_that_is_known_is_not_the_only_one_when_there_are_more() {
+    let ring = Ring::new(SIZE);
+    let mut device = ring.device(Features::NONE);
+    for head in [0, 1] {
+        ring.describe(head, own(&ring, head, 0));
+        ring.offer(head, head + 1);
+        assert_eq!(device.available(), Ok(1), "no look at those behind it");
+        assert_eq!(device.has_one(), head == 0);
+    }
+}
+
+#[test]
 fn none_are_taken_where_none_are_asked_for_or_there() {
     let ring = full(0, 0);
     let mut device = ring.device(Features::NONE);
