@@ -658,6 +658,9 @@ impl World {
         for _ in 0..4 {
             self.breathe(PATIENCE + 1);
         }
+        // What the last few frames leave to publish waits for another turn.
+        self.graph.publish_all(|_| ());
+        self.reaped += self.guest.reap();
         let [_, outstanding] = self.guest.outstanding();
         assert_eq!(outstanding, 0, "the other guest's chains do not come back");
         assert_eq!(self.sent, self.reaped);
