@@ -1,5 +1,6 @@
-//! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish, notify. There is no
-//! thread here and no clock: the time is an argument.
+//! One breath: a turn for each app with an outside, which is pull, push, reclaim, publish, notify. What the app did that
+//! pulled may be published in a later turn, if that is little: see [`Graph::note`]. There is no thread here and no clock: the time is
+//! an argument.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -89,17 +90,6 @@ impl Graph {
     /// come for any of them.
     pub fn ask_all(&mut self) {
         self.ask_all = true;
-    }
-
-    /// Has apps publish what they put off until they have something else to publish, or their next turn. For who breathes by hand, and
-    /// looks at what came of it.
-    pub fn publish_all(&mut self, mut report: impl FnMut(Event)) {
-        for place in self.places() {
-            let Some(id) = self.at(place).filter(|id| self.owes(*id)) else { continue };
-            self.touch(id);
-        }
-        self.publish(|due| &mut due.touched, &mut report);
-        self.publish(|due| &mut due.late, &mut report);
     }
 
     /// Asks an app for frames, sends them on, and has it take them back.

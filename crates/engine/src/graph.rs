@@ -549,7 +549,8 @@ impl Graph {
     ///
     /// That a sender may have a few small buffers back is not worth a publication of its own: who sends is likely to be sent an answer,
     /// and is shown both at once then. It waits for its next turn without frames, for more than [`FEW`], or for [`SOON`], whichever comes
-    /// first. As it was busy, there is a next turn before the worker sleeps.
+    /// first. As it was busy, there is a next turn before the worker sleeps. An app that goes down meanwhile never shows them: to its peer
+    /// they are as those that it had in hand.
     #[inline]
     pub(crate) fn note(&mut self, id: AppId, now: u64, was_busy: bool, frames: Traffic) {
         let Some(slot) = find(&mut self.slots, id) else { return };
@@ -578,11 +579,6 @@ impl Graph {
         if let Some(slot) = find(&mut self.slots, id) {
             slot.touch(id, &mut self.due);
         }
-    }
-
-    /// Whether an app has put off what it has to publish.
-    pub(crate) fn owes(&self, id: AppId) -> bool {
-        self.slot(id).is_some_and(|slot| slot.owes > 0)
     }
 
     /// Takes note that an app publishes.

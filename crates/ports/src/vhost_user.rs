@@ -17,7 +17,7 @@
 //! # Backpressure
 //!
 //! A frame whose receiver is full is *held*: its chain stays with us, so that the sender's own flow
-//! control sees it. Frames for others pass it by, and their chains go back at once. A receiver that
+//! control sees it. Frames for others pass it by, and their chains go back as ever. A receiver that
 //! has taken nothing for [`PATIENCE`] drops what is held for it and what comes, until it takes a
 //! frame again; so a guest that is gone costs one wait.
 //!

@@ -114,6 +114,11 @@ fn buffers() -> impl Strategy<Value = Buffers> {
     })
 }
 
+/// How many frames come in a breath: each alone, a few, or as many as there is room for.
+fn pace() -> impl Strategy<Value = usize> {
+    prop_oneof![1 => Just(1), 1 => 2..9usize, 2 => Just(usize::MAX)]
+}
+
 /// What has to arrive.
 enum Due {
     Plain(Vec<u8>),
@@ -242,10 +247,14 @@ impl Model {
         assert!(moved || self.posted > before, "{} are due, and nothing moves", self.due.len());
     }
 
-    fn run(mut self, items: &[(Item, Cut)]) {
+    /// Sends all of it, so many in a breath.
+    fn run(mut self, items: &[(Item, Cut)], pace: usize) {
         self.post(self.buffers.first);
         for (seed, (item, cut)) in items.iter().enumerate() {
             while !self.send(item, *cut, seed) {
+                self.breathe();
+            }
+            if (seed + 1).is_multiple_of(pace) {
                 self.breathe();
             }
         }
@@ -287,10 +296,10 @@ fn in_every_order(cases: u32, receiver: Features, regions: [Regions; 2]) {
         };
         let items = prop::collection::vec((item(), cut()), 1..100);
         TestRunner::new(config)
-            .run(&(items, buffers(), 0..2usize), |(items, buffers, limited)| {
+            .run(&(items, buffers(), 0..2usize, pace()), |(items, buffers, limited, pace)| {
                 let sender = guest(SENDS_ALL | flavour, regions[0]);
                 let receiver = guest(receiver | flavour, regions[1]);
-                Model::new(sender, receiver, limited, buffers).run(&items);
+                Model::new(sender, receiver, limited, buffers).run(&items, pace);
                 Ok(())
             })
             .unwrap_or_else(|failure| panic!("{flavour} to {receiver}: {failure}"));
@@ -391,7 +400,7 @@ fn what_there_are_no_buffers_for_waits_and_arrives() {
             let mut arrived = buffers;
             while arrived < BURST {
                 world.guests[1].post_many(13);
-                world.after(1);
+                world.breathe();
                 let next = (arrived + 13).min(BURST);
                 assert_eq!(world.guests[1].frames(), sent[arrived..next]);
                 assert_eq!(world.guests[0].reap(), next - arrived);

@@ -13,7 +13,7 @@ use sys::tun::Queue;
 use vhost_user::Device;
 
 use crate::guest::Guest;
-use crate::world::{STEP, addressed, mac};
+use crate::world::{STEP, addressed, mac, publish};
 
 /// More than anything here takes, on the slowest machine.
 pub const LIMIT: Duration = Duration::from_secs(20);
@@ -124,8 +124,19 @@ impl Crew {
         part.swap(device, poller)
     }
 
-    /// Has one worker breathe. Returns whether there was anything to do.
+    /// Has one worker breathe, and its parts of the guests' ports publish what they put off. Returns whether there was anything to do.
     pub fn breathe(&mut self, worker: usize) -> bool {
+        let busy = self.breathe_once(worker);
+        for port in 0..self.guests.len() {
+            if let Err(fault) = publish(self.part(worker, port)) {
+                self.faults.push((port, fault.to_string()));
+            }
+        }
+        busy
+    }
+
+    /// Has one worker breathe. What came of few frames may be published in its next breath.
+    pub fn breathe_once(&mut self, worker: usize) -> bool {
         self.now += STEP;
         self.hands[worker].breathed = self.now;
         self.breathe_again(worker)
@@ -134,17 +145,13 @@ impl Crew {
     /// Has one worker breathe, in the time of the last breath.
     pub fn breathe_again(&mut self, worker: usize) -> bool {
         let Self { hands, now, ports, faults, .. } = self;
-        let mut report = |event| match event {
+        hands[worker].graph.breathe(*now, |event| match event {
             Event::Fault { app, fault } => {
                 let port = ports.iter().position(|id| *id == app).expect("a port");
                 faults.push((port, fault.to_string()));
             }
             Event::Failed { message, .. } => panic!("an app panicked: {message}"),
-        };
-        let graph = &mut hands[worker].graph;
-        let busy = graph.breathe(*now, &mut report);
-        graph.publish_all(&mut report);
-        busy
+        })
     }
 
     /// Has each worker breathe. Returns whether there was anything to do for any.

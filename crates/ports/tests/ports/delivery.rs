@@ -3,14 +3,14 @@
 use engine::{App, DropReason};
 use wire::virtio::{Features, NetHeader};
 
-use crate::guest::{CUTS, Cut, Guest, RECEIVE, Regions, TRANSMIT};
+use crate::guest::{CUTS, Cut, Guest, RECEIVE, TRANSMIT};
 use crate::world::{MODERN, RING, World, frame, modern};
 
 /// 64 KiB of IP behind an Ethernet header with two tags.
 const LONGEST: usize = 65535 + 14 + 8;
 
 /// Feature sets that change how frames and rings look.
-fn feature_sets() -> Vec<Features> {
+pub fn feature_sets() -> Vec<Features> {
     let mut sets = Vec::new();
     for header in [
         Features::NONE,
@@ -83,47 +83,6 @@ fn pass(sender: Guest, receiver: Guest, sizes: impl IntoIterator<Item = usize>) 
     assert_eq!(world.counters(1).sent.frames, total);
     world.assert_drops(0, &[]);
     world.assert_drops(1, &[]);
-}
-
-/// A lone frame has a way of its own: it arrives in its breath, as among others. Its sender has the buffer back in the next breath,
-/// or with an answer, if that is sooner.
-#[test]
-fn a_lone_frame_arrives_at_once_and_its_buffer_comes_back_with_an_answer_or_a_breath_later() {
-    let sets = feature_sets();
-    for (features, other) in sets.iter().zip(sets.iter().rev()) {
-        let rings = [Features::NONE, Features::RING_PACKED, Features::IN_ORDER];
-        let memories = [Regions::One, Regions::Borders, Regions::Fronts];
-        for (ring, memory) in
-            rings.into_iter().flat_map(|ring| memories.map(|memory| (ring, memory)))
-        {
-            let guest = |set| Guest::with_regions(memory, 1, set, Cut::Whole, RING);
-            let [one, two] = [*features | ring, *other].map(guest);
-            let mut world = World::pair([one, two]);
-            let breathe = |world: &mut World| {
-                world.now += 1;
-                world.graph.breathe(world.now, |_| panic!("nothing is wrong"));
-                [0, 1].map(|guest| (world.guests[guest].frames(), world.guests[guest].reap()))
-            };
-            for size in [14, 60, 64, 68, 69, 116, 117, 128, 129, 1514] {
-                let name = format!("{features} {ring} to {other}, {memory:?}: {size}");
-                world.guests.iter_mut().for_each(|guest| _ = guest.post(2048));
-                let (question, answer) = (frame(0, 1, size, 0), frame(1, 0, size, 1));
-                world.guests[0].send(&question);
-                let [nothing, came] = breathe(&mut world);
-                assert_eq!(nothing, (vec![], 0), "{name}");
-                assert_eq!(came, (vec![question.clone()], 0), "{name}");
-                world.guests[1].send(&answer);
-                let [came, nothing] = breathe(&mut world);
-                assert_eq!(came, (vec![answer], 1), "{name}: with the answer, or in its turn");
-                assert_eq!(nothing, (vec![], 0), "{name}");
-                assert_eq!(breathe(&mut world), [(vec![], 0), (vec![], 1)], "{name}");
-            }
-            world.assert_drops(0, &[]);
-            world.assert_drops(1, &[]);
-            assert_eq!(world.counters(0).received, world.counters(1).sent);
-            assert_eq!(world.counters(1).received, world.counters(0).sent);
-        }
-    }
 }
 
 /// Every size with every set of features: those of the receiver rotate against those of the

@@ -180,7 +180,7 @@ impl Places {
 pub struct Event(pub Arc<OwnedFd>);
 
 impl Event {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()))
     }
 

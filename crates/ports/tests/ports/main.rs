@@ -1,6 +1,7 @@
 //! Ports between guests that are driven by hand, and between a guest and the host.
 
 mod allocation;
+mod alone;
 mod announce;
 mod backpressure;
 mod blocking;

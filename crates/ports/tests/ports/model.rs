@@ -207,7 +207,7 @@ impl Model {
         match self.lives[worker] {
             Life::Breathe => {
                 let before = self.transmitted();
-                let is_busy = self.crew.breathe(worker);
+                let is_busy = self.crew.breathe_once(worker);
                 self.lives[worker] = if is_busy { Life::Breathe } else { Life::Arm };
                 self.harvest();
                 if self.transmitted() != before {

@@ -1,12 +1,14 @@
 //! A switch without a thread and without a clock.
 
 use std::mem::take;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use apps::bridge::Bridge;
 use engine::{
-    App, AppId, Counters, DropReason, Event, Graph, Mode, Poller, Settings, Worker, WorkerHandle,
+    App, AppId, Counters, DropReason, Event, Fault, Graph, Mode, Poller, Settings, Worker,
+    WorkerHandle,
 };
 use ringway_ports::tap::TapPort;
 use ringway_ports::vhost_user::{Swapped, VhostUserPort};
@@ -117,25 +119,29 @@ impl World {
         port.swap(device, &self.poller)
     }
 
-    /// Breathes once. Returns whether there was anything to do.
+    /// Breathes once, and has the guests' ports publish what they put off. Returns whether there was anything to do.
     pub fn breathe(&mut self) -> bool {
-        self.after(STEP)
+        let busy = self.after(STEP);
+        for index in 0..self.guests.len() {
+            let Some(port) = self.graph.get::<VhostUserPort>(self.ports[index]) else { continue };
+            if let Err(fault) = publish(port) {
+                self.faults.push((index, fault.to_string()));
+            }
+        }
+        busy
     }
 
-    /// Breathes once, so much later.
+    /// Breathes once, so much later. What came of few frames may be published in the next breath: see [`crate::alone`].
     pub fn after(&mut self, nanoseconds: u64) -> bool {
         self.now += nanoseconds;
         let Self { graph, ports, faults, .. } = self;
-        let mut report = |event| match event {
+        graph.breathe(self.now, |event| match event {
             Event::Fault { app, fault } => {
                 let port = ports.iter().position(|id| *id == app).expect("a port");
                 faults.push((port, fault.to_string()));
             }
             Event::Failed { message, .. } => panic!("an app panicked: {message}"),
-        };
-        let busy = graph.breathe(self.now, &mut report);
-        graph.publish_all(&mut report);
-        busy
+        })
     }
 
     /// Gives guest 0 room to receive in.
@@ -240,6 +246,14 @@ impl World {
         assert_eq!(*whose, port, "{fault}");
         fault.clone()
     }
+}
+
+/// Has a port publish what it put off, if there is something.
+pub fn publish(port: &mut VhostUserPort) -> Result<(), Fault> {
+    port.publish()?;
+    fence(Ordering::SeqCst);
+    port.notify();
+    Ok(())
 }
 
 /// A guest that merges buffers and wants nothing else.
