@@ -11,9 +11,10 @@
 //! Ports come and go while the bridge runs: see [`sides`]. Of one that goes down the addresses are forgotten, by each part of the bridge
 //! on its own worker: however many go at once, it looks through its table once.
 //!
-//! The table of addresses is bounded: see [`table`]. Frames most often belong to the conversation of those before, without VLANs: the
-//! table is not searched then, but looked at where it had both addresses ([`Conversation`]), and what it has there decides.
+//! The table of addresses is bounded: see [`table`]. Without VLANs, it is asked once a second where the frames of each conversation go, if
+//! that is one port: see [`conversations`].
 
+mod conversations;
 pub mod sides;
 pub mod table;
 pub mod vlan;
@@ -23,7 +24,8 @@ use std::sync::Arc;
 use engine::{App, BURST, Burst, Counters, DropReason, Numbers, Outputs, Selection};
 use wire::ethernet::{EtherType, HEADER_SIZE, TAG_SIZE};
 
-use sides::{Conversation, Side, Sides};
+use conversations::{Conversation, Conversations};
+use sides::{Side, Sides};
 use table::{Domain, Places, PortNumber, Ports, Table};
 use vlan::{Membership, Tagging};
 
@@ -38,8 +40,11 @@ pub struct Bridge {
     sides: Sides,
     /// Ports that go down just now, whose addresses are forgotten when all of them are known.
     gone: Ports,
+    conversations: Conversations,
     /// Kept for its allocation.
-    runs: Vec<Run>,
+    runs: Vec<Run<Conversation>>,
+    /// The same on a bridge with VLANs.
+    runs_in_vlans: Vec<Run<Places>>,
     /// What VLAN each run is in, on a bridge with VLANs.
     taggings: Vec<Tagging>,
     /// Which run each frame of the burst belongs to, on a bridge with VLANs.
@@ -67,10 +72,12 @@ impl Bridge {
     /// A part with these ports of the bridge that this table belongs to.
     pub fn of(table: Arc<Table>, sides: Sides) -> Self {
         Self {
-            table,
             sides,
             gone: Ports::default(),
+            conversations: Conversations::new(table.key()),
+            table,
             runs: Vec::with_capacity(BURST),
+            runs_in_vlans: Vec::with_capacity(BURST),
             taggings: Vec::with_capacity(BURST),
             run_of: [0; BURST],
             counters: Counters::default(),
@@ -182,69 +189,29 @@ fn addresses_and_tag(head: &[u8]) -> Option<(u128, bool)> {
     Some(if is_tag([o0, o1]) { (word, is_tag([*i0, *i1])) } else { untagged })
 }
 
+/// The addresses with which all frames begin, if these are the same.
+#[inline(always)]
+fn common_addresses<'b>(
+    burst: &'b Burst<'_>,
+    selection: &Selection,
+) -> Option<&'b [u8; ADDRESSES]> {
+    let mut heads = selection.iter().map(|index| burst.head(index));
+    let first = addresses(heads.next()?);
+    heads.all(|head| addresses(head) == first).then_some(first)?
+}
+
 /// Frames one behind the other with the same addresses, in the same VLAN: those of one conversation come together.
-struct Run {
-    /// Why they go nowhere, or where the table has their addresses.
-    places: Result<Places, DropReason>,
-    /// How many frames.
-    frames: usize,
+struct Run<T> {
+    /// Why they go nowhere, or what there is to know of their addresses.
+    of: Result<T, DropReason>,
+    /// How many frames. (A number of half a word is what lets a run without VLANs be of half a cache line.)
+    frames: u32,
 }
 
-impl Run {
-    /// Decides where the frames go, which came in by `input`, and learns where their sender is.
-    #[inline(always)]
-    fn decide(&self, table: &Table, domain: Domain, input: usize, now: u32) -> Decision {
-        let Places { source, destination } = match self.places {
-            Ok(places) => places,
-            Err(reason) => return Decision::Drop(reason),
-        };
-        if source.address(domain).is_multicast() {
-            return Decision::Drop(DropReason::BadSource);
-        }
-        table.learn(source, input as PortNumber, now);
-        let address = destination.address(domain);
-        if address.is_multicast() {
-            let is_reserved = address.is_reserved();
-            return if is_reserved {
-                Decision::Drop(DropReason::ReservedAddress)
-            } else {
-                Decision::Flood
-            };
-        }
-        match table.find(destination, now).map(usize::from) {
-            Some(port) if port == input => Decision::Drop(DropReason::SamePort),
-            Some(port) => Decision::To(port),
-            None => Decision::Flood,
-        }
-    }
-}
-
-impl Conversation {
-    /// The port that the frames go to, if all of them belong to this conversation, and the table has nothing to learn from it.
-    #[inline(always)]
-    fn goes_on(
-        &self,
-        table: &Table,
-        burst: &Burst<'_>,
-        selection: &Selection,
-        input: usize,
-        now: u32,
-    ) -> Option<usize> {
-        let (located, at) = self.located.as_ref()?;
-        let is_of_this = |index| addresses(burst.head(index)) == Some(&self.addresses);
-        if *at != now || !selection.iter().all(is_of_this) {
-            return None;
-        }
-        let port = table.look_again(located, input as PortNumber, now)?.into();
-        (port != input).then_some(port)
-    }
-
-    /// Takes note of what came, and if it is the second time, of where the table has it.
-    fn note(&mut self, addresses: &[u8; ADDRESSES], table: &Table, places: Places, now: u32) {
-        let is_another = self.addresses != *addresses;
-        self.addresses = *addresses;
-        let located = if is_another { None } else { table.locate(places) };
-        self.located = located.map(|located| (located, now));
+impl<T> Run<T> {
+    #[inline]
+    fn len(&self) -> usize {
+        self.frames as usize
     }
 }
 
@@ -255,16 +222,37 @@ enum Decision {
     Drop(DropReason),
 }
 
-/// Divides frames into runs, of which `deciding` gives the same. What the table knows of each is on its way before the first is decided
-/// on. `look` says which VLAN a frame is in that a run begins with.
+impl Decision {
+    /// Decides by the table where frames go, which came in by `input` and have these addresses, and learns where their sender is.
+    #[inline(always)]
+    fn make(table: &Table, places: Places, domain: Domain, input: usize, now: u32) -> Self {
+        let Places { source, destination } = places;
+        if source.address(domain).is_multicast() {
+            return Self::Drop(DropReason::BadSource);
+        }
+        table.learn(source, input as PortNumber, now);
+        let address = destination.address(domain);
+        if address.is_multicast() {
+            let is_reserved = address.is_reserved();
+            return if is_reserved { Self::Drop(DropReason::ReservedAddress) } else { Self::Flood };
+        }
+        match table.find(destination, now).map(usize::from) {
+            Some(port) if port == input => Self::Drop(DropReason::SamePort),
+            Some(port) => Self::To(port),
+            None => Self::Flood,
+        }
+    }
+}
+
+/// Divides frames into runs, of which `deciding` gives the same. `look` looks at the head that a run begins with, and has what there is to know of
+/// it be on its way: for all runs before the first is decided on.
 #[inline]
-fn divide<'h, T: PartialEq + Copy>(
-    runs: &mut Vec<Run>,
-    table: &Table,
+fn divide<'h, K: PartialEq + Copy, T>(
+    runs: &mut Vec<Run<T>>,
     burst: &'h Burst<'_>,
     selection: &Selection,
-    deciding: impl Fn(&'h [u8]) -> Option<T>,
-    mut look: impl FnMut(&[u8]) -> Result<Domain, DropReason>,
+    deciding: impl Fn(&'h [u8]) -> Option<K>,
+    mut look: impl FnMut(&'h [u8]) -> Result<T, DropReason>,
 ) {
     runs.clear();
     let mut last = None;
@@ -278,11 +266,7 @@ fn divide<'h, T: PartialEq + Copy>(
             run.frames += 1;
             continue;
         }
-        let places = look(head).and_then(|domain| {
-            let addresses = addresses(head).ok_or(DropReason::TooShort)?;
-            Ok(table.places(addresses, domain))
-        });
-        runs.push(Run { places, frames: 1 });
+        runs.push(Run { of: look(head), frames: 1 });
         last = bytes;
     }
 }
@@ -297,29 +281,32 @@ impl Bridge {
         selection: &Selection,
         outputs: &mut Outputs<'_>,
     ) {
-        let Self { table, sides, runs, taggings, run_of, counters, .. } = self;
+        let Self { table, sides, runs_in_vlans: runs, taggings, run_of, counters, .. } = self;
         let Sides { sorted, memberships, .. } = sides;
         let Some(membership) = memberships.get(input) else {
             counters[DropReason::NoDestination] += selection.len() as u64;
             return;
         };
         taggings.clear();
-        divide(runs, table, burst, selection, addresses_and_tag, |head| {
+        divide(runs, burst, selection, addresses_and_tag, |head| {
             let tagging = membership.arrive(head);
             taggings.push(tagging.unwrap_or_default());
-            Ok(table.domain(tagging?.vlan))
+            let domain = table.domain(tagging?.vlan);
+            Ok(table.places(addresses(head).ok_or(DropReason::TooShort)?, domain))
         });
         let now = seconds(burst.now());
         let mut indices = selection.iter();
         for ((run, tagging), number) in runs.iter().zip(&*taggings).zip(0..) {
-            let frames = indices.by_ref().take(run.frames);
+            let frames = indices.by_ref().take(run.len());
             let frames = frames.inspect(|index| run_of[*index] = number);
             let is_member = |port: usize| {
                 memberships.get(port).is_some_and(|port| port.leave(tagging).is_some())
             };
-            match run.decide(table, table.domain(tagging.vlan), input, now) {
+            let domain = table.domain(tagging.vlan);
+            let decide = |places| Decision::make(table, places, domain, input, now);
+            match run.of.map_or_else(Decision::Drop, decide) {
                 // One conversation, or one frame: nothing to sort.
-                Decision::To(port) if run.frames == selection.len() && is_member(port) => {
+                Decision::To(port) if run.len() == selection.len() && is_member(port) => {
                     let Some(membership) = memberships.get(port) else { return };
                     let retagging = membership.retag(tagging);
                     let mut whole = Selection::default();
@@ -365,37 +352,75 @@ impl App for Bridge {
         if !self.sides.memberships.is_empty() {
             return self.push_in_vlans(input, burst, selection, outputs);
         }
-        let Self { table, sides, runs, counters, .. } = self;
-        let Sides { sorted, conversations, present, .. } = sides;
-        let now = seconds(burst.now());
-        let Some(conversation) = conversations.get_mut(input) else {
+        let Self { table, sides, conversations, runs, counters, .. } = self;
+        let Sides { sorted, present, .. } = sides;
+        if input >= present.len() {
             counters[DropReason::NoDestination] += selection.len() as u64;
             return;
-        };
-        // As good as always the last one goes on, and the table says of it what it said before.
-        if let Some(port) = conversation.goes_on(table, burst, selection, input, now) {
-            return outputs.push(port, burst, selection);
         }
-        divide(runs, table, burst, selection, addresses, |_| Ok(Domain::NONE));
-        let mut indices = selection.iter();
+        let now = seconds(burst.now());
+        let mut changes = table.changes();
+        let mut era = conversations.era(input, now, changes);
+        // As good as always it is one conversation.
+        if let Some(addresses) = common_addresses(burst, selection)
+            && let Some(port) = conversations.port(conversations.at(addresses), era)
+        {
+            return outputs.push(port.into(), burst, selection);
+        }
+        divide(runs, burst, selection, addresses, |head| {
+            Ok(conversations.at(addresses(head).ok_or(DropReason::TooShort)?))
+        });
+        let noted = |run: &Run<_>| conversations.port(run.of.ok()?, era);
+        let first = runs.first().and_then(noted);
+        let goes_there = |run: &&Run<_>| first.is_some() && noted(run) == first;
+        let (decided, undecided) = runs.split_at(runs.iter().take_while(goes_there).count());
+        if let (Some(port), []) = (first, undecided) {
+            return outputs.push(port.into(), burst, selection);
+        }
+        if undecided.first().is_some_and(|run| noted(run).is_none()) {
+            // Nor are others, most likely. What the table knows of them is on its way, too, before it is asked.
+            for conversation in undecided.iter().filter_map(|run| run.of.ok()) {
+                table.places(&conversation.addresses(), Domain::NONE);
+            }
+        }
+        let frames = decided.iter().map(Run::len).sum();
         // The port that the last frames go to that were decided on, and how many these are. They are sorted when others go elsewhere.
-        let mut together: Option<(usize, usize)> = None;
-        for run in &*runs {
-            let decision = run.decide(table, Domain::NONE, input, now);
+        let mut together: Option<(usize, usize)> = first.map(|port| (port.into(), frames));
+        let mut indices = selection.iter();
+        for run in undecided {
+            let decision = match run.of {
+                Ok(conversation) => match conversations.port(conversation, era) {
+                    Some(port) => Decision::To(port.into()),
+                    None => {
+                        let places = table.places(&conversation.addresses(), Domain::NONE);
+                        let decision = Decision::make(table, places, Domain::NONE, input, now);
+                        let changes_now = table.changes();
+                        if changes_now != changes {
+                            // By the sender, most likely, which has moved. Of which era the answer is, cannot be said.
+                            changes = changes_now;
+                            era = conversations.era(input, now, changes);
+                        } else if let Decision::To(port) = decision {
+                            conversations.note(conversation, era, port as PortNumber);
+                        }
+                        decision
+                    }
+                },
+                Err(reason) => Decision::Drop(reason),
+            };
             if let (Decision::To(port), Some((same, frames))) = (&decision, &mut together)
                 && port == same
             {
-                *frames += run.frames;
+                *frames += run.len();
                 continue;
             }
             if let Some((port, frames)) = together.take() {
                 sorted.add(port, indices.by_ref().take(frames), counters);
             }
             if let Decision::To(port) = decision {
-                together = Some((port, run.frames));
+                together = Some((port, run.len()));
                 continue;
             }
-            let frames = indices.by_ref().take(run.frames);
+            let frames = indices.by_ref().take(run.len());
             match decision {
                 Decision::Flood => {
                     let is_there = |port: usize| present.get(port).is_some_and(|there| *there);
@@ -405,14 +430,8 @@ impl App for Bridge {
                 Decision::To(_) => {}
             }
         }
-        if let [Run { places: Ok(places), .. }] = runs[..]
-            && together.is_some()
-            && let Some(addresses) = selection.iter().next().and_then(|i| addresses(burst.head(i)))
-        {
-            conversation.note(addresses, table, places, now);
-        }
         match together {
-            // One conversation, one frame, or many to the same port: nothing to sort.
+            // Nothing to sort.
             Some((port, frames)) if frames == selection.len() => {
                 return outputs.push(port, burst, selection);
             }

@@ -78,7 +78,7 @@ pub trait App: Any + Send {
     /// Puts frames that came from outside into the burst, until it is full. They go out by output
     /// 0, or another: see [`Burst::leave_by`]. Returns whether there was anything to do, frames or not:
     /// a worker with nothing to do goes to sleep after a while, and an app with nothing to do for long is
-    /// asked in one breath of four until then, or of sixteen.
+    /// asked in one breath of four until then, or of thirty-two.
     fn pull<'b>(&mut self, lease: &'b mut Lease, burst: &mut Burst<'b>) -> bool {
         let _ = (lease, burst);
         false

@@ -255,8 +255,8 @@ pub(crate) const IDLE: u32 = 64;
 const TURN: usize = 4;
 /// How often until it is asked less often still: so many ports that are hardly used cost a busy pair little.
 pub(crate) const LONG_IDLE: u32 = 512;
-/// Breaths in which it is asked once then. Under load these are some 50 microseconds, as long as a sleeping worker takes to
-/// wake up.
+/// Breaths in which it is asked once then. With two ports that send all they can, small frames, these are some 100 microseconds, which its
+/// first frame waits at most.
 const LONG_TURN: usize = ROUND;
 
 /// In how many breaths, less one, an app is asked once that was asked so often in vain. One less than a power of two.

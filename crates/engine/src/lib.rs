@@ -17,7 +17,7 @@
 //! Behind each turn the apps that had a part in it **publish**: what becomes visible to a guest becomes
 //! so here. Then, behind one fence for all of them, they **notify**: at most one notification goes out per ring. An app that has done so in this breath does it
 //! once more at its end, so that many senders do not cost their receiver as many notifications. Apps that
-//! have had nothing for a while are asked in one breath of four, and then of sixteen. When nothing has happened for a while the worker **arms**
+//! have had nothing for a while are asked in one breath of four, and then of thirty-two. When nothing has happened for a while the worker **arms**
 //! every app, which looks one last time, and sleeps.
 //!
 //! # Who owns what

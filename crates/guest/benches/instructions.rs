@@ -29,8 +29,8 @@ use vlans::Vlans;
 use wire::virtio::Features;
 
 /// Frames that each guest sends, at least, before instructions are counted: by then all addresses are
-/// known, and every ring has gone around.
-const WARM_UP: usize = 5120;
+/// known, the bridge has noted where each goes, and every ring has gone around.
+const WARM_UP: usize = 15360;
 /// The same where others are idle: by then they are known to be.
 const WARM_UP_OF_IDLE: usize = 65536;
 /// Frames that each guest sends while instructions are counted.

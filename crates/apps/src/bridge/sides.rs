@@ -5,9 +5,8 @@
 
 use std::sync::Arc;
 
-use super::table::Located;
+use super::Sorted;
 use super::vlan::Membership;
-use super::{ADDRESSES, Sorted};
 
 /// What is at a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,20 +19,9 @@ pub enum Side {
     Vlan(Membership),
 }
 
-/// Frames from one station to another, which came in by one port.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Conversation {
-    pub(super) addresses: [u8; ADDRESSES],
-    /// Where the table has both, once it was asked a second time, and the second in which it was asked: what is there twice, as after a race
-    /// of workers, is looked for again in the next.
-    pub(super) located: Option<(Located, u32)>,
-}
-
 /// The ports of a bridge, for one of its parts.
 pub struct Sides {
     pub(super) sorted: Sorted,
-    /// What each port's frames had in common that came last, without VLANs.
-    pub(super) conversations: Vec<Conversation>,
     /// Which numbers are not free.
     pub(super) present: Arc<[bool]>,
     /// What each port has to do with VLANs, and a free number nothing; none has anything, when this is empty.
@@ -51,7 +39,6 @@ impl Sides {
         };
         Self {
             sorted: Sorted::new(sides.len()),
-            conversations: vec![Conversation::default(); sides.len()],
             present: sides.iter().map(|side| *side != Side::Free).collect(),
             memberships: sides.iter().filter(|_| has_vlans).map(membership).collect(),
         }
@@ -61,7 +48,6 @@ impl Sides {
     pub fn part(&self) -> Self {
         Self {
             sorted: Sorted::new(self.present.len()),
-            conversations: vec![Conversation::default(); self.present.len()],
             present: self.present.clone(),
             memberships: self.memberships.clone(),
         }

@@ -16,9 +16,9 @@
 //! Time comes in whole seconds, and ageing is decided when an entry is looked at. Those that have aged are swept away
 //! as well, a slice with each tick, so that it is known how many there are: see [`occupancy`](crate::occupancy).
 //!
-//! Who asks for the same addresses again and again can keep where their entries were ([`Located`]), and look there without a search. What
-//! is there is judged anew each time: another station, an aged entry, or something to learn of the sender is a reason to search; another
-//! port of the receiver's is not. Where they are is to be asked anew each second, for an address may be there twice (see below).
+//! Who asks for the same addresses again and again can keep the answer for the second in which it was given, as long as [`Table::changes`]
+//! stays the same. Not for longer: entries age, and make way to others of their port; the sender's is to be refreshed; and an address may be
+//! there twice (see below).
 //!
 //! Ports are forgotten by a walk through the whole table, which takes as long as to move some hundred frames: so there is one for all that
 //! are to be forgotten ([`Ports`]), and not one each.
@@ -27,11 +27,12 @@
 //!
 //! All workers, at any time, without a lock: an entry is one atomic word, and so is the time at
 //! which it was seen. Workers that write to one bucket at once may lose an entry, keep one twice, or
-//! pair it with the other's time. All of that is mended when the station is heard again, and until
+//! pair it with the other's time. All of that is mended when the station is heard in another second, and until
 //! then costs no more than a flood or a detour, as an evicted entry does.
 
 use std::array::from_fn;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use wire::ethernet::MacAddress;
 
@@ -102,19 +103,13 @@ impl Line {
         Way { entry: &self.entries[at % LINE], seen: &self.seen[at % LINE] }
     }
 
-    /// The way of an address. Looks at the line without a branch for each entry: which one it is
+    /// Where an address is. Looks at the line without a branch for each entry: which one it is
     /// cannot be guessed, and a wrong guess takes longer.
     #[inline]
-    fn position(&self, station: Masked) -> Option<usize> {
+    fn find(&self, station: Masked) -> Option<Way<'_>> {
         let is_there = |way: usize| Entry(self.entries[way].load(Relaxed)).is_of(station);
         let found = (0..LINE).fold(0u32, |found, way| found | u32::from(is_there(way)) << way);
-        (found != 0).then(|| found.trailing_zeros() as usize)
-    }
-
-    /// Where an address is.
-    #[inline]
-    fn find(&self, station: Masked) -> Option<Way<'_>> {
-        self.position(station).map(|way| self.way(way))
+        (found != 0).then(|| self.way(found.trailing_zeros() as usize))
     }
 }
 
@@ -164,12 +159,6 @@ impl Bucket {
     fn find(&self, station: Masked) -> Option<Way<'_>> {
         let [first, second] = &self.lines;
         first.find(station).or_else(|| second.find(station))
-    }
-
-    /// The number of the way where an address is.
-    fn position(&self, station: Masked) -> Option<usize> {
-        let [first, second] = &self.lines;
-        first.position(station).or_else(|| Some(LINE + second.position(station)?))
     }
 
     #[inline]
@@ -232,11 +221,19 @@ impl Ports {
     }
 }
 
+/// Not in a cache line with anything else: all workers read it for each burst, and a guest may have it written for each frame. (Processors fetch lines
+/// by twos.)
+#[derive(Default)]
+#[repr(align(128))]
+struct Apart(AtomicU64);
+
 /// The table.
 pub struct Table {
     buckets: Box<[Bucket; BUCKETS]>,
     key: [u64; 2],
     occupancy: Occupancy<BUCKETS>,
+    /// Behind each change to what was there: see [`Table::changes`].
+    changes: Apart,
     /// Entries that were looked at to forget ports.
     #[cfg(test)]
     pub(super) visited: AtomicU64,
@@ -290,15 +287,12 @@ pub struct Places {
     pub destination: Place,
 }
 
-/// Where the entries of a frame's addresses were, to look there first when the next such frame comes. They may be elsewhere by then, or nowhere.
-#[derive(Clone, Copy)]
-pub struct Located {
-    places: Places,
-    /// The ways of sender and receiver.
-    ways: [u8; 2],
-}
-
 impl Table {
+    /// Something that no guest can guess.
+    pub(super) fn key(&self) -> [u64; 2] {
+        self.key
+    }
+
     /// An empty table, keyed by something that no guest can guess.
     pub fn new(key: [u64; 2]) -> Self {
         let buckets: Box<[Bucket]> = (0..BUCKETS).map(|_| Bucket::default()).collect();
@@ -307,6 +301,7 @@ impl Table {
             buckets,
             key,
             occupancy: Occupancy::default(),
+            changes: Apart::default(),
             #[cfg(test)]
             visited: AtomicU64::default(),
         }
@@ -369,35 +364,26 @@ impl Table {
     /// Writes an entry that is another than what was there.
     #[cold]
     fn remember(&self, place: Place, way: Way<'_>, entry: Entry) {
-        if way.entry() == Entry::EMPTY {
-            self.occupancy.filled(place.bucket());
-        }
+        let before = way.entry();
         way.set(entry);
+        if before == Entry::EMPTY {
+            self.occupancy.filled(place.bucket());
+        } else if before.port() != entry.port() {
+            self.changes.0.fetch_add(1, Release);
+        }
+    }
+
+    /// How often an entry became one of another port, as a station moved or made way, or ports were forgotten. Ask this before the table is
+    /// asked what is to be kept. That a station made way to another of its port is not counted: it is where it was.
+    #[inline]
+    pub fn changes(&self) -> u64 {
+        self.changes.0.load(Acquire)
     }
 
     /// The port where the address of `place` was seen, unless that is too long ago.
     #[inline]
     pub fn find(&self, place: Place, now: u32) -> Option<PortNumber> {
         self.at(place).find(place.station())?.port_of(place.station(), now)
-    }
-
-    /// Where the entries of these addresses are, if both are known.
-    pub fn locate(&self, places: Places) -> Option<Located> {
-        let way = |place| Some(self.at(place).position(place.station())? as u8);
-        Some(Located { places, ways: [way(places.source)?, way(places.destination)?] })
-    }
-
-    /// The port where a receiver was seen, as [`Self::find`] says it, if there is nothing to [`learn`](Self::learn) of the sender, which was
-    /// seen on `port`. None, too, where somebody else's entries are now.
-    #[inline]
-    pub fn look_again(&self, located: &Located, port: PortNumber, now: u32) -> Option<PortNumber> {
-        let Located { places: Places { source, destination }, ways } = *located;
-        let [source_way, destination_way] = ways.map(usize::from);
-        let way = self.at(source).way(source_way);
-        if way.entry() != Entry::new(source.station(), port) || way.age(now) != 0 {
-            return None;
-        }
-        self.at(destination).way(destination_way).port_of(destination.station(), now)
     }
 
     /// Forgets everything that was learned on these ports.
@@ -416,6 +402,7 @@ impl Table {
                 }
             }
         }
+        self.changes.0.fetch_add(1, Release);
     }
 
     /// Sweeps away what has aged, in the next slice of the table.

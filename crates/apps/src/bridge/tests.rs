@@ -110,7 +110,7 @@ fn a_station_that_moves_is_followed() {
     assert_eq!(net.ports_of(1, frame(1, 2)), [2]);
 }
 
-/// The bridge looks first where it found both stations before.
+/// What was noted holds as long as the table says the same.
 #[test]
 fn a_conversation_that_goes_on_follows_what_changes() {
     let mut net = Net::bridge(4);
@@ -141,21 +141,70 @@ fn a_conversation_that_goes_on_follows_what_changes() {
     goes_to(&mut net, 2, &[0, 1, 3]);
 }
 
-/// Another worker may have entered the receiver a second time, while it refreshes the sender's entry each second, so that there
-/// is nothing for this one to learn.
+/// Another worker may have entered the receiver a second time.
 #[test]
 fn a_conversation_is_looked_for_anew_each_second() {
     let mut net = Net::bridge(4);
     let table = net.app::<Bridge>().table().clone();
-    let [sender, receiver] = [1, 2].map(|number| table.place(host(number), Domain::NONE));
+    let receiver = table.place(host(2), Domain::NONE);
     table.enter(receiver, 5, 1);
     (0..4).for_each(|_| assert_eq!(net.ports_of(0, frame(2, 1)), [1]));
     // Not where the sender is, should they have a bucket in common.
     table.enter(receiver, 1, 2);
     assert_eq!(table.find(receiver, 0), Some(2));
-    assert_eq!(net.ports_of(0, frame(2, 1)), [1], "the entry that was there is still there");
+    assert_eq!(net.ports_of(0, frame(2, 1)), [1], "it was noted in this second");
     net.now = SECOND;
-    table.learn(sender, 0, 1);
+    assert_eq!(net.ports_of(0, frame(2, 1)), [2]);
+}
+
+/// Of the same burst, behind what was noted and before it.
+#[test]
+fn a_station_that_moves_in_a_burst_is_followed_at_once() {
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 2));
+    (0..3).for_each(|_| assert_eq!(net.ports_of(0, frame(2, 1)), [1]));
+    // Station 2 is where station 1 is.
+    net.send(0, [frame(2, 1), frame(9, 2), frame(2, 1)]);
+    assert_eq!(net.received(1), [frame(2, 1), frame(9, 2)]);
+    assert_eq!(net.received(2), [frame(9, 2)]);
+    assert_eq!(net.drops(DropReason::SamePort), 1);
+}
+
+/// A flood by another port may push a station out, which is learned again as soon as it sends.
+#[test]
+fn who_makes_way_to_another_port_is_learned_again_with_the_next_frame() {
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 2));
+    (0..3).for_each(|_| assert_eq!(net.ports_of(0, frame(2, 1)), [1]));
+    let table = net.app::<Bridge>().table().clone();
+    let sender = table.place(host(1), Domain::NONE);
+    // No stations of this test.
+    let others = (1u32 << 16..).map(|number| {
+        let [a, b, c, d] = number.to_be_bytes();
+        let MacAddress([e, f, ..]) = host(1);
+        MacAddress([e, f, a, b, c, d])
+    });
+    for other in others.take(100_000) {
+        if table.find(sender, 0).is_none() {
+            break;
+        }
+        // By a worker whose clock is a little ahead, so that these are younger.
+        table.learn(table.place(other, Domain::NONE), 2 + PortNumber::from(other.0[5] % 7), 1);
+    }
+    assert_eq!(table.find(sender, 0), None, "they push it out");
+    net.ports_of(0, frame(2, 1));
+    assert_eq!(table.find(sender, 0), Some(0));
+}
+
+/// What one part has noted, another part's stations may make untrue, in the same second.
+#[test]
+fn a_part_follows_what_another_learns() {
+    let mut net = Net::bridge(3);
+    net.ports_of(1, frame(9, 2));
+    (0..3).for_each(|_| assert_eq!(net.ports_of(0, frame(2, 1)), [1]));
+    let table = net.app::<Bridge>().table().clone();
+    let learned = std::thread::spawn(move || table.learn(table.place(host(2), Domain::NONE), 2, 0));
+    learned.join().unwrap();
     assert_eq!(net.ports_of(0, frame(2, 1)), [2]);
 }
 

@@ -416,11 +416,12 @@ fn idle_apps_are_asked_less_often_and_each_in_its_turn() {
 
     // And less often still, if it goes on.
     breathe(&mut graph, 4 * crate::graph::LONG_IDLE);
-    assert_eq!(breathe(&mut graph, 160), [160, 10, 10, 10, 10, 10, 10, 10]);
-    let asked: Vec<usize> = (0..16).map(|_| breathe(&mut graph, 1).iter().sum()).collect();
+    assert_eq!(breathe(&mut graph, 320), [320, 10, 10, 10, 10, 10, 10, 10]);
+    let asked: Vec<usize> = (0..32).map(|_| breathe(&mut graph, 1).iter().sum()).collect();
     assert!(asked.iter().all(|asked| *asked <= 2), "they take turns: {asked:?}");
+    assert_eq!(asked.iter().sum::<usize>(), 32 + 7, "one of them is busy: {asked:?}");
     graph.get::<Station>(idle[1]).unwrap().is_busy = true;
-    breathe(&mut graph, 16);
+    breathe(&mut graph, 32);
     assert_eq!(breathe(&mut graph, 160)[1], 160);
 }
 

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 /// Breaths after which the schedule begins anew. A power of two.
-pub(crate) const ROUND: usize = 16;
+pub(crate) const ROUND: usize = 32;
 
 /// Who is asked in which breath of a round.
 #[derive(Default)]
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn each_place_is_asked_as_often_as_it_is_said() {
-        let pauses = [0, 3, 15, 1, 7];
+        let pauses = [0, 3, 31, 1, 15, 7];
         let pause = |place: usize| pauses[place % pauses.len()];
         let mut schedule = Schedule::with_capacity(200);
         // What was said last counts.

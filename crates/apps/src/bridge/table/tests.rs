@@ -87,55 +87,34 @@ fn all_addresses_and_ports_are_alike() {
     assert_eq!(table.len(0), 4);
 }
 
+/// Who keeps an answer is told of what makes it wrong, and not of stations that are new, or make way to others.
 #[test]
-fn what_was_located_is_there_as_long_as_nobody_changes_it() {
+fn what_changes_is_counted() {
     let table = Table::new(KEY);
-    let [sender, receiver] = [mac(1), mac(2)].map(|address| table.place(address, Domain::NONE));
-    let places = Places { source: sender, destination: receiver };
-    assert!(table.locate(places).is_none());
-    table.learn(sender, 7, 0);
-    assert!(table.locate(places).is_none());
-    table.learn(receiver, 8, 0);
-    let located = table.locate(places).expect("both are known");
-    assert_eq!(table.look_again(&located, 7, 0), Some(8));
-    assert_eq!(table.look_again(&located, 6, 0), None, "the sender is to be learned");
-    assert_eq!(table.look_again(&located, 7, 1), None, "that it was heard of is to be noted");
-    table.learn(receiver, 9, 0);
-    assert_eq!(table.look_again(&located, 7, 0), Some(9));
-    table.learn(sender, 7, 300);
-    assert_eq!(table.look_again(&located, 7, 300), None, "the receiver has aged");
-
-    // Others have the receiver's entry now, and then the sender's.
-    for (address, port) in [(2, 9), (1, 7)] {
-        table.learn(sender, 7, 300);
-        table.learn(receiver, 9, 300);
-        let located = table.locate(places).expect("both are known");
-        assert_eq!(table.look_again(&located, 7, 300), Some(9));
-        table.forget_port(port);
-        for other in &sharing(&table, address, WAYS + 1)[1..] {
-            learn(&table, mac(*other), port, 300);
-        }
-        assert_eq!(table.look_again(&located, 7, 300), None);
-        assert_eq!(table.find(receiver, 300), (address == 1).then_some(9));
+    let mut seen = table.changes();
+    let mut has_changed =
+        |table: &Table| std::mem::replace(&mut seen, table.changes()) != table.changes();
+    let full = sharing(&table, 1, WAYS + 1);
+    for address in &full[..WAYS] {
+        learn(&table, mac(*address), 7, 0);
     }
-}
-
-/// Two workers that learn an address at once may leave it twice, once for each of two ports. A search finds the first of them.
-#[test]
-fn what_is_there_twice_is_looked_at_where_it_was() {
-    let table = Table::new(KEY);
-    let [sender, receiver] = [mac(1), mac(2)].map(|address| table.place(address, Domain::NONE));
-    let places = Places { source: sender, destination: receiver };
-    table.learn(sender, 7, 0);
-    table.enter(receiver, 5, 8);
-    let located = table.locate(places).expect("both are known");
-    // Not where the sender is, should they have a bucket in common.
-    table.enter(receiver, 1, 9);
-    assert_eq!(table.find(receiver, 0), Some(9));
-    // Which is why nobody may trust this for long: see `Conversation`.
-    assert_eq!(table.look_again(&located, 7, 0), Some(8));
-    let located = table.locate(places).expect("both are known");
-    assert_eq!(table.look_again(&located, 7, 0), Some(9));
+    learn(&table, mac(1), 7, 1);
+    assert!(!has_changed(&table), "new, and heard of again");
+    learn(&table, mac(1), 8, 1);
+    assert!(has_changed(&table), "moved");
+    table.forget_port(8);
+    learn(&table, mac(1), 7, 1);
+    assert!(has_changed(&table), "a port is forgotten");
+    learn(&table, mac(full[WAYS]), 7, 1);
+    assert!(!has_changed(&table), "pushed another out that is where it was");
+    sharing(&table, 1, 4 * WAYS)[WAYS + 1..]
+        .iter()
+        .for_each(|other| learn(&table, mac(*other), 9, 1));
+    assert!(has_changed(&table), "pushed another port's out");
+    table.forget(&Ports::default());
+    assert!(!has_changed(&table), "no port is forgotten");
+    table.forget_port(7);
+    assert!(has_changed(&table), "a port is forgotten");
 }
 
 #[test]
